@@ -1,0 +1,1 @@
+"""Clips at scale, with Ray Data."""

@@ -1,0 +1,1 @@
+"""Training with Ray Train; the loop itself is plain torch."""

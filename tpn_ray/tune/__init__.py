@@ -1,0 +1,1 @@
+"""Campaigns with Ray Tune."""
