@@ -1,0 +1,46 @@
+"""From features to scores: the classification head and the auxiliary heads. Runs anywhere, torch only."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tpn_ray.model.frames import per_frame
+from tpn_ray.model.resnet2d import conv
+
+
+class ClassificationHead(nn.Module):
+    """Mean over time and space, dropout, one linear layer."""
+
+    def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(channels, classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k"]:
+        # mean(), not AdaptiveAvgPool3d, whose backward on CUDA is not deterministic. Scores are float32 in any precision.
+        scores: Tensor = self.linear(self.dropout(features.mean(dim=(2, 3, 4))))
+        return scores.float()
+
+
+class AuxiliaryHead(nn.Module):
+    """Supervision for a level below the top: 1x3x3 convolution of stride 2 to twice the channels, then a classification head.
+
+    The paper says only that each such level has one; the form is the published code's, which has one on res4 alone.
+    It shares nothing with the spatial modulation of the same shape.
+    """
+
+    def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = conv(channels, 2 * channels, 3, stride=2)
+        self.norm = nn.BatchNorm2d(2 * channels)
+        self.head = ClassificationHead(2 * channels, classes, dropout)
+        nn.init.xavier_uniform_(self.conv.weight)
+
+    def forward(self, features: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k"]:
+        deeper = per_frame(lambda frames: F.relu(self.norm(self.conv(frames)), inplace=True), features)
+        scores: Tensor = self.head(deeper)
+        return scores

@@ -1,0 +1,224 @@
+"""The whole network: ModelConfig -> Recognizer, clips -> Scores. Runs anywhere, torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tpn_ray.errors import ConfigError
+from tpn_ray.model.frames import fold, unfold
+from tpn_ray.model.heads import AuxiliaryHead, ClassificationHead
+from tpn_ray.model.resnet2d import R50, R101, TOY, ResNet, tsm, tsn
+from tpn_ray.model.resnet3d import slowonly
+from tpn_ray.model.tpn import PYRAMIDS, Flow, TemporalPyramid
+
+Shift = Literal["residual", "inplace"]
+
+BACKBONES: dict[str, Callable[[int, Shift], ResNet]] = {
+    "slowonly_r50": lambda top, shift: slowonly(R50, top),
+    "slowonly_r101": lambda top, shift: slowonly(R101, top),
+    "slowonly_toy": lambda top, shift: slowonly(TOY, top),
+    "tsn_r50": lambda top, shift: tsn(R50, top),
+    "tsn_r101": lambda top, shift: tsn(R101, top),
+    "tsn_toy": lambda top, shift: tsn(TOY, top),
+    "tsm_r50": lambda top, shift: tsm(R50, top, shift),
+    "tsm_r101": lambda top, shift: tsm(R101, top, shift),
+    "tsm_toy": lambda top, shift: tsm(TOY, top, shift),
+}
+"""Name -> function of the highest stage wanted and of TSM's placement. The toys are for tests and for trying things out."""
+
+STAGES = (2, 3, 4, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What the network is: everything that fixes its weights' shapes and what it computes."""
+
+    backbone: str = "slowonly_r50"
+    """slowonly_* ("I3D" in the paper), tsn_* or tsm_*, each as r50, r101 or toy."""
+
+    classes: int | tuple[int, ...] = 400
+    """Number of classes; several numbers for several label sets, such as verbs and nouns."""
+
+    neck: Literal["tpn", "none"] = "tpn"
+    """tpn: the pyramid of the paper. none: the plain backbone, its baseline."""
+
+    levels: tuple[int, ...] = (4, 5)
+    """Stages whose outputs are the pyramid's levels, lowest first; a single stage makes the single-depth pyramid."""
+
+    rates: tuple[int, ...] = ()
+    """Only for a single stage in `levels`: level i takes every rates[i]-th frame of it, for example 1 2 4 8."""
+
+    flow: Flow = "cascade"
+    """How levels inform each other. cascade: as the published weights were trained; parallel: as the paper describes."""
+
+    alpha: tuple[int, ...] = (8, 8)
+    """Temporal modulation: level i is max-pooled over alpha[i] frames. Fits any weights; may change while training."""
+
+    spatial_modulation: bool = True
+    """Convolutions that bring lower levels to the top's size and channels; off only for the paper's table 6b."""
+
+    temporal_modulation: bool = True
+    """Convolution and pooling of frames by alpha; off only for the paper's table 6b."""
+
+    auxiliary_heads: bool = True
+    """A classification head on every level but the top, used in training only."""
+
+    dropout: float = 0.5
+    """Share of features dropped before each linear layer while training."""
+
+    shift: Shift = "residual"
+    """tsm only. residual: mmaction2's. inplace: the official TPN code's, which its Something-Something weights need."""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ConfigError(f"unknown backbone {self.backbone!r}; known: {', '.join(BACKBONES)}")
+        if not self.label_sets or min(self.label_sets) < 1:
+            raise ConfigError(f"classes={self.classes!r}: every label set needs at least one class")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout!r} must be at least 0 and below 1")
+        if self.shift not in ("residual", "inplace"):
+            raise ConfigError(f"shift={self.shift!r} must be residual or inplace")
+        if self.shift == "inplace" and not self.backbone.startswith("tsm"):
+            raise ConfigError(f"shift='inplace' is for tsm backbones; {self.backbone} shifts nothing")
+        if self.neck not in ("tpn", "none"):
+            raise ConfigError(f"neck={self.neck!r} must be tpn or none")
+        if self.neck == "tpn":
+            self._check_pyramid()
+
+    def _check_pyramid(self) -> None:
+        if self.flow not in PYRAMIDS:
+            raise ConfigError(f"unknown flow {self.flow!r}; known: {', '.join(PYRAMIDS)}")
+        if not set(self.levels) <= set(STAGES) or list(self.levels) != sorted(set(self.levels)) or not self.levels:
+            raise ConfigError(f"levels={self.levels!r} must be stages out of {STAGES}, lowest first, each once")
+        if self.rates and len(self.levels) > 1:
+            raise ConfigError(f"rates={self.rates!r} go with one stage in levels, not with levels={self.levels!r}")
+        if len(self.levels) == 1 and len(self.rates) < 2:
+            raise ConfigError(
+                f"levels={self.levels!r} with rates={self.rates!r} is no pyramid: give two or more of either"
+            )
+        if any(rate < 1 for rate in self.rates) or list(self.rates) != sorted(set(self.rates)):
+            raise ConfigError(f"rates={self.rates!r} must be whole numbers from 1 that rise")
+        depth = len(self.rates) or len(self.levels)
+        if len(self.alpha) != depth:
+            raise ConfigError(f"alpha={self.alpha!r} has {len(self.alpha)} entries, the pyramid has {depth} levels")
+        if min(self.alpha) < 1:
+            raise ConfigError(f"alpha={self.alpha!r} must be whole numbers from 1")
+        strides = [rate * pool for rate, pool in zip(self.rates or (1,) * depth, self.alpha, strict=True)]
+        if any(upper % lower for lower, upper in zip(strides, strides[1:], strict=False)):
+            # A level above another one sees time more coarsely, and its frames must cover whole frames of the one below.
+            raise ConfigError(
+                f"alpha={self.alpha!r} gives levels of one frame in {strides}: each must be a multiple of the one before"
+            )
+
+    @property
+    def label_sets(self) -> tuple[int, ...]:
+        """Classes of each label set."""
+        return (self.classes,) if isinstance(self.classes, int) else self.classes
+
+    @property
+    def auxiliary_count(self) -> int:
+        """Auxiliary heads, which is also the number of their loss weights (the paper's lambda_i).
+
+        A single-depth pyramid has none: its levels are one and the same feature, so none of them lacks semantics.
+        """
+        if self.neck == "none" or not self.auxiliary_heads:
+            return 0
+        return len(self.levels) - 1
+
+
+class Scores(NamedTuple):
+    """What the network says about a batch of clips: unnormalised scores."""
+
+    action: Float[Tensor, "n k"]
+    """One column per class; several label sets stand side by side, see `split_label_sets`."""
+
+    auxiliary: tuple[Float[Tensor, "n k"], ...]
+    """In training, one entry per auxiliary head, lowest level first; otherwise empty, and nothing was computed for it."""
+
+
+class Recognizer(nn.Module):
+    """Backbone, pyramid and heads. The total loss, CE + sum of lambda_i CE_i, is computed outside, from Scores."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        classes = sum(config.label_sets)
+        levels = config.levels if config.neck == "tpn" else (STAGES[-1],)
+        self.levels = levels
+        self.backbone = BACKBONES[config.backbone](levels[-1], config.shift)
+        channels = [self.backbone.channels[level] for level in levels]
+        self.neck: TemporalPyramid | None = None
+        if config.neck == "tpn":
+            self.neck = TemporalPyramid(
+                channels * (len(config.rates) or 1),
+                flow=config.flow,
+                rates=config.rates or (1,) * len(levels),
+                alpha=config.alpha,
+                spatial_modulation=config.spatial_modulation,
+                temporal_modulation=config.temporal_modulation,
+            )
+        self.auxiliary = nn.ModuleList(
+            AuxiliaryHead(channels[i], classes, config.dropout) for i in range(config.auxiliary_count)
+        )
+        self.head = ClassificationHead(channels[-1], classes, config.dropout)
+
+    def forward(self, clips: Float[Tensor, "n c t h w"]) -> Scores:
+        """Clips are normalised; their frames are the segments for tsn and tsm."""
+        check_clips(self.config, clips)
+        t = clips.shape[2]
+        stages = self.backbone(fold(clips), t)
+        levels = [unfold(stages[level], t) for level in self.levels]
+        heads = zip(self.auxiliary, levels, strict=False) if self.training else ()
+        auxiliary = tuple(head(level) for head, level in heads)
+        feature = levels[-1] if self.neck is None else self.neck(levels * (len(self.config.rates) or 1))
+        return Scores(self.head(feature), auxiliary)
+
+
+def build_model(config: ModelConfig) -> Recognizer:
+    """A network with fresh weights, in the memory format it works in."""
+    model = Recognizer(config)
+    initialise_backbone(model.backbone)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def set_alpha(model: Recognizer, alpha: tuple[int, ...]) -> None:
+    """Give a built network other temporal rates; its weights stay as they are."""
+    if model.neck is None:
+        raise ConfigError(f"alpha={alpha!r} cannot be set: the network has no pyramid (neck='none')")
+    model.config = replace(model.config, alpha=tuple(alpha))
+    model.neck.alpha = model.config.alpha
+
+
+def split_label_sets(scores: Float[Tensor, "n k"], classes: int | tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Scores of each label set, in the order of `ModelConfig.classes`."""
+    sizes = (classes,) if isinstance(classes, int) else classes
+    if sum(sizes) != scores.shape[1]:
+        raise ValueError(f"{scores.shape[1]} scores cannot be split into label sets of {sizes} classes")
+    return scores.split(list(sizes), dim=1)
+
+
+def initialise_backbone(backbone: ResNet) -> None:
+    """Kaiming-normal convolutions; every residual branch starts at zero (mmaction2's choice for training from scratch)."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if name.endswith("norm3"):
+            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
+
+
+def check_clips(config: ModelConfig, clips: Float[Tensor, "n c t h w"]) -> None:
+    """Refuse clips that the network cannot mean anything with."""
+    _, c, t, h, w = clips.shape
+    if c != 3:
+        raise ConfigError(f"clips of shape {tuple(clips.shape)}: dimension 1 must be the 3 colour channels, it is {c}")
+    needed = max(config.rates, default=1) if config.neck == "tpn" else 1
+    if t < needed:
+        raise ConfigError(f"clips of {t} frames are too short: rates={config.rates!r} need at least {needed}")
+    if min(h, w) < 1:
+        raise ConfigError(f"clips of {h} x {w} pixels: the network needs at least 1 x 1")

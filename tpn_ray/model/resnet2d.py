@@ -1,0 +1,142 @@
+"""ResNet over frames: TSN (every frame alone) and TSM (channels shifted between frames). Runs anywhere, torch only.
+
+The residual network itself is shared with `resnet3d`: a block differs only in how its first convolution meets time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tpn_ray.model.frames import along_time, fold, unfold
+
+Time = Literal["apart", "shift", "shift_inplace", "convolve"]
+"""How a block's first convolution meets time.
+
+apart          not at all
+shift          an eighth of the channels from the next frame, an eighth from the one before; the shortcut is not shifted
+shift_inplace  the same, and the convolution in the shortcut sees the shifted frames too
+convolve       it is 3x1x1
+"""
+
+EXPANSION = 4
+FIRST_STAGE = 2  # stages carry the paper's names: res2, res3, res4, res5
+
+
+@dataclass(frozen=True)
+class Size:
+    """Depth and width of a residual network."""
+
+    blocks: tuple[int, int, int, int]
+    """Bottleneck blocks in res2, res3, res4, res5."""
+
+    width: int
+    """Channels of the stem and of res2's inner convolutions; each stage doubles it and puts out four times its own."""
+
+
+R50 = Size(blocks=(3, 4, 6, 3), width=64)
+R101 = Size(blocks=(3, 4, 23, 3), width=64)
+TOY = Size(blocks=(1, 1, 1, 1), width=8)
+
+
+def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size (but for its stride)."""
+    high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
+    return nn.Conv2d(inputs, outputs, (high, wide), stride, (high // 2, wide // 2), groups=groups, bias=False)
+
+
+class Bottleneck(nn.Module):
+    """1x1 (3x1x1 for `convolve`), 3x3, 1x1, and a shortcut; the 3x3 carries the stride."""
+
+    def __init__(self, inputs: int, width: int, stride: int, time: Time) -> None:
+        super().__init__()
+        outputs = EXPANSION * width
+        self.time = time
+        self.conv1 = conv(inputs, width, (3, 1) if time == "convolve" else 1)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride=stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, outputs, 1)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Sequential | None = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
+
+    def forward(self, frames: Float[Tensor, "nt c h w"], t: int) -> Float[Tensor, "nt k i j"]:
+        moved = shift(frames, t) if self.time in ("shift", "shift_inplace") else frames
+        if self.time == "convolve":
+            inner = fold(along_time(self.conv1, unfold(moved, t)))
+        else:
+            inner = self.conv1(moved)
+        inner = F.relu(self.norm1(inner), inplace=True)
+        inner = F.relu(self.norm2(self.conv2(inner)), inplace=True)
+        inner = self.norm3(self.conv3(inner))
+        kept = frames
+        if self.shortcut is not None:
+            # The official code shifts what the shortcut's convolution sees, mmaction2 and TSM itself do not.
+            kept = self.shortcut(moved if self.time == "shift_inplace" else frames)
+        return F.relu(inner + kept, inplace=True)
+
+
+class ResNet(nn.Module):
+    """A stem and the stages res2 to `top`; gives the stages asked for. No stage strides in time."""
+
+    def __init__(self, size: Size, top: int, time_of: Callable[[int, int], Time]) -> None:
+        """`time_of(stage, block)` says how that block meets time."""
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, size.width, 7, stride=2), nn.BatchNorm2d(size.width))
+        self.channels: dict[int, int] = {}
+        self.stages = nn.ModuleDict()
+        inputs = size.width
+        for stage in range(FIRST_STAGE, top + 1):
+            width = size.width * 2 ** (stage - FIRST_STAGE)
+            blocks = []
+            for block in range(size.blocks[stage - FIRST_STAGE]):
+                stride = 2 if block == 0 and stage > FIRST_STAGE else 1
+                blocks.append(Bottleneck(inputs, width, stride, time_of(stage, block)))
+                inputs = EXPANSION * width
+            self.stages[f"res{stage}"] = nn.ModuleList(blocks)
+            self.channels[stage] = inputs
+
+    def forward(self, frames: Float[Tensor, "nt c h w"], t: int) -> dict[int, Float[Tensor, "nt _ _ _"]]:
+        """Frames of clips of `t` frames -> the output of every stage, by its number."""
+        x = F.max_pool2d(F.relu(self.stem(frames), inplace=True), 3, 2, 1)
+        levels = {}
+        for stage in self.channels:
+            for block in self.stages[f"res{stage}"]:  # type: ignore[attr-defined]
+                x = block(x, t)
+            levels[stage] = x
+        return levels
+
+
+def shift(frames: Float[Tensor, "nt c h w"], t: int) -> Float[Tensor, "nt c h w"]:
+    """TSM: the first eighth of the channels comes from the next frame, the second from the one before, zeros at the ends."""
+    memory = frames.permute(0, 2, 3, 1).unflatten(0, (-1, t))  # n t h w c, in the order it has in memory
+    eighth = frames.shape[1] // 8
+    later = F.pad(memory[:, 1:, ..., :eighth], (0, 0, 0, 0, 0, 0, 0, 1))
+    earlier = F.pad(memory[:, :-1, ..., eighth : 2 * eighth], (0, 0, 0, 0, 0, 0, 1, 0))
+    moved = torch.cat((later, earlier, memory[..., 2 * eighth :]), dim=-1)
+    return moved.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def tsn(size: Size, top: int) -> ResNet:
+    """A 2D ResNet that sees every frame alone; its pyramid (or the mean of the head) is where frames first meet."""
+    return ResNet(size, top, lambda stage, block: "apart")
+
+
+def tsm(size: Size, top: int, placement: Literal["residual", "inplace"]) -> ResNet:
+    """A 2D ResNet with temporal shift.
+
+    `residual` is mmaction2's, which in networks of 23 or more blocks in res4 shifts every second block only;
+    `inplace` is the official TPN code's default, which shifts in every block whatever the depth.
+    """
+    if placement == "inplace":
+        return ResNet(size, top, lambda stage, block: "shift_inplace")
+    every = 2 if size.blocks[2] >= 23 else 1
+    return ResNet(size, top, lambda stage, block: "shift" if block % every == 0 else "apart")

@@ -1,0 +1,191 @@
+"""The Temporal Pyramid Network (section 3 of the paper): levels of one backbone -> one feature. Runs anywhere, torch only.
+
+    levels -> spatial modulation -> temporal modulation -> information flow -> level fusion -> pyramid fusion
+
+In this module a level is a tensor n c t h w in channels-last memory, lowest level first. Where the paper is silent or says
+otherwise, the published code decides, because the published weights were trained with it:
+  * spatial modulation raises every level to the top's channels (2048; the paper says 1024), by as many stride-2 convolutions
+    as there are stages between them; the drop to half (1024) is the temporal modulation's convolution;
+  * temporal modulation is a 3x1x1 convolution in groups without norm or activation, then a max-pool over alpha_i frames;
+  * the up-sampling of the top-down flow is nearest and without parameters, the down-sampling of the bottom-up flow is a
+    3x1x1 convolution and a max-pool;
+  * what the code calls parallel flow is `cascade`: its bottom-up pass starts from the top-down result. `parallel` is the
+    paper's, where both start from the modulated levels.
+Alpha changes no weight's shape, so a built network can be given another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tpn_ray.model.frames import along_time, max_pool_time, per_frame, stretch_time
+from tpn_ray.model.resnet2d import conv
+
+Flow = Literal["isolation", "bottom_up", "top_down", "cascade", "parallel"]
+Level = Float[Tensor, "n _ _ _ _"]
+
+PYRAMIDS: dict[Flow, tuple[str, ...]] = {
+    "isolation": ("isolation",),
+    "bottom_up": ("bottom_up",),
+    "top_down": ("top_down",),
+    "cascade": ("top_down", "bottom_up"),
+    "parallel": ("top_down", "bottom_up"),
+}
+"""The pyramids that a flow makes, in the order in which pyramid fusion concatenates them."""
+
+
+class ConvNorm(nn.Module):
+    """Convolution of every frame, batch norm, ReLU."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = convolution
+        self.norm = nn.BatchNorm2d(convolution.out_channels)
+
+    def forward(self, level: Level) -> Level:
+        return per_frame(lambda frames: F.relu(self.norm(self.conv(frames)), inplace=True), level)
+
+
+class LevelFusion(nn.Module):
+    """All levels of one pyramid -> one feature: pool to the top level's time, mix within groups, concatenate, mix."""
+
+    def __init__(self, levels: int, width: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.mix = nn.ModuleList(ConvNorm(conv(width, width, 1, groups=groups)) for _ in range(levels))
+        self.fuse = ConvNorm(conv(levels * width, outputs, 1))
+
+    def forward(self, levels: Sequence[Level], strides: Sequence[int]) -> Level:
+        top = levels[-1]
+        mixed = []
+        for level, stride, mix in zip(levels, strides, self.mix, strict=True):
+            mixed.append(mix(pool_like(level, strides[-1] // stride, top)))
+        fused: Tensor = self.fuse(torch.cat(mixed, dim=1))
+        return fused
+
+
+class TemporalPyramid(nn.Module):
+    """The neck. Takes one tensor per level, each the raw output of a backbone stage."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        flow: Flow,
+        rates: Sequence[int],
+        alpha: Sequence[int],
+        spatial_modulation: bool,
+        temporal_modulation: bool,
+    ) -> None:
+        """`rates`: every r-th frame of level i is taken (the single-depth pyramid; all 1 where depths differ)."""
+        super().__init__()
+        self.flow = flow
+        self.rates = tuple(rates)
+        self.alpha = tuple(alpha)
+        self.temporal_modulation = temporal_modulation
+        depth, outputs = len(channels), channels[-1]
+        width = outputs // 2
+        groups = min(32, width // 8)  # 32 in every published network; fewer only where toys have too few channels
+        self.spatial = nn.ModuleList(
+            lift(level, outputs) if spatial_modulation else nn.Sequential() for level in channels
+        )
+        entering = [outputs] * depth if spatial_modulation else list(channels)
+        # Temporal modulation off (table 6b; the paper does not say how): a 1x1x1 of the same groups still brings every
+        # level to the pyramid's width, so that only the mixing and pooling of frames is missing.
+        kernel = (3, 1) if temporal_modulation else 1
+        self.temporal = nn.ModuleList(conv(level, width, kernel, groups=groups) for level in entering)
+        self.down = nn.ModuleList()
+        if "bottom_up" in PYRAMIDS[flow]:
+            self.down.extend(conv(width, width, (3, 1)) for _ in range(depth - 1))
+        self.level_fusion = nn.ModuleDict(
+            {pyramid: LevelFusion(depth, width, outputs, groups) for pyramid in PYRAMIDS[flow]}
+        )
+        # The published code always has two pyramids. With one there is nothing to fuse: its level fusion is the result.
+        two = len(PYRAMIDS[flow]) == 2
+        self.pyramid_fusion = ConvNorm(conv(2 * outputs, outputs, 1)) if two else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, levels: Sequence[Level]) -> Level:
+        strides = self.strides()
+        modulated = [self.modulate(i, level) for i, level in enumerate(levels)]
+        pyramids = {}
+        if self.flow == "isolation":
+            pyramids["isolation"] = modulated
+        if "top_down" in PYRAMIDS[self.flow]:
+            pyramids["top_down"] = top_down(modulated)
+        if "bottom_up" in PYRAMIDS[self.flow]:
+            start = pyramids["top_down"] if self.flow == "cascade" else modulated
+            pyramids["bottom_up"] = bottom_up(start, list(self.down), strides)
+        fused = [self.level_fusion[name](pyramid, strides) for name, pyramid in pyramids.items()]
+        if self.pyramid_fusion is None:
+            return fused[0]
+        result: Tensor = self.pyramid_fusion(torch.cat(fused, dim=1))
+        return result
+
+    def strides(self) -> tuple[int, ...]:
+        """Frames of the backbone per frame of each level."""
+        pooled = self.alpha if self.temporal_modulation else (1,) * len(self.alpha)
+        return tuple(rate * pool for rate, pool in zip(self.rates, pooled, strict=True))
+
+    def modulate(self, index: int, level: Level) -> Level:
+        """Spatial, then temporal modulation of one level (the paper's F_i)."""
+        sampled = self.spatial[index](level[:, :, :: self.rates[index]])
+        if not self.temporal_modulation:
+            return per_frame(self.temporal[index], sampled)
+        return max_pool_time(along_time(self.temporal[index], sampled), self.alpha[index])
+
+
+def lift(channels: int, outputs: int) -> nn.Sequential:
+    """Spatial modulation of a level: convolutions that double the channels and halve the size until both are the top's."""
+    steps = []
+    while channels < outputs:
+        steps.append(ConvNorm(conv(channels, 2 * channels, 3, stride=2)))
+        channels *= 2
+    return nn.Sequential(*steps)
+
+
+def top_down(levels: Sequence[Level]) -> list[Level]:
+    """Every level receives the (already enriched) level above it."""
+    enriched = [levels[-1]]
+    for level in reversed(levels[:-1]):
+        enriched.insert(0, level + stretch_like(enriched[0], level))
+    return enriched
+
+
+def bottom_up(
+    levels: Sequence[Level], down: Sequence[Callable[[Tensor], Tensor]], strides: Sequence[int]
+) -> list[Level]:
+    """Every level receives the (already enriched) level below it, convolved and pooled."""
+    enriched = [levels[0]]
+    for i, level in enumerate(levels[1:]):
+        enriched.append(level + pool_like(along_time(down[i], enriched[i]), strides[i + 1] // strides[i], level))
+    return enriched
+
+
+def pool_like(level: Level, factor: int, target: Level) -> Level:
+    """Max-pool time by `factor`, and space to the target's size.
+
+    Space differs only without spatial modulation; then, as the paper puts it, levels are "down-sampled simultaneously at
+    spatial and temporal dimensions".
+    """
+    pooled = max_pool_time(level, factor)
+    shrink = -(-level.shape[-1] // target.shape[-1])
+    if level.shape[-2:] == target.shape[-2:]:
+        return pooled
+    return per_frame(lambda frames: F.max_pool2d(frames, shrink, shrink, ceil_mode=True), pooled)
+
+
+def stretch_like(level: Level, target: Level) -> Level:
+    """Nearest up-sampling to the target's frames, and to its size where that differs (see `pool_like`)."""
+    stretched = stretch_time(level, target.shape[2])
+    if level.shape[-2:] == target.shape[-2:]:
+        return stretched
+    size = list(target.shape[-2:])
+    return per_frame(lambda frames: F.interpolate(frames, size, mode="nearest"), stretched)
