@@ -1,0 +1,239 @@
+"""Crops, flip and colour jitter of uint8 clips. Pure functions; run anywhere.
+
+Every draw is a pure function of (seed, epoch, sample, clip), and drawing is apart from applying: `draw_crop` and
+`draw_jitter` return small values that can be applied here with numpy and Pillow, or on a device. A clip has one draw
+of each, shared by its frames, so that no motion or flicker is added that is not in the video.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tpn_ray.errors import ConfigError
+
+Frames = NDArray[np.uint8]
+"""Pixels (t, h, w, 3), RGB, 0 to 255."""
+
+CropName = Literal["centre", "left", "middle", "right"]
+
+CENTRE_CROP: tuple[CropName, ...] = ("centre",)
+"""One crop of crop_px in the middle: the quick test."""
+
+THREE_CROPS: tuple[CropName, ...] = ("left", "middle", "right")
+"""Three squares of test_short_side_px along the long side (top, middle, bottom of a portrait): the published test."""
+
+CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How the frames of a clip are cut, flipped and coloured."""
+
+    crop_px: int = 224
+    """Height and width of the network's input in training and in the quick test, in pixels."""
+
+    area: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the picture that a training crop takes, before it is resized to crop_px."""
+
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Narrowest and widest training crop, width over height."""
+
+    flip: float = 0.5
+    """Probability of mirroring a training clip left to right. Set 0 where the classes tell left from right."""
+
+    brightness: float = 0.5
+    """Brightness is multiplied by a draw from 1 -+ this; 0 disables."""
+
+    contrast: float = 0.5
+    """The distance from the clip's mean grey is multiplied by a draw from 1 -+ this; 0 disables."""
+
+    saturation: float = 0.5
+    """The distance from grey is multiplied by a draw from 1 -+ this; 0 disables."""
+
+    hue: float = 0.1
+    """Hue is turned by a draw from -+ this, in turns of the colour wheel (at most 0.5); 0 disables."""
+
+    test_short_side_px: int = 256
+    """Short side that test frames are resized to before cropping, in pixels."""
+
+    def __post_init__(self) -> None:
+        if self.crop_px < 1:
+            raise ConfigError(f"crop_px is {self.crop_px}; it must be at least 1")
+        if self.test_short_side_px < self.crop_px:
+            raise ConfigError(f"test_short_side_px is {self.test_short_side_px}, below crop_px {self.crop_px}")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ConfigError(f"area is {self.area}; it must be two shares, 0 < low <= high <= 1")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ConfigError(f"aspect is {self.aspect}; it must be two ratios, 0 < low <= high")
+        for field, most in (("flip", 1.0), ("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+            value = getattr(self, field)
+            if not 0 <= value <= most:
+                raise ConfigError(f"{field} is {value}; it must be between 0 and {most:g}")
+
+
+def generator(seed: int, epoch: int, sample: int, clip: int) -> np.random.Generator:
+    """The random numbers of one clip: a pure function of these four non-negative integers, in any process.
+
+    Philox counts: (seed, epoch) is its key and (sample, clip) the upper half of its counter, so that no two clips
+    share a number before 2**128 draws. (Salmon et al., Parallel random numbers: as easy as 1, 2, 3; SC 2011.)
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, sample, clip]))
+
+
+# --- draws
+
+
+@dataclass(frozen=True)
+class CropDraw:
+    """A rectangle of the source picture, in pixels, and whether to mirror it."""
+
+    left_px: int
+    top_px: int
+    width_px: int
+    height_px: int
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class JitterDraw:
+    """Colour jitter of a clip as one affine map: rgb' = matrix @ rgb + grey_share * (the clip's mean grey).
+
+    All four changes are linear, so whatever their order they are one 3 x 3 matrix and one multiple of the mean grey:
+    a single pass over the pixels, the same on CPU and GPU, clipped once at the end.
+    """
+
+    matrix: tuple[tuple[float, float, float], ...]
+    grey_share: float
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it changes nothing."""
+        return self == NO_JITTER
+
+
+NO_JITTER = JitterDraw(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), 0.0)
+
+
+def draw_crop(config: AugmentConfig, height_px: int, width_px: int, random: np.random.Generator) -> CropDraw:
+    """One random resized crop and one flip: area uniform, aspect log-uniform, up to ten tries, as mmaction2.
+
+    The official code draws the aspect uniformly and confuses height and width in its fit test; not repeated here.
+    """
+    logs = random.uniform(math.log(config.aspect[0]), math.log(config.aspect[1]), CROP_ATTEMPTS)
+    areas = random.uniform(config.area[0], config.area[1], CROP_ATTEMPTS) * (height_px * width_px)
+    widths = np.maximum(np.round(np.sqrt(areas * np.exp(logs))).astype(int), 1)
+    heights = np.maximum(np.round(np.sqrt(areas / np.exp(logs))).astype(int), 1)
+    left_share, top_share, coin = random.random(3)  # always drawn: what follows does not depend on the tries
+    fitting = np.flatnonzero((widths <= width_px) & (heights <= height_px))
+    mirrored = bool(coin < config.flip)
+    if fitting.size == 0:
+        side = min(height_px, width_px)
+        return CropDraw((width_px - side) // 2, (height_px - side) // 2, side, side, mirrored)
+    width, height = int(widths[fitting[0]]), int(heights[fitting[0]])
+    left, top = int(left_share * (width_px - width + 1)), int(top_share * (height_px - height + 1))
+    return CropDraw(left, top, width, height, mirrored)
+
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+def draw_jitter(config: AugmentConfig, random: np.random.Generator) -> JitterDraw:
+    """One colour jitter: the four changes in a random order.
+
+    Against mmaction2 (torchvision's functions): hue is turned in the YIQ plane, as in the official TPN code, rather
+    than through HSV, which makes it linear; the order is drawn per clip, not once per process; contrast turns about
+    the mean of the clip, not of each frame, which would move the brightness of a blinking scene.
+    """
+    brightness, contrast, saturation = (
+        random.uniform(1 - strength, 1 + strength)
+        for strength in (config.brightness, config.contrast, config.saturation)
+    )
+    turns = random.uniform(-config.hue, config.hue)
+    order = random.permutation(4)
+    if not (config.brightness or config.contrast or config.saturation or config.hue):
+        return NO_JITTER
+    grey = np.tile(_LUMA, (3, 1))
+    maps = (brightness * np.eye(3), contrast * np.eye(3), saturation * np.eye(3) + (1 - saturation) * grey, _hue(turns))
+    matrix, grey_share, grey_gain = np.eye(3), 0.0, 1.0
+    for step in order:
+        matrix = maps[step] @ matrix
+        if step == 0:
+            grey_share, grey_gain = brightness * grey_share, brightness * grey_gain
+        if step == 1:  # towards the mean grey of the picture as it is by now
+            grey_share += (1 - contrast) * grey_gain
+            grey_gain *= contrast
+    return JitterDraw(tuple((float(row[0]), float(row[1]), float(row[2])) for row in matrix), float(grey_share))
+
+
+def _hue(turns: float) -> NDArray[np.float64]:
+    """The map that turns the chroma plane, and leaves luma as it is."""
+    cos, sin = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
+    turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    turned: NDArray[np.float64] = np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
+    return turned
+
+
+# --- applying
+
+
+def crop_and_resize(frames: Frames, crop: CropDraw, size_px: int) -> Frames:
+    """Cut a rectangle from each frame, resize it (antialiased bilinear) to size_px x size_px, mirror it if drawn."""
+    box = (crop.left_px, crop.top_px, crop.left_px + crop.width_px, crop.top_px + crop.height_px)
+    resized = _resize(frames, size_px, size_px, box)
+    return np.ascontiguousarray(resized[:, :, ::-1]) if crop.mirrored else resized
+
+
+def apply_jitter(frames: Frames, jitter: JitterDraw) -> Frames:
+    """The colour-jittered clip, rounded and clipped to 0..255."""
+    if jitter.is_identity:
+        return frames
+    mean_grey = frames.reshape(-1, 3).mean(axis=0) @ _LUMA
+    matrix = np.array(jitter.matrix, dtype=np.float32)
+    # 0.5 turns the truncation of the cast into rounding.
+    shifted = frames.astype(np.float32) @ matrix.T + np.float32(jitter.grey_share * mean_grey + 0.5)
+    return np.clip(shifted, 0, 255, out=shifted).astype(np.uint8)
+
+
+def train_view(frames: Frames, config: AugmentConfig, random: np.random.Generator) -> Frames:
+    """The augmented clip (t, crop_px, crop_px, 3)."""
+    crop = draw_crop(config, frames.shape[1], frames.shape[2], random)
+    jitter = draw_jitter(config, random)
+    return apply_jitter(crop_and_resize(frames, crop, config.crop_px), jitter)
+
+
+def test_view(frames: Frames, config: AugmentConfig, crop: CropName = "centre") -> Frames:
+    """The clip with its short side resized to test_short_side_px, then cropped; a pure function of the frames.
+
+    "centre": (t, crop_px, crop_px, 3) from the middle. "left", "middle", "right": (t, short, short, 3) with
+    short = test_short_side_px, along the long side (for a portrait: top, middle, bottom).
+    """
+    height, width = frames.shape[1:3]
+    scale = config.test_short_side_px / min(height, width)
+    # The short side must not fall one pixel short of the crop by rounding.
+    new_height = max(round(height * scale), config.test_short_side_px)
+    new_width = max(round(width * scale), config.test_short_side_px)
+    side = config.crop_px if crop == "centre" else config.test_short_side_px
+    share = {"left": 0.0, "centre": 0.5, "middle": 0.5, "right": 1.0}.get(crop)
+    if share is None:
+        raise ConfigError(f"crop is {crop!r}; known: centre, left, middle, right")
+    top, left = round((new_height - side) * share), round((new_width - side) * share)
+    resized = _resize(frames, new_height, new_width, (0, 0, width, height))
+    return np.ascontiguousarray(resized[:, top : top + side, left : left + side])
+
+
+test_view.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
+
+
+def _resize(frames: Frames, height_px: int, width_px: int, box: tuple[int, int, int, int]) -> Frames:
+    resized = np.empty((len(frames), height_px, width_px, 3), dtype=np.uint8)
+    for source, target in zip(frames, resized, strict=True):
+        image = Image.fromarray(source).resize((width_px, height_px), Image.Resampling.BILINEAR, box=box)
+        target[:] = np.asarray(image)
+    return resized

@@ -1,0 +1,104 @@
+"""Which frames make a clip. Pure index arithmetic on a frame count; runs anywhere.
+
+Two protocols, both as published for TPN (in mmaction2's form):
+"dense": `frames` frames at a fixed stride from one place (SlowOnly models on Kinetics);
+"segments": one frame from each of `frames` equal parts of the video (TSN and TSM models on Something-Something).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tpn_ray.errors import BadVideo, ConfigError
+
+SAMPLINGS = ("dense", "segments")
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """How a clip is taken from a video."""
+
+    frames: int = 8
+    """Frames in a clip (T)."""
+
+    stride_frames: int = 8
+    """Distance between two frames of a clip (tau), in frames of the video. Only for sampling "dense"."""
+
+    sampling: Literal["dense", "segments"] = "dense"
+    """ "dense": `frames` frames, `stride_frames` apart; "segments": one frame from each of `frames` equal parts."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ConfigError(f"frames is {self.frames}; a clip needs at least 1")
+        if self.stride_frames < 1:
+            raise ConfigError(f"stride_frames is {self.stride_frames}; it must be at least 1")
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(f"sampling is {self.sampling!r}; known: {', '.join(SAMPLINGS)}")
+
+    @property
+    def span_frames(self) -> int:
+        """Frames of the video that a dense clip covers, from its first to its last frame."""
+        return (self.frames - 1) * self.stride_frames + 1
+
+
+def train_indices(config: ClipConfig, frame_count: int, random: np.random.Generator) -> Indices:
+    """Frame indices (frames,) of one random clip, each in [0, frame_count). Raises BadVideo for an empty video."""
+    _refuse_empty(frame_count)
+    if config.sampling == "segments":
+        return _train_segments(config.frames, frame_count, random)
+    # mmaction2 reserves T * tau frames in training, not the (T - 1) * tau + 1 that a clip covers.
+    starts = frame_count - config.frames * config.stride_frames + 1
+    start = int(random.integers(starts)) if starts > 0 else 0
+    return _dense(config, np.array([start]), frame_count).reshape(config.frames)
+
+
+def test_indices(config: ClipConfig, frame_count: int, clips: int) -> Indices:
+    """Frame indices (clips, frames) of evenly spread clips; a pure function. Raises BadVideo for an empty video.
+
+    Dense: the first clip begins at the first frame, the last ends at the last; one clip stands in the middle.
+    Segments: one clip takes the middle of each part, a second one its beginning (mmaction2's `twice_sample`).
+    """
+    _refuse_empty(frame_count)
+    if clips < 1:
+        raise ConfigError(f"clips is {clips}; a test needs at least 1 clip per video")
+    if config.sampling == "segments":
+        return _test_segments(config.frames, frame_count, clips)
+    room = max(frame_count - config.span_frames, 0)
+    starts = np.round(np.arange(clips) * (room / (clips - 1))) if clips > 1 else np.array([room // 2])
+    return _dense(config, starts.astype(np.int64), frame_count)
+
+
+test_indices.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
+
+
+def _dense(config: ClipConfig, starts: Indices, frame_count: int) -> Indices:
+    steps = np.arange(config.frames, dtype=np.int64) * config.stride_frames
+    # A video shorter than the clip starts again from its beginning, as in mmaction2 ("loop"). The official code
+    # repeats the last frame instead, which shows the network a standstill that is not in the video.
+    return (starts[:, None] + steps[None, :]) % frame_count
+
+
+def _train_segments(frames: int, frame_count: int, random: np.random.Generator) -> Indices:
+    length = frame_count // frames
+    if length > 0:
+        return np.arange(frames, dtype=np.int64) * length + random.integers(length, size=frames)
+    # Fewer frames than parts: mmaction2 spreads the parts evenly and so repeats frames in order.
+    return np.minimum(np.round(np.arange(frames) * (frame_count / frames)).astype(np.int64), frame_count - 1)
+
+
+def _test_segments(frames: int, frame_count: int, clips: int) -> Indices:
+    # Within its part, clip c stands at phase 1/2 + c/clips, cut to [0, 1): the published 1/2, and 1/2 and 0 for two.
+    phases = (0.5 + np.arange(clips) / clips) % 1.0
+    places = (np.arange(frames)[None, :] + phases[:, None]) * (frame_count / frames)
+    return np.minimum(places.astype(np.int64), frame_count - 1)
+
+
+def _refuse_empty(frame_count: int) -> None:
+    if frame_count < 1:
+        raise BadVideo("no_picture", f"a video of {frame_count} frames has no clip")

@@ -1,0 +1,436 @@
+"""Object storage and local disk behind one URI form. Runs anywhere; the only module that knows S3.
+
+A URI is "s3://bucket/key", "file:///absolute/path" or a plain local path; relative paths become absolute at once.
+Endpoint, region and credentials come from the usual AWS variables and profiles: AWS_ENDPOINT_URL_S3 or
+AWS_ENDPOINT_URL (for S3-compatible stores), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE,
+AWS_REGION or AWS_DEFAULT_REGION. Data moves through pyarrow; boto3 is asked only what was wrong, after a failure,
+because pyarrow's HEAD requests carry no error code ("No response body").
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from tpn_ray.errors import ConfigError, NotFoundError, StorageError
+
+CONNECT_SECONDS = 3.0
+REQUEST_SECONDS = 10.0
+MAX_ATTEMPTS = 5
+GIVE_UP_SECONDS = 60.0
+LIST_ROWS = 5
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file or object that a listing found."""
+
+    uri: str
+    size_bytes: int
+
+
+# --- URIs
+
+
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """The one spelling of a URI: s3://bucket/key, or an absolute local path. Raises ConfigError for other schemes."""
+    text = os.fspath(uri)
+    if text.startswith("s3://"):
+        bucket, _, key = text[len("s3://") :].partition("/")
+        if not bucket:
+            raise ConfigError(f"no bucket in {text!r}; write s3://bucket/path")
+        return f"s3://{bucket}/{key.strip('/')}".rstrip("/")
+    if text.startswith("file:"):
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise ConfigError(f"{text!r} is not a local file; write file:///absolute/path")
+        return os.path.normpath(unquote(parts.path))
+    if re.match(r"^[A-Za-z][A-Za-z0-9+.-]*://", text):
+        scheme = text.partition(":")[0]
+        raise ConfigError(f"storage of the kind {scheme}:// is not supported: {text!r}; use s3:// or a local path")
+    if not text:
+        raise ConfigError("an empty path was given; write s3://bucket/path or a local path")
+    return str(Path(text).expanduser().absolute())
+
+
+def is_absolute(uri: str) -> bool:
+    """Whether `uri` says by itself where it is, without a folder it is relative to."""
+    return "://" in uri or uri.startswith(("file:", "/", "~"))
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with path parts appended."""
+    return "/".join([absolute(uri).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name(uri: str) -> str:
+    """The last part of the path: the file's own name."""
+    return absolute(uri).rpartition("/")[2]
+
+
+def parent(uri: str) -> str:
+    """The folder that holds it. Raises ConfigError for a bucket, which nothing holds."""
+    head = absolute(uri).rpartition("/")[0]
+    if head in ("s3:/", "s3:"):
+        raise ConfigError(f"{uri!r} is a bucket: it has no folder above it")
+    return head or "/"
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI names an object store rather than this machine's disk."""
+    return uri.startswith("s3://")
+
+
+# --- filesystems
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem for a URI (one per process and setting) and the path in it."""
+    uri = absolute(uri)
+    if not is_s3(uri):
+        return pafs.LocalFileSystem(), uri
+    path = uri[len("s3://") :]
+    bucket = path.partition("/")[0]
+    # The variables are part of the key: a test or a notebook that changes them gets a new client.
+    return _s3(endpoint(), _region(bucket), tuple(os.environ.get(key) for key in _CREDENTIAL_VARIABLES)), path
+
+
+_CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+
+
+def endpoint() -> str | None:
+    """The S3-compatible store that the environment names; None means Amazon S3."""
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    if url and urlsplit(url).scheme not in ("http", "https"):
+        raise ConfigError(
+            f"AWS_ENDPOINT_URL is {url!r}; it needs a scheme, e.g. http://{url.partition('//')[2] or url}"
+        )
+    return url
+
+
+def _region(bucket: str) -> str | None:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region:
+        return region
+    # Compatible stores ignore the region, but without one the SDK asks the EC2 metadata service and waits.
+    return "us-east-1" if endpoint() else _region_of_aws_bucket(bucket)
+
+
+@lru_cache(maxsize=256)
+def _region_of_aws_bucket(bucket: str) -> str | None:
+    try:
+        region: str = pafs.resolve_s3_region(bucket)
+    except (OSError, pa.ArrowException):
+        return None
+    return region
+
+
+@lru_cache(maxsize=16)
+def _s3(endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...]) -> pafs.FileSystem:
+    return pafs.S3FileSystem(
+        region=region,
+        endpoint_override=urlsplit(endpoint_url).netloc if endpoint_url else None,
+        scheme=urlsplit(endpoint_url).scheme if endpoint_url else "https",
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=REQUEST_SECONDS,
+        # Repeating is decided in one place, `decide_retry`.
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+        allow_delayed_open=True,  # a small object is then one PUT instead of a multipart upload
+    )
+
+
+# --- operations
+
+
+def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
+    """All bytes of one file. Raises NotFoundError, or StorageError (also when it holds more than `max_bytes`)."""
+
+    def read(fs: pafs.FileSystem, path: str) -> bytes:
+        with fs.open_input_file(path) as file:
+            size = file.size()
+            if max_bytes is not None and size > max_bytes:
+                raise StorageError(f"{absolute(uri)} holds {size} bytes, more than the limit of {max_bytes}")
+            data: bytes = file.read(size)
+        if len(data) != size:
+            raise OSError(errno.EIO, f"truncated body: {len(data)} of {size} bytes came")
+        return data
+
+    return _attempt(uri, "read", read)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write one file whole: nobody can see a half of it. Missing local folders are made."""
+
+    def write(fs: pafs.FileSystem, path: str) -> None:
+        if is_s3(absolute(uri)):
+            with fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    _attempt(uri, "write", write)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder (on S3: any object below it) is there."""
+
+    def look(fs: pafs.FileSystem, path: str) -> bool:
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+    return _attempt(uri, "look for", look)
+
+
+def list_files(uri: str, *, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
+    """Every file below a folder, sorted by URI; with `suffixes` (any case) only those. Raises NotFoundError."""
+    root = absolute(uri)
+    lowered = tuple(suffix.lower() for suffix in suffixes)
+
+    def walk(fs: pafs.FileSystem, path: str) -> list[StoredFile]:
+        prefix = "s3://" if is_s3(root) else ""
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True))
+        return [
+            StoredFile(prefix + info.path, info.size)
+            for info in infos
+            if info.type == pafs.FileType.File and (not lowered or info.path.lower().endswith(lowered))
+        ]
+
+    return sorted(_attempt(root, "list", walk), key=lambda file: file.uri)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete a folder and all that is below it; nothing there is no error. Refuses a whole bucket and '/'."""
+    root = absolute(uri)
+    parent(root)
+    if root == "/":
+        raise ConfigError("refusing to delete '/'")
+
+    def delete(fs: pafs.FileSystem, path: str) -> None:
+        if fs.get_file_info(path).type != pafs.FileType.NotFound:
+            fs.delete_dir(path)
+
+    _attempt(root, "delete", delete)
+
+
+def check_readable(uri: str) -> None:
+    """Preflight: raise one clear error now if `uri` (a file or a folder) cannot be read."""
+
+    def look(fs: pafs.FileSystem, path: str) -> bool:
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+    if not _attempt(uri, "read", look):
+        raise NotFoundError(_nothing_there(absolute(uri)))
+
+
+def check_writable(uri: str) -> None:
+    """Preflight: raise one clear error now if nothing can be written below the folder `uri`. Leaves nothing behind."""
+    probe = join(uri, f".write-check-{uuid.uuid4().hex}")
+    write_bytes(probe, b"tpn_ray")
+    _attempt(probe, "delete", lambda fs, path: fs.delete_file(path))
+
+
+# --- retry
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Wait, then try again."""
+
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The failure stands."""
+
+
+LASTING, UNREACHABLE, TRANSIENT = "lasting", "unreachable", "transient"
+
+_UNREACHABLE_MARKS = (
+    "couldn't connect",
+    "could not connect",
+    "connection refused",
+    "failed to connect",
+    "couldn't resolve host",
+    "could not resolve",
+    "curlcode: 6",
+    "curlcode: 7",
+    "curlcode: 28",
+)
+_TRANSIENT_MARKS = (
+    "slow_down",
+    "slowdown",
+    "service_unavailable",
+    "http status 500",
+    "http status 502",
+    "http status 503",
+    "http status 504",
+    "http response code: 50",
+    "internal_failure",
+    "internalerror",
+    "request_timeout",
+    "requesttimeout",
+    "throttl",
+    "timeout",
+    "timed out",
+    "reset by peer",
+    "connection was closed",
+    "network_connection",
+    "curlcode: ",
+    "truncated body",
+    "expected content-length",
+)
+
+
+def failure_kind(message: str) -> str:
+    """LASTING, UNREACHABLE (no server answered) or TRANSIENT (one did, but not well), read from pyarrow's text."""
+    lowered = message.lower()
+    if any(mark in lowered for mark in _UNREACHABLE_MARKS):
+        return UNREACHABLE
+    return TRANSIENT if any(mark in lowered for mark in _TRANSIENT_MARKS) else LASTING
+
+
+def decide_retry(kind: str, attempt: int, spent_seconds: float, jitter: float) -> Retry | GiveUp:
+    """What to do after failure number `attempt` (from 1) with `jitter` in [0, 1): waits of 0.2, 0.4, 0.8 ... seconds,
+    halved by up to the jitter. An unreachable server gets one more try only: a wrong endpoint must fail in seconds."""
+    allowed = {LASTING: 1, UNREACHABLE: 2, TRANSIENT: MAX_ATTEMPTS}[kind]
+    if attempt >= allowed or spent_seconds > GIVE_UP_SECONDS:
+        return GiveUp()
+    return Retry(0.2 * 2 ** (attempt - 1) * (1 - 0.5 * jitter))
+
+
+def _attempt(uri: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T:
+    """Run one storage operation, repeat it as `decide_retry` says, and turn a lasting failure into a StorageError."""
+    uri = absolute(uri)
+    begin, attempt = time.monotonic(), 0
+    while True:
+        attempt += 1
+        try:
+            return act(*filesystem(uri))
+        except (OSError, pa.ArrowException) as error:
+            kind = failure_kind(str(error)) if is_s3(uri) else LASTING
+            decision = decide_retry(kind, attempt, time.monotonic() - begin, random.random())
+            if isinstance(decision, GiveUp):
+                raise explain(uri, verb, error, attempt) from error
+            time.sleep(decision.wait_seconds)
+
+
+# --- diagnosis
+
+
+def explain(uri: str, verb: str, error: Exception, attempts: int = 1) -> StorageError:
+    """The clear error for a failed operation: what, where, what the store said, and what to do."""
+    if not is_s3(uri):
+        return _explain_local(uri, verb, error)
+    code, said = _ask_s3(uri, verb)
+    if code is None:  # the store answers the question, so the failure is of this object alone
+        if isinstance(error, FileNotFoundError):
+            return NotFoundError(_nothing_there(uri))
+        code, said = "error", _first_line(str(error))
+    bucket = uri[len("s3://") :].partition("/")[0]
+    kind = NotFoundError if code in ("NoSuchBucket", "NoSuchKey", "404") else StorageError
+    tries = f" (tried {attempts} times)" if attempts > 1 else ""
+    return kind(f"cannot {verb} {uri} at {endpoint() or 'Amazon S3'}{tries}: {_remedy(code, said, bucket)}")
+
+
+def _nothing_there(uri: str) -> str:
+    place = f" at {endpoint() or 'Amazon S3'}" if is_s3(uri) else ""
+    return f"nothing at {uri}{place}; check the spelling"
+
+
+def _explain_local(uri: str, verb: str, error: Exception) -> StorageError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFoundError(_nothing_there(uri))
+    if isinstance(error, PermissionError):
+        return StorageError(f"cannot {verb} {uri}: no permission; check the owner and the mode of the folder")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return StorageError(f"cannot {verb} {uri}: the disk is full; free some space or choose another folder")
+    return StorageError(f"cannot {verb} {uri}: {_first_line(str(error))}")
+
+
+def _remedy(code: str, said: str, bucket: str) -> str:
+    """One sentence for an S3 error code. Never holds a secret: only codes, names of variables and the bucket."""
+    if code == "NoSuchBucket":
+        return f"NoSuchBucket: there is no bucket {bucket!r}; create it, or check the name and AWS_ENDPOINT_URL"
+    if code == "InvalidAccessKeyId":
+        return "InvalidAccessKeyId: the store does not know the key; check AWS_ACCESS_KEY_ID (or AWS_PROFILE)"
+    if code == "SignatureDoesNotMatch":
+        return "SignatureDoesNotMatch: the secret does not fit the key; check AWS_SECRET_ACCESS_KEY"
+    if code in ("ExpiredToken", "InvalidToken"):
+        return f"{code}: the session has ended; renew AWS_SESSION_TOKEN and the two keys with it"
+    if code in ("AccessDenied", "403", "AllAccessDisabled"):
+        return f"AccessDenied: these credentials may not do this in bucket {bucket!r}; check the policy and AWS_PROFILE"
+    if code == "NoCredentials":
+        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if code == "Unreachable":
+        return f"no answer ({said}); check AWS_ENDPOINT_URL and that the store is running"
+    if code in ("301", "PermanentRedirect", "AuthorizationHeaderMalformed"):
+        return f"{code}: the bucket is in another region; set AWS_REGION to it"
+    return f"{code}: {said}" if code != "error" else said
+
+
+def _ask_s3(uri: str, verb: str) -> tuple[str | None, str]:
+    """Ask the store once more with boto3, which reports its error code; (None, "") if it now answers well."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        ConnectionError,
+        HTTPClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
+
+    bucket, _, key = uri[len("s3://") :].partition("/")
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=REQUEST_SECONDS,
+        retries={"total_max_attempts": 1},
+        s3={"addressing_style": "path" if endpoint() else "auto"},
+    )
+    try:
+        # A session of its own: boto3's default session keeps the credentials that it saw first.
+        client = boto3.Session().client("s3", endpoint_url=endpoint(), region_name=_region(bucket), config=config)
+        if verb == "read":
+            client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+        elif verb == "write":
+            client.put_object(Bucket=bucket, Key=f"{key}.write-check", Body=b"")
+            client.delete_object(Bucket=bucket, Key=f"{key}.write-check")
+        else:
+            client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    except ClientError as error:
+        details = error.response.get("Error", {})
+        return str(details.get("Code", "error")), _first_line(str(details.get("Message", "")))
+    except (NoCredentialsError, PartialCredentialsError):
+        return "NoCredentials", ""
+    except (ConnectionError, HTTPClientError) as error:
+        return "Unreachable", type(error).__name__
+    except BotoCoreError as error:
+        return "error", _first_line(str(error))
+    return None, ""
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:300] if text.strip() else "no reason given"
