@@ -1,0 +1,56 @@
+"""LossConfig: CE + sum of lambda_i CE_i, outside the network (paper, section 3.1). Torch only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from tpn_ray.errors import ConfigError
+from tpn_ray.model.recognizer import Scores, split_label_sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What training minimises."""
+
+    lambdas: tuple[float, ...] = (0.5,)
+    """Weight of each auxiliary head's loss, lowest level first (lambda_i; the paper: 0.5 on res4)."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes."""
+
+    def __post_init__(self) -> None:
+        if any(weight < 0 for weight in self.lambdas):
+            raise ConfigError(f"lambdas={self.lambdas} must not be negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
+
+
+def total_loss(
+    scores: Scores, labels: Int[Tensor, "n s"], classes: tuple[int, ...], config: LossConfig
+) -> Float[Tensor, ""]:
+    """Mean over the clips. With several label sets (verb, noun), the mean over the sets of each head's losses."""
+    if len(scores.auxiliary) != len(config.lambdas):
+        raise ConfigError(
+            f"lambdas={config.lambdas} has {len(config.lambdas)} entries, "
+            f"the network has {len(scores.auxiliary)} auxiliary heads"
+        )
+    loss = cross_entropy(scores.action, labels, classes, config.label_smoothing)
+    for weight, auxiliary in zip(config.lambdas, scores.auxiliary, strict=True):
+        loss = loss + weight * cross_entropy(auxiliary, labels, classes, config.label_smoothing)
+    return loss
+
+
+def cross_entropy(
+    scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...], smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over clips and label sets, in float32 whatever the precision of the network."""
+    parts = split_label_sets(scores.float(), classes)
+    losses = [F.cross_entropy(part, labels[:, i], label_smoothing=smoothing) for i, part in enumerate(parts)]
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total / len(losses)
