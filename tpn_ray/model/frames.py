@@ -1,12 +1,15 @@
 """A clip as a batch of frames: the memory layout the whole network runs in. Runs anywhere.
 
-Clips n c t h w are kept in memory in the order n, t, h, w, c (torch: channels_last_3d). That memory reads, without a copy, as
-    frames    (n t) c h w      a batch of images: 1xkxk convolutions and 1xkxk pools are conv2d and max_pool2d
-    columns   n c t (h w)      images whose height is time: 3x1x1 convolutions and temporal pools are conv2d and max_pool2d too
-and batch statistics over frames are those over clips. So the network needs neither Conv3d nor MaxPool3d. What this buys:
-speed (tpn_ray/model/bench.py measures it), determinism (max_pool2d's backward on CUDA gathers, in a fixed order and with
-the published tie rule "first frame wins", where AdaptiveAvgPool3d raises and amax shares ties), and no exposure to the
-silent faults of some cuDNN versions in low-precision 3D convolutions.
+Clips n c t h w are kept in memory in the order n, t, h, w, c (torch: channels_last_3d). That memory reads, without a
+copy, as
+    frames    (n t) c h w    a batch of images: convolutions and pools of 1xkxk are conv2d and max_pool2d
+    columns   n c t (h w)    images whose height is time: convolutions of 3x1x1 and pools over time are conv2d and
+                             max_pool2d too
+and batch statistics over frames are those over clips. So the network needs neither Conv3d nor MaxPool3d. This buys
+  * speed (tpn_ray/model/bench.py measures it);
+  * determinism: the backward of max_pool2d on CUDA gathers, in a fixed order, and keeps the published code's rule for
+    ties (the first frame wins); amax would share ties, and max(dim), AvgPool3d and AdaptiveAvgPool3d scatter or raise;
+  * no exposure to the silent faults of some cuDNN versions in low-precision 3D convolutions.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ def fold(clips: Clips) -> Frames:
 
 def unfold(frames: Frames, t: int) -> Clips:
     """Frames -> clips of `t` frames; always a view."""
-    return frames.unflatten(0, (-1, t)).transpose(1, 2)
+    nt, c, h, w = frames.shape
+    return frames.view(nt // t, t, c, h, w).transpose(1, 2)
 
 
 def per_frame(function: Callable[[Tensor], Tensor], clips: Clips) -> Clips:
@@ -43,7 +47,7 @@ def along_time(function: Callable[[Tensor], Tensor], clips: Clips) -> Clips:
     n, c, t, h, w = clips.shape
     memory = fold(clips).permute(0, 2, 3, 1)
     columns = function(memory.reshape(n, t, h * w, c).permute(0, 3, 1, 2))
-    return columns.unflatten(3, (h, w))
+    return columns.reshape(*columns.shape[:3], h, w)
 
 
 def max_pool_time(clips: Clips, factor: int) -> Clips:

@@ -21,13 +21,13 @@ class ClassificationHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k"]:
-        # mean(), not AdaptiveAvgPool3d, whose backward on CUDA is not deterministic. Scores are float32 in any precision.
+        # mean(), because AdaptiveAvgPool3d's backward on CUDA is not deterministic; float32 whatever the precision.
         scores: Tensor = self.linear(self.dropout(features.mean(dim=(2, 3, 4))))
         return scores.float()
 
 
 class AuxiliaryHead(nn.Module):
-    """Supervision for a level below the top: 1x3x3 convolution of stride 2 to twice the channels, then a classification head.
+    """Supervision for a level below the top: 1x3x3 convolution, stride 2, to twice the channels; classification head.
 
     The paper says only that each such level has one; the form is the published code's, which has one on res4 alone.
     It shares nothing with the spatial modulation of the same shape.

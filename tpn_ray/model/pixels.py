@@ -1,4 +1,4 @@
-"""Stored pixels -> what a network eats. Runs where the network runs: pixels travel as uint8 and become float on the device."""
+"""Stored pixels -> what a network eats. Runs where the network runs: pixels stay uint8 until they are on the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def normalise(
     std: tuple[float, ...] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "n c t h w"]:
-    """(pixel - mean) / std. The result is a view of n t h w c memory, the order in which the network works: nothing moves."""
+    """(pixel - mean) / std. The memory stays in the order n t h w c, in which the network works."""
     channels = clips.shape[-1]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"clips have {channels} channels, mean has {len(mean)} and std {len(std)}")

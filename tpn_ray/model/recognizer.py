@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ BACKBONES: dict[str, Callable[[int, Shift], ResNet]] = {
     "tsm_r101": lambda top, shift: tsm(R101, top, shift),
     "tsm_toy": lambda top, shift: tsm(TOY, top, shift),
 }
-"""Name -> function of the highest stage wanted and of TSM's placement. The toys are for tests and for trying things out."""
+"""Name -> function of the highest stage wanted and of TSM's placement. The toys are for tests and first tries."""
 
 STAGES = (2, 3, 4, 5)
 
@@ -55,7 +56,7 @@ class ModelConfig:
     """Only for a single stage in `levels`: level i takes every rates[i]-th frame of it, for example 1 2 4 8."""
 
     flow: Flow = "cascade"
-    """How levels inform each other. cascade: as the published weights were trained; parallel: as the paper describes."""
+    """How levels inform each other. cascade: how the published weights were trained; parallel: the paper's."""
 
     alpha: tuple[int, ...] = (8, 8)
     """Temporal modulation: level i is max-pooled over alpha[i] frames. Fits any weights; may change while training."""
@@ -110,10 +111,10 @@ class ModelConfig:
         if min(self.alpha) < 1:
             raise ConfigError(f"alpha={self.alpha!r} must be whole numbers from 1")
         strides = [rate * pool for rate, pool in zip(self.rates or (1,) * depth, self.alpha, strict=True)]
-        if any(upper % lower for lower, upper in zip(strides, strides[1:], strict=False)):
-            # A level above another one sees time more coarsely, and its frames must cover whole frames of the one below.
+        if any(upper % lower for lower, upper in pairwise(strides)):
+            # A level sees time as the one below does or more coarsely; its frames cover whole frames of that one.
             raise ConfigError(
-                f"alpha={self.alpha!r} gives levels of one frame in {strides}: each must be a multiple of the one before"
+                f"alpha={self.alpha!r} pools {strides} frames into one: each level needs a multiple of the one before"
             )
 
     @property
@@ -139,7 +140,7 @@ class Scores(NamedTuple):
     """One column per class; several label sets stand side by side, see `split_label_sets`."""
 
     auxiliary: tuple[Float[Tensor, "n k"], ...]
-    """In training, one entry per auxiliary head, lowest level first; otherwise empty, and nothing was computed for it."""
+    """In training, one entry per auxiliary head, lowest level first; otherwise empty, and nothing was computed."""
 
 
 class Recognizer(nn.Module):
@@ -200,16 +201,16 @@ def split_label_sets(scores: Float[Tensor, "n k"], classes: int | tuple[int, ...
     sizes = (classes,) if isinstance(classes, int) else classes
     if sum(sizes) != scores.shape[1]:
         raise ValueError(f"{scores.shape[1]} scores cannot be split into label sets of {sizes} classes")
-    return scores.split(list(sizes), dim=1)
+    return torch.split(scores, list(sizes), dim=1)
 
 
 def initialise_backbone(backbone: ResNet) -> None:
-    """Kaiming-normal convolutions; every residual branch starts at zero (mmaction2's choice for training from scratch)."""
+    """Kaiming-normal convolutions; residual branches start at zero (mmaction2's choice for training from scratch)."""
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if name.endswith("norm3"):
-            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(module.weight)
 
 
 def check_clips(config: ModelConfig, clips: Float[Tensor, "n c t h w"]) -> None:

@@ -5,6 +5,7 @@ The residual network itself is shared with `resnet3d`: a block differs only in h
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -51,6 +52,11 @@ def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: in
     return nn.Conv2d(inputs, outputs, (high, wide), stride, (high // 2, wide // 2), groups=groups, bias=False)
 
 
+def conv_norm(convolution: nn.Conv2d) -> nn.Sequential:
+    """A convolution and its batch norm."""
+    return nn.Sequential(OrderedDict(conv=convolution, norm=nn.BatchNorm2d(convolution.out_channels)))
+
+
 class Bottleneck(nn.Module):
     """1x1 (3x1x1 for `convolve`), 3x3, 1x1, and a shortcut; the 3x3 carries the stride."""
 
@@ -66,14 +72,12 @@ class Bottleneck(nn.Module):
         self.norm3 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
+            self.shortcut = conv_norm(conv(inputs, outputs, 1, stride=stride))
 
     def forward(self, frames: Float[Tensor, "nt c h w"], t: int) -> Float[Tensor, "nt k i j"]:
         moved = shift(frames, t) if self.time in ("shift", "shift_inplace") else frames
-        if self.time == "convolve":
-            inner = fold(along_time(self.conv1, unfold(moved, t)))
-        else:
-            inner = self.conv1(moved)
+        over_time = self.time == "convolve"
+        inner = fold(along_time(self.conv1, unfold(moved, t))) if over_time else self.conv1(moved)
         inner = F.relu(self.norm1(inner), inplace=True)
         inner = F.relu(self.norm2(self.conv2(inner)), inplace=True)
         inner = self.norm3(self.conv3(inner))
@@ -81,7 +85,7 @@ class Bottleneck(nn.Module):
         if self.shortcut is not None:
             # The official code shifts what the shortcut's convolution sees, mmaction2 and TSM itself do not.
             kept = self.shortcut(moved if self.time == "shift_inplace" else frames)
-        return F.relu(inner + kept, inplace=True)
+        return F.relu(inner.add_(kept), inplace=True)
 
 
 class ResNet(nn.Module):
@@ -90,7 +94,7 @@ class ResNet(nn.Module):
     def __init__(self, size: Size, top: int, time_of: Callable[[int, int], Time]) -> None:
         """`time_of(stage, block)` says how that block meets time."""
         super().__init__()
-        self.stem = nn.Sequential(conv(3, size.width, 7, stride=2), nn.BatchNorm2d(size.width))
+        self.stem = conv_norm(conv(3, size.width, 7, stride=2))
         self.channels: dict[int, int] = {}
         self.stages = nn.ModuleDict()
         inputs = size.width
@@ -116,9 +120,10 @@ class ResNet(nn.Module):
 
 
 def shift(frames: Float[Tensor, "nt c h w"], t: int) -> Float[Tensor, "nt c h w"]:
-    """TSM: the first eighth of the channels comes from the next frame, the second from the one before, zeros at the ends."""
-    memory = frames.permute(0, 2, 3, 1).unflatten(0, (-1, t))  # n t h w c, in the order it has in memory
-    eighth = frames.shape[1] // 8
+    """TSM: an eighth of the channels comes from the next frame, an eighth from the one before; zeros at the ends."""
+    nt, c, h, w = frames.shape
+    memory = frames.permute(0, 2, 3, 1).reshape(nt // t, t, h, w, c)
+    eighth = c // 8
     later = F.pad(memory[:, 1:, ..., :eighth], (0, 0, 0, 0, 0, 0, 0, 1))
     earlier = F.pad(memory[:, :-1, ..., eighth : 2 * eighth], (0, 0, 0, 0, 0, 0, 1, 0))
     moved = torch.cat((later, earlier, memory[..., 2 * eighth :]), dim=-1)

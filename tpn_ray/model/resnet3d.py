@@ -1,7 +1,7 @@
 """SlowOnly, the inflated 3D ResNet that the paper calls I3D. Runs anywhere, torch only.
 
-Only the first convolution of each block in res4 and res5 is 3x1x1; everything else is 1xkxk and keeps frames apart, so the
-network is the 2D ResNet with those convolutions looking one frame back and one ahead. Time is never strided.
+Only the first convolution of each block in res4 and res5 is 3x1x1; everything else is 1xkxk and keeps frames apart. So
+the network is the 2D ResNet with those convolutions looking one frame back and one ahead. Time is never strided.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""The Temporal Pyramid Network (section 3 of the paper): levels of one backbone -> one feature. Runs anywhere, torch only.
+"""The Temporal Pyramid Network (paper, section 3): levels of one backbone -> one feature. Runs anywhere, torch only.
 
     levels -> spatial modulation -> temporal modulation -> information flow -> level fusion -> pyramid fusion
 
-In this module a level is a tensor n c t h w in channels-last memory, lowest level first. Where the paper is silent or says
-otherwise, the published code decides, because the published weights were trained with it:
-  * spatial modulation raises every level to the top's channels (2048; the paper says 1024), by as many stride-2 convolutions
-    as there are stages between them; the drop to half (1024) is the temporal modulation's convolution;
-  * temporal modulation is a 3x1x1 convolution in groups without norm or activation, then a max-pool over alpha_i frames;
-  * the up-sampling of the top-down flow is nearest and without parameters, the down-sampling of the bottom-up flow is a
-    3x1x1 convolution and a max-pool;
-  * what the code calls parallel flow is `cascade`: its bottom-up pass starts from the top-down result. `parallel` is the
-    paper's, where both start from the modulated levels.
+In this module a level is a tensor n c t h w in channels-last memory; the lowest level comes first. Where the paper is
+silent or says otherwise, the published code decides, because the published weights were trained with it:
+  * spatial modulation raises every level to the top's channels (2048; the paper says 1024), by as many convolutions of
+    stride 2 as there are stages between them; the drop to half (1024) is the temporal modulation's convolution;
+  * temporal modulation is a 3x1x1 convolution in groups, without norm or activation, and a max-pool of alpha_i frames;
+  * up-sampling in the top-down flow is nearest, without parameters; down-sampling in the bottom-up flow is a 3x1x1
+    convolution, without norm or activation, and a max-pool;
+  * what the official code calls parallel flow is `cascade`: its bottom-up pass starts from the top-down result.
+    `parallel` is the paper's, where both passes start from the modulated levels.
 Alpha changes no weight's shape, so a built network can be given another one.
 """
 
@@ -123,7 +123,7 @@ class TemporalPyramid(nn.Module):
         if "bottom_up" in PYRAMIDS[self.flow]:
             start = pyramids["top_down"] if self.flow == "cascade" else modulated
             pyramids["bottom_up"] = bottom_up(start, list(self.down), strides)
-        fused = [self.level_fusion[name](pyramid, strides) for name, pyramid in pyramids.items()]
+        fused: list[Tensor] = [self.level_fusion[name](pyramid, strides) for name, pyramid in pyramids.items()]
         if self.pyramid_fusion is None:
             return fused[0]
         result: Tensor = self.pyramid_fusion(torch.cat(fused, dim=1))
@@ -143,7 +143,7 @@ class TemporalPyramid(nn.Module):
 
 
 def lift(channels: int, outputs: int) -> nn.Sequential:
-    """Spatial modulation of a level: convolutions that double the channels and halve the size until both are the top's."""
+    """Spatial modulation: convolutions that double the channels and halve the size until both are the top's."""
     steps = []
     while channels < outputs:
         steps.append(ConvNorm(conv(channels, 2 * channels, 3, stride=2)))
@@ -172,8 +172,8 @@ def bottom_up(
 def pool_like(level: Level, factor: int, target: Level) -> Level:
     """Max-pool time by `factor`, and space to the target's size.
 
-    Space differs only without spatial modulation; then, as the paper puts it, levels are "down-sampled simultaneously at
-    spatial and temporal dimensions".
+    Space differs only without spatial modulation: the paper then would "up/down-sample the features of TPN
+    simultaneously at spatial and temporal dimensions".
     """
     pooled = max_pool_time(level, factor)
     shrink = -(-level.shape[-1] // target.shape[-1])

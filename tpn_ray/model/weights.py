@@ -1,0 +1,285 @@
+"""Weights from elsewhere, and back: our files, mmaction2, the official TPN code, 2D ImageNet ResNets. Runs anywhere.
+
+A file's layout is found out by its keys. Every weight of the network must come from the file, and every weight of the
+file must go into the network; what may be left over is listed in `load_weights`. A wrong file must not load by
+accident: a ResNet-101 fits into a ResNet-50 if nobody counts.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpn_ray import storage
+from tpn_ray.errors import CheckpointError, ConfigError
+from tpn_ray.model.layouts import Layout, detect, names_in
+from tpn_ray.model.recognizer import Recognizer
+from tpn_ray.model.resnet2d import Bottleneck
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file gave. `used` and `unused` are the file's names, the others ours."""
+
+    layout: Layout
+    """Whose names the file uses; resnet2d is torchvision's and timm's."""
+
+    used: tuple[str, ...]
+    """Entries of the file that are in the network now."""
+
+    unused: tuple[str, ...]
+    """Entries of the file that the network has no place for."""
+
+    missing: tuple[str, ...]
+    """Entries of the network that the file does not have: they keep the value they had."""
+
+    inflated: tuple[str, ...]
+    """3x1x1 convolutions made from 1x1 ones: repeated along time and divided by 3."""
+
+    replaced: tuple[str, ...]
+    """Classifier entries that keep their fresh value on request."""
+
+    notes: tuple[str, ...]
+    """What the file cannot say, and its user should know."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.layout} weights: {len(self.used)} entries used, {len(self.unused)} not"]
+        lists = {"not used": self.unused, "missing": self.missing, "inflated": self.inflated, "fresh": self.replaced}
+        lines += [f"  {name} ({len(entries)}): {abridge(entries)}" for name, entries in lists.items() if entries]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: Recognizer,
+    source: str | os.PathLike[str] | bytes | Mapping[str, Any],
+    *,
+    replace_classifier: bool = False,
+    backbone_only: bool = False,
+) -> LoadReport:
+    """Load a local path, a URI, the bytes of a file or a loaded dictionary into the network, and say what happened.
+
+    May be left over: in the file, auxiliary heads, stages above the highest in use and entries that are no part of a
+    network here (a 2D ResNet's `fc`, mmaction2's stray `new_cls`); in the network, auxiliary heads. A 2D ResNet gives
+    the backbone only, and so does any other file if `backbone_only` is set. `replace_classifier` keeps the fresh final
+    layers, main and auxiliary. Nothing is changed unless everything fits.
+    """
+    state, layout = read_state(source)
+    backbone_only = backbone_only or layout == "resnet2d"
+    found = match(model, state, layout)
+    replaced = [key for key in model.state_dict() if is_classifier(key)] if replace_classifier else []
+    wanted = {
+        key: name
+        for key, name in found.items()
+        if key not in replaced and not (backbone_only and not key.startswith("backbone."))
+    }
+    missing = [key for key in model.state_dict() if key not in wanted and key not in replaced]
+    unused = [name for name in state if name not in set(wanted.values())]
+    fitted = fit(model, state, wanted, inflate=layout == "resnet2d")
+    refuse_leftovers(
+        model, missing, [name for name in unused if name not in set(found.values())], layout, backbone_only
+    )
+    model.load_state_dict(fitted, strict=False)
+    inflated = [key for key, value in fitted.items() if value.ndim == 4 and state[wanted[key]].numel() < value.numel()]
+    lists = (wanted.values(), unused, missing, inflated, replaced, notes_on(model, layout))
+    return LoadReport(layout, *(tuple(entries) for entries in lists))
+
+
+def save_mmaction2(model: Recognizer, uri: str) -> None:
+    """Write the network's weights in the layout that mmaction2 (0.x and 1.x) loads."""
+    buffer = io.BytesIO()
+    torch.save({"meta": {}, "state_dict": mmaction2_state(model)}, buffer)
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def mmaction2_state(model: Recognizer) -> dict[str, Tensor]:
+    """The network's weights under mmaction2's names and in its shapes.
+
+    Auxiliary heads below the second-highest level are left out: mmaction2 has none, and inference does without.
+    """
+    config = model.config
+    pyramid = config.neck == "tpn"
+    if pyramid and (config.flow not in ("cascade", "parallel") or config.rates or not config.spatial_modulation):
+        raise ConfigError(
+            f"mmaction2 cannot express flow={config.flow!r}, rates={config.rates!r}, spatial_modulation="
+            f"{config.spatial_modulation!r}: it has the flows cascade and parallel over several stages"
+        )
+    if config.shift == "inplace" or not config.temporal_modulation:
+        raise ConfigError("mmaction2 has neither shift='inplace' nor temporal_modulation=False")
+    flat_backbone = not config.backbone.startswith("slowonly")
+    shifted = {
+        f"{name}.conv1.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, Bottleneck) and module.time == "shift"
+    }
+    state = {}
+    for key, value in model.state_dict().items():
+        if key.startswith("auxiliary.") and not key.startswith(f"auxiliary.{config.auxiliary_count - 1}."):
+            continue
+        names = names_in("mmaction2", key, top_auxiliary=config.auxiliary_count - 1)
+        flat = value.ndim != 4 or (flat_backbone and key.startswith("backbone."))
+        # A kernel that is not square is (3, 1): time and height. Any other is height and width.
+        deep = value if flat else value.unsqueeze(2 if value.shape[2] == value.shape[3] else 4)
+        state[names[-1] if key in shifted else names[0]] = deep.contiguous()
+    return state
+
+
+def read_state(source: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> tuple[State, Layout]:
+    """The tensors of a file by name, without wrappers' prefixes, and its layout."""
+    content = source if isinstance(source, Mapping) else unpickle(source)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{label(source)} holds a {type(content).__name__}, not named weights")
+    state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    layout = detect(state)
+    if layout is None:
+        raise CheckpointError(
+            f"{label(source)} is no known layout (ours, mmaction2, official TPN, torchvision or timm 2D ResNet); "
+            f"its entries: {abridge(tuple(state)) or 'no tensors'}"
+        )
+    return state, layout
+
+
+def unpickle(source: str | os.PathLike[str] | bytes) -> object:
+    """Read tensors only. Any other class that a file names (training logs, for example) becomes an inert `Ignored`."""
+    data = source if isinstance(source, bytes) else storage.read_bytes(os.fspath(source))
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+    except (RuntimeError, ValueError, pickle.UnpicklingError):
+        foreign = []  # a file from before torch 1.6 cannot be asked; it then has to hold nothing but tensors
+    try:
+        with torch.serialization.safe_globals([(Ignored, name) for name in foreign]):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{label(source)} cannot be read as a torch file of tensors: {reason}") from None
+
+
+class Ignored:
+    """Stands for an object of a class that is not read."""
+
+    def __new__(cls, *_: object, **__: object) -> Ignored:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Forget it."""
+
+
+def match(model: Recognizer, state: State, layout: Layout) -> dict[str, str]:
+    """Our entries -> the file's names for them, as far as the file has them."""
+    found = {}
+    for key in model.state_dict():
+        names = names_in(layout, key, top_auxiliary=model.config.auxiliary_count - 1)
+        name = next((name for name in names if name in state), None)
+        if name is not None:
+            found[key] = name
+    return found
+
+
+def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: bool) -> dict[str, Tensor]:
+    """The file's tensors in our shapes. Kernels of 1xkxk and 3x1x1 are two-dimensional here (see frames.py)."""
+    ours = model.state_dict()
+    fitted, misfits = {}, []
+    for key, name in wanted.items():
+        value, shape = state[name], ours[key].shape
+        if same_but_for_ones(value.shape, shape):
+            fitted[key] = value.reshape(shape)
+        elif inflate and value.ndim == 4 and shape[2:] == (3, 1) and value.shape == (*shape[:2], 1, 1):
+            fitted[key] = value.expand(shape) / 3
+        else:
+            misfits.append(f"{name} {tuple(value.shape)}, here {tuple(shape)}")
+    if misfits and all(is_classifier(line.split()[0]) for line in misfits):
+        raise CheckpointError(
+            f"the file was trained for another number of classes: {abridge(tuple(misfits))}; "
+            "set `classes` to the file's number, or ask for replace_classifier=True"
+        )
+    if misfits:
+        raise CheckpointError(f"{len(misfits)} entries have another shape: {abridge(tuple(misfits))}")
+    return fitted
+
+
+def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Equal, or kernels that differ only in dimensions of size 1."""
+    if theirs == ours:
+        return True
+    kernels = ([size for size in shape[2:] if size != 1] for shape in (theirs, ours))
+    return min(len(theirs), len(ours)) >= 4 and theirs[:2] == ours[:2] and next(kernels) == next(kernels)
+
+
+def refuse_leftovers(
+    model: Recognizer, missing: list[str], unused: list[str], layout: Layout, backbone_only: bool
+) -> None:
+    """Say no to a file of another network. The rules are in `load_weights`."""
+    lacking = [
+        key
+        for key in missing
+        if not key.endswith("num_batches_tracked")  # files from before torch 0.4.1 do not have it
+        and not key.startswith("auxiliary.")
+        and (key.startswith("backbone.") or not backbone_only)
+    ]
+    if lacking:
+        raise CheckpointError(
+            f"the {layout} file lacks {len(lacking)} entries of this network ({model.config.backbone}, "
+            f"neck={model.config.neck!r}): {abridge(tuple(lacking))}"
+            + ("" if backbone_only or lacking[0].startswith("backbone.") else "; backbone_only=True takes the rest")
+        )
+    foreign = [
+        name
+        for name in unused
+        if re.match(r"(backbone|necks?|layer\d)\.", name)
+        and not re.match(r"necks?\.aux_head\.", name)
+        and not above_top(model, name)
+        and not (backbone_only and name.startswith("neck"))
+    ]
+    if foreign:
+        raise CheckpointError(
+            f"the {layout} file is of another network than {model.config.backbone}, neck={model.config.neck!r}: "
+            f"no place for {len(foreign)} of its entries: {abridge(tuple(foreign))}"
+        )
+
+
+def above_top(model: Recognizer, name: str) -> bool:
+    """Whether a file's entry is of a stage that this network stops short of."""
+    layer = re.search(r"(?:^|\.)(?:layer(\d)|stages\.res(\d))\.", name)
+    stage = 0 if layer is None else int(layer[1]) + 1 if layer[1] else int(layer[2])
+    return stage > max(model.backbone.channels)
+
+
+def is_classifier(name: str) -> bool:
+    """Whether an entry, ours or theirs, is of a final linear layer."""
+    return re.search(r"head\.linear\.|\.fc_cls\.|aux_head\.fc\.", name) is not None
+
+
+def notes_on(model: Recognizer, layout: Layout) -> list[str]:
+    """Choices that change what the network computes and that no file records."""
+    config, notes = model.config, []
+    if layout in ("official", "mmaction2") and config.neck == "tpn" and config.flow == "parallel":
+        notes.append("published TPN weights were trained with flow='cascade', this network has 'parallel'")
+    if layout == "official" and config.backbone.startswith("tsm") and config.shift == "residual":
+        notes.append("the official code shifts in place by default, this network has shift='residual'")
+    if layout == "mmaction2" and config.shift == "inplace":
+        notes.append("mmaction2 shifts in the residual branch, this network has shift='inplace'")
+    return notes
+
+
+def label(source: object) -> str:
+    """How to call the source in a message."""
+    return str(source) if isinstance(source, str | os.PathLike) else f"the given {type(source).__name__}"
+
+
+def abridge(entries: tuple[str, ...], most: int = 6) -> str:
+    """The first few of a list."""
+    rest = len(entries) - most
+    return ", ".join(entries[:most]) + (f" and {rest} more" if rest > 0 else "")
