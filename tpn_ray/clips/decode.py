@@ -1,0 +1,248 @@
+"""Video bytes and frame indices -> uint8 RGB frames. Runs anywhere; with encode.py and toy.py the only PyAV code.
+
+Exact and sparse: wanted frames come out bit for bit as a full decode would give them, but
+  * all packets are read once, in memory, and kept: their presentation times are the frame index, and "seeking" is
+    choosing the packet to begin with, so that no container's seek table has to be trusted;
+  * decoding begins at the last keyframe at or before a wanted frame and ends with the packet of the last one;
+  * an unwanted H.264 or HEVC frame that no other frame is predicted from is not decoded;
+  * only wanted frames are converted to RGB; one decoder thread, because a worker has one core.
+Files whose packets carry no usable times are decoded from the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from tpn_ray.clips import bitstream, packets
+from tpn_ray.clips.packets import DecodeLimits
+from tpn_ray.errors import BadVideo
+
+__all__ = ["DecodeLimits", "Video", "open_video"]
+
+
+def open_video(data: bytes, limits: DecodeLimits | None = None) -> Video:
+    """Open a video held in memory; use it in a `with`. Raises BadVideo with the reason."""
+    return Video(data, limits or DecodeLimits())
+
+
+class Video:
+    """An opened video: its frame index, and any of its frames."""
+
+    def __init__(self, data: bytes, limits: DecodeLimits) -> None:
+        """Read the container and the packets; decode nothing yet."""
+        self._data = data
+        self._limits = limits
+        self._clock = packets.Clock(limits.max_seconds)
+        self._container = packets.open_container(data, limits)
+        try:
+            self._stream = packets.video_stream(self._container, limits)
+            self._packets = packets.read_packets(self._container, self._stream, limits, self._clock)
+            packets.refuse_cut(data, self._packets)
+            self._codec = self._stream.codec_context.name
+            self._nal_length_bytes = bitstream.nal_length_bytes(self._codec, self._stream.codec_context.extradata)
+            self._index = packets.frame_index(self._packets, self._codec, self._nal_length_bytes)
+        except BaseException:
+            self._container.close()
+            raise
+        self._lenient: VideoStream | None = None
+        self._reformatter = VideoReformatter()
+        self._unreferenced: dict[int, bool] = {}
+        self._hevc_top_layer: int | None = None
+        self._counted: int | None = None
+        self._stored: tuple[int, int] | None = None
+        self._displayed: tuple[int, int] | None = None
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the decoders and the packets."""
+        self._packets = []
+        self._container.close()
+        if self._lenient:
+            self._lenient.container.close()
+
+    @property
+    def frame_count(self) -> int:
+        """Frames that the file holds packets for. Without times in the file this costs one full decode, once."""
+        if self._index is not None:
+            return len(self._index.times)
+        if self._counted is None:
+            self._clock.restart()
+            self._counted = sum(1 for _ in self._decode(range(self._first_packet, len(self._packets))))
+            if self._counted == 0:
+                raise BadVideo("no_picture", f"none of {len(self._packets)} packets gave a frame")
+        return self._counted
+
+    @property
+    def frames_per_second(self) -> float:
+        """The average frame rate; 0 where the file does not say."""
+        return float(self._stream.average_rate or self._stream.guessed_rate or 0)
+
+    @property
+    def height(self) -> int:
+        """Height as displayed, in pixels."""
+        return self._displayed_shape()[0]
+
+    @property
+    def width(self) -> int:
+        """Width as displayed, in pixels."""
+        return self._displayed_shape()[1]
+
+    def frames(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """RGB frames (t, h, w, 3) at `indices` in presentation order, which may repeat and be unsorted.
+
+        Raises IndexError for an index outside [0, frame_count), BadVideo for frames that cannot be decoded.
+        """
+        wanted = [int(index) for index in indices]
+        if not wanted:
+            raise ValueError("no frame indices were given")
+        if min(wanted) < 0 or max(wanted) >= self.frame_count:
+            raise IndexError(f"frames {min(wanted)}..{max(wanted)} of a video of {self.frame_count}")
+        self._clock.restart()
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(wanted):
+            places.setdefault(index, []).append(place)
+        pixels: NDArray[np.uint8] | None = None
+        for index, frame in self._wanted_frames(sorted(places)):
+            rgb = self._to_rgb(frame)
+            if pixels is None:
+                pixels = np.empty((len(wanted), *rgb.shape), dtype=np.uint8)
+            for place in places.pop(index):
+                pixels[place] = rgb
+        if places or pixels is None:
+            raise BadVideo("damaged", f"{len(places)} wanted frames were not decoded, the first is {min(places)}")
+        return pixels
+
+    # --- which packets
+
+    def _wanted_frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """(index, frame) of each wanted frame that can be decoded, in presentation order."""
+        if self._index is None:
+            yield from self._by_counting(wanted)
+            return
+        missing = set(wanted)
+        for begin, indices in self._index.runs(wanted):
+            yield from self._by_time(begin, indices, missing, drop=True)
+        if missing:
+            # A stream whose keyframes do not start afresh, or whose flags are wrong: the plain way decides.
+            yield from self._by_time(self._first_packet, sorted(missing), missing, drop=False)
+
+    def _by_time(
+        self, begin: int, indices: list[int], missing: set[int], *, drop: bool
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        assert self._index is not None
+        wanted = {self._index.times[index]: index for index in indices}
+        carriers = {self._index.packets[index] for index in indices}
+        feed = range(begin, max(carriers) + 1)
+        chosen = [at for at in feed if at in carriers or not (drop and self._is_needless(at, begin))]
+        for frame in self._decode(chosen):
+            index = wanted.get(frame.pts) if frame.pts is not None else None
+            if index is not None and index in missing:
+                missing.discard(index)
+                yield index, frame
+
+    def _by_counting(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        chosen, last = set(wanted), max(wanted)
+        for index, frame in enumerate(self._decode(range(self._first_packet, len(self._packets)))):
+            if index in chosen:
+                yield index, frame
+            if index == last:
+                return
+
+    @property
+    def _first_packet(self) -> int:
+        """Where plain decoding begins: what comes before the first keyframe refers to frames that are not there."""
+        return next((at for at, packet in enumerate(self._packets) if packet.is_keyframe), 0)
+
+    def _is_needless(self, at: int, begin: int) -> bool:
+        """Whether an unwanted packet changes no frame that is wanted, when decoding begins at keyframe `begin`."""
+        time, begin_time = self._packets[at].pts, self._packets[begin].pts
+        # In an open GOP, frames shown before their keyframe refer to the GOP before it, and only to each other else.
+        leads = time is not None and begin_time is not None and time < begin_time
+        return leads or self._is_unreferenced(at)
+
+    def _is_unreferenced(self, at: int) -> bool:
+        if self._codec not in ("h264", "hevc"):
+            return False
+        known = self._unreferenced.get(at)
+        if known is None:
+            known = self._unreferenced[at] = self._look_unreferenced(at)
+        return known
+
+    def _look_unreferenced(self, at: int) -> bool:
+        payload, length_bytes = memoryview(self._packets[at]), self._nal_length_bytes
+        if self._codec == "h264":
+            return bitstream.h264_is_unreferenced(payload, length_bytes)
+        if self._hevc_top_layer is None:
+            layers = (bitstream.hevc_sublayer(memoryview(packet), length_bytes) for packet in self._packets)
+            self._hevc_top_layer = max((layer[0] for layer in layers if layer), default=0)
+        return bitstream.hevc_sublayer(payload, length_bytes) == (self._hevc_top_layer, True)
+
+    # --- decoding
+
+    def _decode(self, chosen: Sequence[int]) -> Iterator[VideoFrame]:
+        """Frames of these packets, given to a fresh decoder in this order, to the last one."""
+        context = self._decoder(chosen[0])
+        if context.is_open:
+            context.flush_buffers()
+        try:
+            for at in chosen:
+                self._clock.check()
+                yield from context.decode(self._packets[at])
+            # What the decoder holds back for reordering comes out now, without decoding further packets for it.
+            yield from context.decode(None)
+        except av.FFmpegError as error:
+            raise BadVideo("damaged", f"the {self._codec} decoder refused a packet: {packets.said(error)}") from error
+
+    def _decoder(self, begin: int) -> VideoCodecContext:
+        """The decoder for a run that begins with this packet.
+
+        It refuses damage instead of painting it over ("explode"). But H.264 decoders then also refuse an open GOP
+        entered in its middle, whose frames name references that are not there and that they do not use.
+        """
+        begins_clean = self._codec != "h264" or bitstream.h264_is_idr(
+            memoryview(self._packets[begin]), self._nal_length_bytes
+        )
+        if begins_clean:
+            return self._stream.codec_context
+        if self._lenient is None:
+            again = packets.open_container(self._data, self._limits)
+            self._lenient = packets.video_stream(again, self._limits, strict=False)
+        return self._lenient.codec_context
+
+    def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """One frame (h, w, 3) as displayed. Frames of a video that changes its size get the size of its first one."""
+        if self._stored is None:
+            self._stored = (frame.height, frame.width)
+        height, width = self._stored
+        rgb = self._reformatter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
+        plane = rgb.planes[0]
+        rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+        pixels = rows[:height, : width * 3].reshape(height, width, 3)
+        return np.rot90(pixels, _quarter_turns(frame)) if frame.rotation else pixels
+
+    def _displayed_shape(self) -> tuple[int, int]:
+        """(height, width): the rotation is known only with a decoded frame."""
+        if self._displayed is None:
+            self._displayed = self.frames([0]).shape[1:3]
+        return self._displayed
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    """Counter-clockwise quarter turns to the picture as displayed. Mirrored display matrices are not applied."""
+    return round(frame.rotation / 90) % 4
