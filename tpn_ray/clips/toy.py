@@ -1,0 +1,137 @@
+"""Made videos whose class is their visual tempo and nothing else: real H.264 files, learnable in a minute.
+
+A shape pulses: it grows and brightens, shrinks and darkens, with one of eight periods. Its colours, place, form, phase,
+the background and the noise are random and the same for all classes, so that a single frame tells nothing. Runs on
+the driver.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from tpn_ray import storage
+from tpn_ray.clips.augment import generator
+from tpn_ray.errors import ConfigError
+
+TOY_PERIODS_FRAMES = (10, 13, 18, 24, 33, 44, 59, 80)
+"""Frames in one pulse, for each class: evenly spaced on a logarithmic scale, as visual tempo is perceived."""
+
+TOY_CLASSES = tuple(f"period_{frames:02d}" for frames in TOY_PERIODS_FRAMES)
+"""The class names, from fast to slow; sorted by name they keep this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """How many videos are made, and how large."""
+
+    train_per_class: int = 48
+    """Training videos of each of the eight classes."""
+
+    val_per_class: int = 12
+    """Validation videos of each class."""
+
+    frames: int = 104
+    """Frames in a video. The slowest class needs 80 for one pulse."""
+
+    size_px: int = 64
+    """Height and width; even, because of the video's colour format."""
+
+    frames_per_second: int = 25
+    """Frame rate written to the file."""
+
+    gop_frames: int = 16
+    """Distance between keyframes."""
+
+    seed: int = 0
+    """Another seed makes other videos of the same kind."""
+
+    def __post_init__(self) -> None:
+        for field in ("train_per_class", "val_per_class", "frames", "frames_per_second", "gop_frames"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        if self.size_px < 16 or self.size_px % 2:
+            raise ConfigError(f"size_px is {self.size_px}; it must be even and at least 16")
+
+
+def write_toy(folder_uri: str, config: ToyConfig, *, progress: Callable[[int, int], None] | None = None) -> None:
+    """Write folder/{train,val}/<class>/<number>.mp4; the same bytes on every run.
+
+    `progress` is called with (videos written, videos in all).
+    """
+    per_class = config.train_per_class + config.val_per_class
+    total, done = per_class * len(TOY_CLASSES), 0
+    for label, name in enumerate(TOY_CLASSES):
+        for number in range(per_class):
+            split = "train" if number < config.train_per_class else "val"
+            data = encode_toy(draw_toy(config, label, number), config)
+            storage.write_bytes(storage.join(folder_uri, split, name, f"{number:04d}.mp4"), data)
+            done += 1
+            if progress:
+                progress(done, total)
+
+
+def draw_toy(config: ToyConfig, label: int, number: int) -> NDArray[np.uint8]:
+    """The frames (t, h, w, 3) of one video. Everything but the period is drawn in the same way for every class."""
+    random = generator(config.seed, 0, label * 1_000_000 + number, 0)
+    size = config.size_px
+    period = TOY_PERIODS_FRAMES[label] * random.uniform(0.96, 1.04)
+    phase = random.uniform(0, 2 * math.pi) + np.arange(config.frames) * (2 * math.pi / period)
+    pulse = np.sin(phase) * random.choice([-1, 1])
+    radius = size * random.uniform(0.22, 0.30) * (1 + random.uniform(0.35, 0.45) * pulse)
+    glow = random.uniform(0.55, 0.65) * (1 + random.uniform(0.2, 0.4) * np.sin(phase + random.uniform(0, 2 * math.pi)))
+    distance = _distance(size, random)
+    inside = np.clip(radius[:, None, None] - distance[None] + 0.5, 0, 1)[..., None].astype(np.float32)
+    shape = (random.uniform(120, 255, size=3) * glow[:, None])[:, None, None].astype(np.float32)
+    background = _background(size, random)[None].astype(np.float32)
+    noise = random.normal(0, 3, size=(4, size, size, 1)).astype(np.float32)
+    frames = background + inside * (shape - background) + noise[random.integers(4, size=config.frames)]
+    pixels: NDArray[np.uint8] = np.clip(frames, 0, 255, out=frames).astype(np.uint8)
+    return pixels
+
+
+def _distance(size: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Distance (h, w) of each pixel from the shape's centre, in a norm that makes it a disc, a square or a diamond."""
+    centre = size * random.uniform(0.4, 0.6, size=2)
+    angle = random.uniform(0, math.pi / 2)
+    rows, columns = np.mgrid[0:size, 0:size] + 0.5
+    down, across = rows - centre[0], columns - centre[1]
+    one = np.abs(math.cos(angle) * down + math.sin(angle) * across)
+    two = np.abs(math.cos(angle) * across - math.sin(angle) * down)
+    power = random.choice([1.0, 2.0, 6.0])
+    distance: NDArray[np.float64] = (one**power + two**power) ** (1 / power)
+    return distance
+
+
+def _background(size: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """A still texture (h, w, 3): two gratings in two colours."""
+    rows, columns = np.mgrid[0:size, 0:size] / size
+    texture = np.zeros((size, size, 1))
+    for _ in range(2):
+        angle, waves, shift = random.uniform(0, math.pi), random.uniform(1, 6), random.uniform(0, 2 * math.pi)
+        along = math.cos(angle) * rows + math.sin(angle) * columns
+        texture[..., 0] += 0.25 * (1 + np.sin(2 * math.pi * waves * along + shift))
+    dark, bright = random.uniform(0, 90, size=3), random.uniform(60, 180, size=3)
+    return dark + texture * (bright - dark)
+
+
+def encode_toy(frames: NDArray[np.uint8], config: ToyConfig) -> bytes:
+    """An H.264 MP4 of frames (t, h, w, 3); the same bytes whenever the same encoder is installed."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream(
+            "libx264", rate=config.frames_per_second, options={"preset": "ultrafast", "crf": "26", "threads": "1"}
+        )
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.gop_size = "yuv420p", config.gop_frames
+        stream.thread_count = 1  # the number of threads changes x264's bytes
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+    return file.getvalue()
