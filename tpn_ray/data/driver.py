@@ -16,6 +16,7 @@ import ray.data
 
 from tpn_ray.data import worker
 from tpn_ray.data.plan import Plan, evaluation_slot, evaluation_slots
+from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 
 SLOTS_PER_BLOCK = 256
@@ -65,6 +66,17 @@ def evaluation_clips(
         return worker.evaluation_rows(local_copy(source), evaluation_slot(int(slot["id"][0]), samples, batch_clips))
 
     return _decoded(evaluation_slots(samples, batch_clips, workers), decode, resources)
+
+
+def video_views(
+    source: ray.ObjectRef[ClipSource], views: Views, samples: int, resources: DecodeResources
+) -> ray.data.Dataset:
+    """Every video once, in stored order, one video a block; columns of `worker.view_rows`."""
+
+    def decode(slot: Rows) -> Rows:
+        return worker.view_rows(local_copy(source), views, slot["id"])
+
+    return _decoded(samples, decode, resources)
 
 
 def _decoded(slots: int, decode: Callable[[Rows], Rows], resources: DecodeResources) -> ray.data.Dataset:

@@ -18,6 +18,7 @@ from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.data import rows
 from tpn_ray.data.plan import Int64Array, MicroBatch
+from tpn_ray.data.views import Views
 from tpn_ray.errors import BadVideo, NotFoundError
 
 READERS = 8
@@ -65,6 +66,21 @@ def evaluation_rows(source: ClipSource, samples: Int64Array) -> Rows:
     side = source.augment.crop_px
     shape = (source.clip.frames, side, side, 3)
     return {rows.POSITION: samples, **decode_rows(source.manifest, samples, clip_of, rows.CLIP, shape)}
+
+
+def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
+    """All views of each video from one opening of it: `views` has shape (n, v, t, h, w, c), clips before crops."""
+
+    def views_of(data: bytes, sample: int) -> Clip:
+        with open_video(data) as video:
+            indices = sampling.test_indices(source.clip, video.frame_count, views.clips)
+            frames = video.frames(indices.reshape(-1))
+        clips = frames.reshape(*indices.shape, *frames.shape[1:])
+        return np.stack([augment.test_view(clip, source.augment, crop) for clip in clips for crop in views.crops])
+
+    side = views.side_px(source.augment)
+    shape = (views.count, source.clip.frames, side, side, 3)
+    return decode_rows(source.manifest, samples, views_of, rows.VIEWS, shape)
 
 
 def decode_rows(

@@ -1,0 +1,36 @@
+"""Make the toy dataset: H.264 videos whose class is their tempo. `python jobs/toy.py FOLDER`"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import command_line, storage
+from tpn_ray.clips.toy import TOY_CLASSES, ToyConfig, write_toy
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Where, and how many."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder or s3://bucket/prefix to write to."""
+
+    toy: Annotated[ToyConfig, tyro.conf.arg(name="")] = field(default_factory=ToyConfig)
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog="python jobs/toy.py", description="Make videos whose class is their tempo.")
+    begin = time.monotonic()
+    write_toy(arguments.folder, arguments.toy)
+    videos = (arguments.toy.train_per_class + arguments.toy.val_per_class) * len(TOY_CLASSES)
+    print(f"{videos} videos in {storage.absolute(arguments.folder)} ({time.monotonic() - begin:.0f} s)")
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=lambda: None)
+    sys.exit(0)

@@ -1,0 +1,101 @@
+"""Train a recipe and score its best checkpoint. `python jobs/train.py toy --data FOLDER`; `--help` shows all flags."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import command_line, recipes, report, session, storage
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.data.views import parse_views
+from tpn_ray.progress import Terminal, track
+from tpn_ray.train import driver
+from tpn_ray.train.driver import Machines
+from tpn_ray.train.recipe import Recipe
+
+PROGRAM = "python jobs/train.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A recipe is the science; the other flags are the machine."""
+
+    data: str
+    """Folder with one sub-folder per class (below train/ and val/, or split by us), or a CSV uri,label[,split]."""
+
+    storage: str = "runs"
+    """Where checkpoints and scores go: a folder that every node sees, or s3://bucket/prefix."""
+
+    name: str = ""
+    """Name of the run; the name of an earlier one continues it. By default a new one."""
+
+    tracking_uri: str = ""
+    """MLflow server (http://...) or store; by default SQLite below --storage."""
+
+    experiment: str = "tpn_ray"
+    """MLflow experiment."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+
+    max_bad: float = 0.01
+    """Share of the videos that may be unusable before the run stops."""
+
+    max_failures: int = 3
+    """Worker failures to recover from."""
+
+    views: str = "1x1"
+    """How the best checkpoint is scored at the end: CLIPSxCROPS, such as 10x3."""
+
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+def main() -> None:
+    name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
+    default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
+    flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Train the recipe {name}.")
+    views = parse_views(flags.views)
+    manifest = load_manifest(flags.data)
+    recipe = driver.recipe_for(flags.recipe, manifest)
+    folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
+    storage.check_writable(folder)
+    print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
+    tracked = report.begin(flags.tracking_uri, flags.experiment, run_name, folder, recipe, manifest)
+    status = "FAILED"
+    try:
+        machines = flags.machines
+        session.connect(
+            flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode_cpus
+        )
+        terminal = Terminal()
+
+        def on_event(event: driver.Event) -> None:
+            terminal(event)
+            track(tracked, event)
+
+        result = driver.run(
+            recipe,
+            manifest,
+            machines,
+            storage_uri=folder,
+            name=run_name,
+            on_event=on_event,
+            max_bad=flags.max_bad,
+            max_failures=flags.max_failures,
+        )
+        report.finish(tracked, result, manifest.select("val"), views, machines, storage.join(folder, run_name))
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if not tracked.end(status):
+            print(f"warning: {tracked.failures} messages to MLflow failed; its curves may have gaps", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=session.disconnect)

@@ -1,0 +1,117 @@
+"""What a checkpoint folder holds, and how it is written and read. Runs anywhere.
+
+    weights.pt        the network's state dict: tensors only
+    training.pt       the optimiser's state dict: tensors and numbers
+    checkpoint.json   step, recipe, class names, dataset version, scores
+    manifest.json     SHA-256 of the other three, written last: a folder without it, or that does not fit it, is torn
+
+Nothing in it is executed when it is read (`weights_only`), so a checkpoint of a stranger is safe to open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tpn_ray
+from tpn_ray import storage
+from tpn_ray.errors import CheckpointError, NotFoundError
+
+FORMAT = 1
+FILES = ("weights.pt", "training.pt", "checkpoint.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A training run at one step."""
+
+    step: int
+    """Steps done."""
+    weights: dict[str, Any]
+    training: dict[str, Any]
+    recipe: dict[str, Any]
+    label_sets: dict[str, list[str]]
+    """Class names by label set, in the order of the network's outputs."""
+    dataset_version: str
+    scores: dict[str, float] = field(default_factory=dict)
+    """Validation scores at this step, if it was evaluated."""
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the four files; `folder` is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "format": FORMAT,
+        "tpn_ray": tpn_ray.__version__,
+        "step": checkpoint.step,
+        "recipe": checkpoint.recipe,
+        "label_sets": checkpoint.label_sets,
+        "dataset_version": checkpoint.dataset_version,
+        "scores": checkpoint.scores,
+    }
+    contents = {
+        "weights.pt": _packed(checkpoint.weights),
+        "training.pt": _packed(checkpoint.training),
+        "checkpoint.json": json.dumps(about, indent=1).encode(),
+    }
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    (folder / "manifest.json").write_text(json.dumps(hashes, indent=1))
+
+
+def load(uri: str) -> Checkpoint:
+    """Read a checkpoint folder from disk or object storage and check it against its manifest."""
+    about, weights, training = (_checked(uri, name) for name in ("checkpoint.json", "weights.pt", "training.pt"))
+    described = json.loads(about)
+    return Checkpoint(
+        step=described["step"],
+        weights=_unpacked(uri, weights),
+        training=_unpacked(uri, training),
+        recipe=described["recipe"],
+        label_sets=described["label_sets"],
+        dataset_version=described["dataset_version"],
+        scores=described["scores"],
+    )
+
+
+def load_step(uri: str) -> int:
+    """The steps done at a checkpoint, without reading its tensors."""
+    step: int = json.loads(_checked(uri, "checkpoint.json"))["step"]
+    return step
+
+
+def _checked(uri: str, name: str) -> bytes:
+    try:
+        hashes = json.loads(storage.read_bytes(storage.join(uri, "manifest.json")))
+        data = storage.read_bytes(storage.join(uri, name))
+    except NotFoundError as error:
+        raise CheckpointError(
+            f"{uri} is not a whole checkpoint ({error}); a checkpoint is a folder with {', '.join(FILES)} "
+            "and manifest.json"
+        ) from error
+    if hashes.get(name) != hashlib.sha256(data).hexdigest():
+        raise CheckpointError(f"{uri}/{name} does not have the SHA-256 of its manifest: it is torn or was changed")
+    if name == "checkpoint.json" and json.loads(data)["format"] != FORMAT:
+        raise CheckpointError(f"{uri} has format {json.loads(data)['format']}, this version reads {FORMAT}")
+    return data
+
+
+def _packed(tensors: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(uri: str, data: bytes) -> dict[str, Any]:
+    try:
+        tensors: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several kinds, none of its own
+        raise CheckpointError(f"{uri} holds something else than tensors and plain values: {error}") from error
+    return tensors

@@ -1,0 +1,64 @@
+"""What every job shares: flags from dataclasses, one clear line for an error, a progress line. Runs on the driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from tpn_ray.errors import ConfigError, TpnRayError
+
+T = TypeVar("T")
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def run_job(job: Callable[[], None], leave: Callable[[], None]) -> None:
+    """Run a job's main function, then `leave`; a TpnRayError is its message and status 2, never a traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` sends it, and waits 3 s
+    try:
+        job()
+        status = 0
+    except TpnRayError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        status = USER_ERROR
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with the same --name goes on from the last checkpoint", file=sys.stderr)
+        status = INTERRUPTED
+    leave()
+    if status:
+        # A thread may still wait for a run that was given up.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def parse(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
+    """Flags for every field of a dataclass, with help from its docstrings. A value that cannot be is a ConfigError."""
+    return tyro.cli(type(default), default=default, args=list(arguments), prog=program, description=description)
+
+
+def take_recipe_name(arguments: Sequence[str], known: Sequence[str], program: str) -> tuple[str, list[str]]:
+    """The recipe's name, which comes first and decides the defaults of all flags, and the other arguments."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            f"usage: {program} RECIPE [flags]\n\nrecipes: {', '.join(known)}\n\n{program} RECIPE --help shows the flags"
+        )
+        raise SystemExit(0 if arguments else USER_ERROR)
+    if arguments[0] not in known:
+        raise ConfigError(f"unknown recipe {arguments[0]!r}; known: {', '.join(known)}")
+    return arguments[0], list(arguments[1:])
+
+
+def fresh_name(recipe: str) -> str:
+    """A run name that was not used before: reusing one means going on with that run."""
+    return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"

@@ -1,0 +1,95 @@
+"""A run's events -> lines for a terminal or a log, and -> MLflow. Runs on the driver."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tpn_ray.tracking import TrackedRun
+from tpn_ray.train.events import BadVideos, Committed, Event, Progress, Started
+
+LOG_SECONDS = 10.0
+"""Between two progress lines in a log file; a terminal shows every one in place."""
+
+
+def line(event: Event) -> str:
+    """One event as one line of text; empty for what needs no line."""
+    match event:
+        case Started(step=0):
+            return f"training begins with {event.workers} workers"
+        case Started():
+            return f"training goes on from step {event.step} with {event.workers} workers"
+        case Progress():
+            return (
+                f"epoch {event.epoch}/{event.epochs}  step {event.step}/{event.steps}  loss {event.loss:.3f}  "
+                f"top-1 {event.top1:.1%}  {event.clips_per_second:.0f} clips/s  "
+                f"waiting for data {event.waiting:.0%}  {duration(event.seconds_left)} left"
+            )
+        case Committed(scores=scores) if scores:
+            return (
+                f"epoch {event.epoch}  validation top-1 {scores['val_top1']:.1%}  top-5 {scores['val_top5']:.1%}  "
+                f"loss {scores['val_loss']:.3f}  checkpoint {event.checkpoint}"
+            )
+        case Committed():
+            return f"checkpoint {event.checkpoint}"
+        case BadVideos():
+            return ""
+
+
+class Terminal:
+    """Prints a run as it goes: a line that is rewritten in a terminal, a line every few seconds in a log."""
+
+    def __init__(self) -> None:
+        self.rewrites = sys.stdout.isatty()
+        self.printed_at = -LOG_SECONDS
+        self.bad: set[tuple[str, int]] = set()
+        self.starts = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, BadVideos):
+            self._bad_videos(event)
+        elif isinstance(event, Progress):
+            self._progress(line(event))
+        else:
+            self.starts += isinstance(event, Started)
+            again = f" (start {self.starts})" if isinstance(event, Started) and self.starts > 1 else ""
+            self.say(line(event) + again)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(("\r\x1b[K" if self.rewrites else "") + text, flush=True)
+
+    def _progress(self, text: str) -> None:
+        if self.rewrites:
+            print("\r\x1b[K" + text, end="", flush=True)
+        elif time.monotonic() - self.printed_at >= LOG_SECONDS:
+            self.printed_at = time.monotonic()
+            print(text, flush=True)
+
+    def _bad_videos(self, event: BadVideos) -> None:
+        for row, reason, message in event.found:
+            if (event.split, row) not in self.bad:
+                self.bad.add((event.split, row))
+                self.say(f"bad video ({reason}): {message}")
+
+
+def track(run: TrackedRun, event: Event) -> None:
+    """Everything that is committed goes to MLflow, once; steps count over the whole run."""
+    if isinstance(event, Committed):
+        for metrics in event.history:
+            run.log_metrics({f"train/{name}": value for name, value in metrics.values.items()}, metrics.step)
+        scores = {name.replace("val_", "val/"): value for name, value in event.scores.items()}
+        run.log_metrics({**scores, "epoch": float(event.epoch)}, event.step)
+        run.set_tags({"last_checkpoint": event.checkpoint})
+    else:
+        run.send()
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

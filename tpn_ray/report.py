@@ -1,0 +1,94 @@
+"""What a training job says at its beginning and its end, on the terminal and in MLflow. Runs on the driver."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tpn_ray import storage, tracking
+from tpn_ray.clips.manifest import Manifest
+from tpn_ray.data.views import Views
+from tpn_ray.predict import driver as predict
+from tpn_ray.progress import duration
+from tpn_ray.tracking import TrackedRun
+from tpn_ray.train.driver import Machines, RunResult
+from tpn_ray.train.recipe import Recipe, flat, to_plain
+
+
+def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Recipe, manifest: Manifest) -> TrackedRun:
+    """Begin the MLflow run: every field of the recipe as a parameter, the recipe itself as an artefact."""
+    uri = tracking_uri or tracking.local_uri(_local(folder))
+    root = None if tracking_uri else storage.join(_local(folder), "mlflow-artifacts")
+    tags = {"dataset_version": manifest.version, "storage": storage.join(folder, name)}
+    tracked = tracking.begin(uri, experiment, name, parameters=flat(recipe), tags=tags, artifact_root=root)
+    tracked.log_json(to_plain(recipe), "recipe.json")
+    tracked.log_json({name: list(classes) for name, classes in manifest.label_sets.items()}, "classes.json")
+    return tracked
+
+
+def _local(folder: str) -> str:
+    return storage.absolute("runs") if storage.is_s3(folder) else folder
+
+
+def finish(
+    tracked: TrackedRun, result: RunResult, manifest: Manifest, views: Views, machines: Machines, run_uri: str
+) -> None:
+    """Score the best checkpoint on `manifest`, write the scores beside it, log and print everything."""
+    begun = time.monotonic()
+    scorers = predict.Scorers(cpus=machines.cpus_per_worker or 1.0, gpus=machines.gpus_per_worker)
+    table = predict.score_videos(result.best, manifest, views, scorers)
+    numbers = predict.summarise(table, manifest.label_sets)
+    seconds = time.monotonic() - begun
+    scores_uri = storage.join(run_uri, "scores.parquet")
+    predict.write_scores(table, scores_uri)
+    tracked.log_metrics({f"test/{name}": value for name, value in numbers.items()}, 0)
+    tracked.log_json(numbers, "scores.json")
+    tracked.set_tags({"best_checkpoint": result.best})
+    if result.bad:
+        tracked.log_json([dict(zip(("uri", "reason", "message"), bad, strict=True)) for bad in result.bad], "bad.json")
+    lines = _lines(tracked, result, numbers, manifest, views, seconds)
+    Console(width=max(len(right) for _, right in lines) + 30).print(_table(lines))
+
+
+def _lines(
+    tracked: TrackedRun,
+    result: RunResult,
+    numbers: dict[str, float],
+    manifest: Manifest,
+    views: Views,
+    seconds: float,
+) -> list[tuple[str, str]]:
+    lines = []
+    for name, classes in manifest.label_sets.items():
+        prefix = f"{name}_" if len(manifest.label_sets) > 1 else ""
+        low, high = numbers[f"{prefix}top1_low"], numbers[f"{prefix}top1_high"]
+        lines += [
+            (
+                f"{prefix}top-1",
+                f"{numbers[prefix + 'top1']:.1%}  (95 %: {low:.1%} to {high:.1%}; chance {1 / len(classes):.1%})",
+            ),
+            (f"{prefix}top-5", f"{numbers[prefix + 'top5']:.1%}"),
+        ]
+    scored = f"{int(numbers['videos'])} videos, {views.count} view(s) each, in {duration(seconds)}"
+    if numbers["bad_videos"]:
+        scored += f"; {int(numbers['bad_videos'])} bad, counting them as wrong {numbers['top1_of_all']:.1%}"
+    lines.append(("scored on", scored))
+    if result.clips_per_second:
+        lines.append(("training speed", f"{result.clips_per_second:.0f} clips/s (median)"))
+    if result.bad:
+        lines.append(("bad videos", f"{len(result.bad)}, listed above and in MLflow (bad.json)"))
+    lines += [
+        ("best checkpoint", result.best),
+        ("MLflow", tracking.page_command(tracked.tracking_uri)),
+    ]
+    return lines
+
+
+def _table(lines: list[tuple[str, str]]) -> Any:
+    table = Table(show_header=False)
+    for left, right in lines:
+        table.add_row(left, right, style=None)
+    return table

@@ -1,0 +1,62 @@
+"""Starting or joining Ray. Runs on the driver."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+import ray
+
+from tpn_ray.errors import ResourceError
+
+LOCAL_STORE_BYTES = 1024**3
+"""Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
+
+
+def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> None:
+    """Join the cluster at `address` (or RAY_ADDRESS, which `ray job submit` sets); without one, start a local Ray.
+
+    A local Ray has as many CPUs as the machine, and at least what `workers_cpus` and one decoding task need: its
+    resources are only a count, and on a small machine training and decoding take turns. More workers than the machine
+    has cores are refused, since they would only slow each other down.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
+    warnings.filterwarnings("ignore", module="ray")
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address)
+        return
+    cores = os.cpu_count() or 1
+    if workers_cpus > cores:
+        raise ResourceError(
+            f"too few cores: the workers need {workers_cpus:g} CPUs, this machine has {cores}; use fewer "
+            "--workers or smaller --cpus-per-worker, or --address of a cluster"
+        )
+    ray.init(
+        address="local",
+        num_cpus=max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)),
+        object_store_memory=LOCAL_STORE_BYTES,
+        include_dashboard=True,  # Ray Train's clean-up of stopped trials asks its State API
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    # Several Rays may run on this machine; what asks for "the" Ray must find this one.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        lines = str(error).strip().splitlines()
+        raise ResourceError(
+            f"no Ray cluster answers at {address!r}: {lines[0] if lines else type(error).__name__}\n"
+            "Check --address (or RAY_ADDRESS), and RAY_AUTH_MODE=token if the cluster asks for a token"
+        ) from error
+
+
+def disconnect() -> None:
+    """Leave the cluster; a Ray that was started here ends, with all its processes."""
+    ray.shutdown()

@@ -1,0 +1,183 @@
+"""MLflow, the only place. Runs on drivers and in Tune trials.
+
+A run is tracked by the process that drives it. What the server does not take is kept and sent again later, so that a
+server that goes away for a while costs neither the training nor its curves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tpn_ray.errors import TrackingError
+
+# Read by mlflow when it is imported: by default an unreachable server is asked for many minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+PARENT_TAG = "mlflow.parentRunId"
+METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
+VALUE_CHARACTERS = 6000
+RETRY_SECONDS = 10.0
+CLOSE_SECONDS = 60.0
+
+
+def local_uri(folder: str) -> str:
+    """A tracking store on local disk that needs no server."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def page_command(tracking_uri: str) -> str:
+    """What to type to see the runs."""
+    if tracking_uri.startswith("http"):
+        return f"open {tracking_uri}"
+    return f".venv/bin/mlflow server --backend-store-uri {tracking_uri} --port 5000   # then open http://127.0.0.1:5000"
+
+
+@dataclass
+class TrackedRun:
+    """One MLflow run. Only `begin` can raise; later failures are kept and counted, never raised."""
+
+    client: MlflowClient
+    run_id: str
+    tracking_uri: str
+    waiting: list[Metric] = field(default_factory=list)
+    waiting_tags: dict[str, str] = field(default_factory=dict)
+    waiting_texts: dict[str, str] = field(default_factory=dict)
+    failures: int = 0
+    last_failure: float = -RETRY_SECONDS
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Metrics of one step; steps should not be repeated, MLflow keeps both."""
+        now = int(time.time() * 1000)
+        self.waiting += [Metric(key, float(value), now, step) for key, value in values.items()]
+        self.send()
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Short texts shown beside the run."""
+        self.waiting_tags.update(tags)
+        self.send()
+
+    def log_text(self, text: str, path: str) -> None:
+        """A small file shown as an artefact of the run."""
+        self.waiting_texts[path] = text
+        self.send()
+
+    def log_json(self, content: Any, path: str) -> None:
+        """Plain data shown as an artefact of the run."""
+        self.log_text(json.dumps(content, indent=1), path)
+
+    @property
+    def sent(self) -> bool:
+        """Whether the server has everything."""
+        return not (self.waiting or self.waiting_tags or self.waiting_texts)
+
+    def send(self) -> bool:
+        """Send what is waiting; after a failure, not again for some seconds. True when nothing is left."""
+        if not self.sent and time.monotonic() - self.last_failure >= RETRY_SECONDS:
+            self._attempt(self._send_waiting)
+        return self.sent
+
+    def _send_waiting(self) -> None:
+        while self.waiting:
+            self.client.log_batch(self.run_id, metrics=self.waiting[:METRICS_PER_CALL])
+            del self.waiting[:METRICS_PER_CALL]
+        for key in list(self.waiting_tags):
+            self.client.set_tag(self.run_id, key, self.waiting_tags[key][:VALUE_CHARACTERS])
+            del self.waiting_tags[key]
+        for path in list(self.waiting_texts):
+            self.client.log_text(self.run_id, self.waiting_texts[path], path)
+            del self.waiting_texts[path]
+
+    def _attempt(self, act: Any) -> bool:
+        try:
+            act()
+        except Exception:  # whatever the client raises, tracking must not stop training
+            self.failures += 1
+            self.last_failure = time.monotonic()
+            return False
+        return True
+
+    def end(self, status: str) -> bool:
+        """FINISHED, FAILED or KILLED. Tries for a minute to send what is left; False if something could not be sent."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while not self.send() and time.monotonic() < deadline:
+            time.sleep(1.0)
+        return self._attempt(lambda: self.client.set_terminated(self.run_id, status)) and self.sent
+
+
+def begin(
+    tracking_uri: str,
+    experiment: str,
+    name: str,
+    *,
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str],
+    artifact_root: str | None = None,
+    parent: str | None = None,
+) -> TrackedRun:
+    """Begin a run, or go on with the one of this name that did not finish. Raises TrackingError if the store is not
+    to be used: better now than after a night of training."""
+    try:
+        client = MlflowClient(tracking_uri)
+        experiment_id = _experiment(client, experiment, artifact_root)
+        run_id = _unfinished(client, experiment_id, name, parent)
+        if run_id is None:
+            all_tags = {**tags, **({PARENT_TAG: parent} if parent else {})}
+            run_id = client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id
+            _log_parameters(client, run_id, parameters)
+        else:
+            client.update_run(run_id, status="RUNNING")
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    except Exception as error:  # MlflowException, requests' and SQLAlchemy's errors
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise TrackingError(
+            f"the MLflow store {redacted(tracking_uri)} cannot be used: {reason}\nCheck --tracking-uri and that the "
+            "server is running; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold "
+            "its credentials"
+        ) from error
+    return TrackedRun(client=client, run_id=run_id, tracking_uri=tracking_uri)
+
+
+def redacted(uri: str) -> str:
+    """A URI without the user and password it may carry."""
+    head, at, tail = uri.rpartition("@")
+    return f"{head.partition('://')[0]}://***@{tail}" if at else uri
+
+
+def _experiment(client: MlflowClient, name: str, artifact_root: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=artifact_root))
+    except MlflowException:  # another process was faster
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _unfinished(client: MlflowClient, experiment_id: str, name: str, parent: str | None) -> str | None:
+    quoted = name.replace("'", "")
+    runs = client.search_runs([experiment_id], f"attributes.run_name = '{quoted}'", max_results=10)
+    for run in runs:
+        if run.data.tags.get(PARENT_TAG) == parent and run.info.status != "FINISHED":
+            return str(run.info.run_id)
+    return None
+
+
+def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Any]) -> None:
+    params = [Param(key, str(value)[:VALUE_CHARACTERS]) for key, value in parameters.items()]
+    for start in range(0, len(params), PARAMS_PER_CALL):
+        client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])

@@ -1,0 +1,220 @@
+"""The training loop's body in plain torch: one step, one evaluation. Runs on a laptop or a GPU with no Ray.
+
+A step's micro-batches may be computed by any number of workers: BatchNorm and dropout see the same micro-batch with
+the same random numbers wherever it is computed, and gradients and BatchNorm statistics are means over micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tpn_ray.errors import ConfigError
+from tpn_ray.metrics import top_k_hits
+from tpn_ray.model.pixels import normalise
+from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
+from tpn_ray.train.loss import LossConfig, cross_entropy, total_loss
+from tpn_ray.train.optim import OptimConfig, learning_rate, make_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long, in which portions, and how exactly."""
+
+    epochs: int = 150
+    """Times that every training video is seen."""
+
+    batch_clips: int = 64
+    """Clips per step, over all workers: what the learning rate belongs to."""
+
+    micro_batch_clips: int = 8
+    """Clips that are computed together, and that BatchNorm sees; workers share out the micro-batches of a step."""
+
+    evaluate_every_epochs: int = 5
+    """How often the validation videos are scored (one centre view) and a checkpoint is kept; always at the end."""
+
+    log_every_steps: int = 10
+    """How often loss, accuracy and speed are gathered from all workers."""
+
+    seed: int = 0
+    """Of the order, the augmentation, the first weights and dropout."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights, optimiser and loss stay float32."""
+
+    deterministic: bool = False
+    """Only kernels that give the same bits on every run; slower on GPUs. (On CPUs they all do.)"""
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch_clips", "micro_batch_clips", "evaluate_every_epochs", "log_every_steps"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+        if self.batch_clips % self.micro_batch_clips:
+            raise ConfigError(
+                f"batch_clips={self.batch_clips} is not a multiple of micro_batch_clips={self.micro_batch_clips}"
+            )
+        if self.micro_batch_clips < 2:
+            raise ConfigError(f"micro_batch_clips={self.micro_batch_clips}: BatchNorm needs at least 2 clips")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} must not be negative")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision={self.precision!r} must be fp32 or bf16")
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        return self.batch_clips // self.micro_batch_clips
+
+
+class MicroBatch(NamedTuple):
+    """The usable clips of one slot of the plan, on the device."""
+
+    number: int
+    """Place in its step, from 0."""
+    clips: UInt8[Tensor, "n t h w c"]
+    labels: Int[Tensor, "n s"]
+
+
+class StepSums(NamedTuple):
+    """What one worker saw in one step, still on the device: add up over workers, then divide."""
+
+    loss: Float[Tensor, ""]
+    """Sum over its micro-batches of the mean loss."""
+    hits: Int[Tensor, ""]
+    clips: int
+
+
+class Training:
+    """A network being trained: weights, optimiser and BatchNorm statistics; `step` counts the steps done."""
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, optim: OptimConfig, loop: LoopConfig, device: str) -> None:
+        torch.manual_seed(loop.seed)
+        torch.use_deterministic_algorithms(loop.deterministic)
+        self.loss_config, self.optim, self.loop, self.device = loss, optim, loop, device
+        self.model: Recognizer = build_model(model).to(device)
+        self.classes = model.label_sets
+        self.optimizer = make_optimizer(optim, self.model)
+        self.statistics = join_batch_norm_statistics(self.model)
+        self.workers = dist.get_world_size() if dist.is_initialized() else 1
+        # Buffers are not broadcast: `train_step` averages the statistics over all micro-batches instead.
+        self.parallel: nn.Module = (
+            DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if self.workers > 1
+            else self.model
+        )
+        self.step = 0
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], steps: int) -> StepSums:
+        """One update of the weights from this worker's share (at least one) of the step's micro-batches."""
+        self.parallel.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        before, summed = self.statistics.clone(), torch.zeros_like(self.statistics)
+        loss_sum = torch.zeros((), device=self.device)
+        hits = torch.zeros((), dtype=torch.long, device=self.device)
+        for micro_batch in micro_batches:
+            self.statistics.copy_(before)  # every micro-batch of a step starts from the same statistics
+            last = micro_batch is micro_batches[-1]
+            with contextlib.nullcontext() if last else self.no_sync():
+                loss, scores = self._forward(micro_batch)
+                # DDP takes the mean over workers; the mean over all micro-batches is wanted.
+                (loss * (self.workers / self.loop.micro_batches_per_step)).backward()
+            summed += self.statistics
+            loss_sum += loss.detach()
+            hits += first_hits(scores, micro_batch.labels, self.classes)
+        self._average_statistics(summed)
+        if self.optim.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optim, self.step, steps)
+        self.optimizer.step()
+        self.step += 1
+        return StepSums(loss_sum, hits, sum(len(m.labels) for m in micro_batches))
+
+    def _forward(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+        # Dropout's numbers belong to the place in the run, not to the worker or to what it computed before.
+        torch.manual_seed(random_seed(self.loop.seed, self.step, micro_batch.number))
+        if len(micro_batch.labels) == 0:
+            return self._forward_nothing(micro_batch)
+        with self.autocast():
+            scores = self.parallel(normalise(micro_batch.clips))
+        return total_loss(scores, micro_batch.labels, self.classes, self.loss_config), scores.action
+
+    def _forward_nothing(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+        """All videos of the micro-batch are bad: no loss, no gradient, but DDP still meets every parameter."""
+        kept = self.statistics.clone()
+        shape = (2, *micro_batch.clips.shape[1:])
+        with self.autocast():
+            scores = self.parallel(normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
+        self.statistics.copy_(kept)
+        nothing = sum((part.sum() for part in scores.auxiliary), scores.action.sum()) * 0.0
+        return nothing, scores.action[:0].float()
+
+    def _average_statistics(self, summed: Tensor) -> None:
+        """new = (1 - momentum) old + momentum * (mean over the step's micro-batches).
+
+        This is what the published training comes to, where every GPU keeps statistics of its own and they are averaged
+        at the end of an epoch, since the update is linear; and it does not depend on the number of workers.
+        """
+        if self.workers > 1:
+            dist.all_reduce(summed)
+        self.statistics.copy_(summed / self.loop.micro_batches_per_step)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """While accumulating, gradients stay on their worker."""
+        if isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the network runs in."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.loop.precision == "bf16")
+
+    @torch.no_grad()
+    def evaluate(self, clips: UInt8[Tensor, "n t h w c"], labels: Int[Tensor, "n s"]) -> Float[Tensor, "4"]:
+        """Sums over the clips: loss, top-1 hits, top-5 hits, number. Of several label sets, all must be right."""
+        self.model.eval()
+        with self.autocast():
+            scores = self.model(normalise(clips)).action.float()
+        loss = cross_entropy(scores, labels, self.classes) * len(labels)
+        parts = split_label_sets(scores, self.classes)
+        hits = [
+            torch.stack([top_k_hits(part, labels[:, i], k) for i, part in enumerate(parts)]).all(dim=0).sum()
+            for k in (1, 5)
+        ]
+        return torch.stack([loss, *(h.float() for h in hits), torch.tensor(float(len(labels)), device=self.device)])
+
+
+def first_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...]) -> Int[Tensor, ""]:
+    """Clips whose best class is the right one in every label set."""
+    parts = split_label_sets(scores.detach(), classes)
+    return torch.stack([part.argmax(dim=1) == labels[:, i] for i, part in enumerate(parts)]).all(dim=0).sum()
+
+
+def random_seed(seed: int, step: int, number: int) -> int:
+    """One 63-bit seed for each micro-batch of a run (splitmix64's finaliser over the three)."""
+    mask = (1 << 64) - 1
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB + 1) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return (value ^ (value >> 31)) >> 1
+
+
+def join_batch_norm_statistics(model: nn.Module) -> Float[Tensor, " s"]:
+    """One flat tensor that all running means and variances of the model are views of: one copy, one all-reduce."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    names = [(norm, name) for norm in norms for name in ("running_mean", "running_var")]
+    flat = torch.cat([getattr(norm, name).flatten() for norm, name in names])
+    start = 0
+    for norm, name in names:
+        size = getattr(norm, name).numel()
+        setattr(norm, name, flat[start : start + size])
+        start += size
+    return flat
