@@ -185,9 +185,10 @@ def _hue(turns: float) -> NDArray[np.float64]:
 
 def crop_and_resize(frames: Frames, crop: CropDraw, size_px: int) -> Frames:
     """Cut a rectangle from each frame, resize it (antialiased bilinear) to size_px x size_px, mirror it if drawn."""
-    box = (crop.left_px, crop.top_px, crop.left_px + crop.width_px, crop.top_px + crop.height_px)
-    resized = _resize(frames, size_px, size_px, box)
-    return np.ascontiguousarray(resized[:, :, ::-1]) if crop.mirrored else resized
+    bottom_px, right_px = crop.top_px + crop.height_px, crop.left_px + crop.width_px
+    # Cut first: with Pillow's `box` the antialiasing would mix in pixels from outside the crop.
+    resized = _resize(frames[:, crop.top_px : bottom_px, crop.left_px : right_px], size_px, size_px)
+    return np.ascontiguousarray(resized[:, :, ::-1] if crop.mirrored else resized)
 
 
 def apply_jitter(frames: Frames, jitter: JitterDraw) -> Frames:
@@ -224,16 +225,18 @@ def test_view(frames: Frames, config: AugmentConfig, crop: CropName = "centre") 
     if share is None:
         raise ConfigError(f"crop is {crop!r}; known: centre, left, middle, right")
     top, left = round((new_height - side) * share), round((new_width - side) * share)
-    resized = _resize(frames, new_height, new_width, (0, 0, width, height))
+    resized = _resize(frames, new_height, new_width)
     return np.ascontiguousarray(resized[:, top : top + side, left : left + side])
 
 
 test_view.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
 
 
-def _resize(frames: Frames, height_px: int, width_px: int, box: tuple[int, int, int, int]) -> Frames:
+def _resize(frames: Frames, height_px: int, width_px: int) -> Frames:
+    if frames.shape[1:3] == (height_px, width_px):
+        return frames
     resized = np.empty((len(frames), height_px, width_px, 3), dtype=np.uint8)
     for source, target in zip(frames, resized, strict=True):
-        image = Image.fromarray(source).resize((width_px, height_px), Image.Resampling.BILINEAR, box=box)
-        target[:] = np.asarray(image)
+        image = Image.fromarray(np.ascontiguousarray(source))
+        target[:] = np.asarray(image.resize((width_px, height_px), Image.Resampling.BILINEAR))
     return resized

@@ -20,8 +20,9 @@ from tpn_ray import storage
 from tpn_ray.clips.augment import generator
 from tpn_ray.errors import ConfigError
 
-TOY_PERIODS_FRAMES = (10, 13, 18, 24, 33, 44, 59, 80)
-"""Frames in one pulse, for each class: evenly spaced on a logarithmic scale, as visual tempo is perceived."""
+TOY_PERIODS_FRAMES = (10, 12, 15, 19, 25, 34, 49, 80)
+"""Frames in one pulse, for each class. The steps grow with the period: slow pulses are harder to tell apart, since a
+clip of some 60 frames holds only one or two of them. The fastest still moves at a stride of 4 frames."""
 
 TOY_CLASSES = tuple(f"period_{frames:02d}" for frames in TOY_PERIODS_FRAMES)
 """The class names, from fast to slow; sorted by name they keep this order."""
@@ -81,7 +82,7 @@ def draw_toy(config: ToyConfig, label: int, number: int) -> NDArray[np.uint8]:
     """The frames (t, h, w, 3) of one video. Everything but the period is drawn in the same way for every class."""
     random = generator(config.seed, 0, label * 1_000_000 + number, 0)
     size = config.size_px
-    period = TOY_PERIODS_FRAMES[label] * random.uniform(0.96, 1.04)
+    period = TOY_PERIODS_FRAMES[label] * random.uniform(0.98, 1.02)
     phase = random.uniform(0, 2 * math.pi) + np.arange(config.frames) * (2 * math.pi / period)
     pulse = np.sin(phase) * random.choice([-1, 1])
     radius = size * random.uniform(0.22, 0.30) * (1 + random.uniform(0.35, 0.45) * pulse)
