@@ -28,10 +28,9 @@ from pyarrow import fs as pafs
 from tpn_ray.errors import ConfigError, NotFoundError, StorageError
 
 CONNECT_SECONDS = 3.0
-REQUEST_SECONDS = 10.0
+REQUEST_SECONDS = 5.0  # without a byte; a stalled store is given up after three times that
 MAX_ATTEMPTS = 5
 GIVE_UP_SECONDS = 60.0
-LIST_ROWS = 5
 
 T = TypeVar("T")
 
@@ -117,9 +116,7 @@ def endpoint() -> str | None:
     """The S3-compatible store that the environment names; None means Amazon S3."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if url and urlsplit(url).scheme not in ("http", "https"):
-        raise ConfigError(
-            f"AWS_ENDPOINT_URL is {url!r}; it needs a scheme, e.g. http://{url.partition('//')[2] or url}"
-        )
+        raise ConfigError(f"AWS_ENDPOINT_URL is {url!r}; it must begin with http:// or https://")
     return url
 
 
@@ -265,7 +262,8 @@ class GiveUp:
     """The failure stands."""
 
 
-LASTING, UNREACHABLE, TRANSIENT = "lasting", "unreachable", "transient"
+LASTING, UNREACHABLE, STALLED, TRANSIENT = "lasting", "unreachable", "stalled", "transient"
+_ATTEMPTS = {LASTING: 1, UNREACHABLE: 2, STALLED: 3, TRANSIENT: MAX_ATTEMPTS}
 
 _UNREACHABLE_MARKS = (
     "couldn't connect",
@@ -274,10 +272,12 @@ _UNREACHABLE_MARKS = (
     "failed to connect",
     "couldn't resolve host",
     "could not resolve",
-    "curlcode: 6",
-    "curlcode: 7",
-    "curlcode: 28",
+    "curlcode: 6,",
+    "curlcode: 7,",
+    "connection timeout",
+    "connection timed out",
 )
+_STALLED_MARKS = ("curlcode: 28,", "operation too slow")
 _TRANSIENT_MARKS = (
     "slow_down",
     "slowdown",
@@ -304,18 +304,19 @@ _TRANSIENT_MARKS = (
 
 
 def failure_kind(message: str) -> str:
-    """LASTING, UNREACHABLE (no server answered) or TRANSIENT (one did, but not well), read from pyarrow's text."""
+    """What pyarrow's text tells of a failure: LASTING; UNREACHABLE, no server there; STALLED, it does not answer in
+    time; TRANSIENT, it answers, but not well."""
     lowered = message.lower()
-    if any(mark in lowered for mark in _UNREACHABLE_MARKS):
-        return UNREACHABLE
-    return TRANSIENT if any(mark in lowered for mark in _TRANSIENT_MARKS) else LASTING
+    for kind, marks in ((UNREACHABLE, _UNREACHABLE_MARKS), (STALLED, _STALLED_MARKS), (TRANSIENT, _TRANSIENT_MARKS)):
+        if any(mark in lowered for mark in marks):
+            return kind
+    return LASTING
 
 
 def decide_retry(kind: str, attempt: int, spent_seconds: float, jitter: float) -> Retry | GiveUp:
     """What to do after failure number `attempt` (from 1) with `jitter` in [0, 1): waits of 0.2, 0.4, 0.8 ... seconds,
-    halved by up to the jitter. An unreachable server gets one more try only: a wrong endpoint must fail in seconds."""
-    allowed = {LASTING: 1, UNREACHABLE: 2, TRANSIENT: MAX_ATTEMPTS}[kind]
-    if attempt >= allowed or spent_seconds > GIVE_UP_SECONDS:
+    halved by up to the jitter. A server that is not there gets few tries: a wrong endpoint must fail in seconds."""
+    if attempt >= _ATTEMPTS[kind] or spent_seconds > GIVE_UP_SECONDS:
         return GiveUp()
     return Retry(0.2 * 2 ** (attempt - 1) * (1 - 0.5 * jitter))
 
@@ -332,26 +333,30 @@ def _attempt(uri: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T
             kind = failure_kind(str(error)) if is_s3(uri) else LASTING
             decision = decide_retry(kind, attempt, time.monotonic() - begin, random.random())
             if isinstance(decision, GiveUp):
-                raise explain(uri, verb, error, attempt) from error
+                raise explain(uri, verb, error, kind, attempt) from error
             time.sleep(decision.wait_seconds)
 
 
 # --- diagnosis
 
 
-def explain(uri: str, verb: str, error: Exception, attempts: int = 1) -> StorageError:
+def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1) -> StorageError:
     """The clear error for a failed operation: what, where, what the store said, and what to do."""
     if not is_s3(uri):
         return _explain_local(uri, verb, error)
-    code, said = _ask_s3(uri, verb)
+    code: str | None
+    if kind in (UNREACHABLE, STALLED):
+        code, said = "Unreachable", _curl_reason(str(error))
+    else:
+        code, said = _ask_s3(uri, verb)
     if code is None:  # the store answers the question, so the failure is of this object alone
         if isinstance(error, FileNotFoundError):
             return NotFoundError(_nothing_there(uri))
         code, said = "error", _first_line(str(error))
     bucket = uri[len("s3://") :].partition("/")[0]
-    kind = NotFoundError if code in ("NoSuchBucket", "NoSuchKey", "404") else StorageError
+    error_type = NotFoundError if code in ("NoSuchBucket", "NoSuchKey", "404") else StorageError
     tries = f" (tried {attempts} times)" if attempts > 1 else ""
-    return kind(f"cannot {verb} {uri} at {endpoint() or 'Amazon S3'}{tries}: {_remedy(code, said, bucket)}")
+    return error_type(f"cannot {verb} {uri} at {endpoint() or 'Amazon S3'}{tries}: {_remedy(code, said, bucket)}")
 
 
 def _nothing_there(uri: str) -> str:
@@ -430,6 +435,12 @@ def _ask_s3(uri: str, verb: str) -> tuple[str | None, str]:
     except BotoCoreError as error:
         return "error", _first_line(str(error))
     return None, ""
+
+
+def _curl_reason(message: str) -> str:
+    """What the HTTP library said, out of pyarrow's long message: "curlCode: 7, Couldn't connect to server; Details"."""
+    found = re.search(r"curlCode: \d+, ([^;\n]+)", message)
+    return found[1] if found else _first_line(message)
 
 
 def _first_line(text: str) -> str:

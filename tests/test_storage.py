@@ -1,0 +1,336 @@
+"""Storage: URIs, local disk, a real S3 server, and what every failure says."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import S3Server, free_port, s3_server
+from tpn_ray import storage
+from tpn_ray.errors import ConfigError, NotFoundError, StorageError
+from tpn_ray.storage import GiveUp, Retry, StoredFile
+
+
+@pytest.fixture(autouse=True)
+def no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the machine's own account reaches a test."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+
+
+# --- URIs
+
+
+def test_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/a") == str(tmp_path / "runs/a")
+    assert storage.absolute(tmp_path / "x") == str(tmp_path / "x")
+    assert storage.absolute("file:///data/my%20videos/") == "/data/my videos"
+    assert storage.absolute("s3://bucket/a/b/") == "s3://bucket/a/b"
+    assert storage.absolute("s3://bucket/") == storage.absolute("s3://bucket") == "s3://bucket"
+    assert storage.absolute(storage.absolute("s3://bucket/ä b")) == "s3://bucket/ä b"
+    for wrong, message in (("", "empty path"), ("gs://b/k", "gs:// is not supported"), ("s3:///k", "no bucket")):
+        with pytest.raises(ConfigError, match=message):
+            storage.absolute(wrong)
+    with pytest.raises(ConfigError, match="write file:///absolute/path"):
+        storage.absolute("file://host/x")
+
+
+def test_join_name_parent() -> None:
+    assert storage.join("s3://bucket", "a", "/b/", "c.mp4") == "s3://bucket/a/b/c.mp4"
+    assert storage.join("/data/", "a") == "/data/a"
+    assert storage.name("s3://bucket/a/b.mp4") == "b.mp4"
+    assert storage.parent("s3://bucket/a/b.mp4") == "s3://bucket/a"
+    assert storage.parent("s3://bucket/a") == "s3://bucket"
+    assert storage.parent("/a") == "/"
+    with pytest.raises(ConfigError, match="is a bucket"):
+        storage.parent("s3://bucket")
+
+
+# --- the same behaviour on local disk and on S3
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.cluster)])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place to write to."""
+    if request.param == "local":
+        return str(tmp_path)
+    running: S3Server = request.getfixturevalue("server")
+    point_to(running, monkeypatch)
+    return f"s3://{running.bucket}/{tmp_path.name}"
+
+
+def point_to(server: S3Server, monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    for name, value in {**server.environment, **changes}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_bytes_come_back(root: str) -> None:
+    uri = storage.join(root, "a", "b ü+%20.bin")
+    for data in (b"", b"x", os.urandom(3_000_000)):
+        storage.write_bytes(uri, data)
+        assert storage.read_bytes(uri) == data
+    with pytest.raises(StorageError, match="holds 3000000 bytes, more than the limit of 10"):
+        storage.read_bytes(uri, max_bytes=10)
+
+
+def test_listing(root: str) -> None:
+    for name in ("b/2.mp4", "a/1.MP4", "a/deep/3.webm", "a/notes.txt"):
+        storage.write_bytes(storage.join(root, name), name.encode())
+    names = [file.uri.removeprefix(root + "/") for file in storage.list_files(root)]
+    assert names == ["a/1.MP4", "a/deep/3.webm", "a/notes.txt", "b/2.mp4"]
+    assert storage.list_files(root, suffixes=(".mp4",)) == [
+        StoredFile(f"{root}/a/1.MP4", 7),
+        StoredFile(f"{root}/b/2.mp4", 7),
+    ]
+    with pytest.raises(NotFoundError, match=r"nothing at .*/none"):
+        storage.list_files(storage.join(root, "none"))
+
+
+def test_existence_and_deletion(root: str) -> None:
+    uri = storage.join(root, "run/deep/x")
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"1")
+    storage.write_bytes(storage.join(root, "run2/x"), b"2")
+    assert storage.exists(uri)
+    assert storage.exists(storage.join(root, "run"))
+    storage.delete_folder(storage.join(root, "run"))
+    storage.delete_folder(storage.join(root, "run"))
+    assert not storage.exists(uri)
+    assert storage.read_bytes(storage.join(root, "run2/x")) == b"2"
+
+
+def test_preflights_leave_nothing(root: str) -> None:
+    with pytest.raises(NotFoundError, match=r"nothing at .*/data.*check the spelling"):
+        storage.check_readable(storage.join(root, "data"))
+    storage.check_writable(storage.join(root, "data"))
+    assert not [file for file in storage.list_files(storage.parent(root)) if root in file.uri]
+    storage.write_bytes(storage.join(root, "data/x"), b"1")
+    storage.check_readable(storage.join(root, "data"))
+
+
+def test_a_missing_file(root: str) -> None:
+    with pytest.raises(NotFoundError, match=r"none\.mp4"):
+        storage.read_bytes(storage.join(root, "none.mp4"))
+
+
+def test_whole_stores_are_not_deleted() -> None:
+    for whole in ("/", "s3://bucket"):
+        with pytest.raises(ConfigError):
+            storage.delete_folder(whole)
+
+
+# --- local failures
+
+
+def test_a_local_write_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "x"
+    storage.write_bytes(str(target), b"before")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        storage.write_bytes(str(target), b"after")
+    assert target.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"cannot write|nothing at"):
+        storage.write_bytes(str(tmp_path / "x/y"), b"1")
+    with pytest.raises(StorageError):
+        storage.list_files(str(tmp_path / "x"))
+
+
+# --- S3 failures, each one clear sentence
+
+
+def said(error: pytest.ExceptionInfo[StorageError]) -> str:
+    text = str(error.value)
+    assert "secret" not in text.lower().replace("aws_secret_access_key", "").replace("the secret does", "")
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "wrong"}, "InvalidAccessKeyId: .*check AWS_ACCESS_KEY_ID"),
+        ({"AWS_SECRET_ACCESS_KEY": "a secret mistyped"}, "SignatureDoesNotMatch: .*check AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials were found; set AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_wrong_credentials(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], message: str
+) -> None:
+    point_to(server, monkeypatch, **changes)
+    uri = f"s3://{server.bucket}/x"
+    for act in (storage.read_bytes, storage.list_files, storage.check_readable, storage.check_writable):
+        with pytest.raises(StorageError, match=message) as error:
+            act(uri)
+        assert uri in said(error)
+        assert server.endpoint_url in said(error)
+
+
+@pytest.mark.cluster
+def test_a_missing_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_to(server, monkeypatch)
+    for act in (storage.read_bytes, storage.list_files, storage.check_readable):
+        with pytest.raises(
+            NotFoundError, match=r"NoSuchBucket: there is no bucket 'no-such-bucket'|nothing at s3://no-such"
+        ) as error:
+            act("s3://no-such-bucket/x")
+        assert server.endpoint_url in said(error)
+
+
+@pytest.mark.timeout(40)
+@pytest.mark.parametrize("kind", ["refused", "unknown host", "silent"])
+def test_a_wrong_endpoint_fails_soon(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # takes connections and never answers
+        url = {
+            "refused": f"http://127.0.0.1:{free_port()}",
+            "unknown host": "http://no-such-host.invalid",
+            "silent": f"http://127.0.0.1:{silent.getsockname()[1]}",
+        }[kind]
+        point_to(S3Server(url, "key", "hidden", "bucket"), monkeypatch)
+        begin = time.monotonic()
+        with pytest.raises(StorageError, match=r"no answer .*check AWS_ENDPOINT_URL") as error:
+            storage.read_bytes("s3://bucket/x")
+        assert time.monotonic() - begin < 30  # 16 on an idle machine
+        assert url in said(error)
+
+
+def test_an_endpoint_needs_its_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(ConfigError, match="must begin with http://"):
+        storage.read_bytes("s3://bucket/x")
+
+
+# --- transient failures
+
+
+def test_what_is_tried_again() -> None:
+    assert (
+        storage.failure_kind("AWS Error SLOW_DOWN during GetObject operation: Please reduce your rate") == "transient"
+    )
+    assert storage.failure_kind("AWS Error UNKNOWN (HTTP status 503) during HeadObject operation") == "transient"
+    assert storage.failure_kind("curlCode: 56, Failure when receiving data from the peer") == "transient"
+    assert storage.failure_kind("truncated body: 10 of 20 bytes came") == "transient"
+    assert storage.failure_kind("curlCode: 7, Couldn't connect to server") == "unreachable"
+    assert storage.failure_kind("curlCode: 28, Timeout was reached; Details: Operation too slow") == "stalled"
+    assert storage.failure_kind("AWS Error ACCESS_DENIED during HeadObject operation: No response body.") == "lasting"
+
+
+def test_retries_are_bounded_and_back_off() -> None:
+    waits = []
+    for attempt in range(1, 20):
+        decision = storage.decide_retry("transient", attempt, spent_seconds=0, jitter=0)
+        if isinstance(decision, GiveUp):
+            break
+        waits.append(decision.wait_seconds)
+    assert waits == [0.2, 0.4, 0.8, 1.6]
+    assert storage.decide_retry("transient", 1, 0, jitter=0.999) == Retry(pytest.approx(0.1, rel=0.01))
+    assert storage.decide_retry("transient", 1, spent_seconds=100, jitter=0) == GiveUp()
+    assert storage.decide_retry("lasting", 1, 0, 0) == GiveUp()
+    assert storage.decide_retry("unreachable", 1, 0, 0) == Retry(0.2)
+    assert storage.decide_retry("unreachable", 2, 0, 0) == GiveUp()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("fault", ["503", "reset", "cut body"])
+def test_a_passing_fault_is_not_seen(server: S3Server, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    point_to(server, monkeypatch)
+    uri, data = f"s3://{server.bucket}/faults", os.urandom(200_000)
+    storage.write_bytes(uri, data)
+    with faulty_proxy(server, fault, times=2) as proxy:
+        point_to(server, monkeypatch, AWS_ENDPOINT_URL=proxy.url)
+        assert storage.read_bytes(uri) == data
+        assert proxy.faults == 2
+
+
+class FaultyProxy:
+    """A TCP proxy before a server that spoils the first connections, one fault each."""
+
+    def __init__(self, target: tuple[str, int], fault: str, times: int) -> None:
+        self._target, self._fault, self._times = target, fault, times
+        self.faults = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> FaultyProxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._target) as upstream:
+            while request := client.recv(65536):
+                is_body = request.startswith(b"GET")
+                spoil = self.faults < self._times and (self._fault != "cut body" or is_body)
+                self.faults += spoil
+                if spoil and self._fault == "503":
+                    client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    return
+                if spoil and self._fault == "reset":
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    return
+                upstream.sendall(request)
+                if not self._pass_answer(upstream, client, most=50_000 if spoil else None):
+                    return
+
+    @staticmethod
+    def _pass_answer(upstream: socket.socket, client: socket.socket, most: int | None) -> bool:
+        """Hand one answer on, all of it or its first bytes; whether the connection lives on."""
+        upstream.settimeout(0.2)
+        passed = 0
+        while True:
+            try:
+                part = upstream.recv(65536)
+            except TimeoutError:
+                if passed:
+                    return True
+                continue
+            if not part:
+                return False
+            if most is not None and passed + len(part) > most:
+                client.sendall(part[: most - passed])
+                return False
+            client.sendall(part)
+            passed += len(part)
+
+
+def faulty_proxy(server: S3Server, fault: str, *, times: int) -> FaultyProxy:
+    host, _, port = server.endpoint_url.removeprefix("http://").partition(":")
+    return FaultyProxy((host, int(port)), fault, times)
