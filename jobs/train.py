@@ -14,6 +14,7 @@ from tpn_ray.data.views import parse_views
 from tpn_ray.progress import Terminal, track
 from tpn_ray.train import driver
 from tpn_ray.train.driver import Machines
+from tpn_ray.train.events import Event
 from tpn_ray.train.recipe import Recipe
 
 PROGRAM = "python jobs/train.py"
@@ -73,7 +74,7 @@ def main() -> None:
         )
         terminal = Terminal()
 
-        def on_event(event: driver.Event) -> None:
+        def on_event(event: Event) -> None:
             terminal(event)
             track(tracked, event)
 

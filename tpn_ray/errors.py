@@ -53,7 +53,7 @@ REASONS = {
 """Why a video can be unusable: the closed list that reports count by."""
 
 
-class BadVideo(TpnRayError):
+class BadVideo(TpnRayError):  # noqa: N818 - it is a finding about a video, not a fault of the program
     """One video cannot be used. It becomes a row with a reason; the run goes on within its budget."""
 
     def __init__(self, reason: str, message: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def begin(
             client.update_run(run_id, status="RUNNING")
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     except Exception as error:  # MlflowException, requests' and SQLAlchemy's errors
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        reason = redacted(str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__)
         raise TrackingError(
             f"the MLflow store {redacted(tracking_uri)} cannot be used: {reason}\nCheck --tracking-uri and that the "
             "server is running; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold "
@@ -149,10 +150,9 @@ def begin(
     return TrackedRun(client=client, run_id=run_id, tracking_uri=tracking_uri)
 
 
-def redacted(uri: str) -> str:
-    """A URI without the user and password it may carry."""
-    head, at, tail = uri.rpartition("@")
-    return f"{head.partition('://')[0]}://***@{tail}" if at else uri
+def redacted(text: str) -> str:
+    """A text whose URIs have lost the user and password that they may carry."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
 def _experiment(client: MlflowClient, name: str, artifact_root: str | None) -> str:

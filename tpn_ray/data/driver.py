@@ -1,4 +1,4 @@
-"""The plan as a lazy `ray.data.Dataset`: one block is one ready micro-batch. Runs on drivers and in the Train controller.
+"""The plan as a lazy `ray.data.Dataset`: one block is one ready micro-batch. Runs on drivers and Train's controller.
 
 A range of slot numbers is cut into one-row blocks and each is decoded by one task. Cutting with `repartition` keeps
 the start cheap whatever the length of the run: with one read task per slot, 100,000 slots took 139 s to the first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Scorers:
     actors: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
-    decode: data.DecodeResources = data.DecodeResources()
+    decode: data.DecodeResources = field(default_factory=data.DecodeResources)
 
 
 def score_videos(checkpoint_uri: str, manifest: Manifest, views: Views, scorers: Scorers) -> pa.Table:

@@ -44,7 +44,7 @@ class Scorer:
     def score(self, views: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """uint8 (v, t, h, w, c) -> float32 (k,), on the scale of probabilities."""
         pixels = torch.tensor(views)  # a copy: the views are read-only memory of the object store
-        outputs = [self.model(normalise(part.to(self.device))).action for part in pixels.split(VIEWS_AT_ONCE)]
+        outputs = [self.model(normalise(part.to(self.device))).action for part in torch.split(pixels, VIEWS_AT_ONCE)]
         return average_views(torch.cat(outputs), self.recipe.model.label_sets).cpu().numpy()
 
 

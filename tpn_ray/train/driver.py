@@ -106,10 +106,11 @@ def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:
 def check_feasible(machines: Machines, recipe: Recipe, total: dict[str, float]) -> None:
     """Refuse what the cluster, with resources `total`, can never start: Ray Train would wait for ever."""
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    if machines.workers > recipe.loop.micro_batches_per_step:
+    shares = recipe.loop.micro_batches_per_step
+    if machines.workers > shares:
         raise ResourceError(
-            f"{machines.workers} workers cannot share the {recipe.loop.micro_batches_per_step} micro-batches of a step: "
-            f"use at most {recipe.loop.micro_batches_per_step} workers, or smaller --loop.micro-batch-clips"
+            f"{machines.workers} workers cannot share the {shares} micro-batches of a step: "
+            f"use at most {shares} workers, or smaller --loop.micro-batch-clips"
         )
     needed = machines.workers * machines.cpus_per_worker + machines.decode_cpus
     if needed > cpus:
@@ -276,7 +277,7 @@ def _datasets(
     return {"train": train, "val": val}
 
 
-class _CommitCallback(ray.train.UserCallback):
+class _CommitCallback(ray.train.UserCallback):  # type: ignore[misc]  # Ray's classes are untyped here
     """Runs in the controller: passes on what became durable."""
 
     def __init__(self, mailbox: Any, run_uri: str) -> None:

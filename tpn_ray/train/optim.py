@@ -80,7 +80,8 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.SGD:
     """SGD over two groups: what decays, and what does not. The rate is set at each step."""
-    decays, stays = [], []
+    decays: list[nn.Parameter] = []
+    stays: list[nn.Parameter] = []
     for parameter in model.parameters():
         # BatchNorm's scales and all biases are vectors, weights of convolutions and linear layers are not.
         (decays if parameter.ndim > 1 or config.decay_norm_and_bias else stays).append(parameter)

@@ -80,7 +80,9 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     lines = []
     for part in sorted(old.keys() | new.keys()):
         before, after = old.get(part) or {}, new.get(part) or {}
-        for name in sorted(before.keys() | after.keys()):
-            if before.get(name) != after.get(name):
-                lines.append(f"{part}.{name}: {before.get(name)!r} then, {after.get(name)!r} now")
+        lines += [
+            f"{part}.{name}: {before.get(name)!r} then, {after.get(name)!r} now"
+            for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)
+        ]
     return lines

@@ -101,11 +101,11 @@ class Training:
         self.model: Recognizer = build_model(model).to(device)
         self.classes = model.label_sets
         self.optimizer = make_optimizer(optim, self.model)
-        self.statistics = join_batch_norm_statistics(self.model)
+        self.statistics, self.counters = join_batch_norm_statistics(self.model)
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         # Buffers are not broadcast: `train_step` averages the statistics over all micro-batches instead.
         self.parallel: nn.Module = (
-            DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallel(self.model, forward_sync_buffers=False, gradient_as_bucket_view=True)
             if self.workers > 1
             else self.model
         )
@@ -124,8 +124,9 @@ class Training:
             with contextlib.nullcontext() if last else self.no_sync():
                 loss, scores = self._forward(micro_batch)
                 # DDP takes the mean over workers; the mean over all micro-batches is wanted.
-                (loss * (self.workers / self.loop.micro_batches_per_step)).backward()
-            summed += self.statistics
+                share = loss * (self.workers / self.loop.micro_batches_per_step)
+                torch.autograd.backward(share)
+            summed += self.statistics if len(micro_batch.labels) else before
             loss_sum += loss.detach()
             hits += first_hits(scores, micro_batch.labels, self.classes)
         self._average_statistics(summed)
@@ -148,11 +149,9 @@ class Training:
 
     def _forward_nothing(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
         """All videos of the micro-batch are bad: no loss, no gradient, but DDP still meets every parameter."""
-        kept = self.statistics.clone()
         shape = (2, *micro_batch.clips.shape[1:])
         with self.autocast():
             scores = self.parallel(normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
-        self.statistics.copy_(kept)
         nothing = sum((part.sum() for part in scores.auxiliary), scores.action.sum()) * 0.0
         return nothing, scores.action[:0].float()
 
@@ -165,6 +164,7 @@ class Training:
         if self.workers > 1:
             dist.all_reduce(summed)
         self.statistics.copy_(summed / self.loop.micro_batches_per_step)
+        self.counters.fill_(self.step + 1)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """While accumulating, gradients stay on their worker."""
@@ -207,14 +207,21 @@ def random_seed(seed: int, step: int, number: int) -> int:
     return (value ^ (value >> 31)) >> 1
 
 
-def join_batch_norm_statistics(model: nn.Module) -> Float[Tensor, " s"]:
-    """One flat tensor that all running means and variances of the model are views of: one copy, one all-reduce."""
+def join_batch_norm_statistics(model: nn.Module) -> tuple[Float[Tensor, " s"], Int[Tensor, " b"]]:
+    """Two flat tensors that all running means and variances, and all counters, of the model are views of.
+
+    So the statistics of a step are one copy and one all-reduce.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    names = [(norm, name) for norm in norms for name in ("running_mean", "running_var")]
-    flat = torch.cat([getattr(norm, name).flatten() for norm, name in names])
+    statistics = _join([(norm, name) for norm in norms for name in ("running_mean", "running_var")])
+    return statistics, _join([(norm, "num_batches_tracked") for norm in norms])
+
+
+def _join(buffers: list[tuple[nn.Module, str]]) -> Tensor:
+    flat = torch.cat([module.get_buffer(name).flatten() for module, name in buffers])
     start = 0
-    for norm, name in names:
-        size = getattr(norm, name).numel()
-        setattr(norm, name, flat[start : start + size])
-        start += size
+    for module, name in buffers:
+        shape = module.get_buffer(name).shape
+        setattr(module, name, flat[start : start + shape.numel()].view(shape))
+        start += shape.numel()
     return flat

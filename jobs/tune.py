@@ -1,0 +1,109 @@
+"""Search lambda, alpha and the schedule. `python jobs/tune.py toy --data FOLDER --samples 4`; `--help` shows all."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import command_line, recipes, report, session, storage
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.train.driver import Machines, recipe_for
+from tpn_ray.train.recipe import Recipe
+from tpn_ray.tune import driver, leaderboard
+from tpn_ray.tune.space import space
+from tpn_ray.tune.trial import Campaign
+
+PROGRAM = "python jobs/tune.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What to vary, how often, on which machines."""
+
+    data: str
+    """As for jobs/train.py."""
+
+    samples: int = 16
+    """Trials."""
+
+    space: str = "all"
+    """lambda_alpha, schedule or all."""
+
+    scheduler: str = "asha"
+    """asha stops the worse trials early; none."""
+
+    at_once: int = 0
+    """Most trials at the same time; 0: as many as fit."""
+
+    seed: int = 0
+    """Of the samples."""
+
+    storage: str = "runs"
+    """Where the trials' checkpoints go: a folder that every node sees, or s3://bucket/prefix."""
+
+    name: str = ""
+    """Name of the campaign; the name of an earlier one continues it. By default a new one."""
+
+    tracking_uri: str = ""
+    """MLflow server (http://...) or store; by default SQLite below --storage."""
+
+    experiment: str = "tpn_ray"
+    """MLflow experiment."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+
+    max_bad: float = 0.01
+    """Share of the videos that may be unusable before a trial stops."""
+
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=lambda: Machines(workers=1))
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+def main() -> None:
+    name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
+    default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
+    flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Search around {name}.")
+    manifest = load_manifest(flags.data)
+    recipe = recipe_for(flags.recipe, manifest)
+    searched = space(flags.space, recipe)
+    folder, campaign_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(f"{name}-tune")
+    storage.check_writable(folder)
+    tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)
+    status = "FAILED"
+    try:
+        campaign = Campaign(
+            recipe=recipe,
+            manifest=manifest,
+            machines=flags.machines,
+            uri=storage.join(folder, campaign_name),
+            name=campaign_name,
+            tracking_uri=tracked.tracking_uri,
+            experiment=flags.experiment,
+            artifact_root=None if flags.tracking_uri else storage.join(folder, "mlflow-artifacts"),
+            parent_run=tracked.run_id,
+            max_bad=flags.max_bad,
+        )
+        session.connect(
+            flags.address, workers_cpus=flags.machines.workers * flags.machines.cpus_per_worker, decode_cpus=2
+        )
+        trials = driver.run(
+            campaign,
+            searched,
+            samples=flags.samples,
+            scheduler_name=flags.scheduler,
+            at_once=flags.at_once,
+            seed=flags.seed,
+            on_result=leaderboard.show_result,
+        )
+        leaderboard.show(trials, campaign, recipe_name=name, data=flags.data, tracked=tracked)
+        status = "FINISHED"
+    finally:
+        tracked.end(status)
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=session.disconnect)

@@ -1,0 +1,42 @@
+"""Fixtures that several tests share: made videos, and real servers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+# Before anything of the project is imported: shapes and types in signatures are checked while testing.
+jaxtyping.install_import_hook(["tpn_ray.train.step", "tpn_ray.train.loss"], "beartype.beartype")
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+
+from tests.servers import S3Server, mlflow_server, s3_server  # noqa: E402
+from tpn_ray.clips.toy import ToyConfig, write_toy  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 training and 16 validation videos of the toy dataset."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_toy(str(folder), ToyConfig(train_per_class=4, val_per_class=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3-compatible server."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
+        yield url

@@ -1,0 +1,83 @@
+"""The plan: complete, without repeats, the same wherever it is begun and however many workers share it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpn_ray.data.plan import Plan, epoch_order, evaluation_slot, evaluation_slots
+from tpn_ray.errors import ConfigError
+
+plans = st.builds(
+    lambda micro, per_step, steps, extra, epochs, seed: Plan(
+        samples=micro * per_step * steps + extra % (micro * per_step),
+        seed=seed,
+        epochs=epochs,
+        batch_clips=micro * per_step,
+        micro_batch_clips=micro,
+    ),
+    micro=st.integers(1, 4),
+    per_step=st.integers(1, 5),
+    steps=st.integers(1, 4),
+    extra=st.integers(0, 100),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+
+
+def clips(plan: Plan, workers: int, first_step: int = 0) -> list[tuple[int, int, int]]:
+    """(step, position, sample) of all clips, in streamed order, without filling."""
+    slots = (plan.slot(i, workers, first_step) for i in range(plan.slots(workers, first_step)))
+    return [
+        (slot.step, int(position), int(sample))
+        for slot in slots
+        for position, sample in zip(slot.positions, slot.samples, strict=True)
+        if position >= 0
+    ]
+
+
+@given(plans, st.integers(1, 6))
+def test_each_epoch_has_every_position_once_and_no_video_twice(plan: Plan, workers: int) -> None:
+    seen = clips(plan, workers)
+    assert [position for _, position, _ in seen] == list(range(plan.steps * plan.batch_clips))
+    per_epoch = plan.steps_per_epoch * plan.batch_clips
+    for epoch in range(plan.epochs):
+        samples = [sample for _, _, sample in seen[epoch * per_epoch : (epoch + 1) * per_epoch]]
+        assert len(set(samples)) == per_epoch
+        assert set(samples) <= set(range(plan.samples))
+
+
+@given(plans, st.integers(1, 6), st.integers(1, 6), st.data())
+def test_what_is_left_is_the_same_for_any_start_and_number_of_workers(
+    plan: Plan, before: int, after: int, data: st.DataObject
+) -> None:
+    first_step = data.draw(st.integers(0, plan.steps))
+    assert clips(plan, after, first_step) == [clip for clip in clips(plan, before) if clip[0] >= first_step]
+
+
+@given(plans, st.integers(1, 6))
+def test_every_worker_gets_equally_many_slots(plan: Plan, workers: int) -> None:
+    assert plan.slots(workers) % workers == 0
+    assert plan.slots_per_step(workers) % workers == 0
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [epoch_order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+@given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 4))
+def test_evaluation_covers_every_video_once(samples: int, batch: int, workers: int) -> None:
+    slots = evaluation_slots(samples, batch, workers)
+    seen = np.concatenate([evaluation_slot(i, samples, batch) for i in range(slots)])
+    assert slots % workers == 0
+    assert seen[seen >= 0].tolist() == list(range(samples))
+
+
+@pytest.mark.parametrize(("samples", "batch", "micro"), [(7, 8, 4), (16, 8, 3)])
+def test_what_cannot_be_is_refused(samples: int, batch: int, micro: int) -> None:
+    with pytest.raises(ConfigError, match=f"{samples} training videos|micro_batch_clips={micro}"):
+        Plan(samples=samples, seed=0, epochs=1, batch_clips=batch, micro_batch_clips=micro)

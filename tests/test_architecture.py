@@ -1,0 +1,105 @@
+"""Imports point down, and what runs remotely or knows a service stays in its place."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = [
+    ["jobs"],
+    ["command_line"],
+    ["tune", "tempo"],
+    ["report", "recipes"],
+    ["progress", "session"],
+    ["train", "predict", "prepare"],
+    ["data", "tracking"],
+    ["checkpoint"],
+    ["clips", "model", "metrics"],
+    ["storage"],
+    ["errors"],
+]
+"""A row imports only rows below it; parts on one row do not import each other, but for those in BESIDE."""
+
+BESIDE = {("predict", "train")}
+"""predict reads the recipe of a checkpoint with train.recipe."""
+
+MODULES = sorted([*ROOT.glob("tpn_ray/**/*.py"), *ROOT.glob("jobs/*.py")])
+
+ONLY_IN = {
+    "ray": ["driver.py", "worker.py", "trial.py", "space.py", "session.py"],
+    "mlflow": ["tracking.py"],
+    "av": ["clips/"],
+    "boto3": ["storage.py"],
+    "botocore": ["storage.py"],
+    "optuna": ["tune/"],
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of all that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def part_of(name: str) -> str | None:
+    """The part (a row entry of LAYERS) that a module name belongs to."""
+    pieces = name.split(".")
+    if pieces[0] == "jobs":
+        return "jobs"
+    return pieces[1] if pieces[0] == "tpn_ray" and len(pieces) > 1 else None
+
+
+def row(part: str) -> int | None:
+    return next((i for i, parts in enumerate(LAYERS) if part in parts), None)
+
+
+def test_every_module_has_a_layer() -> None:
+    for path in MODULES:
+        part = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        assert part == "__init__" or row(part or "") is not None, f"{path} is on no row of LAYERS"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    mine = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if mine == "__init__":
+        return
+    for name in imports(path):
+        other = part_of(name)
+        if other in (None, mine) or row(other) is None or (mine, other) in BESIDE:
+            continue
+        assert row(other) > row(mine), f"{path.relative_to(ROOT)} ({mine}) imports {name} ({other})"
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_packages_stay_in_their_place(package: str) -> None:
+    for path in MODULES:
+        place = str(path.relative_to(ROOT))
+        if any(name.split(".")[0] == package for name in imports(path)):
+            allowed = ONLY_IN[package]
+            assert any(place.endswith(one) or (one.endswith("/") and f"/{one}" in place) for one in allowed), (
+                f"{place} imports {package}, which belongs in {', '.join(allowed)}"
+            )
+
+
+def test_the_rules_are_alive() -> None:
+    """The checks above see something: the rows exist and the packages are imported somewhere."""
+    seen = {name.split(".")[0] for path in MODULES for name in imports(path)}
+    assert {"ray", "mlflow", "av", "boto3"} <= seen
+    assert "tpn_ray.data.plan" in imports(ROOT / "tpn_ray/train/driver.py")
+
+
+def test_jobs_are_thin() -> None:
+    for path in ROOT.glob("jobs/*.py"):
+        tree = ast.parse(path.read_text())
+        statements = sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
+        assert statements <= 90, f"{path.name} holds {statements} statements; move work into tpn_ray/"

@@ -1,0 +1,80 @@
+"""Against real stores: SQLite, and a server that goes away and comes back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.servers import mlflow_server
+from tpn_ray import tracking
+from tpn_ray.errors import TrackingError
+
+
+def begin(uri: str, name: str = "run", **more: str | None) -> tracking.TrackedRun:
+    return tracking.begin(uri, "experiment", name, parameters={"optim.lr": 0.1}, tags={"a": "b"}, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tracking.local_uri(str(tmp_path_factory.mktemp("store")))
+
+
+def test_a_run_holds_parameters_metrics_tags_and_artefacts(store: str, tmp_path: Path) -> None:
+    run = begin(store, artifact_root=str(tmp_path))
+    run.log_metrics({"loss": 2.0}, 1)
+    run.log_metrics({"loss": 1.0}, 2)
+    run.set_tags({"last_checkpoint": "here"})
+    run.log_json({"x": 1}, "recipe.json")
+    assert run.end("FINISHED")
+    client = MlflowClient(store)
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params == {"optim.lr": "0.1"}
+    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")] == [(1, 2.0), (2, 1.0)]
+    assert stored.data.tags["last_checkpoint"] == "here"
+    assert [file.path for file in client.list_artifacts(run.run_id)] == ["recipe.json"]
+
+
+def test_an_unfinished_run_goes_on_and_a_finished_one_does_not(store: str) -> None:
+    first = begin(store, "again")
+    assert begin(store, "again").run_id == first.run_id
+    first.end("FINISHED")
+    assert begin(store, "again").run_id != first.run_id
+
+
+def test_a_child_is_not_taken_for_its_parent(store: str) -> None:
+    parent = begin(store, "family")
+    child = begin(store, "family", parent=parent.run_id)
+    assert child.run_id != parent.run_id
+    tags = MlflowClient(store).get_run(child.run_id).data.tags
+    assert tags[tracking.PARENT_TAG] == parent.run_id
+
+
+def test_a_store_that_cannot_be_used_is_one_clear_error() -> None:
+    begun = time.monotonic()
+    with pytest.raises(TrackingError, match=r"the MLflow store http://\*\*\*@127.0.0.1:9 cannot be used: ") as e:
+        begin("http://someone:secret@127.0.0.1:9")
+    assert "secret" not in str(e.value)
+    assert "Check --tracking-uri" in str(e.value)
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.cluster
+def test_what_a_server_missed_is_sent_when_it_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    with mlflow_server(tmp_path) as url:
+        run = begin(url)
+    port = int(url.rpartition(":")[2])
+    run.log_metrics({"loss": 3.0}, 1)
+    run.log_text("x", "note.txt")
+    assert not run.sent
+    assert run.failures > 0
+    with mlflow_server(tmp_path, port=port) as url:
+        run.log_metrics({"loss": 2.0}, 2)
+        assert run.end("FINISHED")
+        client = MlflowClient(url)
+        assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")] == [(1, 3.0), (2, 2.0)]
+        assert [file.path for file in client.list_artifacts(run.run_id)] == ["note.txt"]

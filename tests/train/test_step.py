@@ -1,0 +1,143 @@
+"""One step: the same numbers however many workers share its micro-batches, and from a checkpoint on."""
+
+from __future__ import annotations
+
+import copy
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+
+from tpn_ray.model.pixels import normalise
+from tpn_ray.model.recognizer import ModelConfig
+from tpn_ray.train.loss import LossConfig
+from tpn_ray.train.optim import OptimConfig
+from tpn_ray.train.step import LoopConfig, MicroBatch, Training, random_seed
+
+MODEL = ModelConfig(backbone="slowonly_toy", classes=5, alpha=(1, 2), dropout=0.3)
+LOSS = LossConfig(lambdas=(0.5,))
+OPTIM = OptimConfig(lr=0.05, schedule="cosine")
+LOOP = LoopConfig(epochs=1, batch_clips=12, micro_batch_clips=3, seed=3)
+STEPS = 3
+
+
+def training() -> Training:
+    torch.set_num_threads(1)
+    return Training(MODEL, LOSS, OPTIM, LOOP, "cpu")
+
+
+def step_of(step: int) -> list[MicroBatch]:
+    """The four micro-batches of a step; the last clip of each is bad and left out."""
+    random = torch.Generator().manual_seed(step)
+    made = []
+    for number in range(4):
+        clips = torch.randint(0, 256, (3, 4, 32, 32, 3), dtype=torch.uint8, generator=random)
+        labels = torch.randint(0, 5, (3, 1), generator=random)
+        made.append(MicroBatch(number, clips[:2], labels[:2]))
+    return made
+
+
+def state(trained: Training) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+
+
+def _worker(rank: int, workers: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    trained = training()
+    for step in range(STEPS):
+        trained.train_step(step_of(step)[rank::workers], STEPS)
+    torch.save(state(trained), Path(folder) / f"{workers}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def trained_by(workers: int, folder: Path) -> list[dict[str, torch.Tensor]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_worker, args=(workers, port, str(folder)), nprocs=workers)
+    return [torch.load(folder / f"{workers}-{rank}.pt") for rank in range(workers)]
+
+
+def test_any_number_of_workers_computes_the_same_step(tmp_path: Path) -> None:
+    alone = training()
+    begin = state(alone)
+    for step in range(STEPS):
+        alone.train_step(step_of(step), STEPS)
+    expected = state(alone)
+    for workers in (2, 3):
+        ranks = trained_by(workers, tmp_path)
+        for name, tensor in expected.items():
+            for rank in ranks:
+                assert torch.equal(rank[name], ranks[0][name]), f"{name} differs between ranks"
+            error, change = (ranks[0][name] - tensor).float().norm(), (tensor - begin[name]).float().norm()
+            assert error <= 1e-2 * change, f"{name}, {workers} workers: {error} of a change of {change}"
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    first, second = training(), training()
+    for step in range(STEPS):
+        sums = [trained.train_step(step_of(step), STEPS) for trained in (first, second)]
+        assert torch.equal(sums[0].loss, sums[1].loss)
+    assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
+
+
+def test_a_step_restored_from_its_state_dicts_gives_the_same_bits() -> None:
+    straight = training()
+    straight.train_step(step_of(0), STEPS)
+    saved = copy.deepcopy((straight.model.state_dict(), straight.optimizer.state_dict()))
+    resumed = training()
+    resumed.model.load_state_dict(saved[0])
+    resumed.optimizer.load_state_dict(saved[1])
+    resumed.step = 1
+    for step in range(1, STEPS):
+        straight.train_step(step_of(step), STEPS)
+        resumed.train_step(step_of(step), STEPS)
+    assert all(torch.equal(a, b) for a, b in zip(state(straight).values(), state(resumed).values(), strict=True))
+
+
+def test_a_micro_batch_of_bad_videos_only_changes_no_statistics_and_no_gradient() -> None:
+    empty = MicroBatch(0, torch.zeros(0, 4, 32, 32, 3, dtype=torch.uint8), torch.zeros(0, 1, dtype=torch.long))
+    trained = training()
+    before = trained.statistics.clone()
+    sums = trained.train_step([empty], STEPS)
+    assert sums.clips == 0
+    assert float(sums.loss) == 0.0
+    gradients = [parameter.grad for parameter in trained.model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    # One of four micro-batches was given; the mean is over four.
+    assert torch.equal(trained.statistics, before / 4)
+
+
+def test_statistics_are_the_mean_over_the_micro_batches() -> None:
+    """Each micro-batch moves the statistics from the same beginning; the step takes the mean of where they get to."""
+    reached = []
+    for micro_batch in step_of(0):
+        alone = training()
+        torch.manual_seed(random_seed(LOOP.seed, 0, micro_batch.number))
+        alone.model.train()(normalise(micro_batch.clips))
+        reached.append(alone.statistics.clone())
+    trained = training()
+    begin = trained.statistics.clone()
+    trained.train_step(step_of(0), STEPS)
+    assert not torch.equal(trained.statistics, begin)
+    torch.testing.assert_close(trained.statistics, torch.stack(reached).mean(dim=0))
+
+
+def test_evaluation_counts_every_clip() -> None:
+    trained = training()
+    batch = step_of(0)[0]
+    sums = trained.evaluate(batch.clips, batch.labels)
+    scores = trained.model.eval()(normalise(batch.clips)).action.detach()
+    assert sums[3] == 2
+    assert sums[1] == (scores.argmax(1) == batch.labels[:, 0]).sum()
+    assert sums[2] == 2  # five classes: the right one is always among the first five
+    assert sums[0] == pytest.approx(float(torch.nn.functional.cross_entropy(scores, batch.labels[:, 0])) * 2, rel=1e-5)
+
+
+def test_seeds_of_neighbours_have_nothing_in_common() -> None:
+    seeds = {random_seed(seed, step, number) for seed in range(5) for step in range(20) for number in range(8)}
+    assert len(seeds) == 5 * 20 * 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
