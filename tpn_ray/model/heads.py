@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tpn_ray.model.frames import per_frame
-from tpn_ray.model.resnet2d import conv
+from tpn_ray.model.layers import ConvNorm, conv
 
 
 class ClassificationHead(nn.Module):
@@ -35,12 +34,10 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
         super().__init__()
-        self.conv = conv(channels, 2 * channels, 3, stride=2)
-        self.norm = nn.BatchNorm2d(2 * channels)
+        self.deepen = ConvNorm(conv(channels, 2 * channels, 3, stride=2))
         self.head = ClassificationHead(2 * channels, classes, dropout)
-        nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.xavier_uniform_(self.deepen.conv.weight)
 
     def forward(self, features: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k"]:
-        deeper = per_frame(lambda frames: F.relu(self.norm(self.conv(frames)), inplace=True), features)
-        scores: Tensor = self.head(deeper)
+        scores: Tensor = self.head(per_frame(self.deepen, features))
         return scores

@@ -18,12 +18,9 @@ Substitutions = tuple[tuple[str, str], ...]
 BLOCK = r"^backbone\.stages\.res(\d)\.(\d+)\."
 
 MMACTION2: Substitutions = (
-    (r"^backbone\.stem\.conv\.", "backbone.conv1.conv."),
-    (r"^backbone\.stem\.norm\.", "backbone.conv1.bn."),
-    (BLOCK + r"conv(\d)\.", r"backbone.layer<\1>.\2.conv\3.conv."),
-    (BLOCK + r"norm(\d)\.", r"backbone.layer<\1>.\2.conv\3.bn."),
-    (BLOCK + r"shortcut\.conv\.", r"backbone.layer<\1>.\2.downsample.conv."),
-    (BLOCK + r"shortcut\.norm\.", r"backbone.layer<\1>.\2.downsample.bn."),
+    (r"^backbone\.stem\.", "backbone.conv1."),
+    (BLOCK + r"shortcut\.", r"backbone.layer<\1>.\2.downsample."),
+    (BLOCK, r"backbone.layer<\1>.\2."),
     (r"^neck\.spatial\.", "neck.spatial_modulation.spatial_modulation."),
     (r"^neck\.temporal\.(\d)\.", r"neck.temporal_modulation_ops.\1.conv.conv."),
     (r"^neck\.down\.(\d)\.", r"neck.downsample_ops.\1.conv.conv."),
@@ -31,7 +28,7 @@ MMACTION2: Substitutions = (
     (r"^neck\.level_fusion\.bottom_up\.", "neck.level_fusion_2."),
     (r"\.mix\.(\d)\.", r".downsamples.\1.conv."),
     (r"\.fuse\.", ".fusion_conv."),
-    (r"^auxiliary\.top\.(conv|norm)\.", r"neck.aux_head.conv.\1."),
+    (r"^auxiliary\.top\.deepen\.", "neck.aux_head.conv."),
     (r"^auxiliary\.top\.head\.linear\.", "neck.aux_head.fc."),
     (r"^head\.linear\.", "cls_head.fc_cls."),
     (r"\.norm\.", ".bn."),
@@ -40,8 +37,8 @@ MMACTION2: Substitutions = (
 OFFICIAL: Substitutions = (
     (r"^backbone\.stem\.conv\.", "backbone.conv1."),
     (r"^backbone\.stem\.norm\.", "backbone.bn1."),
-    (BLOCK + r"conv(\d)\.", r"backbone.layer<\1>.\2.conv\3."),
-    (BLOCK + r"norm(\d)\.", r"backbone.layer<\1>.\2.bn\3."),
+    (BLOCK + r"conv(\d)\.conv\.", r"backbone.layer<\1>.\2.conv\3."),
+    (BLOCK + r"conv(\d)\.norm\.", r"backbone.layer<\1>.\2.bn\3."),
     (BLOCK + r"shortcut\.conv\.", r"backbone.layer<\1>.\2.downsample.0."),
     (BLOCK + r"shortcut\.norm\.", r"backbone.layer<\1>.\2.downsample.1."),
     (r"^neck\.spatial\.(\d)\.(\d)\.norm\.", r"necks.spatial_modulation.spatial_modulation.\1.\2.bn."),
@@ -55,8 +52,8 @@ OFFICIAL: Substitutions = (
     (r"\.fuse\.norm\.", ".fusion_conv.1."),
     (r"^neck\.pyramid_fusion\.conv\.", "necks.pyramid_fusion_op.0."),
     (r"^neck\.pyramid_fusion\.norm\.", "necks.pyramid_fusion_op.1."),
-    (r"^auxiliary\.top\.conv\.", "necks.aux_head.convs.conv."),
-    (r"^auxiliary\.top\.norm\.", "necks.aux_head.convs.bn."),
+    (r"^auxiliary\.top\.deepen\.conv\.", "necks.aux_head.convs.conv."),
+    (r"^auxiliary\.top\.deepen\.norm\.", "necks.aux_head.convs.bn."),
     (r"^auxiliary\.top\.head\.linear\.", "necks.aux_head.fc."),
     (r"^head\.linear\.", "cls_head.fc_cls."),
 )

@@ -209,7 +209,7 @@ def initialise_backbone(backbone: ResNet) -> None:
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if name.endswith("norm3"):
+        if name.endswith("conv3.norm"):
             nn.init.zeros_(module.weight)
 
 

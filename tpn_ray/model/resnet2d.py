@@ -5,7 +5,6 @@ The residual network itself is shared with `resnet3d`: a block differs only in h
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpn_ray.model.frames import along_time, fold, unfold
+from tpn_ray.model.layers import ConvNorm, conv
 
 Time = Literal["apart", "shift", "shift_inplace", "convolve"]
 """How a block's first convolution meets time.
@@ -46,17 +46,6 @@ R101 = Size(blocks=(3, 4, 23, 3), width=64)
 TOY = Size(blocks=(1, 1, 1, 1), width=8)
 
 
-def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the size (but for its stride)."""
-    high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
-    return nn.Conv2d(inputs, outputs, (high, wide), stride, (high // 2, wide // 2), groups=groups, bias=False)
-
-
-def conv_norm(convolution: nn.Conv2d) -> nn.Sequential:
-    """A convolution and its batch norm."""
-    return nn.Sequential(OrderedDict(conv=convolution, norm=nn.BatchNorm2d(convolution.out_channels)))
-
-
 class Bottleneck(nn.Module):
     """1x1 (3x1x1 for `convolve`), 3x3, 1x1, and a shortcut; the 3x3 carries the stride."""
 
@@ -64,23 +53,18 @@ class Bottleneck(nn.Module):
         super().__init__()
         outputs = EXPANSION * width
         self.time = time
-        self.conv1 = conv(inputs, width, (3, 1) if time == "convolve" else 1)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, stride=stride)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, outputs, 1)
-        self.norm3 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Sequential | None = None
+        self.conv1 = ConvNorm(conv(inputs, width, (3, 1) if time == "convolve" else 1))
+        self.conv2 = ConvNorm(conv(width, width, 3, stride=stride))
+        self.conv3 = ConvNorm(conv(width, outputs, 1), relu=False)
+        self.shortcut: ConvNorm | None = None
         if stride != 1 or inputs != outputs:
-            self.shortcut = conv_norm(conv(inputs, outputs, 1, stride=stride))
+            self.shortcut = ConvNorm(conv(inputs, outputs, 1, stride=stride), relu=False)
 
     def forward(self, frames: Float[Tensor, "nt c h w"], t: int) -> Float[Tensor, "nt k i j"]:
         moved = shift(frames, t) if self.time in ("shift", "shift_inplace") else frames
         over_time = self.time == "convolve"
         inner = fold(along_time(self.conv1, unfold(moved, t))) if over_time else self.conv1(moved)
-        inner = F.relu(self.norm1(inner), inplace=True)
-        inner = F.relu(self.norm2(self.conv2(inner)), inplace=True)
-        inner = self.norm3(self.conv3(inner))
+        inner = self.conv3(self.conv2(inner))
         kept = frames
         if self.shortcut is not None:
             # The official code shifts what the shortcut's convolution sees, mmaction2 and TSM itself do not.
@@ -94,7 +78,7 @@ class ResNet(nn.Module):
     def __init__(self, size: Size, top: int, time_of: Callable[[int, int], Time]) -> None:
         """`time_of(stage, block)` says how that block meets time."""
         super().__init__()
-        self.stem = conv_norm(conv(3, size.width, 7, stride=2))
+        self.stem = ConvNorm(conv(3, size.width, 7, stride=2))
         self.channels: dict[int, int] = {}
         self.stages = nn.ModuleDict()
         inputs = size.width
@@ -110,7 +94,7 @@ class ResNet(nn.Module):
 
     def forward(self, frames: Float[Tensor, "nt c h w"], t: int) -> dict[int, Float[Tensor, "nt _ _ _"]]:
         """Frames of clips of `t` frames -> the output of every stage, by its number."""
-        x = F.max_pool2d(F.relu(self.stem(frames), inplace=True), 3, 2, 1)
+        x = F.max_pool2d(self.stem(frames), 3, 2, 1)
         levels = {}
         for stage in self.channels:
             for block in self.stages[f"res{stage}"]:  # type: ignore[attr-defined]

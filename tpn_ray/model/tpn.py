@@ -16,7 +16,8 @@ Alpha changes no weight's shape, so a built network can be given another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpn_ray.model.frames import along_time, max_pool_time, per_frame, stretch_time
-from tpn_ray.model.resnet2d import conv
+from tpn_ray.model.layers import ConvNorm, conv, convolve
 
 Flow = Literal["isolation", "bottom_up", "top_down", "cascade", "parallel"]
 Level = Float[Tensor, "n _ _ _ _"]
@@ -40,18 +41,6 @@ PYRAMIDS: dict[Flow, tuple[str, ...]] = {
 """The pyramids that a flow makes, in the order in which pyramid fusion concatenates them."""
 
 
-class ConvNorm(nn.Module):
-    """Convolution of every frame, batch norm, ReLU."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = convolution
-        self.norm = nn.BatchNorm2d(convolution.out_channels)
-
-    def forward(self, level: Level) -> Level:
-        return per_frame(lambda frames: F.relu(self.norm(self.conv(frames)), inplace=True), level)
-
-
 class LevelFusion(nn.Module):
     """All levels of one pyramid -> one feature: pool to the top level's time, mix within groups, concatenate, mix."""
 
@@ -64,9 +53,8 @@ class LevelFusion(nn.Module):
         top = levels[-1]
         mixed = []
         for level, stride, mix in zip(levels, strides, self.mix, strict=True):
-            mixed.append(mix(pool_like(level, strides[-1] // stride, top)))
-        fused: Tensor = self.fuse(torch.cat(mixed, dim=1))
-        return fused
+            mixed.append(per_frame(mix, pool_like(level, strides[-1] // stride, top)))
+        return per_frame(self.fuse, torch.cat(mixed, dim=1))
 
 
 class TemporalPyramid(nn.Module):
@@ -122,12 +110,11 @@ class TemporalPyramid(nn.Module):
             pyramids["top_down"] = top_down(modulated)
         if "bottom_up" in PYRAMIDS[self.flow]:
             start = pyramids["top_down"] if self.flow == "cascade" else modulated
-            pyramids["bottom_up"] = bottom_up(start, list(self.down), strides)
+            pyramids["bottom_up"] = bottom_up(start, self.down, strides)
         fused: list[Tensor] = [self.level_fusion[name](pyramid, strides) for name, pyramid in pyramids.items()]
         if self.pyramid_fusion is None:
             return fused[0]
-        result: Tensor = self.pyramid_fusion(torch.cat(fused, dim=1))
-        return result
+        return per_frame(self.pyramid_fusion, torch.cat(fused, dim=1))
 
     def strides(self) -> tuple[int, ...]:
         """Frames of the backbone per frame of each level."""
@@ -136,10 +123,11 @@ class TemporalPyramid(nn.Module):
 
     def modulate(self, index: int, level: Level) -> Level:
         """Spatial, then temporal modulation of one level (the paper's F_i)."""
-        sampled = self.spatial[index](level[:, :, :: self.rates[index]])
+        sampled = per_frame(self.spatial[index], level[:, :, :: self.rates[index]])
+        convolution = self.temporal[index]
         if not self.temporal_modulation:
-            return per_frame(self.temporal[index], sampled)
-        return max_pool_time(along_time(self.temporal[index], sampled), self.alpha[index])
+            return per_frame(partial(convolve, convolution), sampled)
+        return max_pool_time(along_time(partial(convolve, convolution), sampled), self.alpha[index])
 
 
 def lift(channels: int, outputs: int) -> nn.Sequential:
@@ -159,13 +147,12 @@ def top_down(levels: Sequence[Level]) -> list[Level]:
     return enriched
 
 
-def bottom_up(
-    levels: Sequence[Level], down: Sequence[Callable[[Tensor], Tensor]], strides: Sequence[int]
-) -> list[Level]:
+def bottom_up(levels: Sequence[Level], down: Iterable[nn.Module], strides: Sequence[int]) -> list[Level]:
     """Every level receives the (already enriched) level below it, convolved and pooled."""
     enriched = [levels[0]]
-    for i, level in enumerate(levels[1:]):
-        enriched.append(level + pool_like(along_time(down[i], enriched[i]), strides[i + 1] // strides[i], level))
+    for i, (level, convolution) in enumerate(zip(levels[1:], down, strict=True)):
+        convolved = along_time(partial(convolve, convolution), enriched[i])
+        enriched.append(level + pool_like(convolved, strides[i + 1] // strides[i], level))
     return enriched
 
 

@@ -118,7 +118,7 @@ def mmaction2_state(model: Recognizer) -> dict[str, Tensor]:
         raise ConfigError("mmaction2 has neither shift='inplace' nor temporal_modulation=False")
     flat_backbone = not config.backbone.startswith("slowonly")
     shifted = {
-        f"{name}.conv1.weight"
+        f"{name}.conv1.conv.weight"
         for name, module in model.named_modules()
         if isinstance(module, Bottleneck) and module.time == "shift"
     }

@@ -1,0 +1,177 @@
+"""Convolution and batch norm over frames, each by the quickest exact road the device offers. Runs anywhere, torch only.
+
+On CUDA both are torch's own. On a CPU torch's kernels for channels-last memory have weak spots, measured on one core:
+  * a 3x3 convolution of stride 2 with many channels (spatial modulation, auxiliary head) spends its time reordering
+    75 MB of weights: as a matrix product over gathered patches it is 1.4 to 3.9 times as fast;
+  * the weight gradient of a 3x1 convolution: as one matrix product it is 1.8 to 2.6 times as fast;
+  * a 1x1 convolution in groups on few positions: batched products;
+  * batch norm adds up in float32 one row after another, which costs three digits of its gradients, and goes backward
+    through memory slowly: sums in a tree and in blocks are more precise and quicker.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MANY_CHANNELS = 512
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm and, but for the last of a residual branch, ReLU; over frames or columns."""
+
+    def __init__(self, convolution: nn.Conv2d, *, relu: bool = True) -> None:
+        super().__init__()
+        self.conv = convolution
+        self.norm = nn.BatchNorm2d(convolution.out_channels)
+        self.relu = relu
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
+        y = batch_norm(self.norm, convolve(self.conv, x))
+        return F.relu(y, inplace=True) if self.relu else y
+
+
+def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size (but for its stride)."""
+    high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
+    return nn.Conv2d(inputs, outputs, (high, wide), stride, (high // 2, wide // 2), groups=groups, bias=False)
+
+
+def convolve(convolution: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
+    """`convolution(x)`, for frames and for columns."""
+    assert isinstance(convolution, nn.Conv2d)
+    kernel = convolution.weight
+    if on_cpu(x) and not torch.is_autocast_enabled("cpu"):
+        if convolution.groups > 1 and kernel.shape[2:] == (1, 1):
+            return grouped_product(x, kernel, convolution.groups)
+        if convolution.groups == 1 and kernel.shape[2:] == (3, 1):
+            return ConvolveColumns.apply(x, kernel)  # type: ignore[no-any-return, no-untyped-call]
+        if convolution.stride == (2, 2) and kernel.shape[2:] == (3, 3) and kernel.shape[1] >= MANY_CHANNELS:
+            return patch_product(x, kernel)
+    result: Tensor = convolution(x)
+    return result
+
+
+def batch_norm(norm: nn.BatchNorm2d, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """`norm(x)`."""
+    if norm.training and on_cpu(x) and x.dtype == torch.float32:
+        y, mean, variance = BatchNormRows.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+        remember(norm, mean, variance, rows=x.numel() // x.shape[1])
+        return y  # type: ignore[no-any-return]
+    result: Tensor = norm(x)
+    return result
+
+
+@torch.no_grad()
+def remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, rows: int) -> None:
+    """Move the running statistics as the module itself would."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance * (rows / max(rows - 1, 1)), norm.momentum)
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Whether the CPU's special roads are open: not for shape-only tensors, and a compiler finds its own."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """n c h w in channels-last memory -> (n h w) c, one row per position; a view."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def grouped_product(x: Tensor, kernel: Tensor, groups: int) -> Tensor:
+    """A 1x1 convolution in groups."""
+    n, c, h, w = x.shape
+    by_group = rows_of(x).view(-1, groups, c // groups).transpose(0, 1)
+    mixed = torch.bmm(by_group, kernel.view(groups, -1, c // groups).transpose(1, 2))
+    return mixed.transpose(0, 1).reshape(n, h, w, kernel.shape[0]).permute(0, 3, 1, 2)
+
+
+def patch_product(x: Tensor, kernel: Tensor) -> Tensor:
+    """A 3x3 convolution of stride 2 and padding 1, as patches times weights."""
+    n, c, h, w = x.shape
+    high, wide = (h + 1) // 2, (w + 1) // 2
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    taps = [padded[:, i : i + 2 * high - 1 : 2, j : j + 2 * wide - 1 : 2] for i in range(3) for j in range(3)]
+    patches = torch.cat(taps, dim=-1).view(-1, 9 * c)
+    product = F.linear(patches, kernel.permute(0, 2, 3, 1).reshape(-1, 9 * c))
+    return product.view(n, high, wide, -1).permute(0, 3, 1, 2)
+
+
+class ConvolveColumns(torch.autograd.Function):
+    """A 3x1 convolution, padding 1; only its weight gradient is not torch's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(x, kernel)
+        return F.conv2d(x, kernel, padding=(1, 0))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, kernel = ctx.saved_tensors
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        for_x, for_kernel = None, None
+        if ctx.needs_input_grad[0]:
+            for_x = torch.ops.aten.convolution_backward(
+                gradient, x, kernel, None, [1, 1], [1, 0], [1, 1], False, [0, 0], 1, [True, False, False]
+            )[0]
+        if ctx.needs_input_grad[1]:
+            outputs, channels = kernel.shape[:2]
+            padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 0, 1, 1))
+            seen = torch.cat((padded[:, :-2], padded[:, 1:-1], padded[:, 2:]), dim=-1).view(-1, 3 * channels)
+            for_kernel = (rows_of(gradient).T @ seen).view(outputs, 3, 1, channels).permute(0, 3, 1, 2)
+        return for_x, for_kernel
+
+
+class BatchNormRows(torch.autograd.Function):
+    """Batch norm in training over channels-last memory; also gives the batch's mean and (biased) variance."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        memory = x.contiguous(memory_format=torch.channels_last)
+        mean, variance = statistics(rows_of(memory))
+        y = F.batch_norm(memory, mean, variance, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(memory, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, variance = ctx.saved_tensors
+        rows = rows_of(x)
+        gradient = rows_of(gradients[0].contiguous(memory_format=torch.channels_last))
+        scale = (variance.double() + ctx.eps).rsqrt()
+        result = rows * gradient
+        for_bias = gradient.sum(0).double()
+        # sum of gradient * (x - mean) / deviation; small next to its parts, so the parts are sums in a tree
+        for_weight = (result.sum(0).double() - mean * for_bias) * scale
+        # weight * scale * (gradient - mean(gradient) - normalised x * mean(gradient * normalised x))
+        count, slope = len(rows), weight.double() * scale
+        along_x = -slope * scale * for_weight / count
+        constant = -slope * for_bias / count - along_x * mean
+        torch.addcmul(constant.float(), rows, along_x.float(), out=result)
+        result.addcmul_(gradient, slope.float())
+        shaped = result.view(x.shape[0], x.shape[2], x.shape[3], x.shape[1]).permute(0, 3, 1, 2)
+        return shaped, for_weight.float(), for_bias.float(), None
+
+
+def statistics(rows: Float[Tensor, "rows c"]) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
+    """Mean and biased variance per channel: of up to 64 interleaved blocks by torch's kernel, then of the blocks."""
+    count, channels = rows.shape
+    blocks = math.gcd(count, 64)
+    split = rows.view(1, count // blocks, 1, blocks * channels).permute(0, 3, 1, 2)
+    means, variances = (
+        part.view(blocks, channels).double() for part in torch.batch_norm_update_stats(split, None, None, 0)
+    )
+    mean = means.mean(0)
+    variance = variances.mean(0) + (means - mean).square().mean(0)
+    return mean.float(), variance.float()
