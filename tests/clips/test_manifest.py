@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import s3_server
+from tpn_ray import storage
 from tpn_ray.clips.manifest import Entry, Manifest, build, derive_splits, load_manifest
 from tpn_ray.errors import ConfigError, ManifestError, NotFoundError
 
@@ -32,7 +34,9 @@ def rows(manifest: Manifest) -> dict[str, tuple[str, str]]:
 
 
 def test_one_folder_per_class(tmp_path: Path) -> None:
-    manifest = load_manifest(put(tmp_path, *many(100, "run", "jump"), "jump/readme.txt", "jump/deep/x.WEBM"))
+    manifest = load_manifest(
+        put(tmp_path, *many(100, "run", "jump"), "jump/readme.txt", "jump/._001.mp4", "jump/deep/x.WEBM")
+    )
     assert len(manifest) == 201
     assert manifest.label_sets == {"action": ("jump", "run")}
     assert manifest.labels.shape == (201, 1)
@@ -105,6 +109,24 @@ def test_two_label_sets() -> None:
     manifest = build(entries, {"1": 1, "2": 2}, source="list", label_sets=("verb", "noun"))
     assert manifest.label_sets == {"verb": ("close", "open"), "noun": ("door",)}
     assert manifest.labels.tolist() == [[1, 0], [0, 0]]
+
+
+@pytest.mark.cluster
+def test_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [*many(3, "run", "jump"), "train.csv"]
+    table = "uri,label\n" + "".join(f"{name},{name[:3]}\n" for name in names[:-1])
+    with s3_server(tmp_path / "server") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        root = f"s3://{server.bucket}/data"
+        for name in names:
+            storage.write_bytes(storage.join(root, name), table.encode() if name.endswith(".csv") else name.encode())
+        folder, listed = load_manifest(root), load_manifest(f"{root}/train.csv")
+        assert folder.ids == listed.ids
+        assert folder.uris == listed.uris == [f"{root}/{id}" for id in folder.ids]
+        assert folder.version == load_manifest(put(tmp_path / "local", *names)).version
+        with pytest.raises(ManifestError, match="in no class folder"):
+            load_manifest(f"s3://{server.bucket}/data/run")
 
 
 # --- mistakes

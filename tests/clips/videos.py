@@ -109,6 +109,8 @@ MADE: dict[str, Callable[[], bytes]] = {
     "h264 rotated 180": lambda: encode(rotation=180),
     "h264 rotated 270": lambda: encode(rotation=270),
     "h264 VFR": lambda: encode(times=[40 * n + 17 * (n % 3) + (500 if n > 30 else 0) for n in range(60)], b_frames=2),
+    "h264 avi B": lambda: encode(container="avi", b_frames=3),
+    "h264 interlaced": lambda: encode(size=(64, 64), b_frames=2, options={"x264-params": "interlaced=1"}),
     "hevc": lambda: encode("libx265", b_frames=3, options={"x265-params": "log-level=error:pools=1:frame-threads=1"}),
     "hevc open GOP": lambda: encode(
         "libx265", b_frames=4, options={"x265-params": "log-level=error:open-gop=1:keyint=12:min-keyint=12:scenecut=0"}
@@ -128,6 +130,8 @@ MADE: dict[str, Callable[[], bytes]] = {
     "mpeg4 avi B": lambda: encode("mpeg4", "avi", b_frames=2),
     "mpeg4 mp4 B": lambda: encode("mpeg4", "mp4", b_frames=2),
     "mpeg2 program stream": lambda: encode("mpeg2video", "mpeg", b_frames=2),
+    "msmpeg4 avi": lambda: encode("msmpeg4", "avi"),
+    "wmv2 asf": lambda: encode("wmv2", "asf"),
     "mjpeg avi": lambda: encode("mjpeg", "avi", pixel_format="yuvj420p"),
     "ffv1 mkv": lambda: encode("ffv1", "matroska"),
     "gif": lambda: encode("gif", "gif", pixel_format="rgb8"),

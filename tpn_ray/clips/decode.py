@@ -49,7 +49,7 @@ class Video:
             packets.refuse_cut(data, self._packets)
             self._codec = self._stream.codec_context.name
             self._nal_length_bytes = bitstream.nal_length_bytes(self._codec, self._stream.codec_context.extradata)
-            self._index = packets.frame_index(self._packets, self._codec, self._nal_length_bytes)
+            self._index = packets.frame_index(self._packets, self._stream, self._codec, self._nal_length_bytes)
         except BaseException:
             self._container.close()
             raise

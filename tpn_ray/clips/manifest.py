@@ -32,7 +32,7 @@ DEFAULT_LABEL_SET = "action"
 SHOWN = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """The videos of a dataset. Row i of every field is video i; rows are sorted by id."""
 
@@ -104,7 +104,7 @@ def load_manifest(uri: str, *, val_fraction: float = 0.2) -> Manifest:
 def read_folder(root: str) -> tuple[list[Entry], dict[str, int]]:
     """Entries and sizes (bytes by URI) of a folder with one sub-folder per class, perhaps below train/, val/, test/."""
     files = storage.list_files(root)
-    videos = {file.uri: file.size_bytes for file in files if file.uri.lower().endswith(SUFFIXES)}
+    videos = {file.uri: file.size_bytes for file in files if _is_video(file.uri)}
     if not videos:
         held = f"holds {len(files)} files and" if files else "is empty: it"
         raise ManifestError(f"{root} {held} has no videos; names of videos end in {' '.join(SUFFIXES)}")
@@ -119,6 +119,11 @@ def read_folder(root: str) -> tuple[list[Entry], dict[str, int]]:
             raise ManifestError(f"{uri} is in no class folder; put it into a folder named as its class: {form}")
         entries.append(Entry(id, uri, (parts[depth],), parts[0] if given else None))
     return entries, videos
+
+
+def _is_video(uri: str) -> bool:
+    """By its name. Hidden files are not: "._clip.mp4" is what macOS leaves beside clip.mp4."""
+    return uri.lower().endswith(SUFFIXES) and not storage.name(uri).startswith(".")
 
 
 def read_csv(uri: str) -> tuple[list[Entry], dict[str, int]]:

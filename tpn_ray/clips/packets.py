@@ -98,8 +98,12 @@ class FrameIndex:
         yield begin, run
 
 
-def frame_index(packets: list[Packet[VideoStream]], codec: str, nal_length_bytes: int) -> FrameIndex | None:
-    """The index from the packets' times, or None where they are missing or not distinct."""
+def frame_index(
+    packets: list[Packet[VideoStream]], stream: VideoStream, codec: str, nal_length_bytes: int
+) -> FrameIndex | None:
+    """The index from the packets' times, or None where they are missing, not distinct, or guesses."""
+    if stream.container.format.name == "avi" and stream.codec_context.has_b_frames:
+        return None  # AVI stores frames in decoding order and no times: with B-frames the demuxer guesses, and errs
     keys = [
         (packet.pts, at)
         for at, packet in enumerate(packets)
