@@ -195,11 +195,14 @@ def apply_jitter(frames: Frames, jitter: JitterDraw) -> Frames:
     """The colour-jittered clip, rounded and clipped to 0..255."""
     if jitter.is_identity:
         return frames
-    mean_grey = frames.reshape(-1, 3).mean(axis=0) @ _LUMA
-    matrix = np.array(jitter.matrix, dtype=np.float32)
-    # 0.5 turns the truncation of the cast into rounding.
-    shifted = frames.astype(np.float32) @ matrix.T + np.float32(jitter.grey_share * mean_grey + 0.5)
-    return np.clip(shifted, 0, 255, out=shifted).astype(np.uint8)
+    # All frames as one tall picture: Pillow's colour matrix takes a fifth of the time of a numpy product.
+    tall = Image.fromarray(frames.reshape(-1, frames.shape[2], 3))
+    counts = np.array(tall.histogram(), dtype=np.int64).reshape(3, 256)
+    mean_grey = float(counts @ np.arange(256) @ _LUMA) / (frames.size // 3)
+    shift = jitter.grey_share * mean_grey
+    rows = tuple(value for row in jitter.matrix for value in (*row, shift))
+    jittered: Frames = np.array(tall.convert("RGB", rows)).reshape(frames.shape)
+    return jittered
 
 
 def train_view(frames: Frames, config: AugmentConfig, random: np.random.Generator) -> Frames:

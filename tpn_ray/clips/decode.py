@@ -1,4 +1,4 @@
-"""Video bytes and frame indices -> uint8 RGB frames. Runs anywhere; with encode.py and toy.py the only PyAV code.
+"""Video bytes and frame indices -> uint8 RGB frames. Runs anywhere. With packets.py, the only code that reads videos.
 
 Exact and sparse: wanted frames come out bit for bit as a full decode would give them, but
   * all packets are read once, in memory, and kept: their presentation times are the frame index, and "seeking" is
@@ -122,6 +122,7 @@ class Video:
             rgb = self._to_rgb(frame)
             if pixels is None:
                 pixels = np.empty((len(wanted), *rgb.shape), dtype=np.uint8)
+                self._displayed = rgb.shape[:2]
             for place in places.pop(index):
                 pixels[place] = rgb
         if places or pixels is None:
@@ -238,9 +239,7 @@ class Video:
 
     def _displayed_shape(self) -> tuple[int, int]:
         """(height, width): the rotation is known only with a decoded frame."""
-        if self._displayed is None:
-            self._displayed = self.frames([0]).shape[1:3]
-        return self._displayed
+        return self._displayed or self.frames([0]).shape[1:3]
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
