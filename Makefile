@@ -14,7 +14,8 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python jobs/toy.py runs/demo/videos
+	$(BIN)/python jobs/train.py toy --data runs/demo/videos --storage runs/demo
 
 lint: install
 	$(BIN)/ruff check .

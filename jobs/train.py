@@ -65,13 +65,13 @@ def main() -> None:
     folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
     storage.check_writable(folder)
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
+    machines = flags.machines
+    session.connect(
+        flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode_cpus
+    )
     tracked = report.begin(flags.tracking_uri, flags.experiment, run_name, folder, recipe, manifest)
     status = "FAILED"
     try:
-        machines = flags.machines
-        session.connect(
-            flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode_cpus
-        )
         terminal = Terminal()
 
         def on_event(event: Event) -> None:

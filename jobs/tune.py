@@ -72,13 +72,19 @@ def main() -> None:
     searched = space(flags.space, recipe)
     folder, campaign_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(f"{name}-tune")
     storage.check_writable(folder)
+    machines = flags.machines
+    session.connect(
+        flags.address,
+        workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.at_once, 1),
+        decode_cpus=2 * machines.decode_cpus * max(flags.at_once, 1),
+    )
     tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)
     status = "FAILED"
     try:
         campaign = Campaign(
             recipe=recipe,
             manifest=manifest,
-            machines=flags.machines,
+            machines=machines,
             uri=storage.join(folder, campaign_name),
             name=campaign_name,
             tracking_uri=tracked.tracking_uri,
@@ -86,9 +92,6 @@ def main() -> None:
             artifact_root=None if flags.tracking_uri else storage.join(folder, "mlflow-artifacts"),
             parent_run=tracked.run_id,
             max_bad=flags.max_bad,
-        )
-        session.connect(
-            flags.address, workers_cpus=flags.machines.workers * flags.machines.cpus_per_worker, decode_cpus=2
         )
         trials = driver.run(
             campaign,

@@ -25,7 +25,7 @@ def toy() -> Recipe:
         model=ModelConfig(backbone="slowonly_toy", classes=8, alpha=(1, 2), dropout=0.2),
         loss=LossConfig(lambdas=(0.5,)),
         optim=OptimConfig(lr=0.1, schedule="cosine", warmup=0.1),
-        loop=LoopConfig(epochs=20, batch_clips=32, micro_batch_clips=16, evaluate_every_epochs=5),
+        loop=LoopConfig(epochs=10, batch_clips=32, micro_batch_clips=16, evaluate_every_epochs=2),
     )
 
 

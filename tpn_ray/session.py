@@ -23,7 +23,7 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
-    warnings.filterwarnings("ignore", module="ray")
+    _quieten()
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _join(address)
@@ -44,6 +44,14 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
     )
     # Several Rays may run on this machine; what asks for "the" Ray must find this one.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def _quieten() -> None:
+    """A job prints what its user needs; Ray's own messages stay in the session's log files."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    warnings.filterwarnings("ignore", module="ray")
+    for name in ("ray.data", "ray.train", "ray.tune", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _join(address: str) -> None:

@@ -7,6 +7,7 @@ server that goes away for a while costs neither the training nor its curves.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time

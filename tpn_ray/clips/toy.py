@@ -32,10 +32,10 @@ TOY_CLASSES = tuple(f"period_{frames:02d}" for frames in TOY_PERIODS_FRAMES)
 class ToyConfig:
     """How many videos are made, and how large."""
 
-    train_per_class: int = 48
+    train_per_class: int = 96
     """Training videos of each of the eight classes."""
 
-    val_per_class: int = 12
+    val_per_class: int = 24
     """Validation videos of each class."""
 
     frames: int = 104

@@ -1,0 +1,40 @@
+"""Jobs as a user runs them: as processes, from the repository's root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(job: str, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """`python jobs/<job>.py ...` with this Python; stdout and stderr together."""
+    return subprocess.Popen(
+        [sys.executable, f"jobs/{job}.py", *arguments],
+        cwd=ROOT,
+        env={**without_ray(), **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(job: str, *arguments: str, environment: Mapping[str, str] | None = None, seconds: float = 240) -> tuple[int, str]:
+    """Exit status and output of a finished job."""
+    process = start(job, *arguments, environment=environment)
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"the job did not end in {seconds} s; it printed:\n{output}") from None
+    return process.returncode, output
+
+
+def without_ray() -> dict[str, str]:
+    """This environment without the address of a Ray that another test runs, and without wrapping of messages."""
+    return {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, "COLUMNS": "200"}

@@ -1,0 +1,75 @@
+"""`ray job submit` on a real head, with videos and checkpoints in a real S3 store and a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from tests.jobs.processes import ROOT
+from tests.ray_head import BIN, ray_head
+from tests.servers import S3Server
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray import storage
+from tpn_ray.clips.toy import ToyConfig, write_toy
+
+pytestmark = pytest.mark.cluster
+
+
+def test_train_from_s3_on_a_cluster(s3: S3Server, mlflow_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    data, runs = f"s3://{s3.bucket}/toy", f"s3://{s3.bucket}/runs"
+    write_toy(data, ToyConfig(train_per_class=4, val_per_class=2))
+    storage.write_bytes(f"{data}/val/period_10/broken.mp4", b"this is not a video")
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", "jobs/train.py", "toy"]
+    command += ["--data", data, "--storage", runs, "--tracking-uri", mlflow_url, "--name", "submitted"]
+    command += ["--loop.epochs", "2", "--loop.evaluate-every-epochs", "1", "--max-bad", "0.05"]
+    with ray_head(4, s3.environment) as head:
+        client = {**head.environment, "RAY_ADDRESS": head.jobs_url}
+        done = subprocess.run(command, cwd=ROOT, env=client, capture_output=True, text=True, timeout=280)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "training begins with 2 workers" in output
+    assert "bad video (not_video)" in output
+    assert "best checkpoint" in output
+    _check_checkpoint(f"{runs}/submitted")
+    _check_scores(f"{runs}/submitted/scores.parquet", tmp_path)
+    _check_mlflow(mlflow_url)
+    assert s3.secret_key not in output
+
+
+def _check_checkpoint(run: str) -> None:
+    saved = checkpoints.load(f"{run}/step-00000002")
+    assert saved.step == 2
+    assert len(saved.label_sets["action"]) == 8
+
+
+def _check_scores(uri: str, folder: Path) -> None:
+    (folder / "scores.parquet").write_bytes(storage.read_bytes(uri))
+    table = pq.read_table(folder / "scores.parquet").to_pylist()
+    assert len(table) == 17
+    bad = [row for row in table if row["reason"]]
+    assert [storage.name(row["uri"]) for row in bad] == ["broken.mp4"]
+    assert all(sum(row["scores"]) == pytest.approx(0 if row["reason"] else 1, abs=1e-5) for row in table)
+
+
+def _check_mlflow(url: str) -> None:
+    client = MlflowClient(url)
+    experiment = client.get_experiment_by_name("tpn_ray")
+    (run,) = [
+        run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "submitted"
+    ]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.backbone"] == "slowonly_toy"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+    assert {"val/top1", "test/top1", "train/lr", "train/waiting_for_data"} <= set(run.data.metrics)
+    assert run.data.tags["best_checkpoint"].endswith(("step-00000001", "step-00000002"))
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"recipe.json", "classes.json", "scores.json", "bad.json"} <= files
+    recipe = json.loads(Path(client.download_artifacts(run.info.run_id, "recipe.json")).read_text())
+    assert recipe["loop"]["epochs"] == 2

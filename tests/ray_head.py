@@ -1,0 +1,71 @@
+"""A real Ray head for tests: own ports, own folder, own token, stopped by its own processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.servers import free_port
+
+BIN = Path(sys.executable).parent
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """Where it answers, and the environment that a client needs."""
+
+    jobs_url: str
+    environment: dict[str, str]
+
+
+@contextlib.contextmanager
+def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
+    """`ray start --head` with `cpus` CPUs; its workers inherit `environment`."""
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: socket paths end at 107 characters
+    port, dashboard = free_port(), free_port()
+    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    own |= {"PATH": f"{BIN}:{os.environ['PATH']}", **environment}
+    command = [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+    command += [f"--num-cpus={cpus}", f"--object-store-memory={300 * 1024**2}", "--disable-usage-stats"]
+    command += [f"--ray-client-server-port={free_port()}"]
+    try:
+        started = subprocess.run(command, env=own, capture_output=True, text=True, timeout=START_SECONDS)
+        if started.returncode:
+            raise RuntimeError(f"ray start failed:\n{started.stdout}\n{started.stderr}")
+        yield RayHead(f"http://127.0.0.1:{dashboard}", own)
+    finally:
+        stop(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop(folder: Path) -> None:
+    """End every process that belongs to the Ray session in `folder`, and only those."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        mine = [process for process in psutil.process_iter(["cmdline", "environ"]) if belongs(process, folder)]
+        if not mine:
+            return
+        for process in mine:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(mine, timeout=5)
+
+
+def belongs(process: psutil.Process, folder: Path) -> bool:
+    if process.pid == os.getpid():
+        return False
+    command = " ".join(process.info["cmdline"] or [])
+    environment = process.info["environ"] or {}
+    return str(folder) in command or str(folder) in environment.get("RAY_SESSION_DIR", "")
