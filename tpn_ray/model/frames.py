@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 Clips = Float[Tensor, "n c t h w"]
 Frames = Float[Tensor, "nt c h w"]
-Columns = Float[Tensor, "n c t hw"]
+Others = Float[Tensor, "n _ _ _ _"]
 
 
 def fold(clips: Clips) -> Frames:
@@ -37,12 +37,12 @@ def unfold(frames: Frames, t: int) -> Clips:
     return frames.view(nt // t, t, c, h, w).transpose(1, 2)
 
 
-def per_frame(function: Callable[[Tensor], Tensor], clips: Clips) -> Clips:
+def per_frame(function: Callable[[Tensor], Tensor], clips: Clips) -> Others:
     """Apply an image function to every frame."""
     return unfold(function(fold(clips)), clips.shape[2])
 
 
-def along_time(function: Callable[[Tensor], Tensor], clips: Clips) -> Clips:
+def along_time(function: Callable[[Tensor], Tensor], clips: Clips) -> Others:
     """Apply to the columns a function that leaves their width (h w) alone, for example a (3, 1) convolution."""
     n, c, t, h, w = clips.shape
     memory = fold(clips).permute(0, 2, 3, 1)
@@ -50,14 +50,14 @@ def along_time(function: Callable[[Tensor], Tensor], clips: Clips) -> Clips:
     return columns.reshape(*columns.shape[:3], h, w)
 
 
-def max_pool_time(clips: Clips, factor: int) -> Clips:
+def max_pool_time(clips: Clips, factor: int) -> Others:
     """Max over windows of `factor` frames; a last, shorter window counts too (ceil_mode of the published code)."""
     if factor == 1:
         return clips
     return along_time(lambda columns: F.max_pool2d(columns, (factor, 1), (factor, 1), ceil_mode=True), clips)
 
 
-def stretch_time(clips: Clips, t: int) -> Clips:
+def stretch_time(clips: Clips, t: int) -> Others:
     """Nearest-neighbour upsampling to `t` frames, without parameters."""
     if clips.shape[2] == t:
         return clips

@@ -163,7 +163,11 @@ def unpickle(source: str | os.PathLike[str] | bytes) -> object:
         with torch.serialization.safe_globals([(Ignored, name) for name in foreign]):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "Weights only load failed" in reason:
+            reason = (
+                f"it refers to {abridge(tuple(foreign)) or 'objects'}, which are not read; save its state_dict alone"
+            )
         raise CheckpointError(f"{label(source)} cannot be read as a torch file of tensors: {reason}") from None
 
 

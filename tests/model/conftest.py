@@ -1,0 +1,60 @@
+"""Shapes in signatures are checked while the model's tests run; weights and vectors made from a formula."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("tpn_ray.model", "beartype.beartype")
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def weights_by_name(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Weights that depend on nothing but an entry's name (mmaction2's names) and shape."""
+    return {name: weight_by_name(name, shape) for name, shape in shapes.items()}
+
+
+def weight_by_name(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.long)
+    random = np.random.RandomState(zlib.crc32(name.encode()))
+    if name.endswith("running_mean"):
+        value = 0.1 * random.randn(*shape)
+    elif name.endswith("running_var"):
+        value = random.uniform(0.5, 1.5, shape)
+    elif len(shape) >= 4:
+        value = random.randn(*shape) * math.sqrt(2 / math.prod(shape[1:]))
+    elif len(shape) == 2:
+        value = 0.002 * random.randn(*shape)
+    elif name.endswith(".bias"):
+        value = (0.05 if "fc" in name.split(".")[-2] else 0.1) * random.randn(*shape)
+    else:
+        value = random.uniform(0.5, 1.5, shape) * (0.3 if ".conv3.bn." in name else 1)
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+def reference(case: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and recorded results of a published network, from a folder beside the checkout."""
+    if not (REFERENCE / f"{case}.io.pt").exists():
+        pytest.skip(f"no reference vectors in {REFERENCE}")
+    shapes = json.loads((REFERENCE / f"{case}.keys.json").read_text())
+    recorded = torch.load(REFERENCE / f"{case}.io.pt", weights_only=True)
+    return weights_by_name(shapes), recorded

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tpn_ray.model.layers import MANY_CHANNELS, ConvNorm, batch_norm, conv, convolve
+
+CONVOLUTIONS = {
+    "columns": (conv(6, 4, (3, 1)), (2, 6, 5, 9)),
+    "one frame": (conv(6, 4, (3, 1)), (2, 6, 1, 9)),
+    "grouped": (conv(16, 8, 1, groups=4), (3, 16, 2, 5)),
+    "patches": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 5, 4)),
+    "plain": (conv(6, 4, 3, stride=2), (2, 6, 5, 9)),
+}
+
+
+def gradients(function, x, parameters):  # type: ignore[no-untyped-def]
+    x = x.clone().requires_grad_()
+    y = function(x)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y, *torch.autograd.grad((y * weight).sum(), [x, *parameters])]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convolutions_equal_torchs(name: str, dtype: torch.dtype) -> None:
+    layer, shape = CONVOLUTIONS[name]
+    layer = layer.to(dtype)
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    ours = gradients(lambda x: convolve(layer, x), x, [layer.weight])
+    theirs = gradients(layer, x, [layer.weight])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 7), (1, 3, 1, 5), (2, 8, 16, 16)])
+def test_batch_norm_equals_torchs_in_values_gradients_and_memory(shape: tuple[int, ...]) -> None:
+    ours, theirs = nn.BatchNorm2d(shape[1]), nn.BatchNorm2d(shape[1]).double()
+    for norm in (ours, theirs):
+        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(2))
+    theirs.weight.data.copy_(ours.weight)
+    x = 3 + torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    a = gradients(lambda x: batch_norm(ours, x), x, list(ours.parameters()))
+    b = gradients(theirs, x.double(), list(theirs.parameters()))
+    for left, right in zip(a, b, strict=True):
+        torch.testing.assert_close(left.double(), right, rtol=1e-4, atol=2e-5)
+    for (name, left), right in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(left.double(), right.double(), rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_batch_norm_adds_up_more_precisely_than_torchs_channels_last_kernel() -> None:
+    x = (1 + torch.randn(8, 16, 56, 56)).contiguous(memory_format=torch.channels_last)
+    exact = gradients(nn.BatchNorm2d(16).double(), x.double(), [])[1]
+    ours, torchs = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+    error = [(gradients(f, x, [])[1].double() - exact).abs().max() for f in (lambda x: batch_norm(ours, x), torchs)]
+    assert error[0] < 3e-6
+    assert error[0] <= error[1] * 1.05
+
+
+def test_batch_norm_in_evaluation_uses_what_it_remembers() -> None:
+    layer = ConvNorm(conv(3, 4, 1)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(layer(x), torch.relu(layer.norm(layer.conv(x))))
+    assert layer.norm.num_batches_tracked == 0
+
+
+def test_relu_can_be_left_out() -> None:
+    layer = ConvNorm(conv(3, 4, 1), relu=False)
+    assert layer(torch.randn(2, 3, 4, 4)).min() < 0
