@@ -187,8 +187,7 @@ def crop_and_resize(frames: Frames, crop: CropDraw, size_px: int) -> Frames:
     """Cut a rectangle from each frame, resize it (antialiased bilinear) to size_px x size_px, mirror it if drawn."""
     bottom_px, right_px = crop.top_px + crop.height_px, crop.left_px + crop.width_px
     # Cut first: with Pillow's `box` the antialiasing would mix in pixels from outside the crop.
-    resized = _resize(frames[:, crop.top_px : bottom_px, crop.left_px : right_px], size_px, size_px)
-    return np.ascontiguousarray(resized[:, :, ::-1] if crop.mirrored else resized)
+    return _resize(frames[:, crop.top_px : bottom_px, crop.left_px : right_px], size_px, size_px, crop.mirrored)
 
 
 def apply_jitter(frames: Frames, jitter: JitterDraw) -> Frames:
@@ -235,11 +234,11 @@ def test_view(frames: Frames, config: AugmentConfig, crop: CropName = "centre") 
 test_view.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
 
 
-def _resize(frames: Frames, height_px: int, width_px: int) -> Frames:
-    if frames.shape[1:3] == (height_px, width_px):
-        return frames
+def _resize(frames: Frames, height_px: int, width_px: int, mirrored: bool = False) -> Frames:
     resized = np.empty((len(frames), height_px, width_px, 3), dtype=np.uint8)
     for source, target in zip(frames, resized, strict=True):
         image = Image.fromarray(np.ascontiguousarray(source))
-        target[:] = np.asarray(image.resize((width_px, height_px), Image.Resampling.BILINEAR))
+        if image.size != (width_px, height_px):
+            image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
+        target[:] = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image)
     return resized

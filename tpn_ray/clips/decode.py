@@ -172,9 +172,9 @@ class Video:
 
     def _is_needless(self, at: int, begin: int) -> bool:
         """Whether an unwanted packet changes no frame that is wanted, when decoding begins at keyframe `begin`."""
-        time, begin_time = self._packets[at].pts, self._packets[begin].pts
+        packet, key = self._packets[at], self._packets[begin]
         # In an open GOP, frames shown before their keyframe refer to the GOP before it, and only to each other else.
-        leads = time is not None and begin_time is not None and time < begin_time
+        leads = key.is_keyframe and packet.pts is not None and key.pts is not None and packet.pts < key.pts
         return leads or self._is_unreferenced(at)
 
     def _is_unreferenced(self, at: int) -> bool:

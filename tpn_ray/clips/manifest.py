@@ -225,10 +225,10 @@ def build(
 
 
 def derive_splits(entries: Sequence[Entry], val_fraction: float) -> list[str]:
-    """ "train" or "val" for each entry, by a hash of its id alone.
+    """For each entry "train" or "val", by a hash of its id.
 
-    A class of few videos may by chance have none to train on: then its one of the largest hash goes to "train", and
-    likewise, if it has two or more, the one of the smallest to "val".
+    So that no class is without either by chance, the video of a class with the largest hash is always in "train", and
+    of two or more the one with the smallest in "val".
     """
     places = [_place(entry.id) for entry in entries]
     splits = ["val" if place < val_fraction else "train" for place in places]

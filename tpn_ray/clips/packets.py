@@ -86,16 +86,23 @@ class FrameIndex:
         """(first packet, wanted frames decoded from there): a new run where a keyframe spares some packets."""
         begin, end, run = 0, -1, list[int]()
         for index in wanted:
-            nearest = bisect.bisect_right(self.key_times, self.times[index]) - 1
-            key = self.key_packets[nearest] if nearest >= 0 else 0
+            key = self._key_before(index)
             if run and key <= end + 1:
                 run.append(index)
+                begin = min(begin, key)  # smaller only where a damaged file's times contradict its order
             else:
                 if run:
                     yield begin, run
                 begin, run = key, [index]
             end = max(end, self.packets[index])
         yield begin, run
+
+    def _key_before(self, index: int) -> int:
+        """Packet of the last keyframe that comes before frame `index` both in presentation and in decoding order."""
+        nearest = bisect.bisect_right(self.key_times, self.times[index]) - 1
+        while nearest >= 0 and self.key_packets[nearest] > self.packets[index]:
+            nearest -= 1
+        return self.key_packets[nearest] if nearest >= 0 else 0
 
 
 def frame_index(
@@ -188,7 +195,9 @@ def read_packets(
     try:
         for packet in container.demux(stream):
             clock.check()
-            if packet.size > 0:  # the last one is the demuxer's sign of the end
+            if packet.size == 0 and packet.dts is None and packet.pos is None:
+                break  # the sign of the end; PyAV stumbles behind it over streams that turned up on the way
+            if packet.size > 0:
                 packets.append(packet)
             if len(packets) > limits.max_frames:
                 raise BadVideo("too_large", f"it has more than {limits.max_frames} frames")
