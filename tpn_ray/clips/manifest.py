@@ -86,7 +86,7 @@ def load_manifest(uri: str, *, val_fraction: float = 0.2) -> Manifest:
     """Read and check the dataset at `uri`. Raises ManifestError or StorageError.
 
     Without given splits, `val_fraction` of each class goes to "val", chosen by a hash of the id: adding or removing
-    videos moves no other video to another split.
+    videos moves no other one to another split (but in classes of a few videos, see `derive_splits`).
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}; it must be between 0 and 1")

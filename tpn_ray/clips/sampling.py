@@ -31,7 +31,7 @@ class ClipConfig:
     """Distance between two frames of a clip (tau), in frames of the video. Only for sampling "dense"."""
 
     sampling: Literal["dense", "segments"] = "dense"
-    """Where the frames lie. dense: `stride_frames` apart; segments: one in each of `frames` equal parts of the video."""
+    """Where the frames lie. dense: `stride_frames` apart; segments: one in each of `frames` equal parts."""
 
     def __post_init__(self) -> None:
         if self.frames < 1:
