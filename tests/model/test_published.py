@@ -1,9 +1,9 @@
 """The network against vectors recorded from mmaction2's own TPN models; skipped where the vectors are not at hand.
 
 The vectors were recorded in float32. Their own gradients differ from double precision by up to 3e-3 and their losses
-after two SGD steps by up to 1e-3: clips of 64 pixels leave batch norm few values, and the plain formulation moves as much
-between one and two threads. So the later steps are compared with that allowance; `test_tpn.py` shows in double precision
-that the network computes the same function as the published formulation.
+after two SGD steps by up to 1e-3: clips of 64 pixels leave batch norm few values, and even the plain formulation moves
+that much between one thread and two. So the later steps are compared with that allowance; `test_tpn.py` shows in double
+precision that the network computes the same function as the published formulation.
 """
 
 from __future__ import annotations
