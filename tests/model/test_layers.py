@@ -10,7 +10,12 @@ CONVOLUTIONS = {
     "columns": (conv(6, 4, (3, 1)), (2, 6, 5, 9)),
     "one frame": (conv(6, 4, (3, 1)), (2, 6, 1, 9)),
     "grouped": (conv(16, 8, 1, groups=4), (3, 16, 2, 5)),
-    "patches": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 5, 4)),
+    "taps": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 5, 4)),
+    "taps on a pixel": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 1, 1)),
+    "taps on a line": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 2, 1)),
+    "1x1": (conv(6, 4, 1), (2, 6, 5, 9)),
+    "1x1, many images": (conv(6, 4, 1), (17, 6, 5, 9)),
+    "1x1, stride 2": (conv(6, 4, 1, stride=2), (2, 6, 5, 4)),
     "plain": (conv(6, 4, 3, stride=2), (2, 6, 5, 9)),
 }
 
