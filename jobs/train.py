@@ -64,6 +64,7 @@ def main() -> None:
     recipe = driver.recipe_for(flags.recipe, manifest)
     folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
     storage.check_writable(folder)
+    driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
     machines = flags.machines
     session.connect(

@@ -37,8 +37,12 @@ def finish(
     tracked: TrackedRun, result: RunResult, manifest: Manifest, views: Views, machines: Machines, run_uri: str
 ) -> None:
     """Score the best checkpoint on `manifest`, write the scores beside it, log and print everything."""
+    if not result.trained:
+        print(f"the run {run_uri} is complete; its best checkpoint is scored again", flush=True)
     begun = time.monotonic()
-    scorers = predict.Scorers(cpus=machines.cpus_per_worker or 1.0, gpus=machines.gpus_per_worker)
+    scorers = predict.Scorers(
+        actors=machines.workers, cpus=machines.cpus_per_worker or 1.0, gpus=machines.gpus_per_worker
+    )
     table = predict.score_videos(result.best, manifest, views, scorers)
     numbers = predict.summarise(table, manifest.label_sets)
     seconds = time.monotonic() - begun

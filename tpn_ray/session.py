@@ -49,6 +49,7 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
 def _quieten() -> None:
     """A job prints what its user needs; Ray's own messages stay in the session's log files."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with it, Tune prints its tables even when told not to
     warnings.filterwarnings("ignore", module="ray")
     for name in ("ray.data", "ray.train", "ray.tune", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -23,7 +23,9 @@ def start(job: str, *arguments: str, environment: Mapping[str, str] | None = Non
     )
 
 
-def run(job: str, *arguments: str, environment: Mapping[str, str] | None = None, seconds: float = 240) -> tuple[int, str]:
+def run(
+    job: str, *arguments: str, environment: Mapping[str, str] | None = None, seconds: float = 240
+) -> tuple[int, str]:
     """Exit status and output of a finished job."""
     process = start(job, *arguments, environment=environment)
     try:

@@ -20,7 +20,9 @@ from tpn_ray.clips.toy import ToyConfig, write_toy
 pytestmark = pytest.mark.cluster
 
 
-def test_train_from_s3_on_a_cluster(s3: S3Server, mlflow_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_train_from_s3_on_a_cluster(
+    s3: S3Server, mlflow_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     data, runs = f"s3://{s3.bucket}/toy", f"s3://{s3.bucket}/runs"
@@ -61,9 +63,7 @@ def _check_scores(uri: str, folder: Path) -> None:
 def _check_mlflow(url: str) -> None:
     client = MlflowClient(url)
     experiment = client.get_experiment_by_name("tpn_ray")
-    (run,) = [
-        run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "submitted"
-    ]
+    (run,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "submitted"]
     assert run.info.status == "FINISHED"
     assert run.data.params["model.backbone"] == "slowonly_toy"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]

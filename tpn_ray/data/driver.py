@@ -20,6 +20,8 @@ from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 
 SLOTS_PER_BLOCK = 256
+VIEW_BLOCK_BYTES = 64 * 1024**2
+VIEW_VIDEOS = 8
 NO_PROGRESS_SECONDS = 300
 
 
@@ -69,14 +71,16 @@ def evaluation_clips(
 
 
 def video_views(
-    source: ray.ObjectRef[ClipSource], views: Views, samples: int, resources: DecodeResources
+    source: ray.ObjectRef[ClipSource], views: Views, samples: int, video_bytes: int, resources: DecodeResources
 ) -> ray.data.Dataset:
-    """Every video once, in stored order, one video a block; columns of `worker.view_rows`."""
+    """Every video once, in stored order; columns of `worker.view_rows`. `video_bytes`: of all views of one video."""
+    videos = max(1, min(VIEW_VIDEOS, VIEW_BLOCK_BYTES // video_bytes))
 
     def decode(slot: Rows) -> Rows:
-        return worker.view_rows(local_copy(source), views, slot["id"])
+        numbers = evaluation_slot(int(slot["id"][0]), samples, videos)
+        return worker.view_rows(local_copy(source), views, numbers[numbers >= 0])
 
-    return _decoded(samples, decode, resources)
+    return _decoded(-(-samples // videos), decode, resources)
 
 
 def _decoded(slots: int, decode: Callable[[Rows], Rows], resources: DecodeResources) -> ray.data.Dataset:

@@ -42,7 +42,8 @@ def score_videos(checkpoint_uri: str, manifest: Manifest, views: Views, scorers:
     """
     recipe = _check_classes(checkpoint_uri, manifest)
     source = ray.put(ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed))
-    scored = data.video_views(source, views, len(manifest), scorers.decode).map_batches(
+    video_bytes = views.count * recipe.clip.frames * views.side_px(recipe.augment) ** 2 * 3
+    scored = data.video_views(source, views, len(manifest), video_bytes, scorers.decode).map_batches(
         Scorer,
         fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus))),
         batch_size=None,

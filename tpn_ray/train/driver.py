@@ -80,7 +80,8 @@ class RunResult:
     """Of the best checkpoint."""
     bad: tuple[tuple[str, str, str], ...] = ()
     """Videos that were not usable: (uri, reason, message)."""
-    resumed_from: int = 0
+    trained: bool = True
+    """False where the run had been complete before."""
     clips_per_second: float = 0.0
     """Median over the run of the training speed; 0 where nothing was trained any more."""
 
@@ -189,7 +190,7 @@ def run(
         last=last,
         scores=scores,
         bad=tuple(ledger.bad.values()),
-        resumed_from=begun,
+        trained=begun < plan.steps,
         clips_per_second=statistics.median(ledger.speeds) if ledger.speeds else 0.0,
     )
 

@@ -104,8 +104,10 @@ def run(
                 metric=METRIC,
                 mode="max",
                 num_samples=samples,
-                max_concurrent_trials=trials_at_once(campaign.machines, ray.cluster_resources(), at_once),
-                search_alg=ray.tune.search.BasicVariantGenerator(random_state=seed),
+                search_alg=ray.tune.search.BasicVariantGenerator(
+                    max_concurrent=trials_at_once(campaign.machines, ray.cluster_resources(), at_once),
+                    random_state=seed,
+                ),
                 scheduler=scheduler(scheduler_name, campaign),
             ),
             run_config=ray.tune.RunConfig(
