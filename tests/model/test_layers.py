@@ -14,6 +14,7 @@ CONVOLUTIONS = {
     "taps on a pixel": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 1, 1)),
     "taps on a line": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 2, 1)),
     "1x1": (conv(6, 4, 1), (2, 6, 5, 9)),
+    "1x1, many rows": (conv(6, 4, 1), (2, 6, 32, 16)),
     "1x1, many images": (conv(6, 4, 1), (17, 6, 5, 9)),
     "1x1, stride 2": (conv(6, 4, 1, stride=2), (2, 6, 5, 4)),
     "plain": (conv(6, 4, 3, stride=2), (2, 6, 5, 9)),
