@@ -31,6 +31,7 @@ CONNECT_SECONDS = 3.0
 REQUEST_SECONDS = 5.0  # without a byte; a stalled store is given up after three times that
 MAX_ATTEMPTS = 5
 GIVE_UP_SECONDS = 60.0
+DOWNLOAD_PIECE_BYTES = 16 * 1024**2
 
 T = TypeVar("T")
 
@@ -168,6 +169,37 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
         return data
 
     return _attempt(uri, "read", read)
+
+
+def read_range(uri: str, offset: int, size: int, *, file_bytes: int) -> bytes:
+    """`size` bytes from `offset` of a file of `file_bytes` bytes, by one request. Raises as `read_bytes` does."""
+
+    def read(fs: pafs.FileSystem, path: str) -> bytes:
+        # With its size known, opening an object costs no request.
+        target = pafs.FileInfo(path, pafs.FileType.File, size=file_bytes) if is_s3(absolute(uri)) else path
+        with fs.open_input_file(target) as file:
+            data: bytes = file.read_at(size, offset)
+        if len(data) != size:
+            raise OSError(errno.EIO, f"truncated body: {len(data)} of {size} bytes came from {offset}")
+        return data
+
+    return _attempt(uri, "read", read)
+
+
+def download(uri: str, target: Path, *, max_bytes: int) -> None:
+    """Copy one file to the local path `target`, piece by piece. Raises as `read_bytes` does."""
+
+    def copy(fs: pafs.FileSystem, path: str) -> None:
+        with fs.open_input_file(path) as file, target.open("wb") as copied:
+            size = file.size()
+            if size > max_bytes:
+                raise StorageError(f"{absolute(uri)} holds {size} bytes, more than the limit of {max_bytes}")
+            while piece := file.read(DOWNLOAD_PIECE_BYTES):
+                copied.write(piece)
+            if copied.tell() != size:
+                raise OSError(errno.EIO, f"truncated body: {copied.tell()} of {size} bytes came")
+
+    _attempt(uri, "read", copy)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -12,6 +12,7 @@ Files whose packets carry no usable times are decoded from the beginning.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from types import TracebackType
 
 import av
@@ -128,6 +129,33 @@ class Video:
         if places or pixels is None:
             raise BadVideo("damaged", f"{len(places)} wanted frames were not decoded, the first is {min(places)}")
         return pixels
+
+    @property
+    def tick_seconds(self) -> Fraction:
+        """What one tick of the times of `all_frames` is."""
+        if self._index is not None and self._stream.time_base:
+            return self._stream.time_base
+        return 1 / (self._stream.average_rate or self._stream.guessed_rate or Fraction(25))
+
+    def all_frames(self) -> Iterator[tuple[int, VideoFrame]]:
+        """(presentation time in ticks, frame as decoded) of every frame in order: what a re-encoder takes.
+
+        A file without times gets equally spaced ones. Raises BadVideo for a frame that cannot be decoded.
+        """
+        self._clock.restart()
+        expected = self._index.times if self._index is not None else None
+        count = 0
+        for frame in self._decode(range(self._first_packet, len(self._packets))):
+            if expected is None:
+                yield count, frame
+                count += 1
+            elif count < len(expected) and frame.pts == expected[count]:
+                yield expected[count], frame
+                count += 1
+        if expected is not None and count < len(expected):
+            raise BadVideo("damaged", f"{len(expected) - count} of {len(expected)} frames were not decoded")
+        if count == 0:
+            raise BadVideo("no_picture", f"none of {len(self._packets)} packets gave a frame")
 
     # --- which packets
 
