@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 from av.codec.context import ThreadType
@@ -147,14 +147,22 @@ def open_container(data: bytes, limits: DecodeLimits) -> InputContainer:
         raise BadVideo("empty", "the file has no bytes")
     if len(data) > limits.max_bytes:
         raise BadVideo("too_large", f"the file has {len(data)} bytes, the limit is {limits.max_bytes}")
-    # FFmpeg gets a file object and may use no protocol and no demuxer that would open anything else.
-    options = {"protocol_whitelist": "none", "format_whitelist": FORMATS, "max_pixels": str(limits.max_pixels)}
     try:
-        return av.open(io.BytesIO(data), mode="r", options=options, io_open=_refuse_to_open, metadata_errors="replace")
-    except (av.FFmpegError, ValueError, OSError) as error:
+        return open_file(io.BytesIO(data), limits)
+    except BadVideo as error:
         announced = bitstream.announced_bytes(data)
         if announced > len(data):
             raise BadVideo("truncated", f"the file has {len(data)} of {announced} bytes") from error
+        raise
+
+
+def open_file(file: BinaryIO, limits: DecodeLimits) -> InputContainer:
+    """The demuxer over an open file, which can open nothing else: for sources too long to hold in memory."""
+    # FFmpeg gets a file object and may use no protocol and no demuxer that would open anything else.
+    options = {"protocol_whitelist": "none", "format_whitelist": FORMATS, "max_pixels": str(limits.max_pixels)}
+    try:
+        return av.open(file, mode="r", options=options, io_open=_refuse_to_open, metadata_errors="replace")
+    except (av.FFmpegError, ValueError, OSError) as error:
         raise BadVideo("not_video", f"no known container of video: {said(error)}") from error
 
 
