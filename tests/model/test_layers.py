@@ -64,6 +64,11 @@ def test_batch_norm_adds_up_more_precisely_than_torchs_channels_last_kernel() ->
     assert error[0] <= error[1] * 1.05
 
 
+def test_batch_norm_of_a_single_position_is_refused_as_by_torch() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        batch_norm(nn.BatchNorm2d(3), torch.randn(1, 3, 1, 1))
+
+
 def test_batch_norm_in_evaluation_uses_what_it_remembers() -> None:
     layer = ConvNorm(conv(3, 4, 1)).eval()
     x = torch.randn(2, 3, 4, 4)

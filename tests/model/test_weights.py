@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.model.conftest import weights_by_name
-from tpn_ray.errors import CheckpointError, ConfigError
+from tests.servers import S3Server
+from tpn_ray.errors import CheckpointError, ConfigError, NotFoundError
 from tpn_ray.model.layouts import names_in
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model
 from tpn_ray.model.weights import LoadReport, load_weights, mmaction2_state, save_mmaction2
@@ -71,6 +72,23 @@ def test_mmaction2s_layout_returns(config: ModelConfig, tmp_path: Path) -> None:
     assert (report.layout, report.unused, report.missing) == ("mmaction2", (), ())
     assert len(report.used) == len(model.state_dict())
     assert same(model, other)
+
+
+def test_weights_go_to_object_storage_and_return(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    model, other = build_model(TOY), build_model(TOY)
+    uri = f"s3://{s3.bucket}/published/weights.pth"
+    save_mmaction2(model, uri)
+    load_weights(other, uri)
+    assert same(model, other)
+
+
+def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"none\.pth"):
+        load_weights(build_model(TOY), tmp_path / "none.pth")
 
 
 def test_mmaction2s_names_and_shapes_are_the_published_ones() -> None:

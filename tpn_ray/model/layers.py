@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 MANY_CHANNELS = 512
 FEW_IMAGES = 16
+EXACT = (torch.float32, torch.float64)
 
 
 class ConvNorm(nn.Module):
@@ -48,7 +49,7 @@ def convolve(convolution: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tenso
     """`convolution(x)`, for frames and for columns."""
     assert isinstance(convolution, nn.Conv2d)
     kernel = convolution.weight
-    if on_cpu(x) and not torch.is_autocast_enabled("cpu"):
+    if on_cpu(x) and x.dtype in EXACT and not torch.is_autocast_enabled("cpu"):
         size, strided = tuple(kernel.shape[2:]), convolution.stride == (2, 2)
         if size == (1, 1) and convolution.groups > 1:
             return grouped_product(x, kernel, convolution.groups)
@@ -64,9 +65,10 @@ def convolve(convolution: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tenso
 
 def batch_norm(norm: nn.BatchNorm2d, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """`norm(x)`."""
-    if norm.training and on_cpu(x) and x.dtype == torch.float32:
+    rows = x.numel() // x.shape[1]
+    if norm.training and on_cpu(x) and x.dtype == torch.float32 and rows > 1:  # torch refuses a single row
         y, mean, variance = BatchNormRows.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
-        remember(norm, mean, variance, rows=x.numel() // x.shape[1])
+        remember(norm, mean, variance, rows=rows)
         return y  # type: ignore[no-any-return]
     result: Tensor = norm(x)
     return result
