@@ -131,6 +131,11 @@ class Video:
         return pixels
 
     @property
+    def has_times(self) -> bool:
+        """Whether the file says when each frame is shown; of others only the order of the frames is known."""
+        return self._index is not None
+
+    @property
     def tick_seconds(self) -> Fraction:
         """What one tick of the times of `all_frames` is."""
         if self._index is not None and self._stream.time_base:
