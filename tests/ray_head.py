@@ -41,7 +41,7 @@ def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
     command += [f"--num-cpus={cpus}", f"--object-store-memory={300 * 1024**2}", "--disable-usage-stats"]
     command += [f"--ray-client-server-port={free_port()}"]
     try:
-        started = subprocess.run(command, env=own, capture_output=True, text=True, timeout=START_SECONDS)
+        started = subprocess.run(command, check=False, env=own, capture_output=True, text=True, timeout=START_SECONDS)
         if started.returncode:
             raise RuntimeError(f"ray start failed:\n{started.stdout}\n{started.stderr}")
         yield RayHead(f"http://127.0.0.1:{dashboard}", own)

@@ -53,12 +53,15 @@ def finish(
     tracked.set_tags({"best_checkpoint": result.best})
     if result.bad:
         tracked.log_json([dict(zip(("uri", "reason", "message"), bad, strict=True)) for bad in result.bad], "bad.json")
-    lines = _lines(tracked, result, numbers, manifest, views, seconds)
-    Console(width=max(len(right) for _, right in lines) + 30).print(_table(lines))
+    lines = _lines(result, numbers, manifest, views, seconds)
+    Console(width=100).print(_table(lines))
+    # Not in the table: what is to be copied must not be wrapped.
+    print(f"best checkpoint  {result.best}")
+    print(f"scores           {scores_uri}")
+    print(f"MLflow           {tracking.page_command(tracked.tracking_uri)}", flush=True)
 
 
 def _lines(
-    tracked: TrackedRun,
     result: RunResult,
     numbers: dict[str, float],
     manifest: Manifest,
@@ -84,10 +87,6 @@ def _lines(
         lines.append(("training speed", f"{result.clips_per_second:.0f} clips/s (median)"))
     if result.bad:
         lines.append(("bad videos", f"{len(result.bad)}, listed above and in MLflow (bad.json)"))
-    lines += [
-        ("best checkpoint", result.best),
-        ("MLflow", tracking.page_command(tracked.tracking_uri)),
-    ]
     return lines
 
 

@@ -7,7 +7,6 @@ server that goes away for a while costs neither the training nor its curves.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import time
@@ -21,6 +20,7 @@ from tpn_ray.errors import TrackingError
 # Read by mlflow when it is imported: by default an unreachable server is asked for many minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it reports every migration of a new database
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag

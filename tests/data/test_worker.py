@@ -1,0 +1,74 @@
+"""Rows of real videos: deterministic, complete, and honest about what cannot be used."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tpn_ray import recipes
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.data import rows
+from tpn_ray.data.plan import MicroBatch
+from tpn_ray.data.views import parse_views
+from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows
+from tpn_ray.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def source(toy_folder: Path) -> ClipSource:
+    recipe = recipes.toy()
+    manifest = load_manifest(str(toy_folder)).select("train")
+    return ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=3)
+
+
+def micro_batch(samples: list[int], epoch: int = 0) -> MicroBatch:
+    places = np.arange(len(samples), dtype=np.int64)
+    return MicroBatch(step=0, epoch=epoch, positions=places, samples=np.array(samples, dtype=np.int64))
+
+
+def test_a_clip_depends_on_seed_epoch_and_sample_only(source: ClipSource) -> None:
+    together = training_rows(source, micro_batch([4, 9, 2]))
+    alone = training_rows(source, micro_batch([9]))
+    assert together[rows.CLIP].shape == (3, 16, 48, 48, 3)
+    assert np.array_equal(together[rows.CLIP][1], alone[rows.CLIP][0])
+    assert not np.array_equal(alone[rows.CLIP], training_rows(source, micro_batch([9], epoch=1))[rows.CLIP])
+    other_seed = dataclasses.replace(source, seed=4)
+    assert not np.array_equal(alone[rows.CLIP], training_rows(other_seed, micro_batch([9]))[rows.CLIP])
+    assert np.array_equal(together[rows.LABELS], source.manifest.labels[[4, 9, 2]])
+
+
+def test_bad_videos_are_rows_with_a_reason(source: ClipSource, tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("not a video " * 100)
+    uris = [*source.manifest.uris]
+    uris[1], uris[2] = str(tmp_path / "empty.mp4"), str(tmp_path / "text.mp4")
+    uris[3] = str(tmp_path / "gone.mp4")
+    broken = dataclasses.replace(source, manifest=dataclasses.replace(source.manifest, uris=uris))
+    made = training_rows(broken, micro_batch([0, 1, 2, 3]))
+    assert made[rows.REASON].tolist() == ["", "empty", "not_video", "missing"]
+    assert not made[rows.CLIP][1:].any()
+    assert made[rows.CLIP][0].any()
+    assert "gone.mp4" in made[rows.MESSAGE][3]
+
+
+def test_empty_places_are_black_and_without_reason(source: ClipSource) -> None:
+    made = evaluation_rows(source, np.array([0, -1]))
+    assert made[rows.CLIP][0].any()
+    assert not made[rows.CLIP][1].any()
+    assert made[rows.REASON].tolist() == ["", ""]
+
+
+def test_views_are_clips_before_crops(source: ClipSource) -> None:
+    made = view_rows(source, parse_views("2x3"), np.array([0]))
+    assert made[rows.VIEWS].shape == (1, 6, 16, 48, 48, 3)
+    one = view_rows(source, parse_views("1x1"), np.array([0]))
+    assert np.array_equal(one[rows.VIEWS][0, 0], evaluation_rows(source, np.array([0]))[rows.CLIP][0])
+
+
+@pytest.mark.parametrize("text", ["3x7", "0x1", "x", "10"])
+def test_unknown_views(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"views '{text}' are not known"):
+        parse_views(text)

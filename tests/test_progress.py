@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from tpn_ray.progress import LOG_SECONDS, Terminal, duration, line
+from tpn_ray.train.events import BadVideos, Committed, Progress, Started
+
+PROGRESS = Progress(
+    step=30, steps=240, epoch=2, epochs=10, loss=1.5, top1=0.25, clips_per_second=99.6, waiting=0.031, seconds_left=200
+)
+
+
+def test_a_progress_line_says_where_how_well_how_fast_and_how_long() -> None:
+    assert line(PROGRESS) == (
+        "epoch 2/10  step 30/240  loss 1.500  top-1 25.0%  100 clips/s  waiting for data 3%  3 min 20 s left"
+    )
+
+
+def test_a_log_gets_one_progress_line_every_few_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    for _ in range(3):
+        terminal(PROGRESS)
+    terminal.printed_at -= LOG_SECONDS
+    terminal(PROGRESS)
+    assert capsys.readouterr().out.count("step 30/240") == 2
+
+
+def test_starts_are_counted_and_a_bad_video_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    terminal(Started(step=0, workers=2))
+    terminal(Started(step=8, workers=2))
+    for _ in range(2):
+        terminal(BadVideos(split="train", found=((3, "empty", "x.mp4 has no bytes"),)))
+    terminal(Committed(step=9, epoch=1, checkpoint="c"))
+    assert capsys.readouterr().out.splitlines() == [
+        "training begins with 2 workers",
+        "training goes on from step 8 with 2 workers (start 2)",
+        "bad video (empty): x.mp4 has no bytes",
+        "checkpoint c",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
