@@ -18,7 +18,7 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
@@ -266,6 +266,7 @@ class Encoder:
             return  # two frames in the same microsecond
         small = self._upright(frame)
         small.pts, small.time_base = moment, self._tick
+        small.pict_type = PictureType.NONE  # else x264 repeats the source's frame types, and the layers are lost
         self.times.append(moment)
         self._output.mux(self._stream.encode(small))
 
