@@ -8,7 +8,8 @@ import pytest
 
 from tests.servers import s3_server
 from tpn_ray import storage
-from tpn_ray.clips.manifest import Entry, Manifest, build, derive_splits, load_manifest
+from tpn_ray.clips.entries import Entry, derive_splits
+from tpn_ray.clips.manifest import Manifest, build, load_manifest
 from tpn_ray.errors import ConfigError, ManifestError, NotFoundError
 
 

@@ -1,8 +1,9 @@
 """The list of videos, their labels and their splits, read from folders or a CSV and checked. Runs on the driver.
 
-Three forms are read:
+Four forms are read; annotations.py reads the forms of published datasets:
     folder/<class>/<video>                         one sub-folder per class; the split is derived from the names
     folder/{train,val,test}/<class>/<video>        the same, with given splits
+    folder/dataset.json                            a dataset made by jobs/prepare.py
     file.csv                                       columns uri,label[,split]; URIs absolute or relative to the CSV
 """
 
@@ -12,29 +13,59 @@ import csv
 import hashlib
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tpn_ray import storage
+from tpn_ray.clips import shards
+from tpn_ray.clips.entries import SPLITS, Entry, derive_splits, refuse_twice, refuse_untrained, some_of
+from tpn_ray.clips.shards import LabelSets
 from tpn_ray.errors import ConfigError, ManifestError, NotFoundError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
 """Names of videos end so, in any case."""
 
-SPLITS = ("train", "val", "test")
-"""The names a split can have."""
-
 DEFAULT_LABEL_SET = "action"
-SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where the videos of a prepared dataset lie. Row i of every array is video i."""
+
+    shard_uris: list[str]
+    shard_bytes: NDArray[np.int64]
+    """(shards,): size of each shard."""
+    shards: NDArray[np.int64]
+    """(n,): place in `shard_uris`."""
+    row_groups: NDArray[np.int64]
+    """(n,): row group within the shard; rows of one group are neighbours."""
+    offsets: NDArray[np.int64]
+    """(n,): first byte of the video within the shard."""
+    frame_counts: NDArray[np.int64]
+    """(n,): frames in the video."""
+
+    def select(self, rows: list[int]) -> Placement:
+        """Only these rows."""
+        return replace(
+            self,
+            shards=self.shards[rows],
+            row_groups=self.row_groups[rows],
+            offsets=self.offsets[rows],
+            frame_counts=self.frame_counts[rows],
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The videos of a dataset. Row i of every field is video i; rows are sorted by id."""
+    """The videos of a dataset. Row i of every field is video i.
+
+    Rows are sorted by id, those of prepared datasets as they are stored, which is in random order.
+    """
 
     ids: list[str]
     """A name for each video that stays the same when the dataset moves: its path below the dataset's folder."""
@@ -54,6 +85,15 @@ class Manifest:
     version: str
     """16 hexadecimal digits that change when a video, its size, label or split changes."""
 
+    sizes_bytes: NDArray[np.int64]
+    """(n,): size of each file at `uris`, for prepared videos of the video in its shard; -1 where there is no file."""
+
+    segments_seconds: NDArray[np.float64] | None = None
+    """(n, 2): begin and end of each row within its file, NaN for all of it; None where no row is a segment."""
+
+    placement: Placement | None = None
+    """Where prepared videos lie; None for a dataset of video files."""
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -69,17 +109,19 @@ class Manifest:
             uris=[self.uris[row] for row in rows],
             labels=self.labels[rows],
             splits=[split] * len(rows),
+            sizes_bytes=self.sizes_bytes[rows],
+            segments_seconds=None if self.segments_seconds is None else self.segments_seconds[rows],
+            placement=self.placement and self.placement.select(rows),
         )
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One video before the checks: what a reader of an annotation format gives."""
-
-    id: str
-    uri: str
-    labels: tuple[str, ...]
-    split: str | None = None
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Rows in each row group, in order, for `data.plan`; () for a dataset of video files."""
+        if self.placement is None:
+            return ()
+        groups = np.stack([self.placement.shards, self.placement.row_groups])
+        begins = np.flatnonzero(np.any(np.diff(groups) != 0, axis=0)) + 1
+        return tuple(np.diff([0, *begins.tolist(), len(self)]).tolist())
 
 
 def load_manifest(uri: str, *, val_fraction: float = 0.2) -> Manifest:
@@ -93,9 +135,37 @@ def load_manifest(uri: str, *, val_fraction: float = 0.2) -> Manifest:
     root = storage.absolute(uri)
     if root.lower().endswith(".csv"):
         entries, sizes = read_csv(root)
+    elif dataset := shards.read_dataset(root):
+        return _prepared(root, *dataset)
     else:
         entries, sizes = read_folder(root)
     return build(entries, sizes, source=root, val_fraction=val_fraction)
+
+
+def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
+    """The manifest of a prepared dataset from its dataset.json and its index."""
+    ids, names = index["id"].to_pylist(), index["shard"].to_pylist()
+    folder = storage.join(root, shards.SHARDS)
+    sizes = dict(zip(names, index["shard_bytes"].to_pylist(), strict=True))
+    places = {name: place for place, name in enumerate(sizes)}
+    whole = {name: tuple(classes) for name, classes in dataset["label_sets"].items()}
+    return Manifest(
+        ids=ids,
+        uris=[f"{folder}/{name}#{id}" for name, id in zip(names, ids, strict=True)],
+        labels=np.array(index["labels"].to_pylist(), dtype=np.int64).reshape(len(index), len(whole)),
+        splits=index["split"].to_pylist(),
+        label_sets=whole,
+        version=dataset["version"],
+        sizes_bytes=index["video_bytes"].to_numpy(),
+        placement=Placement(
+            shard_uris=[f"{folder}/{name}" for name in sizes],
+            shard_bytes=np.array(list(sizes.values()), dtype=np.int64),
+            shards=np.array([places[name] for name in names], dtype=np.int64),
+            row_groups=index["row_group"].to_numpy(),
+            offsets=index["offset"].to_numpy(),
+            frame_counts=index["frame_count"].to_numpy(),
+        ),
+    )
 
 
 # --- readers
@@ -172,7 +242,7 @@ def _sizes_of(uris: Sequence[str], named_in: str) -> dict[str, int]:
     absent = sorted(wanted - sizes.keys())
     if absent:
         raise ManifestError(
-            f"{len(absent)} of {len(wanted)} videos named in {named_in} are not in storage: {_some(absent)};"
+            f"{len(absent)} of {len(wanted)} videos named in {named_in} are not in storage: {some_of(absent)};"
             " upload them or take their lines out"
         )
     return sizes
@@ -197,79 +267,63 @@ def build(
     source: str,
     val_fraction: float = 0.2,
     label_sets: tuple[str, ...] = (DEFAULT_LABEL_SET,),
+    classes: LabelSets | None = None,
 ) -> Manifest:
-    """Check entries and make the manifest. `sizes`: bytes by URI; `source`: named in messages. Raises ManifestError."""
-    _refuse_twice(entries, source)
+    """Check entries and make the manifest. Raises ManifestError.
+
+    `sizes`: bytes by URI, -1 for what is not there; `source`: named in messages; `classes`: class names in the order of
+    the dataset's own numbers, which may include some without videos; by default those that occur, sorted.
+    """
+    if not entries:
+        raise ManifestError(f"{source} names no videos")
+    refuse_twice(entries, source)
     entries = sorted(entries, key=lambda entry: entry.id)
-    classes = {
-        name: tuple(sorted({entry.labels[column] for entry in entries})) for column, name in enumerate(label_sets)
-    }
-    places = {name: {label: place for place, label in enumerate(names)} for name, names in classes.items()}
-    labels = [[places[name][entry.labels[column]] for column, name in enumerate(label_sets)] for entry in entries]
     given = any(entry.split for entry in entries)
     if given and not all(entry.split for entry in entries):
         without = [entry.id for entry in entries if not entry.split]
-        raise ManifestError(f"{len(without)} videos in {source} have no split, others do: {_some(without)}")
+        raise ManifestError(f"{len(without)} videos in {source} have no split, others do: {some_of(without)}")
     splits = [entry.split or "" for entry in entries] if given else derive_splits(entries, val_fraction)
-    _refuse_untrained(entries, splits, classes, source)
-    content = [[entry.id, sizes[entry.uri], entry.labels, split] for entry, split in zip(entries, splits, strict=True)]
-    canonical = json.dumps([list(label_sets), content], ensure_ascii=False, separators=(",", ":"))
+    if classes is None:
+        classes = {
+            name: tuple(sorted({entry.labels[column] for entry in entries})) for column, name in enumerate(label_sets)
+        }
+        refuse_untrained(entries, splits, classes, source)
     return Manifest(
         ids=[entry.id for entry in entries],
         uris=[entry.uri for entry in entries],
-        labels=np.array(labels, dtype=np.int64),
+        labels=_label_numbers(entries, classes, source),
         splits=splits,
         label_sets=classes,
-        version=hashlib.sha256(canonical.encode()).hexdigest()[:16],
+        version=_version(entries, splits, sizes, classes),
+        sizes_bytes=np.array([sizes[entry.uri] for entry in entries], dtype=np.int64),
+        segments_seconds=_segments(entries),
     )
 
 
-def derive_splits(entries: Sequence[Entry], val_fraction: float) -> list[str]:
-    """For each entry "train" or "val", by a hash of its id.
-
-    So that no class is without either by chance, the video of a class with the largest hash is always in "train", and
-    of two or more the one with the smallest in "val".
-    """
-    places = [_place(entry.id) for entry in entries]
-    splits = ["val" if place < val_fraction else "train" for place in places]
-    rows_of: dict[tuple[str, ...], list[int]] = {}
-    for row, entry in enumerate(entries):
-        rows_of.setdefault(entry.labels, []).append(row)
-    for rows in rows_of.values():
-        ranked = sorted(rows, key=lambda row: (places[row], entries[row].id))
-        if len(ranked) > 1:
-            splits[ranked[0]] = "val"
-        splits[ranked[-1]] = "train"
-    return splits
-
-
-def _place(id: str) -> float:
-    """A number in [0, 1) that depends on the name alone, equally spread over names."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") / 2**64
-
-
-def _refuse_twice(entries: Sequence[Entry], source: str) -> None:
-    for what, values in (("video", [entry.uri for entry in entries]), ("id", [entry.id for entry in entries])):
-        twice = sorted(value for value, count in Counter(values).items() if count > 1)
-        if twice:
+def _label_numbers(entries: Sequence[Entry], classes: LabelSets, source: str) -> NDArray[np.int64]:
+    numbers = np.zeros((len(entries), len(classes)), dtype=np.int64)
+    for column, (name, names) in enumerate(classes.items()):
+        places = {label: place for place, label in enumerate(names)}
+        unknown = sorted({entry.labels[column] for entry in entries} - places.keys())
+        if unknown:
             raise ManifestError(
-                f"{len(twice)} {what}s stand in {source} more than once: {_some(twice)}; keep one of each"
+                f"{len(unknown)} classes of {name!r} in {source} are not in its label map: {some_of(unknown)};"
+                " give the label map of this version of the dataset"
             )
+        numbers[:, column] = [places[entry.labels[column]] for entry in entries]
+    return numbers
 
 
-def _refuse_untrained(
-    entries: Sequence[Entry], splits: Sequence[str], classes: dict[str, tuple[str, ...]], source: str
-) -> None:
-    for column, (name, labels) in enumerate(classes.items()):
-        trained = {entry.labels[column] for entry, split in zip(entries, splits, strict=True) if split == "train"}
-        untrained = sorted(set(labels) - trained)
-        if untrained:
-            raise ManifestError(
-                f"{len(untrained)} of {len(labels)} classes of {name!r} in {source} have no training video:"
-                f" {_some(untrained)}; add some, or check the names of the classes"
-            )
+def _version(entries: Sequence[Entry], splits: Sequence[str], sizes: dict[str, int], classes: LabelSets) -> str:
+    content = [
+        [entry.id, sizes[entry.uri], entry.labels, split, *(entry.segment_seconds or ())]
+        for entry, split in zip(entries, splits, strict=True)
+    ]
+    canonical = json.dumps([list(classes), content], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _segments(entries: Sequence[Entry]) -> NDArray[np.float64] | None:
+    if not any(entry.segment_seconds for entry in entries):
+        return None
+    return np.array([entry.segment_seconds or (np.nan, np.nan) for entry in entries], dtype=np.float64)

@@ -1,6 +1,6 @@
 """The plan of a run: which clips, in which order, in which micro-batch. Pure; runs anywhere.
 
-The order is a pure function of (seed, epoch, number of videos), so the only state to save is the number of steps done.
+The order is a pure function of (seed, epoch, dataset), so the only state to save is the number of steps done.
 One plan covers the whole run, its epochs one after the other. A *step* is one update of the weights; it consists of
 `micro_batches_per_step` micro-batches of fixed size, which is the unit that BatchNorm sees and that workers share out.
 A *slot* is one micro-batch as it is streamed: steps are filled up with empty slots so that every worker gets equally
@@ -41,6 +41,10 @@ class Plan:
     batch_clips: int
     """Clips per step, over all workers."""
     micro_batch_clips: int
+    groups: tuple[int, ...] = ()
+    """Videos in each row group of a prepared dataset (`Manifest.group_sizes`), in stored order; () for video files."""
+    window_groups: int = 64
+    """Row groups that are shuffled together; those of a window are read in the same part of the epoch."""
 
     def __post_init__(self) -> None:
         if self.batch_clips % self.micro_batch_clips:
@@ -52,6 +56,10 @@ class Plan:
                 f"{self.samples} training videos do not fill one batch of {self.batch_clips} clips; "
                 "give more videos or a smaller --loop.batch-clips"
             )
+        if self.groups and sum(self.groups) != self.samples:
+            raise ConfigError(f"row groups of {sum(self.groups)} videos in all are not the {self.samples} videos given")
+        if self.window_groups < 1:
+            raise ConfigError(f"window_groups={self.window_groups} must be at least 1")
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -88,14 +96,28 @@ class Plan:
             step=step,
             epoch=epoch,
             positions=epoch * clips_per_epoch + places,
-            samples=epoch_order(self.seed, epoch, self.samples)[places],
+            samples=epoch_order(self.seed, epoch, self.groups or self.samples, self.window_groups)[places],
         )
 
 
 @functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, samples: int) -> Int64Array:
-    """The permutation of `samples` videos for one epoch (read-only)."""
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(samples).astype(np.int64)
+def epoch_order(seed: int, epoch: int, groups: int | tuple[int, ...], window_groups: int = 64) -> Int64Array:
+    """The videos in the order of one epoch (read-only).
+
+    For video files (`groups` is their number), a full permutation. For prepared videos (`groups` are the sizes of their
+    row groups), the groups are permuted, and rows are permuted inside each window of `window_groups` of them: storage
+    sees reads that stay together, while shards hold random videos from the start (prepare/driver.py), so that a batch
+    is a random sample all the same.
+    """
+    random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    if isinstance(groups, int):
+        order = random.permutation(groups).astype(np.int64)
+    else:
+        ends = np.cumsum(groups)
+        shuffled = random.permutation(len(groups))
+        windows = [shuffled[at : at + window_groups] for at in range(0, len(groups), window_groups)]
+        rows_of = [np.concatenate([np.arange(ends[g] - groups[g], ends[g]) for g in window]) for window in windows]
+        order = np.concatenate([random.permutation(rows) for rows in rows_of]).astype(np.int64)
     order.flags.writeable = False
     return order
 

@@ -10,21 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tpn_ray import storage
 from tpn_ray.clips import augment, sampling
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data import rows
+from tpn_ray.data import reader, rows
 from tpn_ray.data.plan import Int64Array, MicroBatch
 from tpn_ray.data.views import Views
-from tpn_ray.errors import BadVideo, NotFoundError
+from tpn_ray.errors import BadVideo
 
 READERS = 8
 """Videos fetched at the same time by one decoding process: storage latency is hidden, memory stays small."""
-
-MAX_VIDEO_BYTES = 2 * 1024**3
 
 Clip = NDArray[np.uint8]
 Rows = dict[str, NDArray[Any]]
@@ -94,7 +91,7 @@ def decode_rows(
     pixels = np.zeros((len(samples), *shape), dtype=np.uint8)
     reasons, messages = [""] * len(samples), [""] * len(samples)
     with ThreadPoolExecutor(max_workers=min(READERS, len(samples))) as pool:
-        fetched = [pool.submit(fetch, manifest.uris[s]) if s >= 0 else None for s in samples.tolist()]
+        fetched = [pool.submit(reader.fetch, manifest, s) if s >= 0 else None for s in samples.tolist()]
         for place, (sample, data) in enumerate(zip(samples.tolist(), fetched, strict=True)):
             if data is None:
                 continue
@@ -110,11 +107,3 @@ def decode_rows(
         rows.REASON: np.array(reasons, dtype=np.str_),
         rows.MESSAGE: np.array(messages, dtype=np.str_),
     }
-
-
-def fetch(uri: str) -> bytes:
-    """A video's bytes. That it is not there is the video's fault; that storage fails for good is not."""
-    try:
-        return storage.read_bytes(uri, max_bytes=MAX_VIDEO_BYTES)
-    except NotFoundError as error:
-        raise BadVideo("missing", str(error)) from error

@@ -1,0 +1,246 @@
+"""A prepared dataset: Parquet shards of videos, an index of their rows, and dataset.json. Runs anywhere.
+
+    <dataset>/shards/train-00000.parquet   one row per video, in row groups of some megabytes; bad ones in its footer
+    <dataset>/index.parquet                one row per video without the videos: what training reads at its start
+    <dataset>/quarantine.parquet           uri, reason and message of every video that could not be used
+    <dataset>/dataset.json                 class names, counts, splits, settings, version; written last
+
+Videos are stored uncompressed (they are compressed already), so that each lies in one piece in its shard. The index
+knows where: a clip costs one ranged request for exactly its video, and no footer is read. Any Parquet reader reads the
+shards as well. Bytes are a pure function of the rows: no dates, one writer version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tpn_ray import storage
+from tpn_ray.errors import ManifestError, NotFoundError, StorageError
+from tpn_ray.storage import StoredFile
+
+DATASET, INDEX, QUARANTINE, SHARDS = "dataset.json", "index.parquet", "quarantine.parquet", "shards"
+FORMAT = "tpn_ray prepared videos, 1"
+ROW_GROUP_BYTES = 8 * 1024**2
+"""A row group is closed before it would hold more; only a single larger video makes a larger one."""
+
+SUMMARY_KEY = b"tpn_ray.summary"
+"""Footer entry of a shard: JSON of its ShardSummary."""
+
+FOOTER_BYTES = 256 * 1024
+"""Read from a shard's end at once; a longer footer takes a second request."""
+
+VIDEO = "video"
+ROW = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.int64()), nullable=False),
+        pa.field("frame_count", pa.int64(), nullable=False),
+        pa.field("times_us", pa.list_(pa.int64()), nullable=False),
+        pa.field("frames_per_second", pa.float64(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("width", pa.int64(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("start_seconds", pa.float64()),
+        pa.field("end_seconds", pa.float64()),
+        pa.field("content_sha256", pa.string(), nullable=False),
+        pa.field(VIDEO, pa.binary(), nullable=False),
+    ]
+)
+"""One video; the segment's bounds are null for a whole file, times begin with 0 at the first frame."""
+
+INDEX_FIELDS = [field for field in ROW if field.name not in (VIDEO, "times_us")]
+INDEX_ROW = pa.schema(
+    [
+        *INDEX_FIELDS,
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("shard_bytes", pa.int64(), nullable=False),
+        pa.field("row_group", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("video_bytes", pa.int64(), nullable=False),
+    ]
+)
+"""A row of a shard without the video, and where the video lies in the shard."""
+
+QUARANTINE_ROW = pa.schema([("uri", pa.string()), ("reason", pa.string()), ("message", pa.string())])
+
+LabelSets = dict[str, tuple[str, ...]]
+"""Class names by the name of the label set."""
+
+Bad = tuple[int, str, str, str]
+"""Row of the manifest, uri, reason, message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSummary:
+    """A finished shard without its videos."""
+
+    job: str
+    """Hash of the settings and the source that it was made from."""
+    split: str
+    index: list[dict[str, Any]]
+    """Rows of INDEX_ROW, without the fields that every row of the shard shares."""
+    bad: list[Bad]
+    """What could not be used."""
+
+
+# --- one shard
+
+
+def shard_bytes(rows: Sequence[dict[str, Any]], bad: Sequence[Bad], *, job: str, split: str) -> bytes:
+    """A shard of rows (dicts of ROW). The same rows give the same bytes."""
+    buffer = io.BytesIO()
+    index, searched = list[dict[str, Any]](), 0
+    with pq.ParquetWriter(
+        buffer,
+        ROW,
+        compression={name: "NONE" if name == VIDEO else "ZSTD" for name in _column_paths()},
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+    ) as writer:
+        for number, group in enumerate(row_groups(rows)):
+            writer.write_table(pa.Table.from_pylist(list(group), schema=ROW), row_group_size=len(group))
+            written = buffer.getbuffer()
+            for row in group:
+                offset = _find(written, row[VIDEO], searched)
+                searched = offset + len(row[VIDEO])
+                index.append(_index_row(row, number, offset))
+            written.release()
+        summary = ShardSummary(job=job, split=split, index=index, bad=list(bad))
+        writer.add_key_value_metadata({SUMMARY_KEY: json.dumps(dataclasses.asdict(summary))})
+    return buffer.getvalue()
+
+
+def _index_row(row: dict[str, Any], row_group: int, offset: int) -> dict[str, Any]:
+    kept = {field.name: row.get(field.name) for field in INDEX_FIELDS}
+    return {**kept, "row_group": row_group, "offset": offset, "video_bytes": len(row[VIDEO])}
+
+
+def _find(written: memoryview, video: bytes, begin: int) -> int:
+    """Where the plainly encoded column holds the video's bytes, behind their length."""
+    needle = len(video).to_bytes(4, "little") + video[:4096]
+    # Close behind the one before it: only headers, and the small columns of the next row group, come between.
+    for window in (4096 + len(needle), len(written)):
+        place = bytes(written[begin : begin + window]).find(needle)
+        if place >= 0:
+            break
+    offset = begin + place + 4
+    if place < 0 or written[offset : offset + len(video)] != video:
+        raise AssertionError("Parquet did not store a video in one piece")
+    return offset
+
+
+def _column_paths() -> list[str]:
+    """Column names as Parquet spells them."""
+    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in ROW]
+
+
+def row_groups(rows: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
+    """Consecutive rows, cut before they hold more than ROW_GROUP_BYTES of video."""
+    begin, held = 0, 0
+    for place, row in enumerate(rows):
+        size = len(row[VIDEO])
+        if place > begin and held + size > ROW_GROUP_BYTES:
+            yield rows[begin:place]
+            begin, held = place, 0
+        held += size
+    if begin < len(rows):
+        yield rows[begin:]
+
+
+def read_summary(shard: StoredFile) -> ShardSummary:
+    """Everything of a shard but its videos, from its footer. Raises StorageError where it cannot be understood."""
+    size = min(FOOTER_BYTES, shard.size_bytes)
+    tail = storage.read_range(shard.uri, shard.size_bytes - size, size, file_bytes=shard.size_bytes)
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if size < needed <= shard.size_bytes:
+        tail = storage.read_range(shard.uri, shard.size_bytes - needed, needed, file_bytes=shard.size_bytes)
+    try:
+        footer = pq.read_metadata(io.BytesIO(tail)).metadata
+        fields = json.loads(footer[SUMMARY_KEY])
+        return ShardSummary(**{**fields, "bad": [tuple(bad) for bad in fields["bad"]]})
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{shard.uri} is not a shard of this version; delete it to have it made again") from error
+
+
+# --- the dataset
+
+
+def write_dataset(
+    folder: str, shards: dict[str, tuple[StoredFile, ShardSummary]], label_sets: LabelSets, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Write index, quarantine and, last, dataset.json for finished shards by name; returns what dataset.json holds."""
+    rows, bad = list[dict[str, Any]](), list[Bad]()
+    for name, (file, summary) in sorted(shards.items()):
+        shared = {"split": summary.split, "shard": name, "shard_bytes": file.size_bytes}
+        rows += [{**row, **shared} for row in summary.index]
+        bad += summary.bad
+    bad.sort()
+    index = table_bytes(pa.Table.from_pylist(rows, schema=INDEX_ROW))
+    listed = [dict(zip(("uri", "reason", "message"), one[1:], strict=True)) for one in bad]
+    quarantine = table_bytes(pa.Table.from_pylist(listed, schema=QUARANTINE_ROW))
+    content = [[row["id"], row["content_sha256"], row["labels"], row["split"]] for row in rows]
+    canonical = json.dumps([label_sets, content], ensure_ascii=False, separators=(",", ":"))
+    dataset = {
+        "format": FORMAT,
+        "version": hashlib.sha256(canonical.encode()).hexdigest()[:16],
+        "label_sets": {name: list(classes) for name, classes in label_sets.items()},
+        "splits": {split: _counts(rows, split) for split in sorted({row["split"] for row in rows})},
+        "quarantined": len(bad),
+        "settings": settings,
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+    }
+    storage.write_bytes(storage.join(folder, INDEX), index)
+    storage.write_bytes(storage.join(folder, QUARANTINE), quarantine)
+    storage.write_bytes(storage.join(folder, DATASET), json.dumps(dataset, indent=1, ensure_ascii=False).encode())
+    return dataset
+
+
+def _counts(rows: Sequence[dict[str, Any]], split: str) -> dict[str, int]:
+    mine = [row for row in rows if row["split"] == split]
+    return {
+        "videos": len(mine),
+        "frames": sum(row["frame_count"] for row in mine),
+        "video_bytes": sum(row["video_bytes"] for row in mine),
+        "shards": len({row["shard"] for row in mine}),
+    }
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A small table as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="ZSTD", store_schema=False)
+    return buffer.getvalue()
+
+
+def read_dataset(folder: str) -> tuple[dict[str, Any], pa.Table] | None:
+    """dataset.json and the index; None where the folder is no prepared dataset. Raises ManifestError for a torn one."""
+    try:
+        dataset: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, DATASET)))
+    except NotFoundError:
+        return None
+    except ValueError as error:
+        raise ManifestError(
+            f"{storage.join(folder, DATASET)} is not JSON: {error}; run jobs/prepare.py again"
+        ) from error
+    if dataset.get("format") != FORMAT:
+        raise ManifestError(
+            f"{storage.join(folder, DATASET)} has the format {dataset.get('format')!r}, this version reads {FORMAT!r};"
+            " run jobs/prepare.py again"
+        )
+    index = storage.read_bytes(storage.join(folder, INDEX))
+    if hashlib.sha256(index).hexdigest() != dataset["index_sha256"]:
+        raise ManifestError(
+            f"{storage.join(folder, INDEX)} does not belong to its dataset.json; run jobs/prepare.py again"
+        )
+    return dataset, pq.read_table(io.BytesIO(index))

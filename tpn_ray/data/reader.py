@@ -1,0 +1,36 @@
+"""The bytes of one video, from its own file or out of a shard. Runs on Ray Data workers, and anywhere.
+
+A video of a prepared dataset costs one ranged request for exactly its bytes: the index says where they are, so neither
+the shard's size nor its footer is asked for. Whole row groups are not read: the rows of a window are spread over all
+decoding processes, each of which would read nearly every group of it for a few rows.
+"""
+
+from __future__ import annotations
+
+from tpn_ray import storage
+from tpn_ray.clips.manifest import Manifest
+from tpn_ray.errors import BadVideo, ManifestError, NotFoundError
+
+MAX_VIDEO_BYTES = 2 * 1024**3
+
+
+def fetch(manifest: Manifest, sample: int) -> bytes:
+    """A video's bytes. That it is not there is the video's fault; that storage fails for good is not."""
+    place = manifest.placement
+    try:
+        if place is not None:
+            shard = place.shards[sample]
+            return storage.read_range(
+                place.shard_uris[shard],
+                int(place.offsets[sample]),
+                int(manifest.sizes_bytes[sample]),
+                file_bytes=int(place.shard_bytes[shard]),
+            )
+        if manifest.segments_seconds is not None:
+            raise ManifestError(
+                f"{manifest.uris[sample]} is a longer video of which only segments are wanted;"
+                " cut them out with jobs/prepare.py and give its folder"
+            )
+        return storage.read_bytes(manifest.uris[sample], max_bytes=MAX_VIDEO_BYTES)
+    except NotFoundError as error:
+        raise BadVideo("missing", str(error)) from error
