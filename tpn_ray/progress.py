@@ -6,7 +6,7 @@ import sys
 import time
 
 from tpn_ray.tracking import TrackedRun
-from tpn_ray.train.events import BadVideos, Committed, Event, Progress, Started
+from tpn_ray.train.events import BadVideos, Committed, Event, Notice, Progress, Started
 
 LOG_SECONDS = 10.0
 """Between two progress lines in a log file; a terminal shows every one in place."""
@@ -32,6 +32,8 @@ def line(event: Event) -> str:
             )
         case Committed():
             return f"checkpoint {event.checkpoint}"
+        case Notice():
+            return f"warning: {event.text}"
         case BadVideos():
             return ""
 
@@ -81,6 +83,8 @@ def track(run: TrackedRun, event: Event) -> None:
         scores = {name.replace("val_", "val/"): value for name, value in event.scores.items()}
         run.log_metrics({**scores, "epoch": float(event.epoch)}, event.step)
         run.set_tags({"last_checkpoint": event.checkpoint})
+    elif isinstance(event, Notice):
+        run.set_tags({"warning": event.text})
     else:
         run.send()
 

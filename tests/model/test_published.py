@@ -1,9 +1,9 @@
 """The network against vectors recorded from mmaction2's own TPN models; skipped where the vectors are not at hand.
 
-The vectors were recorded in float32. Their own gradients differ from double precision by up to 3e-3 and their losses
-after two SGD steps by up to 1e-3: clips of 64 pixels leave batch norm few values, and even the plain formulation moves
-that much between one thread and two. So the later steps are compared with that allowance; `test_tpn.py` shows in double
-precision that the network computes the same function as the published formulation.
+The published arithmetic meets them to the last digits, through three steps of SGD. The fast one is held to what float32
+allows: clips of 64 pixels leave batch norm few values, and the recorded gradients themselves differ from double
+precision by up to 3e-3, the losses after two steps by up to 1e-3. `test_tpn.py` shows in double precision that both
+compute the same function.
 """
 
 from __future__ import annotations
@@ -26,16 +26,25 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[(case, kind) for case in CASES for kind in ("published", "fast")], ids=str)
 def published(request: pytest.FixtureRequest) -> tuple[Recognizer, torch.Tensor, dict[str, Any]]:
-    weights, recorded = reference(request.param)
+    case, arithmetic = request.param
+    weights, recorded = reference(case)
     with torch.device("meta"):
-        model = build_model(CASES[request.param])
-    model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        model = build_model(CASES[case], arithmetic)
+    model = model.to_empty(device="cpu")
+    if arithmetic == "fast":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     report = load_weights(model, weights)
     assert (report.layout, len(report.used), report.unused, report.missing) == ("mmaction2", 379, (), ())
     clips = recorded["input"]
     return model, clips[:, 0] if clips.ndim == 6 else clips.transpose(1, 2), recorded
+
+
+@pytest.fixture(autouse=True)
+def two_threads(one_thread: None) -> None:
+    """As recorded; with one thread torch picks kernels that round differently."""
+    torch.set_num_threads(2)
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -60,6 +69,7 @@ def test_features_and_scores(published: tuple[Recognizer, torch.Tensor, dict[str
 
 def test_three_training_steps(published: tuple[Recognizer, torch.Tensor, dict[str, Any]]) -> None:
     model, clips, recorded = published
+    exact = model.arithmetic == "published"
     model.train()
     optimiser = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
     for step, expected in enumerate(recorded["train_steps"]):
@@ -69,17 +79,19 @@ def test_three_training_steps(published: tuple[Recognizer, torch.Tensor, dict[st
         optimiser.zero_grad()
         (loss + auxiliary).backward()
         if step == 0:
-            compare_gradients(model, recorded["grad_norms_step0"])
+            compare_gradients(model, recorded["grad_norms_step0"], worst=1e-3 if exact else 6e-3)
             compare_memory(model, recorded["running_stats_after_step0"])
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 40)
         optimiser.step()
-        allowance = 1e-5 if step == 0 else 1e-3 if step == 1 else 5e-3
+        allowance = 1e-4 if exact else (1e-5, 1e-3, 5e-3)[step]
         assert loss.item() == pytest.approx(expected["loss_cls"], abs=allowance)
         assert auxiliary.item() == pytest.approx(expected["loss_aux"], abs=allowance)
-        assert norm.item() == pytest.approx(expected["grad_norm_before_clip"], rel=1e-4 if step == 0 else 3e-2)
+        assert norm.item() == pytest.approx(
+            expected["grad_norm_before_clip"], rel=(1e-4, 1e-3, 5e-3)[step] if exact else (1e-4, 3e-2, 3e-2)[step]
+        )
 
 
-def compare_gradients(model: Recognizer, expected: dict[str, float]) -> None:
+def compare_gradients(model: Recognizer, expected: dict[str, float], *, worst: float) -> None:
     errors = []
     for key, parameter in model.named_parameters():
         name = next(name for name in names_in("mmaction2", key, top_auxiliary=0) if name in expected)
@@ -87,7 +99,7 @@ def compare_gradients(model: Recognizer, expected: dict[str, float]) -> None:
     errors.sort()
     assert len(errors) == len(expected)
     assert errors[len(errors) // 2] < 3e-4
-    assert errors[-1] < 6e-3
+    assert errors[-1] < worst
 
 
 def compare_memory(model: Recognizer, expected: dict[str, torch.Tensor]) -> None:

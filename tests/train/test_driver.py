@@ -27,7 +27,11 @@ def manifest(toy_folder: Path) -> Manifest:
     [
         (Machines(workers=3), {"CPU": 100.0}, "3 workers cannot share the 2 micro-batches"),
         (Machines(workers=2), {"CPU": 2.0}, "too few CPUs: .* need 3, the cluster has 2; .*--workers"),
-        (Machines(workers=2, gpus_per_worker=1), {"CPU": 9.0, "GPU": 1.0}, "too few GPUs: .* need 2, the cluster has 1"),
+        (
+            Machines(workers=2, gpus_per_worker=1),
+            {"CPU": 9.0, "GPU": 1.0},
+            "too few GPUs: .* need 2, the cluster has 1",
+        ),
     ],
 )
 def test_what_can_never_start_is_refused(machines: Machines, total: dict[str, float], message: str) -> None:

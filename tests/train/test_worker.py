@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data import rows
 from tpn_ray.errors import TrainingError
+from tpn_ray.model.self_test import ConvolutionReport
 from tpn_ray.train import driver, worker
-from tpn_ray.train.events import BadVideos, Event, Progress
+from tpn_ray.train.events import BadVideos, Event, Notice, Progress
 from tpn_ray.train.step import StepSums, Training
 
 
@@ -77,3 +79,20 @@ def test_a_loss_that_is_no_number_stops_training(job: worker.Job) -> None:
     log.add(StepSums(torch.tensor(float("nan")), torch.tensor(0), 32), 0.0)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0; the last checkpoint is kept.*--optim.lr"):
         log.flush(training, 0)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_bf16_that_cannot_be_trusted_is_given_up_with_a_warning(
+    job: worker.Job, trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = dataclasses.replace(job.recipe.loop, precision="bf16")
+    training = Training(job.recipe.model, job.recipe.loss, job.recipe.optim, loop, "cpu")
+    job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, loop=loop))
+    if not trusted:  # no machine with the fault is at hand
+        wrong = ConvolutionReport(False, "stem on (1, 3, 8, 8)", 0.5)
+        monkeypatch.setattr(worker, "convolution_self_test", lambda *_: wrong)
+    worker._distrust_bf16(training, job, 0)
+    assert training.loop.precision == ("bf16" if trusted else "fp32")
+    told = [event.text for event in job.mailbox.events if isinstance(event, Notice)]
+    assert len(told) == (0 if trusted else 1)
+    assert all("float32" in text and "stem" in text for text in told)

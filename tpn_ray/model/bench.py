@@ -174,7 +174,7 @@ def make_variants(bench: StepBench) -> list[Variant]:
     clips = torch.randn(bench.batch, 3, bench.frames, bench.size, bench.size)
     variants = []
     for form in bench.forms:
-        model = build_model(bench.model)
+        model = build_model(bench.model, "fast")
         model.load_state_dict(weights)
         # The plain form reads kernels o i h w as o i 1 h w, as the published code has them, so they must be contiguous:
         # from channels-last ones, torch 2.13's bf16 conv3d on CPU makes wrong numbers without a word.
@@ -196,7 +196,7 @@ def forward_of(model: Recognizer, form: Form) -> Callable[[Tensor], Scores]:
     """The function that a form calls on clips."""
     if form == "ours":
         return model
-    return lambda clips: plain_forward(model, clips)
+    return lambda clips: Scores(*plain_forward(model, clips))
 
 
 def check(variants: Sequence[Variant]) -> dict[str, float]:
@@ -250,7 +250,7 @@ def precision_of(variant: Variant) -> AbstractContextManager[object]:
 def training_flops(bench: StepBench) -> float:
     """Operations of forward and backward, counted on tensors without memory."""
     with torch.device("meta"):
-        model = build_model(bench.model)
+        model = build_model(bench.model, "fast")
         clips = torch.empty(bench.batch, 3, bench.frames, bench.size, bench.size)
     with FlopCounterMode(display=False) as counter:
         scores = model(clips)

@@ -1,13 +1,13 @@
 """The network as the published code computes it: Conv3d, BatchNorm over n t h w, MaxPool3d. Runs anywhere, torch only.
 
-Takes the weights of a Recognizer. It is what the network of this package is compared with, in tests and in benchmarks;
-nothing trains with it. It shares no arithmetic with `frames.py`, `tpn.py` and the blocks, on purpose.
+Takes the weights of a Recognizer: it is the arithmetic "published", and what the fast one is compared with in tests and
+benchmarks. It shares no arithmetic with `frames.py`, `tpn.py` and the blocks, on purpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float
@@ -16,13 +16,15 @@ from torch.nn import functional as F
 
 from tpn_ray.model.heads import AuxiliaryHead, ClassificationHead
 from tpn_ray.model.layers import ConvNorm
-from tpn_ray.model.recognizer import Recognizer, Scores
 from tpn_ray.model.resnet2d import Bottleneck, ResNet
 from tpn_ray.model.tpn import LevelFusion, TemporalPyramid
 
+if TYPE_CHECKING:
+    from tpn_ray.model.recognizer import Recognizer
 
-def plain_forward(model: Recognizer, clips: Float[Tensor, "n c t h w"]) -> Scores:
-    """What `model(clips)` must be, for every flow and backbone, with spatial and temporal modulation on."""
+
+def plain_forward(model: Recognizer, clips: Float[Tensor, "n c t h w"]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The fields of Scores, for every flow and backbone, with spatial and temporal modulation on."""
     stages = backbone(model.backbone, clips)
     levels = [stages[level] for level in model.levels]
     auxiliary: list[Tensor] = []
@@ -32,15 +34,17 @@ def plain_forward(model: Recognizer, clips: Float[Tensor, "n c t h w"]) -> Score
             for head, level in zip(model.auxiliary, levels, strict=False)
         ]
     if model.neck is None:
-        return Scores(classification_head(model.head, levels[-1]), tuple(auxiliary))
+        return classification_head(model.head, levels[-1]), tuple(auxiliary)
     if model.config.rates:
         levels = [levels[0][:, :, ::rate] for rate in model.config.rates]
-    return Scores(classification_head(model.head, pyramid(model.neck, levels)), tuple(auxiliary))
+    return classification_head(model.head, pyramid(model.neck, levels)), tuple(auxiliary)
 
 
 def conv3d(convolution: nn.Module, clips: Tensor) -> Tensor:
-    """A convolution of ours as the Conv3d it stands for."""
+    """A convolution of ours as the Conv3d it stands for; over frames, of 2D backbones, as it is."""
     assert isinstance(convolution, nn.Conv2d)
+    if clips.ndim == 4:
+        return cast(Tensor, convolution(clips))
     kernel, (stride, _), groups = convolution.weight, convolution.stride, convolution.groups
     high, wide = kernel.shape[2:]
     if high == wide:
@@ -65,33 +69,36 @@ def unit(block: nn.Module, clips: Tensor) -> Tensor:
 
 
 def backbone(net: ResNet, clips: Tensor) -> dict[int, Tensor]:
-    """Stem and stages."""
-    x = F.max_pool3d(unit(net.stem, clips), (1, 3, 3), (1, 2, 2), (0, 1, 1))
+    """Stem and stages. 2D backbones see a batch of frames, as published, and have it put together again for the neck."""
+    blocks = {stage: list(cast(nn.ModuleList, net.stages[f"res{stage}"])) for stage in net.channels}
+    t, flat = clips.shape[2], not any(block.time == "convolve" for stage in blocks.values() for block in stage)
+    x = unit(net.stem, clips.transpose(1, 2).flatten(0, 1) if flat else clips)
+    x = F.max_pool2d(x, 3, 2, 1) if flat else F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
     stages = {}
-    for stage in net.channels:
-        for block in cast(nn.ModuleList, net.stages[f"res{stage}"]):
-            x = bottleneck(cast(Bottleneck, block), x)
-        stages[stage] = x
+    for stage, members in blocks.items():
+        for block in members:
+            x = bottleneck(cast(Bottleneck, block), x, t)
+        stages[stage] = x.view(-1, t, *x.shape[1:]).transpose(1, 2) if flat else x
     return stages
 
 
-def bottleneck(block: Bottleneck, x: Tensor) -> Tensor:
+def bottleneck(block: Bottleneck, x: Tensor, t: int) -> Tensor:
     """One residual block."""
-    moved = shifted(x) if block.time in ("shift", "shift_inplace") else x
+    moved = shifted(x, t) if block.time in ("shift", "shift_inplace") else x
     y = unit(block.conv3, unit(block.conv2, unit(block.conv1, moved)))
     if block.shortcut is None:
         return F.relu(y + x, inplace=True)
     return F.relu(y + unit(block.shortcut, moved if block.time == "shift_inplace" else x), inplace=True)
 
 
-def shifted(x: Tensor) -> Tensor:
+def shifted(frames: Tensor, t: int) -> Tensor:
     """Temporal shift."""
-    eighth = x.shape[1] // 8
+    x, eighth = frames.view(-1, t, *frames.shape[1:]), frames.shape[1] // 8
     moved = torch.zeros_like(x)
-    moved[:, :eighth, :-1] = x[:, :eighth, 1:]
-    moved[:, eighth : 2 * eighth, 1:] = x[:, eighth : 2 * eighth, :-1]
-    moved[:, 2 * eighth :] = x[:, 2 * eighth :]
-    return moved
+    moved[:, :-1, :eighth] = x[:, 1:, :eighth]
+    moved[:, 1:, eighth : 2 * eighth] = x[:, :-1, eighth : 2 * eighth]
+    moved[:, :, 2 * eighth :] = x[:, :, 2 * eighth :]
+    return moved.flatten(0, 1)
 
 
 def pyramid(neck: TemporalPyramid, levels: list[Tensor]) -> Tensor:

@@ -52,6 +52,6 @@ def load_model(checkpoint_uri: str) -> tuple[Recognizer, Recipe]:
     """The network of a checkpoint in evaluation mode, and its recipe."""
     saved = checkpoints.load(checkpoint_uri)
     recipe = from_plain(saved.recipe)
-    model = build_model(recipe.model)
+    model = build_model(recipe.model, "fast")
     model.load_state_dict(saved.weights)
     return model.eval(), recipe

@@ -24,7 +24,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A group of workers has begun; `step` is where it goes on from, `attempt` counts the groups from 1."""
+    """A group of workers has begun; `step` is where it goes on from."""
 
     step: int
     workers: int
@@ -57,7 +57,14 @@ class Committed:
     history: tuple[StepMetrics, ...] = ()
 
 
-Event = Progress | Started | BadVideos | Committed
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something the user should know, in a sentence."""
+
+    text: str
+
+
+Event = Progress | Started | BadVideos | Committed | Notice
 
 
 class Mailbox:

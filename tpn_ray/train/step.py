@@ -7,6 +7,7 @@ the same random numbers wherever it is computed, and gradients and BatchNorm sta
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -96,9 +97,11 @@ class Training:
 
     def __init__(self, model: ModelConfig, loss: LossConfig, optim: OptimConfig, loop: LoopConfig, device: str) -> None:
         torch.manual_seed(loop.seed)
+        # cuBLAS reads this when it starts; without it, it may choose kernels whose sums have no fixed order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(loop.deterministic)
         self.loss_config, self.optim, self.loop, self.device = loss, optim, loop, device
-        self.model: Recognizer = build_model(model).to(device)
+        self.model: Recognizer = build_model(model, "fast").to(device)
         self.classes = model.label_sets
         self.optimizer = make_optimizer(optim, self.model)
         self.statistics, self.counters = join_batch_norm_statistics(self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from tpn_ray.data import rows
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.worker import Rows
 from tpn_ray.errors import CheckpointError, TrainingError
-from tpn_ray.train.events import BadVideos, Event, Progress, Started, StepMetrics
+from tpn_ray.model.self_test import convolution_self_test
+from tpn_ray.train.events import BadVideos, Event, Notice, Progress, Started, StepMetrics
 from tpn_ray.train.recipe import Recipe, to_plain
 from tpn_ray.train.step import MicroBatch, StepSums, Training
 
@@ -56,6 +58,8 @@ def train(config: dict[str, Any]) -> None:
     device = str(ray.train.torch.get_device())
     training = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device)
     _restore(training, job)
+    if recipe.loop.precision == "bf16":
+        _distrust_bf16(training, job, rank)
     if rank == 0:
         job.tell(Started(step=training.step, workers=workers))
     stream = _Stream(job, training.step, rank, workers, device)
@@ -85,6 +89,19 @@ def _restore(training: Training, job: Job) -> None:
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{uri} belongs to another network: {error}") from error
     training.step = saved.step
+
+
+def _distrust_bf16(training: Training, job: Job, rank: int) -> None:
+    """Go on in float32, on all ranks, where a bf16 convolution of the network gives wrong numbers on any of them."""
+    side, loop = job.recipe.augment.crop_px, job.recipe.loop
+    report = convolution_self_test(training.model, (loop.micro_batch_clips, 3, job.recipe.clip.frames, side, side))
+    trusted = torch.tensor(float(report.trusted), device=training.device)
+    if training.workers > 1:
+        dist.all_reduce(trusted, dist.ReduceOp.MIN)
+    if not trusted.item():
+        training.loop = dataclasses.replace(loop, precision="fp32")
+        if rank == 0:
+            job.tell(Notice(text=f"training goes on in float32: {report}"))
 
 
 class _Stream:
