@@ -1,8 +1,8 @@
-"""Video bytes and frame indices -> uint8 RGB frames. Runs anywhere. With packets.py, the only code that reads videos.
+"""Video bytes and frame indices -> uint8 RGB frames. Runs anywhere. With packets.py and tracks.py, the only code that reads videos.
 
 Exact and sparse: wanted frames come out bit for bit as a full decode would give them, but
-  * all packets are read once, in memory, and kept: their presentation times are the frame index, and "seeking" is
-    choosing the packet to begin with, so that no container's seek table has to be trusted;
+  * all packets are known: their presentation times are the frame index, and "seeking" is choosing the packet to begin
+    with, so that no container's seek table has to be trusted;
   * decoding begins at the last keyframe at or before a wanted frame and ends with the packet of the last one;
   * an unwanted H.264 or HEVC frame that no other frame is predicted from is not decoded;
   * only wanted frames are converted to RGB; one decoder thread, because a worker has one core.
@@ -20,11 +20,11 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from tpn_ray.clips import bitstream, packets
 from tpn_ray.clips.packets import DecodeLimits
+from tpn_ray.clips.tracks import open_track
 from tpn_ray.errors import BadVideo
 
 __all__ = ["DecodeLimits", "Video", "open_video"]
@@ -40,21 +40,9 @@ class Video:
 
     def __init__(self, data: bytes, limits: DecodeLimits) -> None:
         """Read the container and the packets; decode nothing yet."""
-        self._data = data
-        self._limits = limits
         self._clock = packets.Clock(limits.max_seconds)
-        self._container = packets.open_container(data, limits)
-        try:
-            self._stream = packets.video_stream(self._container, limits)
-            self._packets = packets.read_packets(self._container, self._stream, limits, self._clock)
-            packets.refuse_cut(data, self._packets)
-            self._codec = self._stream.codec_context.name
-            self._nal_length_bytes = bitstream.nal_length_bytes(self._codec, self._stream.codec_context.extradata)
-            self._index = packets.frame_index(self._packets, self._stream, self._codec, self._nal_length_bytes)
-        except BaseException:
-            self._container.close()
-            raise
-        self._lenient: VideoStream | None = None
+        self._track = open_track(data, limits, self._clock)
+        self._index = self._track.index
         self._reformatter = VideoReformatter()
         self._unreferenced: dict[int, bool] = {}
         self._hevc_top_layer: int | None = None
@@ -72,10 +60,7 @@ class Video:
 
     def close(self) -> None:
         """Free the decoders and the packets."""
-        self._packets = []
-        self._container.close()
-        if self._lenient:
-            self._lenient.container.close()
+        self._track.close()
 
     @property
     def frame_count(self) -> int:
@@ -84,15 +69,15 @@ class Video:
             return len(self._index.times)
         if self._counted is None:
             self._clock.restart()
-            self._counted = sum(1 for _ in self._decode(range(self._first_packet, len(self._packets))))
+            self._counted = sum(1 for _ in self._decode(range(self._track.first_key, len(self._track))))
             if self._counted == 0:
-                raise BadVideo("no_picture", f"none of {len(self._packets)} packets gave a frame")
+                raise BadVideo("no_picture", f"none of {len(self._track)} packets gave a frame")
         return self._counted
 
     @property
     def frames_per_second(self) -> float:
         """The average frame rate; 0 where the file does not say."""
-        return float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        return float(self._track.frames_per_second or 0)
 
     @property
     def height(self) -> int:
@@ -138,9 +123,9 @@ class Video:
     @property
     def tick_seconds(self) -> Fraction:
         """What one tick of the times of `all_frames` is."""
-        if self._index is not None and self._stream.time_base:
-            return self._stream.time_base
-        return 1 / (self._stream.average_rate or self._stream.guessed_rate or Fraction(25))
+        if self._index is not None and self._track.tick_seconds:
+            return self._track.tick_seconds
+        return 1 / (self._track.frames_per_second or Fraction(25))
 
     def all_frames(self) -> Iterator[tuple[int, VideoFrame]]:
         """(presentation time in ticks, frame as decoded) of every frame in order: what a re-encoder takes.
@@ -150,7 +135,7 @@ class Video:
         self._clock.restart()
         expected = self._index.times if self._index is not None else None
         count = 0
-        for frame in self._decode(range(self._first_packet, len(self._packets))):
+        for frame in self._decode(range(self._track.first_key, len(self._track))):
             if expected is None:
                 yield count, frame
                 count += 1
@@ -160,7 +145,7 @@ class Video:
         if expected is not None and count < len(expected):
             raise BadVideo("damaged", f"{len(expected) - count} of {len(expected)} frames were not decoded")
         if count == 0:
-            raise BadVideo("no_picture", f"none of {len(self._packets)} packets gave a frame")
+            raise BadVideo("no_picture", f"none of {len(self._track)} packets gave a frame")
 
     # --- which packets
 
@@ -174,7 +159,7 @@ class Video:
             yield from self._by_time(begin, indices, missing, drop=True)
         if missing:
             # A stream whose keyframes do not start afresh, or whose flags are wrong: the plain way decides.
-            yield from self._by_time(self._first_packet, sorted(missing), missing, drop=False)
+            yield from self._by_time(self._track.first_key, sorted(missing), missing, drop=False)
 
     def _by_time(
         self, begin: int, indices: list[int], missing: set[int], *, drop: bool
@@ -192,26 +177,21 @@ class Video:
 
     def _by_counting(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         chosen, last = set(wanted), max(wanted)
-        for index, frame in enumerate(self._decode(range(self._first_packet, len(self._packets)))):
+        for index, frame in enumerate(self._decode(range(self._track.first_key, len(self._track)))):
             if index in chosen:
                 yield index, frame
             if index == last:
                 return
 
-    @property
-    def _first_packet(self) -> int:
-        """Where plain decoding begins: what comes before the first keyframe refers to frames that are not there."""
-        return next((at for at, packet in enumerate(self._packets) if packet.is_keyframe), 0)
-
     def _is_needless(self, at: int, begin: int) -> bool:
         """Whether an unwanted packet changes no frame that is wanted, when decoding begins at keyframe `begin`."""
-        packet, key = self._packets[at], self._packets[begin]
+        time, key_time = self._track.time(at), self._track.time(begin)
         # In an open GOP, frames shown before their keyframe refer to the GOP before it, and only to each other else.
-        leads = key.is_keyframe and packet.pts is not None and key.pts is not None and packet.pts < key.pts
+        leads = self._track.is_key(begin) and time is not None and key_time is not None and time < key_time
         return leads or self._is_unreferenced(at)
 
     def _is_unreferenced(self, at: int) -> bool:
-        if self._codec not in ("h264", "hevc"):
+        if self._track.codec not in ("h264", "hevc"):
             return False
         known = self._unreferenced.get(at)
         if known is None:
@@ -219,11 +199,11 @@ class Video:
         return known
 
     def _look_unreferenced(self, at: int) -> bool:
-        payload, length_bytes = memoryview(self._packets[at]), self._nal_length_bytes
-        if self._codec == "h264":
+        payload, length_bytes = self._track.payload(at), self._track.nal_length_bytes
+        if self._track.codec == "h264":
             return bitstream.h264_is_unreferenced(payload, length_bytes)
         if self._hevc_top_layer is None:
-            layers = (bitstream.hevc_sublayer(memoryview(packet), length_bytes) for packet in self._packets)
+            layers = (bitstream.hevc_sublayer(self._track.payload(i), length_bytes) for i in range(len(self._track)))
             self._hevc_top_layer = max((layer[0] for layer in layers if layer), default=0)
         return bitstream.hevc_sublayer(payload, length_bytes) == (self._hevc_top_layer, True)
 
@@ -237,11 +217,13 @@ class Video:
         try:
             for at in chosen:
                 self._clock.check()
-                yield from context.decode(self._packets[at])
+                yield from context.decode(self._track.packet(at))
             # What the decoder holds back for reordering comes out now, without decoding further packets for it.
             yield from context.decode(None)
         except av.FFmpegError as error:
-            raise BadVideo("damaged", f"the {self._codec} decoder refused a packet: {packets.said(error)}") from error
+            raise BadVideo(
+                "damaged", f"the {self._track.codec} decoder refused a packet: {packets.said(error)}"
+            ) from error
 
     def _decoder(self, begin: int) -> VideoCodecContext:
         """The decoder for a run that begins with this packet.
@@ -249,15 +231,10 @@ class Video:
         It refuses damage instead of painting it over ("explode"). But H.264 decoders then also refuse an open GOP
         entered in its middle, whose frames name references that are not there and that they do not use.
         """
-        begins_clean = self._codec != "h264" or bitstream.h264_is_idr(
-            memoryview(self._packets[begin]), self._nal_length_bytes
+        clean = self._track.codec != "h264" or bitstream.h264_is_idr(
+            self._track.payload(begin), self._track.nal_length_bytes
         )
-        if begins_clean:
-            return self._stream.codec_context
-        if self._lenient is None:
-            again = packets.open_container(self._data, self._limits)
-            self._lenient = packets.video_stream(again, self._limits, strict=False)
-        return self._lenient.codec_context
+        return self._track.decoder(strict=clean)
 
     def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """One frame (h, w, 3) as displayed. Frames of a video that changes its size get the size of its first one."""

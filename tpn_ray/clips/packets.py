@@ -14,6 +14,7 @@ from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from tpn_ray.clips import bitstream
@@ -184,12 +185,16 @@ def video_stream(container: InputContainer, limits: DecodeLimits, *, strict: boo
     for stream in container.streams:
         if stream.index != videos[0].index:
             stream.discard = Discard.all
-    videos[0].codec_context.thread_count = 1
-    videos[0].codec_context.thread_type = ThreadType.NONE
-    # The limit must also hold for sizes that stand inside the stream.
-    options = {"max_pixels": str(limits.max_pixels)} | ({"err_detect": "explode"} if strict else {})
-    videos[0].codec_context.options = options
+    configure(videos[0].codec_context, limits, strict=strict)
     return videos[0]
+
+
+def configure(context: VideoCodecContext, limits: DecodeLimits, *, strict: bool) -> None:
+    """Settings of every decoder."""
+    context.thread_count = 1
+    context.thread_type = ThreadType.NONE
+    # The limit must also hold for sizes that stand inside the stream.
+    context.options = {"max_pixels": str(limits.max_pixels)} | ({"err_detect": "explode"} if strict else {})
 
 
 def read_packets(
