@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +30,54 @@ class Entry:
     """None leaves it to `derive_splits`."""
     segment_seconds: tuple[float, float] | None = None
     """Begin and end within the file at `uri`; None is all of it."""
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What a reader of a published format gives."""
+
+    entries: list[Entry]
+    label_sets: tuple[str, ...]
+    """Their names, in the order of `Entry.labels`."""
+    classes: dict[str, tuple[str, ...]] | None
+    """Class names in published order; None leaves them to be collected and sorted."""
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """One file of annotations, read."""
+
+    uri: str
+    text: str
+
+    def table(self, needed: Sequence[str]) -> list[dict[str, str]]:
+        """The rows of a CSV by column, stripped. Raises ManifestError where a needed column is absent."""
+        table = csv.DictReader(io.StringIO(self.text), skipinitialspace=True)
+        table.fieldnames = [column.strip() for column in table.fieldnames or []]
+        missing = [column for column in needed if column not in table.fieldnames]
+        if missing:
+            raise ManifestError(
+                f"{self.uri} has no column {' and no column '.join(missing)}; its first line is"
+                f" {','.join(table.fieldnames)[:200]!r}; check --format"
+            )
+        return [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in table]
+
+
+def split_by_name(uri: str) -> str:
+    """The split that a file's name tells, as in "something-something-v2-validation.json". Raises ManifestError."""
+    name = uri.rpartition("/")[2].lower()
+    for split in SPLITS:
+        if split in name:
+            return split
+    raise ManifestError(f"{uri} does not tell its split; put {', '.join(SPLITS)} into the file's name")
+
+
+def class_names(files: Sequence[AnnotationFile], label_sets: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
+    """Label maps with one name a line, in the order of the numbers; None where none are given."""
+    if not files:
+        return None
+    lists = [tuple(line.strip() for line in file.text.splitlines() if line.strip()) for file in files]
+    return dict(zip(label_sets, lists, strict=True))
 
 
 def derive_splits(entries: Sequence[Entry], val_fraction: float) -> list[str]:

@@ -1,0 +1,100 @@
+"""Check, re-encode and shard a dataset. `python jobs/prepare.py --data FOLDER --out FOLDER`; `--help`: all flags."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import command_line, session, storage
+from tpn_ray.clips.annotations import load_annotated
+from tpn_ray.clips.encode import EncodeConfig
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.clips.sandbox import SandboxLimits
+from tpn_ray.errors import ConfigError
+from tpn_ray.prepare import driver
+from tpn_ray.prepare.budget import parse_share
+from tpn_ray.prepare.driver import Tasks
+from tpn_ray.prepare.layout import ShardConfig
+from tpn_ray.prepare.report import ProgressPrinter, summary_lines
+
+PROGRAM = "python jobs/prepare.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Either --data, or --format with --annotations and --videos."""
+
+    out: str
+    """Folder or s3://bucket/prefix for the dataset. The same command with the same --out goes on where it stopped."""
+
+    data: str = ""
+    """Folder with one sub-folder per class (below train/ and val/, or split by us), or a CSV uri,label[,split]."""
+
+    format: str = ""
+    """Form of published annotations: kinetics, something-v1, something-v2, epic or mmaction."""
+
+    annotations: tuple[str, ...] = ()
+    """Annotation files of --format, such as train.csv val.csv; without a column for it, the split is in their names."""
+
+    label_map: tuple[str, ...] = ()
+    """Class names of --format in their published order: labels.json, a list of names, or EPIC's two class files."""
+
+    videos: str = ""
+    """Folder of the videos that --annotations name."""
+
+    val_fraction: float = 0.2
+    """Share of each class that goes to "val" where no splits are given."""
+
+    max_bad: str = "1%"
+    """Share of the videos that may be unusable before the job stops."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+
+    encode: Annotated[EncodeConfig, tyro.conf.arg(name="")] = field(default_factory=EncodeConfig)
+    shards: Annotated[ShardConfig, tyro.conf.arg(name="")] = field(default_factory=ShardConfig)
+    tasks: Annotated[Tasks, tyro.conf.arg(name="")] = field(default_factory=Tasks)
+    limits: Annotated[SandboxLimits, tyro.conf.arg(name="")] = field(default_factory=SandboxLimits)
+
+
+def read_manifest(flags: Arguments) -> Manifest:
+    if bool(flags.data) == bool(flags.format):
+        raise ConfigError("give either --data FOLDER_OR_CSV, or --format with --annotations and --videos")
+    if flags.data:
+        return load_manifest(flags.data, val_fraction=flags.val_fraction)
+    return load_annotated(flags.format, flags.annotations, flags.videos, flags.label_map)
+
+
+def main() -> None:
+    default = Arguments(out=tyro.MISSING)
+    flags = command_line.parse(
+        default, sys.argv[1:], program=PROGRAM, description="Check, re-encode and shard a dataset."
+    )
+    max_bad = parse_share(flags.max_bad)
+    manifest = read_manifest(flags)
+    out = storage.absolute(flags.out)
+    storage.check_writable(out)
+    print(f"{len(manifest)} videos, version {manifest.version}; preparing into {out}", flush=True)
+    session.connect(flags.address, workers_cpus=0, decode_cpus=flags.tasks.cpus_per_task)
+    printer = ProgressPrinter()
+    try:
+        summary = driver.run(
+            manifest,
+            out,
+            flags.encode,
+            limits=flags.limits,
+            shards=flags.shards,
+            tasks=flags.tasks,
+            max_bad=max_bad,
+            on_progress=printer,
+        )
+    finally:
+        printer.end()
+    print("\n".join(summary_lines(summary, out)))
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=session.disconnect)

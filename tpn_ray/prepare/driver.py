@@ -1,0 +1,276 @@
+"""Preparing a dataset over a cluster: Ray Data makes the missing shards, the driver puts the dataset together.
+
+What is there is never made again: a shard appears whole or not at all, and knows the settings it was made with. So a
+job that was stopped, by whatever means, goes on when the same command is given again, and ends with the same bytes.
+Runs on the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+
+from tpn_ray import storage
+from tpn_ray.clips import shards as shard_files
+from tpn_ray.clips.encode import EncodeConfig
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.clips.sandbox import SandboxLimits
+from tpn_ray.clips.shards import Bad, ShardSummary
+from tpn_ray.data import driver as data
+from tpn_ray.data import reader
+from tpn_ray.errors import ConfigError, ResourceError, StorageError, TpnRayError
+from tpn_ray.prepare import worker
+from tpn_ray.prepare.budget import check_budget
+from tpn_ray.prepare.layout import ShardConfig, ShardPlan, difference, plan_shards, settings_hash, settings_of
+from tpn_ray.prepare.worker import PrepareJob, Totals
+from tpn_ray.storage import StoredFile
+
+CLAIM = "prepare.json"
+"""Written first: the settings that a folder's shards are made with."""
+
+POLL_SECONDS = 0.5
+FOOTER_READERS = 16
+SHARD_SECONDS = 24 * 3600
+"""Ray Data stops a job that gives nothing for so long; a shard of long videos takes its time."""
+
+SAMPLE_VIDEOS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """What the job takes of the cluster."""
+
+    cpus_per_task: float = 1.0
+    """CPUs that each task holds; a task uses one core."""
+
+    tasks: int = 0
+    """Most tasks at once; 0: as many as fit."""
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_task <= 0 or self.tasks < 0:
+            raise ConfigError(f"cpus_per_task={self.cpus_per_task} must be above 0, tasks={self.tasks} not below 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the job is."""
+
+    videos_in_all: int
+    before: int
+    """Videos, good and bad, in shards that an earlier run had finished."""
+    totals: Totals
+    """Of this run."""
+    bad: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What was made."""
+
+    dataset: dict[str, Any]
+    """What dataset.json holds."""
+    quarantine: list[Bad]
+    totals: Totals
+    """Of this run, without what was there before."""
+    seconds: float
+    clip_seconds: tuple[float, float] | None
+    """CPU seconds per clip before and after; None where no source could be compared."""
+
+
+def run(
+    manifest: Manifest,
+    folder: str,
+    encode: EncodeConfig,
+    *,
+    limits: SandboxLimits,
+    shards: ShardConfig,
+    tasks: Tasks,
+    max_bad: float,
+    on_progress: Callable[[Progress], None],
+) -> Summary:
+    """Prepare every video of the manifest into `folder`. Raises BudgetError, and other TpnRayErrors."""
+    begin = time.monotonic()
+    if encode.copy and manifest.segments_seconds is not None:
+        raise ConfigError("--copy keeps whole files, but these are segments of longer videos; leave it out")
+    settings = settings_of(manifest, encode, limits, shards)
+    claim(folder, settings)
+    plans = plan_shards(manifest, shards)
+    done = finished(folder, plans, settings_hash(settings))
+    known = {bad[0]: bad for _, summary in done.values() for bad in summary.bad}
+    check_budget(known, len(manifest), max_bad)
+    job = PrepareJob(
+        manifest=manifest,
+        shards=[plan for plan in plans if plan.name not in done],
+        encode=encode,
+        limits=limits,
+        folder=storage.absolute(folder),
+        settings_hash=settings_hash(settings),
+    )
+    before = sum(len(plan.rows) for plan in plans if plan.name in done)
+
+    def watch(totals: Totals) -> None:
+        bad = known | totals.bad
+        seconds = time.monotonic() - begin
+        on_progress(Progress(videos_in_all=len(manifest), before=before, totals=totals, bad=len(bad), seconds=seconds))
+        check_budget(bad, len(manifest), max_bad)
+
+    totals = make_shards(job, tasks, watch) if job.shards else Totals()
+    remove_leftovers(folder)
+    done = finished(folder, plans, settings_hash(settings))
+    dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings)
+    return Summary(
+        dataset=dataset,
+        quarantine=sorted(bad for _, summary in done.values() for bad in summary.bad),
+        totals=totals,
+        seconds=time.monotonic() - begin,
+        clip_seconds=measure_saving(manifest, folder, tasks),
+    )
+
+
+# --- what is there already
+
+
+def claim(folder: str, settings: dict[str, Any]) -> None:
+    """Make the folder this job's, or see that it is. Raises ConfigError where it holds something else."""
+    uri = storage.join(folder, CLAIM)
+    if storage.exists(uri):
+        changed = difference(json.loads(storage.read_bytes(uri)), settings)
+        if changed:
+            raise ConfigError(
+                f"{storage.absolute(folder)} holds a dataset of other settings or other videos:\n  "
+                + "\n  ".join(changed)
+                + "\nSet them back, or choose another --out"
+            )
+        return
+    if storage.exists(folder) and storage.list_files(folder):
+        raise ConfigError(f"{storage.absolute(folder)} is not empty and was not made by this job; choose another --out")
+    storage.write_bytes(uri, json.dumps(settings, indent=1).encode())
+
+
+def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, tuple[StoredFile, ShardSummary]]:
+    """The shards of the plan that are there, by name. Raises StorageError for one that other settings made."""
+    root = storage.join(folder, shard_files.SHARDS)
+    names = {plan.name for plan in plans}
+    files = storage.list_files(root) if storage.exists(root) else []
+    mine = [file for file in files if storage.name(file.uri) in names]
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        summaries = list(pool.map(shard_files.read_summary, mine))
+    for file, summary in zip(mine, summaries, strict=True):
+        if summary.job != settings:
+            raise StorageError(f"{file.uri} was made with other settings; delete it to have it made again")
+    return {storage.name(file.uri): (file, summary) for file, summary in zip(mine, summaries, strict=True)}
+
+
+def remove_leftovers(folder: str) -> None:
+    """Half-written files of a run that was killed; object stores show none."""
+    if not storage.is_s3(folder):
+        for path in (Path(storage.absolute(folder)) / shard_files.SHARDS).glob(".*.parquet.*"):
+            path.unlink(missing_ok=True)
+
+
+# --- the work
+
+
+def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) -> Totals:
+    """Make all shards of the job; `watch` is called now and then, and may raise to stop."""
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    if tasks.cpus_per_task > cpus:
+        raise ResourceError(
+            f"one task needs {tasks.cpus_per_task:g} CPUs, the cluster has {cpus:g}; use smaller --cpus-per-task"
+        )
+    meter = ray.remote(worker.Meter).options(num_cpus=0).remote()
+    dataset = shard_dataset(ray.put(job), len(job.shards), tasks, meter)
+    failure: list[BaseException] = []
+
+    def consume() -> None:
+        try:
+            for _ in dataset.iter_rows():
+                pass
+        except BaseException as error:  # passed on to the calling thread
+            failure.append(error)
+
+    thread = threading.Thread(target=consume, name="prepare", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        watch(ray.get(meter.read.remote()))
+    if failure:
+        raise explain(failure[0]) from failure[0]
+    totals: Totals = ray.get(meter.read.remote())
+    return totals
+
+
+def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, meter: Any) -> ray.data.Dataset:
+    """One row per shard, which is its number, then its bytes."""
+    data.configure_context()
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = SHARD_SECONDS
+    context.execution_options.preserve_order = False  # a slow shard holds no other back
+
+    def make(numbers: dict[str, Any]) -> dict[str, Any]:
+        job: PrepareJob = ray.get(source)
+        made = [worker.make_shard(job, int(number), meter.add.remote) for number in numbers["id"]]
+        return {"bytes": made}
+
+    return (
+        ray.data.range(count, override_num_blocks=-(-count // data.SLOTS_PER_BLOCK))
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(
+            make,
+            batch_size=None,
+            num_cpus=tasks.cpus_per_task,
+            compute=ray.data.TaskPoolStrategy(size=tasks.tasks or None),
+        )
+    )
+
+
+def explain(error: BaseException) -> BaseException:
+    """The project's own error inside what Ray Data raised, or else that."""
+    seen: list[BaseException] = [error]
+    for one in seen:
+        if isinstance(one, TpnRayError):
+            return one
+        seen += [
+            inner
+            for inner in (getattr(one, "cause", None), one.__cause__)
+            if isinstance(inner, BaseException) and inner not in seen
+        ]
+    return error
+
+
+# --- what it saves
+
+
+def measure_saving(manifest: Manifest, folder: str, tasks: Tasks) -> tuple[float, float] | None:
+    """CPU seconds per clip from sources and from prepared videos, on a sample, on one worker of the cluster."""
+    pairs = sample_pairs(manifest, load_manifest(folder))
+    if not pairs:
+        return None
+    measured = ray.remote(worker.clip_seconds).options(num_cpus=tasks.cpus_per_task).remote(pairs)
+    seconds: tuple[float, float] = ray.get(measured)
+    return seconds
+
+
+def sample_pairs(source: Manifest, prepared: Manifest) -> list[tuple[bytes, bytes]]:
+    """(source file, prepared video) of some videos spread over the dataset; segments have no file to compare with."""
+    rows = {id: row for row, id in enumerate(source.ids)}
+    step = max(1, len(prepared) // SAMPLE_VIDEOS)
+    pairs, held = [], 0
+    for number in range(0, len(prepared), step)[:SAMPLE_VIDEOS]:
+        row = rows[prepared.ids[number]]
+        held += int(source.sizes_bytes[row])
+        if source.segments_seconds is None and held <= worker.SAMPLE_SOURCE_BYTES:
+            with contextlib.suppress(TpnRayError):
+                pairs.append((reader.fetch(source, row), reader.fetch(prepared, number)))
+    return pairs
