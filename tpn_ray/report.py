@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,11 +24,30 @@ def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Re
     """Begin the MLflow run: every field of the recipe as a parameter, the recipe itself as an artefact."""
     uri = tracking_uri or tracking.local_uri(_local(folder))
     root = None if tracking_uri else storage.join(_local(folder), "mlflow-artifacts")
-    tags = {"dataset_version": manifest.version, "storage": storage.join(folder, name)}
+    tags = {
+        "dataset_version": manifest.version,
+        "storage": storage.join(folder, name),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.note.content": _note(recipe, manifest),
+    }
     tracked = tracking.begin(uri, experiment, name, parameters=flat(recipe), tags=tags, artifact_root=root)
     tracked.log_json(to_plain(recipe), "recipe.json")
     tracked.log_json({name: list(classes) for name, classes in manifest.label_sets.items()}, "classes.json")
     return tracked
+
+
+def _note(recipe: Recipe, manifest: Manifest) -> str:
+    """The description on the run's page (Markdown)."""
+    model, clip, loop = recipe.model, recipe.clip, recipe.loop
+    sets = ", ".join(f"{len(classes)} classes ({name})" for name, classes in manifest.label_sets.items())
+    pyramid = (
+        f"TPN over res{model.levels}, flow {model.flow}, alpha {model.alpha}" if model.neck == "tpn" else "no pyramid"
+    )
+    return (
+        f"**{model.backbone}**, {pyramid}, lambda {recipe.loss.lambdas}; clips of {clip.frames} frames x "
+        f"{clip.stride_frames} ({clip.sampling}), {loop.epochs} epochs of {loop.batch_clips} clips a step.\n\n"
+        f"{len(manifest.select('train'))} training and {len(manifest.select('val'))} validation videos, {sets}."
+    )
 
 
 def _local(folder: str) -> str:
@@ -48,7 +69,8 @@ def finish(
     seconds = time.monotonic() - begun
     scores_uri = storage.join(run_uri, "scores.parquet")
     predict.write_scores(table, scores_uri)
-    tracked.log_metrics({f"test/{name}": value for name, value in numbers.items()}, 0)
+    shown = {f"test/{name}": value for name, value in numbers.items() if name.endswith(("top1", "top5", "mean_class"))}
+    tracked.log_metrics(shown, 0)
     tracked.log_json(numbers, "scores.json")
     tracked.set_tags({"best_checkpoint": result.best})
     if result.bad:

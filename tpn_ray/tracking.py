@@ -6,6 +6,7 @@ server that goes away for a while costs neither the training nor its curves.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
@@ -27,6 +28,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 PARENT_TAG = "mlflow.parentRunId"
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
+"""Opens the experiment in the page for training, with its curves, rather than in the one for language models."""
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 VALUE_CHARACTERS = 6000
 RETRY_SECONDS = 10.0
@@ -135,7 +138,7 @@ def begin(
         experiment_id = _experiment(client, experiment, artifact_root)
         run_id = _unfinished(client, experiment_id, name, parent)
         if run_id is None:
-            all_tags = {**tags, **({PARENT_TAG: parent} if parent else {})}
+            all_tags = {"mlflow.user": _user(), **tags, **({PARENT_TAG: parent} if parent else {})}
             run_id = client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id
             _log_parameters(client, run_id, parameters)
         else:
@@ -151,6 +154,13 @@ def begin(
     return TrackedRun(client=client, run_id=run_id, tracking_uri=tracking_uri)
 
 
+def settle(tracking_uri: str, run_id: str, status: str, tags: Mapping[str, str]) -> None:
+    """End a run whose own process is gone. What the server does not take is left as it is: nothing depends on it."""
+    run = TrackedRun(client=MlflowClient(tracking_uri), run_id=run_id, tracking_uri=tracking_uri)
+    run.set_tags(tags)
+    run.end(status)
+
+
 def redacted(text: str) -> str:
     """A text whose URIs have lost the user and password that they may carry."""
     return re.sub(r"//[^/@\s]+@", "//***@", text)
@@ -161,7 +171,7 @@ def _experiment(client: MlflowClient, name: str, artifact_root: str | None) -> s
     if found is not None:
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name, artifact_location=artifact_root))
+        return str(client.create_experiment(name, artifact_location=artifact_root, tags={KIND_TAG: KIND}))
     except MlflowException:  # another process was faster
         found = client.get_experiment_by_name(name)
         if found is None:
@@ -176,6 +186,13 @@ def _unfinished(client: MlflowClient, experiment_id: str, name: str, parent: str
         if run.data.tags.get(PARENT_TAG) == parent and run.info.status != "FINISHED":
             return str(run.info.run_id)
     return None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without an entry for its user
+        return "unknown"
 
 
 def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tests.jobs.processes import ROOT
 from tests.ray_head import BIN, ray_head
 from tests.servers import S3Server
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray import storage
+from tpn_ray import storage, tracking
 from tpn_ray.clips.toy import ToyConfig, write_toy
 
 pytestmark = pytest.mark.cluster
@@ -68,6 +68,8 @@ def _check_mlflow(url: str) -> None:
     assert run.data.params["model.backbone"] == "slowonly_toy"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
     assert {"val/top1", "test/top1", "train/lr", "train/waiting_for_data"} <= set(run.data.metrics)
+    assert experiment.tags[tracking.KIND_TAG] == tracking.KIND
+    assert "TPN over res(4, 5)" in run.data.tags["mlflow.note.content"]
     assert run.data.tags["best_checkpoint"].endswith(("step-00000001", "step-00000002"))
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"recipe.json", "classes.json", "scores.json", "bad.json"} <= files

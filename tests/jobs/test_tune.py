@@ -33,7 +33,7 @@ def _check_family(uri: str) -> None:
     (parent,) = [run for run in runs if tracking.PARENT_TAG not in run.data.tags]
     children = [run for run in runs if run.data.tags.get(tracking.PARENT_TAG) == parent.info.run_id]
     assert len(children) == 3
-    assert parent.info.status == "FINISHED"
+    assert {run.info.status for run in runs} == {"FINISHED"}
     assert {child.data.params["optim.lr"] for child in children} != {parent.data.params["optim.lr"]}
     assert len({child.data.params["optim.lr"] for child in children}) == 3
     assert max(child.data.metrics["val/top1"] for child in children) <= parent.data.metrics["best/val_top1"]

@@ -47,6 +47,7 @@ class Trial:
     top1: float
     """Its best validation top-1; -1 if it was never evaluated."""
     checkpoint: str
+    mlflow_run: str
     error: str
 
 
@@ -147,5 +148,6 @@ def _trial(result: Any) -> Trial:
         epochs=int(history["epoch"].max()) if evaluated else 0,
         top1=float(best[METRIC]) if best is not None else -1.0,
         checkpoint=str(best["checkpoint"]) if best is not None else "",
+        mlflow_run=str(metrics.get("mlflow_run", "")),
         error=str(result.error).strip().splitlines()[-1] if result.error else "",
     )

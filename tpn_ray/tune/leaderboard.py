@@ -23,6 +23,10 @@ def show_result(trial: str, result: dict[str, Any]) -> None:
 
 def show(trials: list[Trial], campaign: Campaign, *, recipe_name: str, data: str, tracked: TrackedRun) -> None:
     """Print the leaderboard and the best recipe; log both. Raises TrainingError if no trial was ever evaluated."""
+    for trial in trials:
+        if trial.mlflow_run and not trial.error:
+            tags = {"epochs": str(trial.epochs), "best_checkpoint": trial.checkpoint}
+            tracking.settle(campaign.tracking_uri, trial.mlflow_run, "FINISHED", tags)
     table = Table("trial", "top-1", "epochs", "setting", "")
     for trial in trials:
         score = f"{trial.top1:.1%}" if trial.top1 >= 0 else "-"

@@ -52,14 +52,10 @@ def run_trial(sample: dict[str, Any], campaign: Campaign) -> None:
 
     def on_event(event: Event) -> None:
         track(tracked, event)
-        if isinstance(event, Committed):
+        if isinstance(event, Committed):  # after a report Tune may end this process at once
             metrics = {"epoch": event.epoch, "step": event.step, "checkpoint": event.checkpoint}
-            if event.step == plan.steps:
-                tracked.end("FINISHED")  # after the last report Tune may end this process at once
             tune.report({**metrics, **event.scores, "mlflow_run": tracked.run_id})
 
-    plan = driver.make_plan(recipe, campaign.manifest)
-    status = "FAILED"
     try:
         driver.run(
             recipe,
@@ -70,6 +66,7 @@ def run_trial(sample: dict[str, Any], campaign: Campaign) -> None:
             on_event=on_event,
             max_bad=campaign.max_bad,
         )
-        status = "FINISHED"
-    finally:
-        tracked.end(status)
+    except Exception:  # not what Tune raises to end a trial early: the campaign's driver settles those
+        tracked.end("FAILED")
+        raise
+    tracked.end("FINISHED")
