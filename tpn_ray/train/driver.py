@@ -94,9 +94,10 @@ def recipe_for(recipe: Recipe, manifest: Manifest) -> Recipe:
 
 def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:
     """The plan of the training split."""
-    loop = recipe.loop
+    loop, train = recipe.loop, manifest.select("train")
     return Plan(
-        samples=len(manifest.select("train")),
+        samples=len(train),
+        groups=train.group_sizes,
         seed=loop.seed,
         epochs=loop.epochs,
         batch_clips=loop.batch_clips,
