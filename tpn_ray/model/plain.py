@@ -69,7 +69,7 @@ def unit(block: nn.Module, clips: Tensor) -> Tensor:
 
 
 def backbone(net: ResNet, clips: Tensor) -> dict[int, Tensor]:
-    """Stem and stages. 2D backbones see a batch of frames, as published, and have it put together again for the neck."""
+    """Stem and stages. 2D backbones see a batch of frames, as published; the neck gets clips again."""
     blocks = {stage: list(cast(nn.ModuleList, net.stages[f"res{stage}"])) for stage in net.channels}
     t, flat = clips.shape[2], not any(block.time == "convolve" for stage in blocks.values() for block in stage)
     x = unit(net.stem, clips.transpose(1, 2).flatten(0, 1) if flat else clips)
