@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -16,6 +17,7 @@ from tpn_ray.errors import ConfigError, TpnRayError
 T = TypeVar("T")
 
 USER_ERROR, INTERRUPTED = 2, 130
+LEAVE_SECONDS = 30.0
 
 
 def run_job(job: Callable[[], None], leave: Callable[[], None]) -> None:
@@ -30,7 +32,9 @@ def run_job(job: Callable[[], None], leave: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command with the same --name goes on from the last checkpoint", file=sys.stderr)
         status = INTERRUPTED
-    leave()
+    leaving = threading.Thread(target=leave, daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_SECONDS)  # a cluster that does not answer must not hold the job's exit
     if status:
         # A thread may still wait for a run that was given up.
         sys.stdout.flush()

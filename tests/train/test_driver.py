@@ -41,6 +41,7 @@ def test_what_can_never_start_is_refused(machines: Machines, total: dict[str, fl
 
 def test_what_fits_is_not_refused() -> None:
     driver.check_feasible(Machines(workers=2), recipes.toy(), {"CPU": 3.0})
+    driver.check_feasible(Machines(workers=2, may_grow=True), recipes.toy(), {"CPU": 1.0})
 
 
 def test_nonsense_machines() -> None:

@@ -10,12 +10,13 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
@@ -39,8 +40,10 @@ from tpn_ray.train.events import BadVideos, Committed, Event, Mailbox, StepMetri
 from tpn_ray.train.recipe import Recipe, difference, replace_fields, to_plain
 
 TAKE_SECONDS = 0.5
-START_ATTEMPTS = 5
+START_ATTEMPTS, GROWING_ATTEMPTS = 5, 30
 """Times that Ray Train may fail to place its workers (60 s each) before the run gives up; by default it never does."""
+ANSWER_SECONDS = 120
+"""Longest wait for the cluster's answer to a question that takes it milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,10 @@ class Machines:
 
     decode_tasks: int = 0
     """Most decoding tasks at once; 0: as many as fit."""
+
+    may_grow: bool = False
+    """Set it on an autoscaling cluster: what its nodes of the moment cannot give is then waited for, for half an hour,
+    and not refused."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -114,17 +121,20 @@ def check_feasible(machines: Machines, recipe: Recipe, total: dict[str, float]) 
             f"{machines.workers} workers cannot share the {shares} micro-batches of a step: "
             f"use at most {shares} workers, or smaller --loop.micro-batch-clips"
         )
+    if machines.may_grow:
+        return
     needed = machines.workers * machines.cpus_per_worker + machines.decode_cpus
     if needed > cpus:
         raise ResourceError(
             f"too few CPUs: {machines.workers} workers of {machines.cpus_per_worker:g} and one decoding task of "
             f"{machines.decode_cpus:g} need {needed:g}, the cluster has {cpus:g}; use fewer --workers, smaller "
-            f"--cpus-per-worker, or a larger cluster"
+            f"--cpus-per-worker, a larger cluster, or --may-grow if it adds nodes on demand"
         )
     if machines.workers * machines.gpus_per_worker > gpus:
         raise ResourceError(
             f"too few GPUs: {machines.workers} workers of {machines.gpus_per_worker:g} need "
-            f"{machines.workers * machines.gpus_per_worker:g}, the cluster has {gpus:g}; use fewer --workers"
+            f"{machines.workers * machines.gpus_per_worker:g}, the cluster has {gpus:g}; use fewer --workers, "
+            "or --may-grow if it adds nodes on demand"
         )
 
 
@@ -241,7 +251,10 @@ def _trainer(
             storage_path=path,
             storage_filesystem=filesystem,
             callbacks=[_CommitCallback(mailbox, run_uri)],
-            failure_config=ray.train.FailureConfig(max_failures=max_failures, controller_failure_limit=START_ATTEMPTS),
+            failure_config=ray.train.FailureConfig(
+                max_failures=max_failures,
+                controller_failure_limit=GROWING_ATTEMPTS if machines.may_grow else START_ATTEMPTS,
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=keep, checkpoint_score_attribute="val_top1", checkpoint_score_order="max"
             ),
@@ -349,13 +362,24 @@ def _fit(trainer: TorchTrainer, mailbox: Any, handle: Callable[[Event], None]) -
     thread.start()
     while True:
         running = thread.is_alive()  # read before taking: what was put before the end is then taken after it
-        for event in ray.get(mailbox.take.remote()):
+        for event in _taken(mailbox):
             handle(event)
         if not running:
             break
         time.sleep(TAKE_SECONDS)
     if failure:
         raise explain(failure[0]) from failure[0]
+
+
+def _taken(mailbox: Any) -> Sequence[Event]:
+    try:
+        events: Sequence[Event] = ray.get(mailbox.take.remote(), timeout=ANSWER_SECONDS)
+    except ray.exceptions.RayError as error:
+        raise ResourceError(
+            f"the cluster does not answer any more ({type(error).__name__}); the same command with the same --name "
+            "goes on from the last checkpoint when it does"
+        ) from error
+    return events
 
 
 def explain(error: BaseException) -> Exception:

@@ -68,6 +68,8 @@ def trials_at_once(machines: Machines, total: dict[str, float], wanted: int) -> 
     fit = int(total.get("CPU", 0.0) / cpus_per_trial(machines))
     if machines.gpus_per_worker:
         fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.gpus_per_worker)))
+    if machines.may_grow:
+        return wanted or max(fit, 1)
     if fit < 1:
         raise ResourceError(
             f"not one trial fits: it needs {cpus_per_trial(machines):g} CPUs and "
