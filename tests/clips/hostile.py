@@ -1,0 +1,88 @@
+"""Files that no video should be, by kind: what each makes and the reason it must be refused with."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import av
+import numpy as np
+
+from tests.clips import videos
+
+
+def bomb(packets: int = 400, height: int = 4320, width: int = 8192) -> bytes:
+    """A short file that takes minutes to decode: one large black keyframe again and again."""
+    one = videos.encode(
+        frames=1,
+        size=(height, width),
+        options={"preset": "ultrafast"},
+        draw=lambda _, h, w: np.zeros((h, w, 3), np.uint8),
+    )
+    file = io.BytesIO()
+    with av.open(io.BytesIO(one)) as source, av.open(file, "w", format="mp4") as output:
+        stream = source.streams.video[0]
+        data = bytes(next(packet for packet in source.demux(stream) if packet.size))
+        target = output.add_stream_from_template(stream, opaque=True)
+        for number in range(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.is_keyframe = target, stream.time_base, True
+            packet.pts = packet.dts = number * 512
+            packet.duration = 512
+            output.mux(packet)
+    return file.getvalue()
+
+
+def false_length() -> bytes:
+    """A Matroska that announces an hour and holds two seconds."""
+    data = bytearray(videos.encode(container="matroska"))
+    at = data.index(b"\x44\x89\x88")  # Duration, 8 bytes of float, in milliseconds
+    data[at + 3 : at + 11] = np.array([3_600_000.0], dtype=">f8").tobytes()
+    tag = data.index(b"00:00:02.400000000")
+    data[tag : tag + 8] = b"01:00:00"
+    return bytes(data)
+
+
+def flipped(data: bytes, begin: int) -> bytes:
+    """The file with 20 bits turned over after byte `begin`."""
+    random, damaged = np.random.default_rng(1), bytearray(data)
+    for place in random.integers(begin, len(data), 20):
+        damaged[place] ^= 1 << int(random.integers(8))
+    return bytes(damaged)
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def no_frames() -> bytes:
+    """An MP4 whose video stream was opened and never written to."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", container_options={"movflags": "empty_moov+frag_keyframe"}) as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        output.start_encoding()
+    return file.getvalue()
+
+
+FASTSTART = {"movflags": "faststart"}
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty.mp4": (lambda: b"", "empty"),
+    "garbage.mp4": (lambda: np.random.default_rng(0).bytes(20_000), "not_video"),
+    "page.mp4": (lambda: b"<!DOCTYPE html><html><body>404</body></html>" * 50, "not_video"),
+    "playlist.mp4": (lambda: b"#EXTM3U\n#EXTINF:3,\n/etc/passwd\n#EXT-X-ENDLIST\n", "not_video"),
+    "sound.mp4": (videos.audio_only, "not_video"),
+    "no_frames.mp4": (no_frames, "no_picture"),
+    "index_lost.mp4": (lambda: half(videos.encode()), "truncated"),
+    "index_kept.mp4": (lambda: half(videos.encode(container_options=FASTSTART)), "truncated"),
+    "cut.mkv": (lambda: half(videos.encode(container="matroska")), "truncated"),
+    "cut.avi": (lambda: half(videos.encode("mpeg4", "avi")), "truncated"),
+    "false_length.mkv": (false_length, "truncated"),
+    "flipped.mp4": (lambda: flipped(videos.encode(b_frames=2, container_options=FASTSTART), 3000), "damaged"),
+    "flipped.mkv": (lambda: flipped(videos.encode(container="matroska", b_frames=2), 1000), "damaged"),
+    "short.mp4": (lambda: videos.encode(frames=2), "too_short"),
+    "huge.mp4": (lambda: bomb(3, 9600, 8192), "too_large"),
+    "bomb.mp4": (bomb, "timeout"),
+}
+"""File name -> (maker, reason); `bomb.mp4` needs a limit of a few CPU seconds."""
