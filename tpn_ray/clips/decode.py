@@ -1,4 +1,4 @@
-"""Video bytes and frame indices -> uint8 RGB frames. Runs anywhere. With packets.py and tracks.py, the only code that reads videos.
+"""Video bytes and frame indices -> uint8 frames. Runs anywhere. With tracks.py, the only code that reads videos.
 
 Exact and sparse: wanted frames come out bit for bit as a full decode would give them, but
   * all packets are known: their presentation times are the frame index, and "seeking" is choosing the packet to begin
@@ -11,9 +11,10 @@ Files whose packets carry no usable times are decoded from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from types import TracebackType
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -27,12 +28,36 @@ from tpn_ray.clips.packets import DecodeLimits
 from tpn_ray.clips.tracks import open_track
 from tpn_ray.errors import BadVideo
 
-__all__ = ["DecodeLimits", "Video", "open_video"]
+__all__ = ["DecodeLimits", "Planes", "Video", "open_video"]
 
 
 def open_video(data: bytes, limits: DecodeLimits | None = None) -> Video:
     """Open a video held in memory; use it in a `with`. Raises BadVideo with the reason."""
     return Video(data, limits or DecodeLimits())
+
+
+PLANAR = {"yuv420p": False, "yuvj420p": True}
+"""Pixel formats that `planes` takes -> whether the range is full whatever the stream says."""
+
+MATRICES = {1: 1, 2: 5, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
+"""What a stream says of its colour matrix (ISO/IEC 23091-2) -> the one that swscale converts by."""
+
+Box = tuple[int, int, int, int]
+"""top, left, bottom, right in pixels; the last two are behind the edge."""
+
+
+class Planes(NamedTuple):
+    """Frames as decoded, 4:2:0: half the bytes of RGB. Convert them with `tpn_ray.model.pixels`."""
+
+    y: NDArray[np.uint8]
+    """(t, h, w)"""
+    u: NDArray[np.uint8]
+    """(t, h / 2, w / 2), rounded up"""
+    v: NDArray[np.uint8]
+    matrix: int
+    """A value of MATRICES."""
+    full: bool
+    """Whether black is 0 and white 255; else 16 and 235."""
 
 
 class Video:
@@ -94,6 +119,57 @@ class Video:
 
         Raises IndexError for an index outside [0, frame_count), BadVideo for frames that cannot be decoded.
         """
+        places = self._places(indices)
+        count = sum(map(len, places.values()))
+        pixels: NDArray[np.uint8] | None = None
+        for index, frame in self._wanted_frames(sorted(places)):
+            rgb = self._to_rgb(frame)
+            if pixels is None:
+                pixels = np.empty((count, *rgb.shape), dtype=np.uint8)
+                self._displayed = rgb.shape[:2]
+            for place in places.pop(index):
+                pixels[place] = rgb
+        if places or pixels is None:
+            raise _not_decoded(places)
+        return pixels
+
+    def planes(
+        self, indices: Sequence[int] | NDArray[np.int64], cut: Callable[[int, int], Box] | None = None
+    ) -> Planes | None:
+        """The same frames as they were decoded, or None for a video that is not plain 4:2:0 of 8 bits, upright.
+
+        `cut` is called with the frames' height and width and says what to keep of them; top and left must be even.
+        """
+        places = self._places(indices)
+        count = sum(map(len, places.values()))
+        kept: list[NDArray[np.uint8]] = []
+        form: tuple[object, ...] | None = None
+        for index, frame in self._wanted_frames(sorted(places)):
+            height, width = frame.height, frame.width
+            if form is None:
+                self._stored = (height, width)
+                form = (frame.format.name, height, width, frame.colorspace, frame.color_range)
+                # Of an odd height, swscale makes RGB in another way.
+                if form[0] not in PLANAR or frame.rotation or height % 2 or frame.colorspace not in MATRICES:
+                    return None
+                top, left, bottom, right = cut(height, width) if cut else (0, 0, height, width)
+                halves = slice(top // 2, (bottom + 1) // 2), slice(left // 2, (right + 1) // 2)
+                slices = ((slice(top, bottom), slice(left, right)), halves, halves)
+                kept = [_empty(count, *both) for both in slices]
+                matrix, full = MATRICES[frame.colorspace], PLANAR[frame.format.name] or frame.color_range == 2
+            elif form != (frame.format.name, height, width, frame.colorspace, frame.color_range):
+                return None
+            at = places.pop(index)
+            for plane, target, (down, across) in zip(frame.planes, kept, slices, strict=True):
+                rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+                for place in at:
+                    target[place] = rows[down, across]
+        if places or not kept:
+            raise _not_decoded(places)
+        return Planes(kept[0], kept[1], kept[2], matrix, full)
+
+    def _places(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[int, list[int]]:
+        """Where each distinct frame goes. A new call begins."""
         wanted = [int(index) for index in indices]
         if not wanted:
             raise ValueError("no frame indices were given")
@@ -103,17 +179,7 @@ class Video:
         places: dict[int, list[int]] = {}
         for place, index in enumerate(wanted):
             places.setdefault(index, []).append(place)
-        pixels: NDArray[np.uint8] | None = None
-        for index, frame in self._wanted_frames(sorted(places)):
-            rgb = self._to_rgb(frame)
-            if pixels is None:
-                pixels = np.empty((len(wanted), *rgb.shape), dtype=np.uint8)
-                self._displayed = rgb.shape[:2]
-            for place in places.pop(index):
-                pixels[place] = rgb
-        if places or pixels is None:
-            raise BadVideo("damaged", f"{len(places)} wanted frames were not decoded, the first is {min(places)}")
-        return pixels
+        return places
 
     @property
     def has_times(self) -> bool:
@@ -255,3 +321,11 @@ class Video:
 def _quarter_turns(frame: VideoFrame) -> int:
     """Counter-clockwise quarter turns to the picture as displayed. Mirrored display matrices are not applied."""
     return round(frame.rotation / 90) % 4
+
+
+def _empty(frames: int, down: slice, across: slice) -> NDArray[np.uint8]:
+    return np.empty((frames, down.stop - down.start, across.stop - across.start), dtype=np.uint8)
+
+
+def _not_decoded(places: dict[int, list[int]]) -> BadVideo:
+    return BadVideo("damaged", f"{len(places)} wanted frames were not decoded, the first is {min(places)}")
