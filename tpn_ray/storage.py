@@ -107,10 +107,14 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     path = uri[len("s3://") :]
     bucket = path.partition("/")[0]
     # The variables are part of the key: a test or a notebook that changes them gets a new client.
-    return _s3(endpoint(), _region(bucket), tuple(os.environ.get(key) for key in _CREDENTIAL_VARIABLES)), path
+    return _s3(endpoint(), _region(bucket), _credentials()), path
 
 
 _CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+
+
+def _credentials() -> tuple[str | None, ...]:
+    return tuple(os.environ.get(key) for key in _CREDENTIAL_VARIABLES)
 
 
 def endpoint() -> str | None:
@@ -171,19 +175,30 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
     return _attempt(uri, "read", read)
 
 
-def read_range(uri: str, offset: int, size: int, *, file_bytes: int) -> bytes:
-    """`size` bytes from `offset` of a file of `file_bytes` bytes, by one request. Raises as `read_bytes` does."""
+def read_range(uri: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` of a file that does not change. Raises as `read_bytes` does.
+
+    Opening an object asks for its size: that is done once per process, then a range costs one request.
+    """
+    uri = absolute(uri)
 
     def read(fs: pafs.FileSystem, path: str) -> bytes:
-        # With its size known, opening an object costs no request.
-        target = pafs.FileInfo(path, pafs.FileType.File, size=file_bytes) if is_s3(absolute(uri)) else path
-        with fs.open_input_file(target) as file:
-            data: bytes = file.read_at(size, offset)
+        if is_s3(uri):
+            data: bytes = _opened(uri, endpoint(), _credentials()).read_at(size, offset)
+        else:
+            with fs.open_input_file(path) as file:
+                data = file.read_at(size, offset)
         if len(data) != size:
             raise OSError(errno.EIO, f"truncated body: {len(data)} of {size} bytes came from {offset}")
         return data
 
     return _attempt(uri, "read", read)
+
+
+@lru_cache(maxsize=256)
+def _opened(uri: str, _endpoint: str | None, _credentials: tuple[str | None, ...]) -> pa.NativeFile:
+    fs, path = filesystem(uri)
+    return fs.open_input_file(path)
 
 
 def download(uri: str, target: Path, *, max_bytes: int) -> None:

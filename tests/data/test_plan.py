@@ -69,6 +69,37 @@ def test_epochs_and_seeds_differ() -> None:
     assert all(sorted(order) == list(range(50)) for order in orders)
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 40), st.integers(0, 3))
+def test_grouped_orders_are_permutations_that_keep_windows_together(groups: list[int], window: int, epoch: int) -> None:
+    order = epoch_order(7, epoch, tuple(groups), window)
+    assert sorted(order.tolist()) == list(range(sum(groups)))
+    assert order.tolist() == epoch_order(7, epoch, tuple(groups), window).tolist()
+    group_of = np.repeat(np.arange(len(groups)), groups)
+    seen = group_of[order]
+    first, last = {g: int(np.argmax(seen == g)) for g in seen}, {g: int(np.flatnonzero(seen == g)[-1]) for g in seen}
+    most = window * max(groups)
+    assert all(last[g] - first[g] < most for g in first), "a row group is read within one window"
+
+
+def test_grouped_orders_shuffle_groups_and_rows() -> None:
+    orders = [epoch_order(0, epoch, (4,) * 50, 8).tolist() for epoch in range(2)]
+    assert orders[0] != orders[1]
+    windows = [{row // 4 for row in order[:32]} for order in orders]
+    assert all(len(window) == 8 for window in windows)
+    assert windows[0] != windows[1]
+    assert len({row // 4 for row in orders[0][:8]}) > 3, "rows of different groups come one after the other"
+
+
+def test_a_plan_with_row_groups() -> None:
+    plan = Plan(samples=20, seed=1, epochs=2, batch_clips=4, micro_batch_clips=2, groups=(5, 5, 10), window_groups=2)
+    assert sorted(sample for _, _, sample in clips(plan, 1)) == sorted([*range(20), *range(20)])
+    assert clips(plan, 2, 3) == [clip for clip in clips(plan, 3) if clip[0] >= 3]
+    with pytest.raises(ConfigError, match="row groups of 6 videos in all are not the 20 videos"):
+        Plan(samples=20, seed=1, epochs=2, batch_clips=4, micro_batch_clips=2, groups=(5, 1))
+    with pytest.raises(ConfigError, match="window_groups=0"):
+        Plan(samples=20, seed=1, epochs=2, batch_clips=4, micro_batch_clips=2, window_groups=0)
+
+
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 4))
 def test_evaluation_covers_every_video_once(samples: int, batch: int, workers: int) -> None:
     slots = evaluation_slots(samples, batch, workers)

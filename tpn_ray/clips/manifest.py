@@ -38,8 +38,6 @@ class Placement:
     """Where the videos of a prepared dataset lie. Row i of every array is video i."""
 
     shard_uris: list[str]
-    shard_bytes: NDArray[np.int64]
-    """(shards,): size of each shard."""
     shards: NDArray[np.int64]
     """(n,): place in `shard_uris`."""
     row_groups: NDArray[np.int64]
@@ -146,8 +144,7 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
     """The manifest of a prepared dataset from its dataset.json and its index."""
     ids, names = index["id"].to_pylist(), index["shard"].to_pylist()
     folder = storage.join(root, shards.SHARDS)
-    sizes = dict(zip(names, index["shard_bytes"].to_pylist(), strict=True))
-    places = {name: place for place, name in enumerate(sizes)}
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
     whole = {name: tuple(classes) for name, classes in dataset["label_sets"].items()}
     return Manifest(
         ids=ids,
@@ -158,8 +155,7 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
         version=dataset["version"],
         sizes_bytes=index["video_bytes"].to_numpy(),
         placement=Placement(
-            shard_uris=[f"{folder}/{name}" for name in sizes],
-            shard_bytes=np.array(list(sizes.values()), dtype=np.int64),
+            shard_uris=[f"{folder}/{name}" for name in places],
             shards=np.array([places[name] for name in names], dtype=np.int64),
             row_groups=index["row_group"].to_numpy(),
             offsets=index["offset"].to_numpy(),

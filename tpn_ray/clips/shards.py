@@ -63,7 +63,6 @@ INDEX_ROW = pa.schema(
         *INDEX_FIELDS,
         pa.field("split", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
-        pa.field("shard_bytes", pa.int64(), nullable=False),
         pa.field("row_group", pa.int64(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("video_bytes", pa.int64(), nullable=False),
@@ -161,10 +160,10 @@ def row_groups(rows: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, An
 def read_summary(shard: StoredFile) -> ShardSummary:
     """Everything of a shard but its videos, from its footer. Raises StorageError where it cannot be understood."""
     size = min(FOOTER_BYTES, shard.size_bytes)
-    tail = storage.read_range(shard.uri, shard.size_bytes - size, size, file_bytes=shard.size_bytes)
+    tail = storage.read_range(shard.uri, shard.size_bytes - size, size)
     needed = int.from_bytes(tail[-8:-4], "little") + 8
     if size < needed <= shard.size_bytes:
-        tail = storage.read_range(shard.uri, shard.size_bytes - needed, needed, file_bytes=shard.size_bytes)
+        tail = storage.read_range(shard.uri, shard.size_bytes - needed, needed)
     try:
         footer = pq.read_metadata(io.BytesIO(tail)).metadata
         fields = json.loads(footer[SUMMARY_KEY])
@@ -177,13 +176,12 @@ def read_summary(shard: StoredFile) -> ShardSummary:
 
 
 def write_dataset(
-    folder: str, shards: dict[str, tuple[StoredFile, ShardSummary]], label_sets: LabelSets, settings: dict[str, Any]
+    folder: str, shards: dict[str, ShardSummary], label_sets: LabelSets, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Write index, quarantine and, last, dataset.json for finished shards by name; returns what dataset.json holds."""
     rows, bad = list[dict[str, Any]](), list[Bad]()
-    for name, (file, summary) in sorted(shards.items()):
-        shared = {"split": summary.split, "shard": name, "shard_bytes": file.size_bytes}
-        rows += [{**row, **shared} for row in summary.index]
+    for name, summary in sorted(shards.items()):
+        rows += [{**row, "split": summary.split, "shard": name} for row in summary.index]
         bad += summary.bad
     bad.sort()
     index = table_bytes(pa.Table.from_pylist(rows, schema=INDEX_ROW))

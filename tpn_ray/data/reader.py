@@ -1,8 +1,8 @@
 """The bytes of one video, from its own file or out of a shard. Runs on Ray Data workers, and anywhere.
 
-A video of a prepared dataset costs one ranged request for exactly its bytes: the index says where they are, so neither
-the shard's size nor its footer is asked for. Whole row groups are not read: the rows of a window are spread over all
-decoding processes, each of which would read nearly every group of it for a few rows.
+A video of a prepared dataset costs one ranged request for exactly its bytes: the index says where they are, and no
+footer is read. Whole row groups are not: the rows of a window are spread over all decoding processes, each of which
+would read nearly every group of it for a few rows.
 """
 
 from __future__ import annotations
@@ -19,13 +19,8 @@ def fetch(manifest: Manifest, sample: int) -> bytes:
     place = manifest.placement
     try:
         if place is not None:
-            shard = place.shards[sample]
-            return storage.read_range(
-                place.shard_uris[shard],
-                int(place.offsets[sample]),
-                int(manifest.sizes_bytes[sample]),
-                file_bytes=int(place.shard_bytes[shard]),
-            )
+            uri = place.shard_uris[place.shards[sample]]
+            return storage.read_range(uri, int(place.offsets[sample]), int(manifest.sizes_bytes[sample]))
         if manifest.segments_seconds is not None:
             raise ManifestError(
                 f"{manifest.uris[sample]} is a longer video of which only segments are wanted;"

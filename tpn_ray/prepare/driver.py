@@ -33,7 +33,6 @@ from tpn_ray.prepare import worker
 from tpn_ray.prepare.budget import check_budget
 from tpn_ray.prepare.layout import ShardConfig, ShardPlan, difference, plan_shards, settings_hash, settings_of
 from tpn_ray.prepare.worker import PrepareJob, Totals
-from tpn_ray.storage import StoredFile
 
 CLAIM = "prepare.json"
 """Written first: the settings that a folder's shards are made with."""
@@ -107,7 +106,7 @@ def run(
     claim(folder, settings)
     plans = plan_shards(manifest, shards)
     done = finished(folder, plans, settings_hash(settings))
-    known = {bad[0]: bad for _, summary in done.values() for bad in summary.bad}
+    known = {bad[0]: bad for summary in done.values() for bad in summary.bad}
     check_budget(known, len(manifest), max_bad)
     job = PrepareJob(
         manifest=manifest,
@@ -131,7 +130,7 @@ def run(
     dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings)
     return Summary(
         dataset=dataset,
-        quarantine=sorted(bad for _, summary in done.values() for bad in summary.bad),
+        quarantine=sorted(bad for summary in done.values() for bad in summary.bad),
         totals=totals,
         seconds=time.monotonic() - begin,
         clip_seconds=measure_saving(manifest, folder, tasks),
@@ -158,7 +157,7 @@ def claim(folder: str, settings: dict[str, Any]) -> None:
     storage.write_bytes(uri, json.dumps(settings, indent=1).encode())
 
 
-def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, tuple[StoredFile, ShardSummary]]:
+def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, ShardSummary]:
     """The shards of the plan that are there, by name. Raises StorageError for one that other settings made."""
     root = storage.join(folder, shard_files.SHARDS)
     names = {plan.name for plan in plans}
@@ -169,7 +168,7 @@ def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, tu
     for file, summary in zip(mine, summaries, strict=True):
         if summary.job != settings:
             raise StorageError(f"{file.uri} was made with other settings; delete it to have it made again")
-    return {storage.name(file.uri): (file, summary) for file, summary in zip(mine, summaries, strict=True)}
+    return {storage.name(file.uri): summary for file, summary in zip(mine, summaries, strict=True)}
 
 
 def remove_leftovers(folder: str) -> None:

@@ -1,0 +1,166 @@
+"""Shards and prepared datasets: the same bytes every time, videos where the index says, torn ones refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tpn_ray import storage
+from tpn_ray.clips import shards
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.shards import ShardSummary, read_summary, row_groups, shard_bytes, write_dataset
+from tpn_ray.data import reader
+from tpn_ray.errors import BadVideo, ManifestError, StorageError
+from tpn_ray.storage import StoredFile
+
+BAD = [(7, "s3://b/bad.mp4", "empty", "the file has no bytes")]
+
+
+def row(number: int, size: int) -> dict[str, Any]:
+    video = np.random.default_rng(number).bytes(size)
+    return {
+        "id": f"run/{number}.mp4",
+        "labels": [number % 2],
+        "frame_count": 5 + number,
+        "times_us": list(range(0, 40_000 * (5 + number), 40_000)),
+        "frames_per_second": 25.0,
+        "height": 256,
+        "width": 340,
+        "source_uri": f"/videos/run/{number}.mp4",
+        "start_seconds": None,
+        "end_seconds": None,
+        "content_sha256": hashlib.sha256(video).hexdigest(),
+        "video": video,
+    }
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]], split: str) -> ShardSummary:
+    data = shard_bytes(rows, BAD if split == "val" else [], job="j", split=split)
+    uri = storage.join(str(folder), shards.SHARDS, name)
+    storage.write_bytes(uri, data)
+    return read_summary(StoredFile(uri, len(data)))
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """Some of the rows are larger than a page, and one than a row group."""
+    return [row(number, size) for number, size in enumerate([3_000_000] * 5 + [10, 9_000_000, 4000, 4000, 1])]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, rows: list[dict[str, Any]]) -> Path:
+    written = {
+        "train-00000.parquet": write(tmp_path, "train-00000.parquet", rows[:7], "train"),
+        "train-00001.parquet": write(tmp_path, "train-00001.parquet", rows[7:9], "train"),
+        "val-00000.parquet": write(tmp_path, "val-00000.parquet", rows[9:], "val"),
+    }
+    write_dataset(str(tmp_path), written, {"action": ("jump", "run")}, {"encode": {"crf": 23}})
+    return tmp_path
+
+
+def test_row_groups(rows: list[dict[str, Any]]) -> None:
+    assert [len(group) for group in row_groups(rows)] == [2, 2, 2, 1, 3]
+    assert list(row_groups([])) == []
+
+
+def test_a_shard_is_parquet_that_anyone_reads(rows: list[dict[str, Any]]) -> None:
+    data = shard_bytes(rows, BAD, job="j", split="train")
+    assert data == shard_bytes(rows, BAD, job="j", split="train")
+    assert pq.read_table(io.BytesIO(data)).to_pylist() == rows
+    file = pq.ParquetFile(io.BytesIO(data))
+    assert [group["video"] for group in file.read_row_group(1, columns=["video"]).to_pylist()] == [
+        one["video"] for one in rows[2:4]
+    ]
+
+
+def test_the_summary_of_a_shard(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    summary = write(tmp_path, "val-00000.parquet", rows, "val")
+    assert (summary.job, summary.split, summary.bad) == ("j", "val", BAD)
+    data = (tmp_path / "shards" / "val-00000.parquet").read_bytes()
+    for one, place in zip(rows, summary.index, strict=True):
+        assert data[place["offset"] : place["offset"] + place["video_bytes"]] == one["video"]
+        assert place["frame_count"] == one["frame_count"]
+    assert [place["row_group"] for place in summary.index] == [0, 0, 1, 1, 2, 2, 3, 4, 4, 4]
+    empty = write(tmp_path, "empty.parquet", [], "val")
+    assert (empty.index, empty.bad) == ([], BAD)
+
+
+def test_long_footers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "FOOTER_BYTES", 100)
+    summary = write(tmp_path, "train-00000.parquet", [row(n, 10) for n in range(50)], "train")
+    assert len(summary.index) == 50
+
+
+def test_what_is_no_shard(tmp_path: Path) -> None:
+    for content in (b"", b"PAR1", b"x" * 5000):
+        (tmp_path / "x.parquet").write_bytes(content)
+        with pytest.raises(StorageError, match="is not a shard of this version; delete it"):
+            read_summary(StoredFile(str(tmp_path / "x.parquet"), len(content)))
+
+
+def test_a_prepared_dataset_is_a_manifest(dataset: Path, rows: list[dict[str, Any]]) -> None:
+    manifest = load_manifest(str(dataset))
+    assert manifest.ids == [one["id"] for one in rows]
+    assert manifest.label_sets == {"action": ("jump", "run")}
+    assert manifest.labels[:, 0].tolist() == [number % 2 for number in range(10)]
+    assert manifest.splits == ["train"] * 9 + ["val"]
+    assert len(set(manifest.uris)) == 10
+    assert manifest.placement is not None
+    assert manifest.placement.frame_counts.tolist() == [one["frame_count"] for one in rows]
+    for sample, one in enumerate(rows):
+        assert reader.fetch(manifest, sample) == one["video"]
+    train, val = manifest.select("train"), manifest.select("val")
+    assert train.group_sizes == (2, 2, 2, 1, 2)
+    assert val.group_sizes == (1,)
+    assert manifest.group_sizes == (2, 2, 2, 1, 2, 1)
+    assert reader.fetch(val, 0) == rows[9]["video"]
+    stored = json.loads((dataset / "dataset.json").read_text())
+    assert stored["splits"]["train"] == {
+        "videos": 9, "frames": sum(5 + n for n in range(9)), "video_bytes": 24_008_010, "shards": 2
+    }  # fmt: skip
+    assert stored["quarantined"] == 1
+    assert manifest.version == stored["version"]
+    assert pq.read_table(dataset / "quarantine.parquet").to_pylist() == [
+        {"uri": "s3://b/bad.mp4", "reason": "empty", "message": "the file has no bytes"}
+    ]
+
+
+def test_the_version_is_the_content(dataset: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    before = load_manifest(str(dataset)).version
+    moved = {"train-00000.parquet": write(tmp_path / "b", "train-00000.parquet", rows, "train")}
+    sets = {"action": ("jump", "run")}
+    assert write_dataset(str(tmp_path / "b"), moved, sets, {})["version"] != before
+    rows[0]["content_sha256"] = "other"
+    changed = {"train-00000.parquet": write(tmp_path / "c", "train-00000.parquet", rows, "train")}
+    versions = {write_dataset(str(tmp_path / "b"), moved, sets, {"x": 1})["version"] for _ in range(2)}
+    assert len(versions) == 1
+    assert write_dataset(str(tmp_path / "c"), changed, sets, {})["version"] not in versions
+
+
+def test_torn_datasets_are_refused(dataset: Path) -> None:
+    text = (dataset / "dataset.json").read_text()
+    (dataset / "dataset.json").write_text(text.replace("videos, 1", "videos, 99"))
+    with pytest.raises(ManifestError, match="has the format 'tpn_ray prepared videos, 99', this version reads"):
+        load_manifest(str(dataset))
+    (dataset / "dataset.json").write_text(text[:50])
+    with pytest.raises(ManifestError, match="is not JSON"):
+        load_manifest(str(dataset))
+    (dataset / "dataset.json").write_text(text)
+    (dataset / "index.parquet").write_bytes(b"other")
+    with pytest.raises(ManifestError, match="does not belong to its dataset.json"):
+        load_manifest(str(dataset))
+
+
+def test_a_shard_that_is_gone(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    (dataset / "shards" / "val-00000.parquet").unlink()
+    with pytest.raises(BadVideo, match="val-00000.parquet") as caught:
+        reader.fetch(manifest, 9)
+    assert caught.value.reason == "missing"
