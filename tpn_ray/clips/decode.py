@@ -69,7 +69,7 @@ class Video:
         self._track = open_track(data, limits, self._clock)
         self._index = self._track.index
         self._reformatter = VideoReformatter()
-        self._unreferenced: dict[int, bool] = {}
+        self._unreferenced = self._track.at_a_glance()
         self._hevc_top_layer: int | None = None
         self._counted: int | None = None
         self._stored: tuple[int, int] | None = None
@@ -233,8 +233,12 @@ class Video:
         assert self._index is not None
         wanted = {self._index.times[index]: index for index in indices}
         carriers = {self._index.packets[index] for index in indices}
-        feed = range(begin, max(carriers) + 1)
-        chosen = [at for at in feed if at in carriers or not (drop and self._is_needless(at, begin))]
+        known = self._unreferenced
+        chosen = [
+            at
+            for at in range(begin, max(carriers) + 1)
+            if at in carriers or not (drop and (known[at] or self._is_needless(at, begin)))
+        ]
         for frame in self._decode(chosen):
             index = wanted.get(frame.pts) if frame.pts is not None else None
             if index is not None and index in missing:
@@ -259,7 +263,7 @@ class Video:
     def _is_unreferenced(self, at: int) -> bool:
         if self._track.codec not in ("h264", "hevc"):
             return False
-        known = self._unreferenced.get(at)
+        known = self._unreferenced[at]
         if known is None:
             known = self._unreferenced[at] = self._look_unreferenced(at)
         return known

@@ -48,6 +48,9 @@ class Track(Protocol):
     def is_key(self, at: int) -> bool:
         """Whether the container calls it a keyframe."""
 
+    def at_a_glance(self) -> list[bool | None]:
+        """Whether nothing refers to the frame of each packet, where one look at all of them tells; None where not."""
+
     def decoder(self, *, strict: bool) -> VideoCodecContext:
         """A decoder that refuses damage (strict) or paints it over."""
 
@@ -112,6 +115,19 @@ class TableTrack:
     def is_key(self, at: int) -> bool:
         return bool(self._track.keys[at])
 
+    def at_a_glance(self) -> list[bool | None]:
+        """H.264 packets of one slice and nothing else: most of the frames that nothing refers to."""
+        if self.codec != "h264" or self.nal_length_bytes != 4:
+            return [None] * len(self)
+        data, begins = np.frombuffer(self._view, dtype=np.uint8), self._track.offsets
+        known = np.full(len(self), None, dtype=object)
+        large = self._track.sizes > 4
+        heads = data[begins[large, None] + np.arange(5)].astype(np.int64)
+        length = heads[:, :4] @ np.array([1 << 24, 1 << 16, 1 << 8, 1])
+        alone = (length == self._track.sizes[large] - 4) & (heads[:, 4] & 0x1F == 1)
+        known[np.flatnonzero(large)[alone]] = heads[alone, 4] & 0x60 == 0
+        return list(known)
+
     def decoder(self, *, strict: bool) -> VideoCodecContext:
         if strict not in self._decoders:
             context = av.CodecContext.create(self.codec, "r")
@@ -167,6 +183,9 @@ class DemuxedTrack:
 
     def is_key(self, at: int) -> bool:
         return self._packets[at].is_keyframe
+
+    def at_a_glance(self) -> list[bool | None]:
+        return [None] * len(self)
 
     def decoder(self, *, strict: bool) -> VideoCodecContext:
         if strict:
