@@ -99,15 +99,18 @@ def is_s3(uri: str) -> bool:
 # --- filesystems
 
 
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem for a URI (one per process and setting) and the path in it."""
+def filesystem(uri: str, *, attempts: int = 1) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem for a URI (one per process and setting) and the path in it.
+
+    `attempts` is for others who use it, such as Ray Train for checkpoints: this module repeats by `decide_retry`.
+    """
     uri = absolute(uri)
     if not is_s3(uri):
         return pafs.LocalFileSystem(), uri
     path = uri[len("s3://") :]
     bucket = path.partition("/")[0]
     # The variables are part of the key: a test or a notebook that changes them gets a new client.
-    return _s3(endpoint(), _region(bucket), _credentials()), path
+    return _s3(endpoint(), _region(bucket), _credentials(), attempts), path
 
 
 _CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
@@ -143,15 +146,16 @@ def _region_of_aws_bucket(bucket: str) -> str | None:
 
 
 @lru_cache(maxsize=16)
-def _s3(endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...]) -> pafs.FileSystem:
+def _s3(
+    endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...], attempts: int
+) -> pafs.FileSystem:
     return pafs.S3FileSystem(
         region=region,
         endpoint_override=urlsplit(endpoint_url).netloc if endpoint_url else None,
         scheme=urlsplit(endpoint_url).scheme if endpoint_url else "https",
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
-        # Repeating is decided in one place, `decide_retry`.
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
         allow_delayed_open=True,  # a small object is then one PUT instead of a multipart upload
     )
 

@@ -227,7 +227,7 @@ def _trainer(
     keep: int,
 ) -> TorchTrainer:
     run_uri = storage.join(storage_uri, name)
-    filesystem, path = storage.filesystem(storage_uri)
+    filesystem, path = storage.filesystem(storage_uri, attempts=storage.MAX_ATTEMPTS)
     job = worker.Job(
         recipe=recipe,
         plan=plan,

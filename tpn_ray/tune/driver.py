@@ -93,7 +93,7 @@ def run(
     check_feasible(campaign.machines, campaign.recipe, ray.cluster_resources())
     apply(campaign.recipe, {name: _example(domain) for name, domain in space.items()})  # wrong names fail now
     trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, campaign=campaign), {"CPU": TRIAL_CPUS})
-    filesystem, path = storage.filesystem(storage.parent(campaign.uri))
+    filesystem, path = storage.filesystem(storage.parent(campaign.uri), attempts=storage.MAX_ATTEMPTS)
     place = f"{path}/{campaign.name}"
     if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
         tuner = ray.tune.Tuner.restore(
