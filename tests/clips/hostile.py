@@ -9,10 +9,11 @@ import av
 import numpy as np
 
 from tests.clips import videos
+from tpn_ray.clips.sandbox import SandboxLimits
 
 
-def bomb(packets: int = 400, height: int = 4320, width: int = 8192) -> bytes:
-    """A short file that takes minutes to decode: one large black keyframe again and again."""
+def bomb(packets: int = 3000, height: int = 1080, width: int = 1920) -> bytes:
+    """A small file that takes long to decode: one large black keyframe again and again."""
     one = videos.encode(
         frames=1,
         size=(height, width),
@@ -82,7 +83,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "flipped.mp4": (lambda: flipped(videos.encode(b_frames=2, container_options=FASTSTART), 3000), "damaged"),
     "flipped.mkv": (lambda: flipped(videos.encode(container="matroska", b_frames=2), 1000), "damaged"),
     "short.mp4": (lambda: videos.encode(frames=2), "too_short"),
-    "huge.mp4": (lambda: bomb(3, 9600, 8192), "too_large"),
-    "bomb.mp4": (lambda: bomb(200), "timeout"),
+    "huge.mp4": (lambda: videos.encode(frames=5, size=(1088, 1930)), "too_large"),
+    "bomb.mp4": (bomb, "timeout"),
 }
-"""File name -> (maker, reason); `bomb.mp4` needs a limit of a few CPU seconds."""
+"""File name -> (maker, reason), within LIMITS."""
+
+LIMITS = SandboxLimits(cpu_seconds=2, max_pixels=1920 * 1080)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.clips import videos
-from tests.clips.hostile import HOSTILE, bomb
+from tests.clips.hostile import HOSTILE, LIMITS, bomb
 from tpn_ray.clips import sandbox
 from tpn_ray.clips.encode import EncodeConfig, Segment
 from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
@@ -30,7 +30,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_kind_has_its_reason_and_the_next_video_is_well(good: Path, tmp_path: Path) -> None:
-    with Sandbox(SandboxLimits(cpu_seconds=2)) as box:
+    with Sandbox(LIMITS) as box:
         expected = box.prepare(good, None, EncodeConfig())
         for name, (make, reason) in HOSTILE.items():
             path = tmp_path / name
@@ -45,7 +45,7 @@ def test_every_kind_has_its_reason_and_the_next_video_is_well(good: Path, tmp_pa
 
 def test_memory(good: Path, tmp_path: Path) -> None:
     path = tmp_path / "large.mp4"
-    path.write_bytes(bomb(8))
+    path.write_bytes(bomb(8, 4320, 8192))
     with Sandbox(SandboxLimits(memory_gb=0.15)) as box:
         assert verdict(box, path) == ("too_large", "it takes more than 0.15 GB of memory")
         assert len(box.prepare(good, None, EncodeConfig()).times_us) == 60

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clips import videos
-from tests.clips.hostile import HOSTILE
+from tests.clips.hostile import HOSTILE, LIMITS
 from tests.servers import S3Server
 from tpn_ray import storage
 from tpn_ray.clips import shards
@@ -31,7 +31,7 @@ def job_for(source: str, folder: str) -> PrepareJob:
         manifest=manifest,
         shards=plan_shards(manifest, shard_config),
         encode=EncodeConfig(),
-        limits=SandboxLimits(cpu_seconds=2),
+        limits=LIMITS,
         folder=folder,
         settings_hash="x",
     )
