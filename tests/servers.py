@@ -69,6 +69,7 @@ def mlflow_server(folder: Path, *, port: int = 0) -> Iterator[str]:
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else it keeps many consumers of jobs of its own busy
     with _running(command, folder / "mlflow.log", environment) as process:
         _wait_until(lambda: _http_status(f"{url}/health") == 200, process, folder / "mlflow.log")
         yield url
