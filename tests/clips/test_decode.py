@@ -233,3 +233,30 @@ def test_ffmpeg_opens_nothing_but_the_bytes(tmp_path: Path) -> None:
         assert caught.value.reason == "not_video"
     with av.open(str(secret)) as container:  # the file itself is fine
         assert container.streams.video
+
+
+# --- planes
+
+
+def test_planes_are_the_decoders_own() -> None:
+    data = made("h264 non-reference B")[0]
+    with av.open(io.BytesIO(data)) as container:
+        frames = [frame.to_ndarray() for frame in container.decode(video=0)]  # one above the other: y, u, v
+    wanted = np.array([40, 3, 3, 59, 20])
+    with open_video(data) as video:
+        whole = video.planes(wanted)
+        part = video.planes(wanted, lambda height, width: (8, 4, height - 2, width - 6))
+    assert whole is not None
+    assert part is not None
+    for place, index in enumerate(wanted):
+        stacked = np.concatenate([plane[place].reshape(-1, 64) for plane in whole[:3]])
+        np.testing.assert_array_equal(stacked, frames[index])
+    np.testing.assert_array_equal(part.y, whole.y[:, 8:-2, 4:-6])
+    np.testing.assert_array_equal(part.v, whole.v[:, 4:-1, 2:-3])
+
+
+@pytest.mark.parametrize("name", ["h264 4:4:4", "h264 10 bit", "h264 odd size", "h264 rotated 90", "gif"])
+def test_other_pictures_have_no_planes(name: str) -> None:
+    with open_video(made(name)[0]) as video:
+        assert video.planes([0]) is None
+        np.testing.assert_array_equal(video.frames([0])[0], made(name)[1][0])

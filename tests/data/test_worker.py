@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data import rows
+from tpn_ray.data.develop import develop
+from tpn_ray.data.notes import NOTHING, from_array
 from tpn_ray.data.plan import MicroBatch
 from tpn_ray.data.views import parse_views
 from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows
@@ -72,3 +75,24 @@ def test_views_are_clips_before_crops(source: ClipSource) -> None:
 def test_unknown_views(text: str) -> None:
     with pytest.raises(ConfigError, match=f"views '{text}' are not known"):
         parse_views(text)
+
+
+def test_undeveloped_clips_become_the_same_pixels(source: ClipSource) -> None:
+    undeveloped = training_rows(dataclasses.replace(source, developed=False), micro_batch([4, 9, 2]))
+    assert undeveloped[rows.PIXELS].dtype == np.uint8
+    assert len(undeveloped[rows.PIXELS]) == len(undeveloped[rows.NOTES]) == 3
+    flat = torch.from_numpy(undeveloped[rows.PIXELS]).view(-1)
+    clips = develop(flat, from_array(undeveloped[rows.NOTES]), source.augment.crop_px).numpy()
+    expected = training_rows(source, micro_batch([4, 9, 2]))
+    assert np.abs(clips.astype(int) - expected[rows.CLIP]).max() <= 1
+    for column in (rows.POSITION, rows.SAMPLE, rows.LABELS, rows.REASON):
+        assert np.array_equal(undeveloped[column], expected[column])
+
+
+def test_undeveloped_blocks_of_nothing_but_bad_videos(source: ClipSource, tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    manifest = dataclasses.replace(source.manifest, uris=[str(tmp_path / "empty.mp4")] * len(source.manifest))
+    made = training_rows(dataclasses.replace(source, developed=False, manifest=manifest), micro_batch([0, 1]))
+    assert made[rows.REASON].tolist() == ["empty", "empty"]
+    assert len(made[rows.PIXELS]) == 2
+    assert [note.kind for note in from_array(made[rows.NOTES])] == [NOTHING, NOTHING]

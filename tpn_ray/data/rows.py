@@ -22,3 +22,10 @@ REASON = "reason"
 
 MESSAGE = "message"
 """str: what exactly was wrong with it."""
+
+PIXELS = "pixels"
+"""uint8 (k,): instead of CLIP, the clips of a block as decoded, one after the other; the k-th part of them in each row.
+Flat again, they are what `tpn_ray.data.develop` takes. Clips differ in size, and so a row is not a clip."""
+
+NOTES = "notes"
+"""float64 (22,): where a clip is in PIXELS and what is still to be done to it: `tpn_ray.data.notes.Note`."""
