@@ -12,7 +12,7 @@ import torch
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data import rows
-from tpn_ray.data.develop import develop
+from tpn_ray.data.develop import clips_of_block, develop
 from tpn_ray.data.notes import NOTHING, from_array
 from tpn_ray.data.plan import MicroBatch
 from tpn_ray.data.views import parse_views
@@ -96,3 +96,16 @@ def test_undeveloped_blocks_of_nothing_but_bad_videos(source: ClipSource, tmp_pa
     assert made[rows.REASON].tolist() == ["empty", "empty"]
     assert len(made[rows.PIXELS]) == 2
     assert [note.kind for note in from_array(made[rows.NOTES])] == [NOTHING, NOTHING]
+    nothing = clips_of_block(made, made[rows.REASON] == "", 48, "cpu")
+    assert nothing.shape == (0, 16, 48, 48, 3)
+
+
+def test_undeveloped_clips_beside_a_bad_video(source: ClipSource, tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    uris = [*source.manifest.uris]
+    uris[4] = str(tmp_path / "empty.mp4")
+    manifest = dataclasses.replace(source.manifest, uris=uris)
+    made = training_rows(dataclasses.replace(source, developed=False, manifest=manifest), micro_batch([9, 4, 2]))
+    clips = clips_of_block(made, made[rows.REASON] == "", source.augment.crop_px, "cpu").numpy()
+    expected = training_rows(source, micro_batch([9, 2]))[rows.CLIP]
+    assert np.abs(clips.astype(int) - expected).max() <= 1

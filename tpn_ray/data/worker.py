@@ -72,7 +72,7 @@ def _undeveloped_rows(source: ClipSource, micro_batch: MicroBatch) -> Rows:
     columns = make_each(source.manifest, micro_batch.samples, clip_of, made.__setitem__)
     parts, notes, begin = list[Clip](), list[Note](), 0
     for one in made:
-        planes, note = one or ([], NO_CLIP)
+        planes, note = one or ([], NO_CLIP._replace(frames=source.clip.frames))
         notes.append(note._replace(begin=begin))
         parts += [plane.reshape(-1) for plane in planes]
         begin += sum(plane.size for plane in planes)

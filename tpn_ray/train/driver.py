@@ -274,7 +274,13 @@ def _datasets(
     resources = data.DecodeResources(cpus=machines.decode_cpus, tasks=machines.decode_tasks)
     sources = {
         split: ray.put(
-            ClipSource(manifest=manifest.select(split), clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed)
+            ClipSource(
+                manifest=manifest.select(split),
+                clip=recipe.clip,
+                augment=recipe.augment,
+                seed=recipe.loop.seed,
+                developed=not machines.gpus_per_worker,  # GPUs augment faster than the CPUs that decode for them
+            )
         )
         for split in ("train", "val")
     }

@@ -20,6 +20,7 @@ from torch import distributed as dist
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
 from tpn_ray.data import rows
+from tpn_ray.data.develop import clips_of_block
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.worker import Rows
 from tpn_ray.errors import CheckpointError, TrainingError
@@ -149,9 +150,12 @@ def usable(block: Rows, number: int, device: str, job: Job, split: str) -> Micro
         found = ((int(block[rows.SAMPLE][i]), str(block[rows.REASON][i]), str(block[rows.MESSAGE][i])) for i in bad)
         job.tell(BadVideos(split=split, found=tuple(found)))
     good = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
+    labels = torch.as_tensor(block[rows.LABELS][good]).to(device)
+    if rows.PIXELS in block:
+        return MicroBatch(number, clips_of_block(block, good, job.recipe.augment.crop_px, device), labels)
     # The block is a read-only view of the object store; the copy to the device (or this one, on a CPU) makes it ours.
     clips = block[rows.CLIP] if good.all() and device != "cpu" else block[rows.CLIP][good]
-    return MicroBatch(number, torch.as_tensor(clips).to(device), torch.as_tensor(block[rows.LABELS][good]).to(device))
+    return MicroBatch(number, torch.as_tensor(clips).to(device), labels)
 
 
 @dataclass
