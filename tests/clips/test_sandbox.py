@@ -67,10 +67,13 @@ def test_a_child_that_sleeps_or_crashes_or_is_ended(good: Path, monkeypatch: pyt
         program[0] = serve
         assert box.prepare(good, None, EncodeConfig()).times_us
         assert box._child is not None
+        expected = box.prepare(good, None, EncodeConfig())
         os.kill(box._child.pid, signal.SIGKILL)
+        assert box.prepare(good, None, EncodeConfig()) == expected, "what is ended from outside is begun again"
+        os.kill(box._child.pid, signal.SIGKILL)
+        program[0] = "import os; os.kill(os.getpid(), 9)"
         with pytest.raises(ResourceError, match="ended from outside"):
             box.prepare(good, None, EncodeConfig())
-        assert box.prepare(good, None, EncodeConfig()).times_us
 
 
 def test_the_child_knows_no_secrets_and_writes_nothing(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:

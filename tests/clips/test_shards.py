@@ -158,6 +158,12 @@ def test_torn_datasets_are_refused(dataset: Path) -> None:
         load_manifest(str(dataset))
 
 
+def test_an_unfinished_dataset_says_so(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / shards.CLAIM), b"{}")
+    with pytest.raises(ManifestError, match=r"is not finished; give its jobs/prepare\.py command again"):
+        load_manifest(str(tmp_path))
+
+
 def test_a_shard_that_is_gone(dataset: Path) -> None:
     manifest = load_manifest(str(dataset))
     (dataset / "shards" / "val-00000.parquet").unlink()

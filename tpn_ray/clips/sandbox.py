@@ -106,15 +106,25 @@ class Sandbox:
             "segment": dataclasses.asdict(segment) if segment else None,
             "config": dataclasses.asdict(config),
         }
-        try:
-            header, video = self._ask(json.dumps(request).encode() + b"\n")
-        except _SilentChildError as death:
-            raise self._verdict(death) from None
+        header, video = self._answer(json.dumps(request).encode() + b"\n")
         if header["near_limit"]:
             self.close()  # its peak would be held against the next video
         if "reason" in header:
             raise BadVideo(header["reason"], header["message"])
         return Prepared(video=video, **header["prepared"])
+
+    def _answer(self, request: bytes) -> tuple[dict[str, Any], bytes]:
+        """The reply, or the verdict where there is none; a child that was ended from outside is asked once more."""
+        try:
+            return self._ask(request)
+        except _SilentChildError as death:
+            verdict = self._verdict(death)
+        if isinstance(verdict, BadVideo):
+            raise verdict
+        try:
+            return self._ask(request)
+        except _SilentChildError as death:
+            raise self._verdict(death) from None
 
     def _ask(self, request: bytes) -> tuple[dict[str, Any], bytes]:
         child = self._child or self._start()

@@ -28,6 +28,9 @@ from tpn_ray.errors import ManifestError, NotFoundError, StorageError
 from tpn_ray.storage import StoredFile
 
 DATASET, INDEX, QUARANTINE, SHARDS = "dataset.json", "index.parquet", "quarantine.parquet", "shards"
+CLAIM = "prepare.json"
+"""Written first: the settings that a folder's shards are made with."""
+
 FORMAT = "tpn_ray prepared videos, 1"
 ROW_GROUP_BYTES = 8 * 1024**2
 """A row group is closed before it would hold more; only a single larger video makes a larger one."""
@@ -222,10 +225,14 @@ def table_bytes(table: pa.Table) -> bytes:
 
 
 def read_dataset(folder: str) -> tuple[dict[str, Any], pa.Table] | None:
-    """dataset.json and the index; None where the folder is no prepared dataset. Raises ManifestError for a torn one."""
+    """dataset.json and the index; None where the folder is none. Raises ManifestError for a torn one."""
     try:
         dataset: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, DATASET)))
     except NotFoundError:
+        if storage.exists(storage.join(folder, CLAIM)):
+            raise ManifestError(
+                f"{folder} is not finished; give its jobs/prepare.py command again, which goes on"
+            ) from None
         return None
     except ValueError as error:
         raise ManifestError(

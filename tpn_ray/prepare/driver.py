@@ -20,7 +20,7 @@ from typing import Any
 import ray
 import ray.data
 
-from tpn_ray import storage
+from tpn_ray import errors, storage
 from tpn_ray.clips import shards as shard_files
 from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.manifest import Manifest, load_manifest
@@ -34,15 +34,13 @@ from tpn_ray.prepare.budget import check_budget
 from tpn_ray.prepare.layout import ShardConfig, ShardPlan, difference, plan_shards, settings_hash, settings_of
 from tpn_ray.prepare.worker import PrepareJob, Totals
 
-CLAIM = "prepare.json"
-"""Written first: the settings that a folder's shards are made with."""
-
 POLL_SECONDS = 0.5
 FOOTER_READERS = 16
 SHARD_SECONDS = 24 * 3600
 """Ray Data stops a job that gives nothing for so long; a shard of long videos takes its time."""
 
 SAMPLE_VIDEOS = 8
+FAILURE = "failure"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +140,7 @@ def run(
 
 def claim(folder: str, settings: dict[str, Any]) -> None:
     """Make the folder this job's, or see that it is. Raises ConfigError where it holds something else."""
-    uri = storage.join(folder, CLAIM)
+    uri = storage.join(folder, shard_files.CLAIM)
     if storage.exists(uri):
         changed = difference(json.loads(storage.read_bytes(uri)), settings)
         if changed:
@@ -194,8 +192,9 @@ def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) 
 
     def consume() -> None:
         try:
-            for _ in dataset.iter_rows():
-                pass
+            for row in dataset.iter_rows():
+                if row[FAILURE]:
+                    raise rebuild(row[FAILURE])
         except BaseException as error:  # passed on to the calling thread
             failure.append(error)
 
@@ -205,13 +204,13 @@ def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) 
         thread.join(POLL_SECONDS)
         watch(ray.get(meter.read.remote()))
     if failure:
-        raise explain(failure[0]) from failure[0]
+        raise failure[0]
     totals: Totals = ray.get(meter.read.remote())
     return totals
 
 
 def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, meter: Any) -> ray.data.Dataset:
-    """One row per shard, which is its number, then its bytes."""
+    """One row per shard: why it could not be made, or nothing. Ray Data would hand on an error only as its text."""
     data.configure_context()
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = SHARD_SECONDS
@@ -219,8 +218,12 @@ def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, m
 
     def make(numbers: dict[str, Any]) -> dict[str, Any]:
         job: PrepareJob = ray.get(source)
-        made = [worker.make_shard(job, int(number), meter.add.remote) for number in numbers["id"]]
-        return {"bytes": made}
+        try:
+            for number in numbers["id"]:
+                worker.make_shard(job, int(number), meter.add.remote)
+        except TpnRayError as error:
+            return {FAILURE: [f"{type(error).__name__}: {error}"]}
+        return {FAILURE: [""]}
 
     return (
         ray.data.range(count, override_num_blocks=-(-count // data.SLOTS_PER_BLOCK))
@@ -234,18 +237,11 @@ def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, m
     )
 
 
-def explain(error: BaseException) -> BaseException:
-    """The project's own error inside what Ray Data raised, or else that."""
-    seen: list[BaseException] = [error]
-    for one in seen:
-        if isinstance(one, TpnRayError):
-            return one
-        seen += [
-            inner
-            for inner in (getattr(one, "cause", None), one.__cause__)
-            if isinstance(inner, BaseException) and inner not in seen
-        ]
-    return error
+def rebuild(failure: str) -> TpnRayError:
+    """The error of the project that "Name: message" tells of."""
+    name, _, message = failure.partition(": ")
+    kind: type[TpnRayError] = getattr(errors, name)
+    return kind(message)
 
 
 # --- what it saves
@@ -268,8 +264,9 @@ def sample_pairs(source: Manifest, prepared: Manifest) -> list[tuple[bytes, byte
     pairs, held = [], 0
     for number in range(0, len(prepared), step)[:SAMPLE_VIDEOS]:
         row = rows[prepared.ids[number]]
-        held += int(source.sizes_bytes[row])
-        if source.segments_seconds is None and held <= worker.SAMPLE_SOURCE_BYTES:
+        size = int(source.sizes_bytes[row])
+        if source.segments_seconds is None and held + size <= worker.SAMPLE_SOURCE_BYTES:
+            held += size
             with contextlib.suppress(TpnRayError):
                 pairs.append((reader.fetch(source, row), reader.fetch(prepared, number)))
     return pairs

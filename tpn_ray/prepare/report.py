@@ -16,13 +16,11 @@ LOG_SECONDS = 10.0
 
 def progress_line(progress: Progress) -> str:
     """Videos done, bad ones, speed and what is left."""
-    totals = progress.totals
+    totals, seconds = progress.totals, max(progress.seconds, 1e-3)
     mine = totals.videos + len(totals.bad)
     done, left = progress.before + mine, progress.videos_in_all - progress.before - mine
-    speed = mine / max(progress.seconds, 1e-3)
-    text = (
-        f"{done}/{progress.videos_in_all} videos  {progress.bad} bad  {totals.frames / progress.seconds:.0f} frames/s"
-    )
+    speed = mine / seconds
+    text = f"{done}/{progress.videos_in_all} videos  {progress.bad} bad  {totals.frames / seconds:.0f} frames/s"
     return f"{text}  {size(totals.video_bytes)} made" + (f"  {left / speed:.0f} s left" if mine and left else "")
 
 
