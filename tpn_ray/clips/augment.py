@@ -217,20 +217,30 @@ def test_view(frames: Frames, config: AugmentConfig, crop: CropName = "centre") 
     "centre": (t, crop_px, crop_px, 3) from the middle. "left", "middle", "right": (t, short, short, 3) with
     short = test_short_side_px, along the long side (for a portrait: top, middle, bottom).
     """
+    return cut_view(test_size(frames, config), config, crop)
+
+
+def test_size(frames: Frames, config: AugmentConfig) -> Frames:
+    """The frames with their short side resized to test_short_side_px: the part that all crops share."""
     height, width = frames.shape[1:3]
     scale = config.test_short_side_px / min(height, width)
     # The short side must not fall one pixel short of the crop by rounding.
     new_height = max(round(height * scale), config.test_short_side_px)
     new_width = max(round(width * scale), config.test_short_side_px)
+    return frames if (new_height, new_width) == (height, width) else _resize(frames, new_height, new_width)
+
+
+def cut_view(resized: Frames, config: AugmentConfig, crop: CropName) -> Frames:
+    """A view of the frames of `test_size`."""
     side = config.crop_px if crop == "centre" else config.test_short_side_px
     share = {"left": 0.0, "centre": 0.5, "middle": 0.5, "right": 1.0}.get(crop)
     if share is None:
         raise ConfigError(f"crop is {crop!r}; known: centre, left, middle, right")
-    top, left = round((new_height - side) * share), round((new_width - side) * share)
-    resized = _resize(frames, new_height, new_width)
+    top, left = round((resized.shape[1] - side) * share), round((resized.shape[2] - side) * share)
     return np.ascontiguousarray(resized[:, top : top + side, left : left + side])
 
 
+test_size.__test__ = False  # type: ignore[attr-defined]
 test_view.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
 
 

@@ -140,14 +140,18 @@ def evaluation_rows(source: ClipSource, samples: Int64Array) -> Rows:
 
 
 def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
-    """All views of each video from one opening of it: `views` has shape (n, v, t, h, w, c), clips before crops."""
+    """All views of each video from one pass over it, in which each frame is decoded and resized once.
+
+    `views` has shape (n, v, t, h, w, c), clips before crops.
+    """
 
     def views_of(data: bytes, sample: int) -> Clip:
         with open_video(data) as video:
             indices = sampling.test_indices(source.clip, video.frame_count, views.clips)
-            frames = video.frames(indices.reshape(-1))
-        clips = frames.reshape(*indices.shape, *frames.shape[1:])
-        return np.stack([augment.test_view(clip, source.augment, crop) for clip in clips for crop in views.crops])
+            distinct, clips = np.unique(indices, return_inverse=True)
+            frames = augment.test_size(video.frames(distinct), source.augment)
+        cuts = [augment.cut_view(frames, source.augment, crop) for crop in views.crops]
+        return np.stack([cut[clip] for clip in clips.reshape(indices.shape) for cut in cuts])
 
     side = views.side_px(source.augment)
     shape = (views.count, source.clip.frames, side, side, 3)
