@@ -47,7 +47,7 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
 def test_stopping_a_job_says_how_it_goes_on() -> None:
     status, out, error = outcome("import os, signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)")
     assert (status, out) == (130, "left\n")
-    assert "same --name goes on from the last checkpoint" in error
+    assert "same --name (or --out) goes on where this one stopped" in error
 
 
 def test_the_recipe_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
