@@ -1,4 +1,4 @@
-"""Measure speed. `python jobs/bench.py decode` or `step --batch 8 --size 224`; `--help` shows subcommands and flags."""
+"""Measure speed: `python jobs/bench.py decode`, `ingest --data DATASET`, `step --batch 8`; `--help` shows the flags."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from tpn_ray import command_line
+from tpn_ray import command_line, session
 from tpn_ray.clips.bench import DecodeBench, measure_decode
+from tpn_ray.data.bench import IngestBench, measure_ingest
 from tpn_ray.model.bench import StepBench, measure_step
 
 
@@ -23,7 +24,13 @@ def decode(bench: Annotated[DecodeBench, tyro.conf.arg(name="")]) -> None:
     print(measure_decode(bench))
 
 
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {"step": step, "decode": decode}
+def ingest(bench: Annotated[IngestBench, tyro.conf.arg(name="")]) -> None:
+    """Training clips from your storage to the training worker, stage by stage, and the cores that feed one GPU."""
+    session.connect(bench.address, workers_cpus=1, decode_cpus=1)
+    print(measure_ingest(bench))
+
+
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {"step": step, "decode": decode, "ingest": ingest}
 
 
 def main() -> None:
@@ -31,5 +38,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=lambda: None)
+    command_line.run_job(main, leave=session.disconnect)
     sys.exit(0)

@@ -30,7 +30,7 @@ BESIDE = {("predict", "train")}
 MODULES = sorted([*ROOT.glob("tpn_ray/**/*.py"), *ROOT.glob("jobs/*.py")])
 
 ONLY_IN = {
-    "ray": ["driver.py", "worker.py", "trial.py", "space.py", "session.py"],
+    "ray": ["driver.py", "worker.py", "trial.py", "space.py", "session.py", "data/bench.py"],
     "mlflow": ["tracking.py"],
     "av": ["clips/"],
     "boto3": ["storage.py"],

@@ -1,0 +1,269 @@
+"""How fast training clips come from where they are stored to the training worker, stage by stage. Runs on the driver.
+
+Stages are CPU time per clip of one core; Ray Data, end to end, is wall-clock time beside the same decoding without Ray
+in one process, in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from tpn_ray.clips import augment, sampling
+from tpn_ray.clips.augment import AugmentConfig
+from tpn_ray.clips.decode import open_video
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.sampling import ClipConfig
+from tpn_ray.data import driver, reader, rows, worker
+from tpn_ray.data.driver import DecodeResources
+from tpn_ray.data.plan import Plan
+from tpn_ray.data.worker import ClipSource
+from tpn_ray.errors import BadVideo, ConfigError
+
+Indices = NDArray[np.int64]
+
+WARM_UP = 3
+"""Micro-batches that are not counted: processes start, and connections open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestBench:
+    """What to measure."""
+
+    data: str
+    """Dataset, as jobs/train.py takes it: a prepared folder, a folder of videos, or a CSV; local or s3://."""
+
+    frames: int = 8
+    """Frames of a clip."""
+
+    stride_frames: int = 8
+    """Distance between them."""
+
+    crop_px: int = 224
+    """Height and width of the network's input."""
+
+    micro_batch_clips: int = 8
+    """Clips in a block."""
+
+    micro_batches: int = 48
+    """Blocks that are measured in each round."""
+
+    rounds: int = 5
+    """Times everything is measured."""
+
+    device: str = "cuda"
+    """What the clips are for: cuda takes them as decoded, cpu augmented."""
+
+    gpu_clips_per_second: float = 800.0
+    """What one GPU trains on; jobs/bench.py step measures it."""
+
+    address: str | None = None
+    """Ray cluster to join; without it, and without RAY_ADDRESS, a local one is started."""
+
+    json: str = ""
+    """File to write the figures to."""
+
+    def __post_init__(self) -> None:
+        for field in ("micro_batch_clips", "micro_batches", "rounds", "gpu_clips_per_second"):
+            if getattr(self, field) <= 0:
+                raise ConfigError(f"{field}={getattr(self, field)} must be above 0")
+        if self.device not in ("cuda", "cpu"):
+            raise ConfigError(f"device={self.device!r} must be cuda or cpu")
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What a run measured."""
+
+    clips_per_second_per_core: dict[str, float]
+    """By stage: 1 / CPU seconds of a clip; each stage contains the work of none of the others, but the last."""
+    end_to_end_over_decoding: float
+    """Ray Data, one decoding task at a time, against one process without Ray; wall clock, median of the rounds."""
+    spread: tuple[float, float]
+    ray_clips_per_second: float
+    cores_per_gpu: int
+    gpu_clips_per_second: float
+    bytes_per_clip: float
+    """Of pixels, through the object store."""
+    bad_videos: int
+
+    def __str__(self) -> str:
+        lines = [f"{'clips/s per core':40}"]
+        lines += [f"  {name:38}{value:10.1f}" for name, value in self.clips_per_second_per_core.items()]
+        low, high = self.spread
+        lines += [
+            f"Ray Data, one decoding task at a time, to the worker: {self.ray_clips_per_second:.1f} clips/s, "
+            f"{self.end_to_end_over_decoding:.2f} of the same without Ray ({low:.2f}-{high:.2f})",
+            f"a GPU that trains on {self.gpu_clips_per_second:g} clips/s needs {self.cores_per_gpu} decoding cores "
+            f"and takes {self.bytes_per_clip * self.gpu_clips_per_second / 1e6:.0f} MB/s of pixels",
+        ]
+        if self.bad_videos:
+            lines.append(f"{self.bad_videos} clips were of bad videos")
+        return "\n".join(lines)
+
+
+def measure_ingest(bench: IngestBench) -> IngestReport:
+    """Measure the stages in this process, then Ray Data and the same without Ray in turns. Ray must be connected."""
+    manifest = load_manifest(bench.data).select("train")
+    source = ClipSource(
+        manifest=manifest,
+        clip=ClipConfig(frames=bench.frames, stride_frames=bench.stride_frames),
+        augment=AugmentConfig(crop_px=bench.crop_px, test_short_side_px=max(256, bench.crop_px)),
+        seed=0,
+        developed=bench.device == "cpu",
+    )
+    plan = make_plan(source, bench)
+    stages = measure_stages(source, plan, bench)
+    ratios, speeds, pixels, bad = list[float](), list[float](), 0, 0
+    for _ in range(bench.rounds):
+        alone, _, _ = clips_per_second(without_ray(source, plan), bench)
+        together, pixels, bad = clips_per_second(with_ray(source, plan), bench)
+        through = together / node_cpus().count(max(node_cpus()))
+        ratios.append(through / alone)
+        speeds.append(through)
+    speed = statistics.median(speeds)
+    report = IngestReport(
+        clips_per_second_per_core=stages,
+        end_to_end_over_decoding=statistics.median(ratios),
+        spread=(min(ratios), max(ratios)),
+        ray_clips_per_second=speed,
+        cores_per_gpu=math.ceil(bench.gpu_clips_per_second / speed),
+        gpu_clips_per_second=bench.gpu_clips_per_second,
+        bytes_per_clip=pixels / (bench.micro_batches * bench.micro_batch_clips),
+        bad_videos=bad,
+    )
+    if bench.json:
+        Path(bench.json).write_text(json.dumps(asdict(report), indent=1) + "\n")
+    return report
+
+
+def make_plan(source: ClipSource, bench: IngestBench) -> Plan:
+    """A run of enough steps of one micro-batch each."""
+    samples = len(source.manifest)
+    if samples < bench.micro_batch_clips:
+        raise ConfigError(f"{samples} training videos do not fill a micro-batch of {bench.micro_batch_clips}")
+    steps = 2 * (
+        WARM_UP + bench.micro_batches
+    )  # what runs ahead is made too, and must not end before the counting does
+    return Plan(
+        samples=samples,
+        seed=0,
+        epochs=math.ceil(steps / (samples // bench.micro_batch_clips)),
+        batch_clips=bench.micro_batch_clips,
+        micro_batch_clips=bench.micro_batch_clips,
+    )
+
+
+# --- stages
+
+
+def measure_stages(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[str, float]:
+    """Clips per second of CPU time, stage by stage, on the clips of some micro-batches."""
+    samples = np.concatenate([plan.slot(index, 1).samples for index in range(min(bench.micro_batches, plan.steps))])
+    seconds: dict[str, list[float]] = {}
+    for _ in range(bench.rounds):
+        data, spent = timed(lambda: [fetched(source, int(sample)) for sample in samples])
+        videos = [one for one in data if one]
+        seconds.setdefault("object store -> bytes", []).append(spent / len(samples))
+        found = [(one, clip_indices(source, one)) for one in videos]
+        usable = [(one, indices) for one, indices in found if indices is not None]
+        if not usable:
+            raise ConfigError("none of the first videos can be decoded; jobs/prepare.py says what is wrong with each")
+        floors = [floor(one, indices) for one, indices in usable]
+        seconds.setdefault("the floor: needed frames decoded", []).append(statistics.mean(floors))
+        _, spent = timed(partial(decode_each, usable, source.developed))
+        seconds.setdefault("bytes -> decoded", []).append(spent / len(usable))
+        slots = range(min(bench.micro_batches, plan.steps))
+        _, spent = timed(partial(deque, (worker.training_rows(source, plan.slot(slot, 1)) for slot in slots), 0))
+        seconds.setdefault("all of it -> in the batch", []).append(spent / len(samples))
+    return {name: 1 / statistics.median(values) for name, values in seconds.items()}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and the CPU seconds it took, of all threads."""
+    begin = time.process_time()
+    result = work()
+    return result, time.process_time() - begin
+
+
+def fetched(source: ClipSource, sample: int) -> bytes:
+    """A video's bytes; none where it is missing."""
+    try:
+        return reader.fetch(source.manifest, sample)
+    except BadVideo:
+        return b""
+
+
+def clip_indices(source: ClipSource, data: bytes) -> Indices | None:
+    """The frames of a training clip; None for a bad video."""
+    try:
+        with open_video(data) as video:
+            indices = sampling.train_indices(source.clip, video.frame_count, augment.generator(0, 0, len(data), 0))
+            video.decode_only(indices)
+            return indices
+    except BadVideo:
+        return None
+
+
+def floor(data: bytes, indices: Indices) -> float:
+    """CPU seconds that libavcodec takes for the packets that are needed."""
+    with open_video(data) as video:
+        return timed(lambda: video.decode_only(indices))[1]
+
+
+def decode_each(clips: list[tuple[bytes, Indices]], developed: bool) -> None:
+    """Open and decode, to pixels."""
+    for data, indices in clips:
+        with open_video(data) as video:
+            if developed or video.planes(indices) is None:
+                video.frames(indices)
+
+
+# --- end to end
+
+
+def without_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
+    """Blocks made by this process, one after the other."""
+    return (worker.training_rows(source, plan.slot(index, 1)) for index in range(plan.steps))
+
+
+def with_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
+    """Blocks as a Train worker gets them, made by one decoding task at a time on each of the largest nodes.
+
+    Others wait in the queue: a limit on their number would put the time to start one between any two.
+    """
+    clips = driver.training_clips(ray.put(source), plan, 1, 0, DecodeResources(cpus=max(node_cpus())))
+    (shard,) = clips.streaming_split(1, equal=True)
+    blocks: Iterable[worker.Rows] = shard.iter_batches(batch_size=None, prefetch_batches=2)
+    return iter(blocks)
+
+
+def node_cpus() -> list[float]:
+    """CPUs of each node."""
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
+def clips_per_second(blocks: Iterator[worker.Rows], bench: IngestBench) -> tuple[float, int, int]:
+    """Wall-clock speed behind the warm-up, bytes of pixels, and clips of bad videos."""
+    for _ in islice(blocks, WARM_UP):
+        pass
+    pixels = bad = clips = 0
+    begin = time.perf_counter()
+    for block in islice(blocks, bench.micro_batches):
+        pixels += block[rows.PIXELS if rows.PIXELS in block else rows.CLIP].nbytes
+        bad += int((block[rows.REASON] != "").sum())
+        clips += len(block[rows.SAMPLE])
+    return clips / (time.perf_counter() - begin), pixels, bad
