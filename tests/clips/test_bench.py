@@ -1,0 +1,54 @@
+"""The decoding benchmark: it measures what it says, and refuses to time wrong frames."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.clips import videos
+from tpn_ray.clips import bench
+from tpn_ray.clips.bench import DecodeBench, measure_decode
+from tpn_ray.errors import ConfigError
+
+
+def test_a_folder_is_measured_in_all_forms(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(videos.encode(frames=70, gop=20, b_frames=2))
+    figures = tmp_path / "figures.json"
+    options = {"videos": str(tmp_path / "videos"), "cache": str(tmp_path / "cache"), "against": (), "rounds": 2}
+    report = measure_decode(DecodeBench(**options, clips=1, json=str(figures)))  # type: ignore[arg-type]
+    assert {"tpn_ray planes prepared 8x8", "tpn_ray rgb prepared 32x2"} <= report.milliseconds.keys()
+    assert report.bytes_over_gop12["gop12"] == 1
+    assert min(report.psnr_db.values()) > 30
+    assert json.loads(figures.read_text())["ratios"] == report.ratios
+    assert "every_frame_once_over_ten_clips" in report.ratios
+    assert "of GOP-12's bytes" in str(report)
+
+
+def test_promised_ratios_compare_with_torchcodec() -> None:
+    readers = dict.fromkeys(("torchcodec", "decord", "opencv"), bench.read_rgb)
+    seconds = {case.name: [2.0, 3.0] for case in bench.make_cases(readers)}
+    seconds["tpn_ray planes prepared 8x8"] = [0.5, 1.0]
+    ratios = bench.ratios_of(seconds)
+    assert ratios["prepared_8x8_over_torchcodec_gop12"] == [4.0, 3.0]
+    assert {"prepared_8x8_rgb_over_torchcodec_gop12", "raw_gop250_8x8_over_torchcodec"} <= ratios.keys()
+
+
+def test_other_frames_are_not_timed() -> None:
+    def wrong(data: bytes, indices: np.ndarray) -> object:  # type: ignore[type-arg]
+        return np.asarray(bench.read_rgb(data, indices))[::-1]
+
+    video = bench.Stored("a", videos.encode(frames=70), 70, 40.0)
+    case = bench.Case("wrong gop12 8x8", "8x8", "gop12", wrong)
+    with pytest.raises(ConfigError, match="wrong gop12 8x8 gives other pixels for frame"):
+        bench.check([case], {"gop12": [video]})
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown decoder 'mplayer'; known: torchcodec"):
+        DecodeBench(against=("mplayer",))
+    with pytest.raises(ConfigError, match="rounds=0"):
+        DecodeBench(rounds=0)

@@ -1,0 +1,43 @@
+"""The ingest benchmark's stages, without Ray; its end-to-end part runs with jobs/bench.py ingest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tpn_ray import recipes
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.data import bench
+from tpn_ray.data.bench import IngestBench
+from tpn_ray.data.worker import ClipSource
+from tpn_ray.errors import ConfigError
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_stages_are_measured(toy_folder: Path, device: str) -> None:
+    options = IngestBench(data=str(toy_folder), micro_batches=2, rounds=1, device=device)
+    recipe = recipes.toy()
+    source = ClipSource(
+        manifest=load_manifest(options.data).select("train"),
+        clip=recipe.clip,
+        augment=recipe.augment,
+        seed=0,
+        developed=device == "cpu",
+    )
+    plan = bench.make_plan(source, options)
+    assert plan.steps >= 2 * (bench.WARM_UP + 2)
+    stages = bench.measure_stages(source, plan, options)
+    assert next(iter(stages)) == "object store -> bytes"
+    assert len(stages) == 4
+    speed, pixels, bad = bench.clips_per_second(bench.without_ray(source, plan), options)
+    assert speed > 0
+    assert pixels > 0
+    assert bad == 0
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(ConfigError, match="device='tpu' must be cuda or cpu"):
+        IngestBench(data="x", device="tpu")
+    with pytest.raises(ConfigError, match="rounds=0 must be above 0"):
+        IngestBench(data="x", rounds=0)
