@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import tyro
 
-from tpn_ray import command_line, session
+from tpn_ray import command_line, recipes, session
 from tpn_ray.clips.bench import DecodeBench, measure_decode
 from tpn_ray.data.bench import IngestBench, measure_ingest
 from tpn_ray.model.bench import StepBench, measure_step
 
 
-def step(bench: Annotated[StepBench, tyro.conf.arg(name="")]) -> None:
+def step(
+    bench: Annotated[StepBench, tyro.conf.arg(name="")],
+    recipe: Annotated[str, tyro.conf.arg(help="Measure this recipe's network and clips instead of --model.*")] = "",
+) -> None:
     """A training step and inference: clips/s of this package's network and of the plain formulation, in turns."""
+    if recipe:
+        parts = recipes.recipe(recipe)
+        size = {"model": parts.model, "frames": parts.clip.frames, "size": parts.augment.crop_px}
+        bench = dataclasses.replace(bench, **size, batch=parts.loop.micro_batch_clips)  # type: ignore[arg-type]
     print(measure_step(bench))
 
 
