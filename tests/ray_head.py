@@ -19,6 +19,8 @@ from tests.servers import free_port
 
 BIN = Path(sys.executable).parent
 START_SECONDS = 120
+MARK = "TPN_RAY_TEST_HEAD"
+"""Variable that all processes of a head inherit, and by which they are found again: some rename themselves."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: socket paths end at 107 characters
     port, dashboard = free_port(), free_port()
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    own |= {"PATH": f"{BIN}:{os.environ['PATH']}", **environment}
+    own |= {"PATH": f"{BIN}:{os.environ['PATH']}", MARK: str(folder), **environment}
     command = [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
     command += [f"--num-cpus={cpus}", f"--object-store-memory={300 * 1024**2}", "--disable-usage-stats"]
@@ -54,7 +56,7 @@ def stop(folder: Path) -> None:
     """End every process that belongs to the Ray session in `folder`, and only those."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        mine = [process for process in psutil.process_iter(["cmdline", "environ"]) if belongs(process, folder)]
+        mine = [process for process in psutil.process_iter(["environ"]) if belongs(process, folder)]
         if not mine:
             return
         for process in mine:
@@ -64,8 +66,4 @@ def stop(folder: Path) -> None:
 
 
 def belongs(process: psutil.Process, folder: Path) -> bool:
-    if process.pid == os.getpid():
-        return False
-    command = " ".join(process.info["cmdline"] or [])
-    environment = process.info["environ"] or {}
-    return str(folder) in command or str(folder) in environment.get("RAY_SESSION_DIR", "")
+    return process.pid != os.getpid() and (process.info["environ"] or {}).get(MARK) == str(folder)
