@@ -30,7 +30,10 @@ def run_job(job: Callable[[], None], leave: Callable[[], None]) -> None:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         status = USER_ERROR
     except KeyboardInterrupt:
-        print("\nstopped; the same command with the same --name (or --out) goes on where this one stopped", file=sys.stderr)
+        print(
+            "\nstopped; the same command with the same --name (or --out) goes on where this one stopped",
+            file=sys.stderr,
+        )
         status = INTERRUPTED
     leaving = threading.Thread(target=leave, daemon=True)
     leaving.start()
