@@ -39,6 +39,7 @@ def job(toy_folder: Path) -> worker.Job:
         run_uri="run",
         mailbox=Told(),
         threads=1,
+        last_step=plan.steps,
     )
 
 

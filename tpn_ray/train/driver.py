@@ -6,6 +6,7 @@ the calling thread: there the job prints and tracks, and a Tune trial reports.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import threading
@@ -177,8 +178,14 @@ def run(
     max_bad: float = 0.01,
     max_failures: int = 3,
     keep: int = 2,
+    until_epoch: int = 0,
+    start_from: str = "",
 ) -> RunResult:
     """Train to the end, going on where a run of this name in this storage stopped.
+
+    With `until_epoch` the run pauses at that epoch, evaluated and with a checkpoint; continued, it ends with the same
+    weights, bit for bit, as one that never paused. With `start_from`, a new run begins with the weights, momenta and
+    position of that checkpoint, whose settings may have been others as long as the weights fit.
 
     `recipe` has the dataset's number of classes (`recipe_for`). Raises TrainingError when training fails for good,
     BudgetError when more than the share `max_bad` of the videos are bad, and whatever `on_event` raises.
@@ -187,10 +194,24 @@ def run(
     begun = check_resumable(run_uri, recipe, manifest)
     plan = make_plan(recipe, manifest)
     ledger = _Ledger(manifest, max_bad, on_event)
-    if begun < plan.steps:
+    last_step = (until_epoch or plan.epochs) * plan.steps_per_epoch
+    if last_step > plan.steps:
+        raise ConfigError(f"until_epoch={until_epoch} is beyond the {plan.epochs} epochs of the run")
+    if begun < last_step:
         check_feasible(machines, recipe, ray.cluster_resources())
         mailbox = _mailbox_here()
-        trainer = _trainer(recipe, manifest, plan, machines, storage_uri, name, mailbox, max_failures, keep)
+        job = worker.Job(
+            recipe=recipe,
+            plan=plan,
+            label_sets=manifest.label_sets,
+            dataset_version=manifest.version,
+            run_uri=run_uri,
+            mailbox=mailbox,
+            threads=max(1, int(machines.cpus_per_worker)),
+            last_step=last_step,
+            start_from=start_from,
+        )
+        trainer = _trainer(job, manifest, machines, storage_uri, name, max_failures, keep)
         _fit(trainer, mailbox, ledger)
     last = last_checkpoint(run_uri)
     if last is None:
@@ -201,7 +222,7 @@ def run(
         last=last,
         scores=scores,
         bad=tuple(ledger.bad.values()),
-        trained=begun < plan.steps,
+        trained=begun < last_step,
         clips_per_second=statistics.median(ledger.speeds) if ledger.speeds else 0.0,
     )
 
@@ -216,27 +237,15 @@ def best_checkpoint(run_uri: str) -> tuple[str, dict[str, float]]:
 
 
 def _trainer(
-    recipe: Recipe,
+    job: worker.Job,
     manifest: Manifest,
-    plan: Plan,
     machines: Machines,
     storage_uri: str,
     name: str,
-    mailbox: Any,
     max_failures: int,
     keep: int,
 ) -> TorchTrainer:
-    run_uri = storage.join(storage_uri, name)
     filesystem, path = storage.filesystem(storage_uri, attempts=storage.MAX_ATTEMPTS)
-    job = worker.Job(
-        recipe=recipe,
-        plan=plan,
-        label_sets=manifest.label_sets,
-        dataset_version=manifest.version,
-        run_uri=run_uri,
-        mailbox=mailbox,
-        threads=max(1, int(machines.cpus_per_worker)),
-    )
     per_worker = {"CPU": machines.cpus_per_worker}
     if machines.gpus_per_worker:
         per_worker["GPU"] = machines.gpus_per_worker
@@ -250,7 +259,7 @@ def _trainer(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[_CommitCallback(mailbox, run_uri)],
+            callbacks=[_CommitCallback(job.mailbox, job.run_uri)],
             failure_config=ray.train.FailureConfig(
                 max_failures=max_failures,
                 controller_failure_limit=GROWING_ATTEMPTS if machines.may_grow else START_ATTEMPTS,
@@ -259,7 +268,7 @@ def _trainer(
                 num_to_keep=keep, checkpoint_score_attribute="val_top1", checkpoint_score_order="max"
             ),
         ),
-        datasets=_datasets(recipe, manifest, plan, machines, run_uri),
+        datasets=_datasets(job, manifest, machines),
         dataset_config=ray.train.DataConfig(
             datasets_to_split="all",
             execution_options={split: data.execution_options() for split in ("train", "val")},
@@ -267,10 +276,11 @@ def _trainer(
     )
 
 
-def _datasets(
-    recipe: Recipe, manifest: Manifest, plan: Plan, machines: Machines, run_uri: str
-) -> dict[str, Callable[[], ray.data.Dataset]]:
+def _datasets(job: worker.Job, manifest: Manifest, machines: Machines) -> dict[str, Callable[[], ray.data.Dataset]]:
     """Called in the controller whenever a group of workers starts: what is left of the plan by then."""
+    recipe, run_uri, start_from = job.recipe, job.run_uri, job.start_from
+    # What lies behind a pause is not decoded; the order of what comes before does not depend on the number of epochs.
+    plan = dataclasses.replace(job.plan, epochs=job.last_step // job.plan.steps_per_epoch)
     resources = data.DecodeResources(cpus=machines.decode_cpus, tasks=machines.decode_tasks)
     sources = {
         split: ray.put(
@@ -287,7 +297,7 @@ def _datasets(
     videos = len(manifest.select("val"))
 
     def train() -> ray.data.Dataset:
-        last = last_checkpoint(run_uri)
+        last = last_checkpoint(run_uri) or start_from
         first_step = checkpoints.load_step(last) if last else 0
         return data.training_clips(sources["train"], plan, machines.workers, first_step, resources)
 

@@ -44,6 +44,10 @@ class Job:
     mailbox: Any
     """Handle of the `Mailbox` actor."""
     threads: int
+    last_step: int
+    """Where this part of the run ends: before the plan does if it is to pause there."""
+    start_from: str = ""
+    """Checkpoint that a new run begins from: another run's, perhaps of other settings."""
 
     def tell(self, event: Event) -> None:
         """Send without waiting: a driver that is slow or gone must not stop a step."""
@@ -66,12 +70,12 @@ def train(config: dict[str, Any]) -> None:
     stream = _Stream(job, training.step, rank, workers, device)
     log = _Log(job, training.step)
     evaluate_every = recipe.loop.evaluate_every_epochs * plan.steps_per_epoch
-    while training.step < plan.steps:
+    while training.step < job.last_step:
         micro_batches = stream.step()
         log.add(training.train_step(micro_batches, plan.steps), stream.waited_seconds)
         if training.step % recipe.loop.log_every_steps == 0:
             log.flush(training, rank)
-        if training.step % evaluate_every == 0 or training.step == plan.steps:
+        if training.step % evaluate_every == 0 or training.step == job.last_step:
             log.flush(training, rank)
             scores = _evaluate(training, job, device)
             _commit(training, job, rank, scores, log.take_history())
@@ -80,9 +84,9 @@ def train(config: dict[str, Any]) -> None:
 
 def _restore(training: Training, job: Job) -> None:
     last = ray.train.get_checkpoint()
-    if last is None:
+    uri = storage.join(job.run_uri, Path(last.path).name) if last else job.start_from
+    if not uri:
         return
-    uri = storage.join(job.run_uri, Path(last.path).name)
     saved = checkpoints.load(uri)
     try:
         training.model.load_state_dict(saved.weights)
