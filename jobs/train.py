@@ -16,6 +16,7 @@ from tpn_ray.train import driver
 from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import Event
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.saving import Saving
 
 PROGRAM = "python jobs/train.py"
 
@@ -51,7 +52,11 @@ class Arguments:
     views: str = "1x1"
     """How the best checkpoint is scored at the end: CLIPSxCROPS, such as 10x3."""
 
+    order_ledger: str = ""
+    """Folder in which every worker writes down the clips that it trains on, for jobs/chaos.py to check."""
+
     machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
+    saving: Saving = field(default_factory=Saving)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 
 
@@ -86,8 +91,10 @@ def main() -> None:
             storage_uri=folder,
             name=run_name,
             on_event=on_event,
+            saving=flags.saving,
             max_bad=flags.max_bad,
             max_failures=flags.max_failures,
+            order_ledger=storage.absolute(flags.order_ledger) if flags.order_ledger else "",
         )
         report.finish(tracked, result, manifest.select("val"), views, machines, storage.join(folder, run_name))
         status = "FINISHED"

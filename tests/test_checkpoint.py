@@ -32,7 +32,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert torch.equal(loaded.weights["layer.weight"], example().weights["layer.weight"])
     assert loaded.training["optimizer"]["param_groups"] == [{"lr": 0.1}]
     assert (loaded.step, loaded.recipe, loaded.label_sets) == (7, example().recipe, example().label_sets)
-    assert checkpoints.load_step(str(tmp_path / "c")) == 7
+    assert checkpoints.verify(str(tmp_path / "c")) == 7
 
 
 @pytest.mark.parametrize("file", checkpoints.FILES)

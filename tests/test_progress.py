@@ -27,8 +27,8 @@ def test_a_log_gets_one_progress_line_every_few_seconds(capsys: pytest.CaptureFi
 
 def test_starts_are_counted_and_a_bad_video_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal()
-    terminal(Started(step=0, workers=2))
-    terminal(Started(step=8, workers=2))
+    terminal(Started(step=0, workers=2, at=0.0))
+    terminal(Started(step=8, workers=2, at=9.0))
     for _ in range(2):
         terminal(BadVideos(split="train", found=((3, "empty", "x.mp4 has no bytes"),)))
     terminal(Committed(step=9, epoch=1, checkpoint="c"))

@@ -1,7 +1,7 @@
 """What a checkpoint folder holds, and how it is written and read. Runs anywhere.
 
-    weights.pt        the network's state dict: tensors only
-    training.pt       the optimiser's state dict: tensors and numbers
+    weights.pt        the state dict of the network that was scored: tensors only
+    training.pt       what else training needs to go on (optimiser, weights behind an average): tensors and numbers
     checkpoint.json   step, recipe, class names, dataset version, scores
     manifest.json     SHA-256 of the other three, written last: a folder without it, or that does not fit it, is torn
 
@@ -21,10 +21,11 @@ import torch
 
 import tpn_ray
 from tpn_ray import storage
-from tpn_ray.errors import CheckpointError, NotFoundError
+from tpn_ray.errors import CheckpointError, NotFoundError, TornCheckpointError
 
 FORMAT = 1
 FILES = ("weights.pt", "training.pt", "checkpoint.json")
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,9 @@ class Checkpoint:
     """Validation scores at this step, if it was evaluated."""
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the four files; `folder` is made if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(uri: str | Path, checkpoint: Checkpoint) -> None:
+    """Write the four files to a folder on disk or in object storage; what was there of them before is replaced."""
+    folder = storage.absolute(uri)
     about = {
         "format": FORMAT,
         "tpn_ray": tpn_ray.__version__,
@@ -61,9 +62,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "checkpoint.json": json.dumps(about, indent=1).encode(),
     }
     for name, data in contents.items():
-        (folder / name).write_bytes(data)
+        storage.write_bytes(storage.join(folder, name), data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    (folder / "manifest.json").write_text(json.dumps(hashes, indent=1))
+    storage.write_bytes(storage.join(folder, MANIFEST), json.dumps(hashes, indent=1).encode())
 
 
 def load(uri: str) -> Checkpoint:
@@ -81,23 +82,24 @@ def load(uri: str) -> Checkpoint:
     )
 
 
-def load_step(uri: str) -> int:
-    """The steps done at a checkpoint, without reading its tensors."""
-    step: int = json.loads(_checked(uri, "checkpoint.json"))["step"]
+def verify(uri: str) -> int:
+    """The steps done at a checkpoint. Raises TornCheckpointError if a file is missing or is not what was written."""
+    about = [_checked(uri, name) for name in FILES][-1]
+    step: int = json.loads(about)["step"]
     return step
 
 
 def _checked(uri: str, name: str) -> bytes:
     try:
-        hashes = json.loads(storage.read_bytes(storage.join(uri, "manifest.json")))
+        hashes = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)) or "{}")
         data = storage.read_bytes(storage.join(uri, name))
     except NotFoundError as error:
-        raise CheckpointError(
+        raise TornCheckpointError(
             f"{uri} is not a whole checkpoint ({error}); a checkpoint is a folder with {', '.join(FILES)} "
-            "and manifest.json"
+            f"and {MANIFEST}"
         ) from error
     if hashes.get(name) != hashlib.sha256(data).hexdigest():
-        raise CheckpointError(f"{uri}/{name} does not have the SHA-256 of its manifest: it is torn or was changed")
+        raise TornCheckpointError(f"{uri}/{name} does not have the SHA-256 of its manifest: it is torn or was changed")
     if name == "checkpoint.json" and json.loads(data)["format"] != FORMAT:
         raise CheckpointError(f"{uri} has format {json.loads(data)['format']}, this version reads {FORMAT}")
     return data

@@ -8,7 +8,8 @@
     |-- BadVideo                one video that cannot be used; carries a `reason` from REASONS
     |-- BudgetError             more bad videos than the budget allows
     |-- ResourceError           a cluster that cannot give what was asked for
-    |-- CheckpointError         a checkpoint that is torn, foreign, or of another recipe
+    |-- CheckpointError         a checkpoint that is foreign, or of another recipe
+    |   `-- TornCheckpointError files of it are missing or damaged
     |-- TrackingError           the tracking server cannot be used
     `-- TrainingError           training stopped: a worker failed, or the loss is not a number
 
@@ -16,6 +17,8 @@ A job prints the message of a TpnRayError without a traceback and exits with sta
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class TpnRayError(Exception):
@@ -78,9 +81,23 @@ class CheckpointError(TpnRayError):
     """A checkpoint cannot be used here."""
 
 
+class TornCheckpointError(CheckpointError):
+    """Files of a checkpoint are missing or are not what its manifest says."""
+
+
 class TrackingError(TpnRayError):
     """The tracking server cannot be used."""
 
 
 class TrainingError(TpnRayError):
     """Training stopped before its end."""
+
+
+def difference(old: Any, new: Any, name: str = "") -> list[str]:
+    """What differs between two nested dicts of plain values, for a message: one line a value, named as in optim.lr."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+        return lines
+    return [] if old == new else [f"{name}: {old!r} then, {new!r} now"]

@@ -6,7 +6,7 @@ import sys
 import time
 
 from tpn_ray.tracking import TrackedRun
-from tpn_ray.train.events import BadVideos, Committed, Event, Notice, Progress, Started
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started
 
 LOG_SECONDS = 10.0
 """Between two progress lines in a log file; a terminal shows every one in place."""
@@ -34,7 +34,7 @@ def line(event: Event) -> str:
             return f"checkpoint {event.checkpoint}"
         case Notice():
             return f"warning: {event.text}"
-        case BadVideos():
+        case BadVideos() | Failed() | Diverged():
             return ""
 
 
@@ -50,6 +50,10 @@ class Terminal:
     def __call__(self, event: Event) -> None:
         if isinstance(event, BadVideos):
             self._bad_videos(event)
+        elif isinstance(event, Failed):
+            self.say("a worker is lost; the run goes on from its last checkpoint")
+        elif isinstance(event, Diverged):
+            pass  # the error that ends the run says it
         elif isinstance(event, Progress):
             self._progress(line(event))
         else:
@@ -79,7 +83,7 @@ def track(run: TrackedRun, event: Event) -> None:
     """Everything that is committed goes to MLflow, once; steps count over the whole run."""
     if isinstance(event, Committed):
         for metrics in event.history:
-            run.log_metrics({f"train/{name}": value for name, value in metrics.values.items()}, metrics.step)
+            run.log_metrics({_metric(name): value for name, value in metrics.values.items()}, metrics.step)
         scores = {name.replace("val_", "val/"): value for name, value in event.scores.items()}
         run.log_metrics({**scores, "epoch": float(event.epoch)}, event.step)
         run.set_tags({"last_checkpoint": event.checkpoint})
@@ -87,6 +91,11 @@ def track(run: TrackedRun, event: Event) -> None:
         run.set_tags({"warning": event.text})
     else:
         run.send()
+
+
+def _metric(name: str) -> str:
+    """MLflow shows what begins with system/ on a page of its own."""
+    return name if "/" in name else f"train/{name}"
 
 
 def duration(seconds: float) -> str:

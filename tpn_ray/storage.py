@@ -281,6 +281,11 @@ def delete_folder(uri: str) -> None:
     _attempt(root, "delete", delete)
 
 
+def delete_file(uri: str) -> None:
+    """Delete one file."""
+    _attempt(uri, "delete", lambda fs, path: fs.delete_file(path))
+
+
 def check_readable(uri: str) -> None:
     """Preflight: raise one clear error now if `uri` (a file or a folder) cannot be read."""
 
@@ -295,7 +300,7 @@ def check_writable(uri: str) -> None:
     """Preflight: raise one clear error now if nothing can be written below the folder `uri`. Leaves nothing behind."""
     probe = join(uri, f".write-check-{uuid.uuid4().hex}")
     write_bytes(probe, b"tpn_ray")
-    _attempt(probe, "delete", lambda fs, path: fs.delete_file(path))
+    delete_file(probe)
 
 
 # --- retry

@@ -12,7 +12,7 @@ import torch
 
 from tests.jobs.processes import run, start
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray.train.driver import last_checkpoint
+from tpn_ray.train.run_folder import last_checkpoint
 
 pytestmark = pytest.mark.cluster
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,12 @@ from tpn_ray import recipes
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError, CheckpointError, ConfigError, ResourceError, StorageError, TrainingError
-from tpn_ray.train import driver
+from tpn_ray.train import driver, run_folder
 from tpn_ray.train.driver import Machines
-from tpn_ray.train.events import BadVideos, Event
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event
+from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.recipe import replace_fields, to_plain
+from tpn_ray.train.run_folder import Record
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,8 @@ def test_what_fits_is_not_refused() -> None:
 def test_nonsense_machines() -> None:
     with pytest.raises(ConfigError, match="workers=0"):
         Machines(workers=0)
+    with pytest.raises(ConfigError, match="min_workers=3"):
+        Machines(workers=2, min_workers=3)
     with pytest.raises(ConfigError, match="decode_cpus"):
         Machines(decode_cpus=0)
 
@@ -59,41 +62,68 @@ def test_the_network_gets_the_classes_of_the_dataset(manifest: Manifest) -> None
 
 
 def write_run(folder: Path, manifest: Manifest, lr: float = 0.1) -> str:
-    """A run folder as Ray Train leaves it, with checkpoints at steps 4 and 8."""
-    recipe = replace_fields(recipes.toy(), {"optim.lr": lr})
-    results = []
-    for step, top1 in ((4, 0.75), (8, 0.5)):
+    """A run folder with checkpoints at steps 4 and 8."""
+    recipe, run = replace_fields(recipes.toy(), {"optim.lr": lr}), str(folder / "run")
+    assert driver.check_resumable(run, recipe, manifest) == 0
+    for step in (4, 8):
         saved = Checkpoint(
             step=step, weights={}, training={}, recipe=to_plain(recipe), dataset_version=manifest.version, label_sets={}
         )
-        checkpoints.save(folder / f"step-{step:08d}", saved)
-        metrics = {"step": step, "val_top1": top1, "history": []}
-        results.append({"checkpoint_dir_name": f"step-{step:08d}", "metrics": metrics})
-    snapshot = {"checkpoint_results": results, "latest_checkpoint_result": results[-1]}
-    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
-    return str(folder)
+        checkpoints.save(run_folder.checkpoint_uri(run, step), saved)
+    return run
 
 
-def test_a_run_goes_on_from_its_last_checkpoint_and_its_best_is_found(tmp_path: Path, manifest: Manifest) -> None:
+def test_a_run_goes_on_from_its_last_checkpoint(tmp_path: Path, manifest: Manifest) -> None:
     run = write_run(tmp_path, manifest)
     assert driver.check_resumable(run, recipes.toy(), manifest) == 8
-    assert driver.last_checkpoint(run) == f"{run}/step-00000008"
-    assert driver.best_checkpoint(run) == (f"{run}/step-00000004", {"val_top1": 0.75})
     assert driver.check_resumable(str(tmp_path / "new"), recipes.toy(), manifest) == 0
 
 
 def test_another_recipe_or_dataset_under_the_same_name_is_refused(tmp_path: Path, manifest: Manifest) -> None:
     run = write_run(tmp_path, manifest, lr=0.3)
-    with pytest.raises(CheckpointError, match=r"optim.lr: 0.3 then, 0.1 now\n.*another --name"):
+    with pytest.raises(CheckpointError, match=r"\n  optim.lr: 0.3 then, 0.1 now\n.*another --name"):
         driver.check_resumable(run, recipes.toy(), manifest)
     other = dataclasses.replace(manifest, version="other")
-    with pytest.raises(CheckpointError, match=f"dataset version: {manifest.version} then, other now"):
+    with pytest.raises(CheckpointError, match=f"dataset_version: '{manifest.version}' then, 'other' now"):
         driver.check_resumable(run, replace_fields(recipes.toy(), {"optim.lr": 0.3}), other)
+
+
+def test_a_name_is_free_for_another_recipe_until_a_step_is_committed(tmp_path: Path, manifest: Manifest) -> None:
+    run = str(tmp_path / "run")
+    for lr in (0.1, 0.2):
+        assert driver.check_resumable(run, replace_fields(recipes.toy(), {"optim.lr": lr}), manifest) == 0
+
+
+def ledger_of(manifest: Manifest, seen: list[Event]) -> driver._Ledger:
+    plan = driver.make_plan(
+        replace_fields(recipes.toy(), {"loop.batch_clips": 8, "loop.micro_batch_clips": 4}), manifest
+    )
+    return driver._Ledger(manifest, plan, 0.05, seen.append, Goodput(begun=0.0))  # 48 videos: two may be bad
+
+
+def test_a_loss_that_is_no_number_names_the_videos(manifest: Manifest) -> None:
+    seen: list[Event] = []
+    ledger = ledger_of(manifest, seen)
+    videos = ledger.plan.slot(0, 1, 2).samples
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 2, micro-batch 0.*--optim.lr") as raised:
+        ledger(Diverged(step=2, number=0, loss=float("nan")))
+    assert all(manifest.select("train").uris[video] in str(raised.value) for video in videos)
+
+
+def test_what_was_lost_on_its_way_is_passed_on_once(tmp_path: Path, manifest: Manifest) -> None:
+    seen: list[Event] = []
+    ledger, run = ledger_of(manifest, seen), write_run(tmp_path, manifest)
+    for step in (4, 8, 12):  # the checkpoint of step 12 was not committed
+        run_folder.write_record(run, Record(step=step, epoch=1))
+    ledger(Committed(step=4, epoch=1, checkpoint="c"))
+    ledger.catch_up(run)
+    ledger.catch_up(run)
+    assert [event.step for event in seen if isinstance(event, Committed)] == [4, 8]
 
 
 def test_bad_videos_are_booked_once_and_held_to_the_budget(manifest: Manifest) -> None:
     seen: list[Event] = []
-    ledger = driver._Ledger(manifest, 0.05, seen.append)  # 48 videos: two may be bad
+    ledger = ledger_of(manifest, seen)
     ledger(BadVideos(split="train", found=((0, "empty", "a"),)))
     ledger(BadVideos(split="train", found=((0, "empty", "a"), (1, "empty", "b"))))
     assert len(ledger.bad) == 2

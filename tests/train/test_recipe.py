@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tpn_ray import recipes
-from tpn_ray.errors import ConfigError
-from tpn_ray.train.recipe import difference, flat, from_plain, replace_fields, to_plain
+from tpn_ray.errors import ConfigError, difference
+from tpn_ray.train.recipe import flat, from_plain, replace_fields, to_plain
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

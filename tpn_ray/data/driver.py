@@ -15,7 +15,8 @@ import ray
 import ray.data
 
 from tpn_ray.data import worker
-from tpn_ray.data.plan import Plan, evaluation_slot, evaluation_slots
+from tpn_ray.data.plan import Plan, evaluation_slot
+from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 
@@ -23,6 +24,7 @@ SLOTS_PER_BLOCK = 256
 VIEW_BLOCK_BYTES = 64 * 1024**2
 VIEW_VIDEOS = 8
 NO_PROGRESS_SECONDS = 300
+KEPT_COPIES = 2  # a run's training and validation videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +35,13 @@ class DecodeResources:
     tasks: int = 0
 
 
-def execution_options() -> ray.data.ExecutionOptions:
-    """What every dataset of the project runs with."""
-    return ray.data.ExecutionOptions(preserve_order=True)
+def configure_context(cpus: float | None = None) -> None:
+    """Settings of Ray Data for the calling process; datasets made afterwards carry them.
 
-
-def configure_context() -> None:
-    """Settings of Ray Data for the calling process; datasets made afterwards carry them."""
+    A dataset that is not limited to some `cpus` may ask for all that are free, and others beside it get none.
+    """
     context = ray.data.DataContext.get_current()
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=cpus)
     context.enable_progress_bars = False
     context.target_max_block_size = None  # one task, one block: a micro-batch is never cut
     context.execution_options.preserve_order = True
@@ -59,15 +60,23 @@ def training_clips(
     return _decoded(plan.slots(workers, first_step), decode, resources)
 
 
-def evaluation_clips(
-    source: ray.ObjectRef[ClipSource], samples: int, batch_clips: int, workers: int, resources: DecodeResources
+def run_clips(
+    training: ray.ObjectRef[ClipSource],
+    validation: ray.ObjectRef[ClipSource],
+    schedule: Schedule,
+    workers: int,
+    first_step: int,
+    resources: DecodeResources,
 ) -> ray.data.Dataset:
-    """Every video once, in stored order, filled up to equal shares; columns of `worker.evaluation_rows`."""
+    """All that a run reads after `first_step`; rows of `worker.training_rows` or, in between, `evaluation_rows`."""
 
     def decode(slot: Rows) -> Rows:
-        return worker.evaluation_rows(local_copy(source), evaluation_slot(int(slot["id"][0]), samples, batch_clips))
+        part = schedule.slot(int(slot["id"][0]), workers, first_step)
+        if isinstance(part, EvaluationBatch):
+            return worker.evaluation_rows(local_copy(validation), part.samples)
+        return worker.training_rows(local_copy(training), part)
 
-    return _decoded(evaluation_slots(samples, batch_clips, workers), decode, resources)
+    return _decoded(schedule.slots(workers, first_step), decode, resources)
 
 
 def video_views(
@@ -84,7 +93,7 @@ def video_views(
 
 
 def _decoded(slots: int, decode: Callable[[Rows], Rows], resources: DecodeResources) -> ray.data.Dataset:
-    configure_context()
+    configure_context(resources.tasks * resources.cpus if resources.tasks else None)
     numbers = ray.data.range(slots, override_num_blocks=-(-slots // SLOTS_PER_BLOCK))
     compute = ray.data.TaskPoolStrategy(size=resources.tasks or None)
     return numbers.repartition(target_num_rows_per_block=1).map_batches(
@@ -98,7 +107,8 @@ _copies: dict[ray.ObjectRef[Any], Any] = {}
 def local_copy(reference: ray.ObjectRef[ClipSource]) -> ClipSource:
     """The object behind a reference, fetched once per process: a manifest can hold a quarter of a million rows."""
     if reference not in _copies:
-        _copies.clear()
+        while len(_copies) >= KEPT_COPIES:
+            del _copies[next(iter(_copies))]
         _copies[reference] = ray.get(reference)
     copy: ClipSource = _copies[reference]
     return copy

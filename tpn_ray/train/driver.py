@@ -7,13 +7,12 @@ the calling thread: there the job prints and tracks, and a Tune trial reports.
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,28 +20,25 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
 from tpn_ray.data.plan import Plan
+from tpn_ray.data.schedule import Schedule
 from tpn_ray.data.worker import ClipSource
-from tpn_ray.errors import (
-    BudgetError,
-    CheckpointError,
-    ConfigError,
-    NotFoundError,
-    ResourceError,
-    TpnRayError,
-    TrainingError,
-)
-from tpn_ray.train import worker
-from tpn_ray.train.events import BadVideos, Committed, Event, Mailbox, StepMetrics
-from tpn_ray.train.recipe import Recipe, difference, replace_fields, to_plain
+from tpn_ray.errors import BudgetError, ConfigError, ResourceError, TpnRayError, TrainingError
+from tpn_ray.train import run_folder, worker
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Mailbox, Started
+from tpn_ray.train.goodput import Goodput
+from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
+from tpn_ray.train.saving import Saving
 
 TAKE_SECONDS = 0.5
 START_ATTEMPTS, GROWING_ATTEMPTS = 5, 30
 """Times that Ray Train may fail to place its workers (60 s each) before the run gives up; by default it never does."""
+CONTROLLER_STARTS = 20
+"""Times that Ray Train's controller may be lost and started again."""
+ELASTIC_START_SECONDS = 20
 ANSWER_SECONDS = 120
 """Longest wait for the cluster's answer to a question that takes it milliseconds."""
 
@@ -66,6 +62,10 @@ class Machines:
     decode_tasks: int = 0
     """Most decoding tasks at once; 0: as many as fit."""
 
+    min_workers: int = 0
+    """Above 0, the run goes on with fewer workers, down to this many, while the cluster cannot give `workers`, and
+    with more again when it can."""
+
     may_grow: bool = False
     """Set it on an autoscaling cluster: what its nodes of the moment cannot give is then waited for, for half an hour,
     and not refused."""
@@ -73,6 +73,8 @@ class Machines:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ConfigError(f"workers={self.workers} must be at least 1")
+        if not 0 <= self.min_workers <= self.workers:
+            raise ConfigError(f"min_workers={self.min_workers} must be between 0 and workers={self.workers}")
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0 or self.decode_cpus <= 0 or self.decode_tasks < 0:
             raise ConfigError("resources must not be negative, and decode_cpus must be above 0")
 
@@ -90,8 +92,12 @@ class RunResult:
     """Videos that were not usable: (uri, reason, message)."""
     trained: bool = True
     """False where the run had been complete before."""
+    ended: str = ""
+    """Why the run ended before its last epoch; empty if it did not."""
     clips_per_second: float = 0.0
     """Median over the run of the training speed; 0 where nothing was trained any more."""
+    goodput: Goodput
+    """Where the time of the workers went, this time."""
 
 
 def recipe_for(recipe: Recipe, manifest: Manifest) -> Recipe:
@@ -113,6 +119,17 @@ def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:
     )
 
 
+def make_schedule(recipe: Recipe, manifest: Manifest, last_step: int) -> Schedule:
+    """All that is read up to `last_step`, which ends an epoch."""
+    plan = make_plan(recipe, manifest)
+    return Schedule(
+        # What lies behind a pause is not read; the order of what comes before does not depend on the number of epochs.
+        plan=dataclasses.replace(plan, epochs=last_step // plan.steps_per_epoch),
+        validation=len(manifest.select("val")),
+        evaluate_every=recipe.loop.evaluate_every_epochs * plan.steps_per_epoch,
+    )
+
+
 def check_feasible(machines: Machines, recipe: Recipe, total: dict[str, float]) -> None:
     """Refuse what the cluster, with resources `total`, can never start: Ray Train would wait for ever."""
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
@@ -124,47 +141,32 @@ def check_feasible(machines: Machines, recipe: Recipe, total: dict[str, float]) 
         )
     if machines.may_grow:
         return
-    needed = machines.workers * machines.cpus_per_worker + machines.decode_cpus
+    workers = machines.min_workers or machines.workers
+    needed = workers * machines.cpus_per_worker + machines.decode_cpus
     if needed > cpus:
         raise ResourceError(
-            f"too few CPUs: {machines.workers} workers of {machines.cpus_per_worker:g} and one decoding task of "
+            f"too few CPUs: {workers} workers of {machines.cpus_per_worker:g} and one decoding task of "
             f"{machines.decode_cpus:g} need {needed:g}, the cluster has {cpus:g}; use fewer --workers, smaller "
             f"--cpus-per-worker, a larger cluster, or --may-grow if it adds nodes on demand"
         )
-    if machines.workers * machines.gpus_per_worker > gpus:
+    if workers * machines.gpus_per_worker > gpus:
         raise ResourceError(
-            f"too few GPUs: {machines.workers} workers of {machines.gpus_per_worker:g} need "
-            f"{machines.workers * machines.gpus_per_worker:g}, the cluster has {gpus:g}; use fewer --workers, "
+            f"too few GPUs: {workers} workers of {machines.gpus_per_worker:g} need "
+            f"{workers * machines.gpus_per_worker:g}, the cluster has {gpus:g}; use fewer --workers, "
             "or --may-grow if it adds nodes on demand"
         )
 
 
-def last_checkpoint(run_uri: str) -> str | None:
-    """The checkpoint that Ray Train committed last, or None for a run that has none."""
-    try:
-        snapshot = json.loads(storage.read_bytes(storage.join(run_uri, "checkpoint_manager_snapshot.json")))
-    except NotFoundError:
-        return None
-    latest = snapshot["latest_checkpoint_result"]
-    return storage.join(run_uri, latest["checkpoint_dir_name"]) if latest else None
-
-
 def check_resumable(run_uri: str, recipe: Recipe, manifest: Manifest) -> int:
     """The step that a run of this name goes on from (0: new). Refuses another recipe or dataset, with what differs."""
-    last = last_checkpoint(run_uri)
-    if last is None:
-        return 0
-    saved = checkpoints.load(last)
-    changed = difference(saved.recipe, to_plain(recipe))
-    if saved.dataset_version != manifest.version:
-        changed.append(f"dataset version: {saved.dataset_version} then, {manifest.version} now")
-    if changed:
-        raise CheckpointError(
-            f"{run_uri} is a run with other settings, and would not be the same run if it went on:\n  "
-            + "\n  ".join(changed)
-            + "\nSet them back, or choose another --name"
-        )
-    return saved.step
+    return run_folder.settle(
+        run_uri,
+        {
+            "recipe": to_plain(recipe),
+            "label_sets": {name: list(classes) for name, classes in manifest.label_sets.items()},
+            "dataset_version": manifest.version,
+        },
+    )
 
 
 def run(
@@ -175,17 +177,19 @@ def run(
     storage_uri: str,
     name: str,
     on_event: Callable[[Event], None],
+    saving: Saving | None = None,
     max_bad: float = 0.01,
     max_failures: int = 3,
-    keep: int = 2,
     until_epoch: int = 0,
     start_from: str = "",
+    order_ledger: str = "",
 ) -> RunResult:
     """Train to the end, going on where a run of this name in this storage stopped.
 
     With `until_epoch` the run pauses at that epoch, evaluated and with a checkpoint; continued, it ends with the same
     weights, bit for bit, as one that never paused. With `start_from`, a new run begins with the weights, momenta and
-    position of that checkpoint, whose settings may have been others as long as the weights fit.
+    position of that checkpoint, whose settings may have been others as long as the weights fit. In `order_ledger`, a
+    folder, every worker writes down what it trains on.
 
     `recipe` has the dataset's number of classes (`recipe_for`). Raises TrainingError when training fails for good,
     BudgetError when more than the share `max_bad` of the videos are bad, and whatever `on_event` raises.
@@ -193,160 +197,153 @@ def run(
     run_uri = storage.join(storage_uri, name)
     begun = check_resumable(run_uri, recipe, manifest)
     plan = make_plan(recipe, manifest)
-    ledger = _Ledger(manifest, max_bad, on_event)
     last_step = (until_epoch or plan.epochs) * plan.steps_per_epoch
     if last_step > plan.steps:
         raise ConfigError(f"until_epoch={until_epoch} is beyond the {plan.epochs} epochs of the run")
-    if begun < last_step:
+    records = run_folder.read_records(run_uri)
+    complete = begun >= last_step or bool(records and records[-1].ended)
+    ledger = _Ledger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()))
+    if not complete:
         check_feasible(machines, recipe, ray.cluster_resources())
         mailbox = _mailbox_here()
         job = worker.Job(
             recipe=recipe,
-            plan=plan,
+            schedule=make_schedule(recipe, manifest, last_step),
+            steps=plan.steps,
+            training=_source(recipe, manifest, machines, "train"),
+            validation=_source(recipe, manifest, machines, "val"),
+            decoding=data.DecodeResources(cpus=machines.decode_cpus, tasks=machines.decode_tasks),
             label_sets=manifest.label_sets,
             dataset_version=manifest.version,
             run_uri=run_uri,
+            saving=saving or Saving(),
             mailbox=mailbox,
             threads=max(1, int(machines.cpus_per_worker)),
-            last_step=last_step,
             start_from=start_from,
+            order_ledger=order_ledger,
         )
-        trainer = _trainer(job, manifest, machines, storage_uri, name, max_failures, keep)
-        _fit(trainer, mailbox, ledger)
-    last = last_checkpoint(run_uri)
-    if last is None:
+        _fit(lambda: _trainer(job, machines, storage_uri, name, max_failures), mailbox, ledger)
+        ledger.catch_up(run_uri)
+        records = run_folder.read_records(run_uri)
+    ledger.goodput.finished(time.time())
+    last, best = run_folder.last_checkpoint(run_uri), run_folder.best(records)
+    if last is None or best is None:
         raise TrainingError(f"training ended without a checkpoint in {run_uri}")
-    best, scores = best_checkpoint(run_uri)
     return RunResult(
-        best=best,
+        best=run_folder.checkpoint_uri(run_uri, best.step),
         last=last,
-        scores=scores,
+        scores=best.scores,
+        ended=records[-1].ended,
         bad=tuple(ledger.bad.values()),
-        trained=begun < last_step,
+        trained=not complete,
         clips_per_second=statistics.median(ledger.speeds) if ledger.speeds else 0.0,
+        goodput=ledger.goodput,
     )
 
 
-def best_checkpoint(run_uri: str) -> tuple[str, dict[str, float]]:
-    """The kept checkpoint with the highest validation top-1 (the later one of equals) and its scores."""
-    snapshot = json.loads(storage.read_bytes(storage.join(run_uri, "checkpoint_manager_snapshot.json")))
-    results = snapshot["checkpoint_results"]
-    best = max(results, key=lambda r: (r["metrics"]["val_top1"], r["metrics"]["step"]))
-    scores = {key: value for key, value in best["metrics"].items() if key.startswith("val_")}
-    return storage.join(run_uri, best["checkpoint_dir_name"]), scores
+def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) -> ray.ObjectRef[ClipSource]:
+    return ray.put(
+        ClipSource(
+            manifest=manifest.select(split),
+            clip=recipe.clip,
+            augment=recipe.augment,
+            seed=recipe.loop.seed,
+            developed=not machines.gpus_per_worker,  # GPUs augment faster than the CPUs that decode for them
+        )
+    )
 
 
-def _trainer(
-    job: worker.Job,
-    manifest: Manifest,
-    machines: Machines,
-    storage_uri: str,
-    name: str,
-    max_failures: int,
-    keep: int,
-) -> TorchTrainer:
+def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, max_failures: int) -> TorchTrainer:
     filesystem, path = storage.filesystem(storage_uri, attempts=storage.MAX_ATTEMPTS)
     per_worker = {"CPU": machines.cpus_per_worker}
     if machines.gpus_per_worker:
         per_worker["GPU"] = machines.gpus_per_worker
+    workers = machines.workers
+    if machines.min_workers:
+        # By default Ray Train waits a minute for workers of a node that it does not yet know to be gone.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_SECONDS))
     return TorchTrainer(
         worker.train,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=machines.workers, use_gpu=machines.gpus_per_worker > 0, resources_per_worker=per_worker
+            num_workers=(machines.min_workers, workers) if machines.min_workers else workers,
+            use_gpu=machines.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[_CommitCallback(job.mailbox, job.run_uri)],
+            callbacks=[_FailureCallback(job.mailbox)],
             failure_config=ray.train.FailureConfig(
                 max_failures=max_failures,
                 controller_failure_limit=GROWING_ATTEMPTS if machines.may_grow else START_ATTEMPTS,
             ),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=keep, checkpoint_score_attribute="val_top1", checkpoint_score_order="max"
-            ),
-        ),
-        datasets=_datasets(job, manifest, machines),
-        dataset_config=ray.train.DataConfig(
-            datasets_to_split="all",
-            execution_options={split: data.execution_options() for split in ("train", "val")},
         ),
     )
 
 
-def _datasets(job: worker.Job, manifest: Manifest, machines: Machines) -> dict[str, Callable[[], ray.data.Dataset]]:
-    """Called in the controller whenever a group of workers starts: what is left of the plan by then."""
-    recipe, run_uri, start_from = job.recipe, job.run_uri, job.start_from
-    # What lies behind a pause is not decoded; the order of what comes before does not depend on the number of epochs.
-    plan = dataclasses.replace(job.plan, epochs=job.last_step // job.plan.steps_per_epoch)
-    resources = data.DecodeResources(cpus=machines.decode_cpus, tasks=machines.decode_tasks)
-    sources = {
-        split: ray.put(
-            ClipSource(
-                manifest=manifest.select(split),
-                clip=recipe.clip,
-                augment=recipe.augment,
-                seed=recipe.loop.seed,
-                developed=not machines.gpus_per_worker,  # GPUs augment faster than the CPUs that decode for them
-            )
-        )
-        for split in ("train", "val")
-    }
-    videos = len(manifest.select("val"))
+class _FailureCallback(ray.train.UserCallback):  # type: ignore[misc]  # Ray's classes are untyped here
+    """Runs in the controller: says when a group of workers is lost."""
 
-    def train() -> ray.data.Dataset:
-        last = last_checkpoint(run_uri) or start_from
-        first_step = checkpoints.load_step(last) if last else 0
-        return data.training_clips(sources["train"], plan, machines.workers, first_step, resources)
+    def __init__(self, mailbox: Any) -> None:
+        self.mailbox = mailbox
 
-    def val() -> ray.data.Dataset:
-        batch = recipe.loop.micro_batch_clips
-        return data.evaluation_clips(sources["val"], videos, batch, machines.workers, resources)
-
-    return {"train": train, "val": val}
-
-
-class _CommitCallback(ray.train.UserCallback):  # type: ignore[misc]  # Ray's classes are untyped here
-    """Runs in the controller: passes on what became durable."""
-
-    def __init__(self, mailbox: Any, run_uri: str) -> None:
-        self.mailbox, self.run_uri = mailbox, run_uri
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if checkpoint is None:
-            return
-        first = metrics[0]
-        self.mailbox.put.remote(
-            Committed(
-                step=first["step"],
-                epoch=first["epoch"],
-                checkpoint=storage.join(self.run_uri, Path(checkpoint.path).name),
-                scores={key: value for key, value in first.items() if key.startswith("val_")},
-                history=tuple(StepMetrics(step=step, values=values) for step, values in first["history"]),
-            )
-        )
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self.mailbox.put.remote(Failed(at=time.time()))
 
 
 @dataclass
 class _Ledger:
-    """Books the bad videos of a run and holds it to its budget; passes every event on."""
+    """Books bad videos, time and commits of a run, holds it to its budget, and passes every event on."""
 
     manifest: Manifest
+    plan: Plan
     max_bad: float
     on_event: Callable[[Event], None]
+    goodput: Goodput
     bad: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     speeds: list[float] = field(default_factory=list)
+    committed: int = 0
+    """The last step on record that was passed on."""
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Committed):
-            self.speeds += [metrics.values["clips_per_second"] for metrics in event.history]
-        if isinstance(event, BadVideos):
-            uris = self.manifest.select(event.split).uris
-            new = {uris[row]: (uris[row], reason, message) for row, reason, message in event.found}
-            self.bad.update(new)
+        match event:
+            case Started():
+                self.goodput.started(event.at, event.workers)
+                self.committed = max(self.committed, event.step)
+            case Failed():
+                self.goodput.failed(event.at)
+            case Committed():
+                if event.step <= self.committed:
+                    return
+                self.committed = event.step
+                self.goodput.committed(event.history)
+                self.speeds += [metrics.values["clips_per_second"] for metrics in event.history]
+            case BadVideos():
+                uris = self.manifest.select(event.split).uris
+                new = {uris[row]: (uris[row], reason, message) for row, reason, message in event.found}
+                self.bad.update(new)
         self.on_event(event)
+        if isinstance(event, Diverged):
+            self._stop(event)
+        self._hold_to_budget()
+
+    def catch_up(self, run_uri: str) -> None:
+        """Pass on what is on record but was lost on its way."""
+        for record in run_folder.read_records(run_uri, after=self.committed):
+            self(Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step)))
+
+    def _stop(self, event: Diverged) -> None:
+        samples = self.plan.slot(event.number, 1, event.step).samples
+        uris = self.manifest.select("train").uris
+        raise TrainingError(
+            f"the loss is {event.loss} at step {event.step}, micro-batch {event.number}; the last checkpoint is kept. "
+            "Try a lower --optim.lr, a warm-up, or a smaller --optim.clip-norm. The videos were:\n  "
+            + "\n  ".join(uris[sample] for sample in samples)
+        )
+
+    def _hold_to_budget(self) -> None:
         allowed = int(self.max_bad * len(self.manifest))
         if len(self.bad) > allowed:
             listed = "\n  ".join(f"{uri}: {reason}: {message}" for uri, reason, message in list(self.bad.values())[:5])
@@ -361,18 +358,28 @@ def _mailbox_here() -> Any:
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+    # What a mailbox that is killed held is lost, but for commits, which are on record.
+    return (
+        ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote()
+    )
 
 
-def _fit(trainer: TorchTrainer, mailbox: Any, handle: Callable[[Event], None]) -> None:
+def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, handle: Callable[[Event], None]) -> None:
     """Run the trainer in a thread of its own and handle its events here until it is done."""
     failure: list[BaseException] = []
 
     def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # passed on to the calling thread
-            failure.append(error)
+        for attempt in range(CONTROLLER_STARTS):
+            try:
+                make_trainer().fit()
+                return
+            except ray.exceptions.RayActorError as error:  # the controller was killed; a new one goes on
+                mailbox.put.remote(Failed(at=time.time()))
+                if attempt + 1 == CONTROLLER_STARTS:
+                    failure.append(error)
+            except BaseException as error:  # passed on to the calling thread
+                failure.append(error)
+                return
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tpn_ray.train.run_folder import Record, StepMetrics
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -28,6 +30,25 @@ class Started:
 
     step: int
     workers: int
+    at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The group of workers is gone."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverged:
+    """The loss of a micro-batch is no number: training ends."""
+
+    step: int
+    """From 0."""
+    number: int
+    loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +60,32 @@ class BadVideos:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """The mean over the steps since the last one of these, over all workers' clips."""
-
-    step: int
-    values: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Committed:
-    """A checkpoint is in storage, with everything measured since the one before it: sent once for each."""
+    """A checkpoint is in storage, with everything measured since the one before it: sent once for each.
+
+    It has scores if the validation videos were scored at this step. `checkpoint` may be a later one, if this step's
+    could not be written.
+    """
 
     step: int
     epoch: int
     checkpoint: str
     scores: dict[str, float] = field(default_factory=dict)
     history: tuple[StepMetrics, ...] = ()
+    ended: str = ""
+    """Why the run ended here before its last step; empty if it did not."""
+
+    @classmethod
+    def of(cls, record: Record, checkpoint: str) -> Committed:
+        """The event for a record."""
+        return cls(
+            step=record.step,
+            epoch=record.epoch,
+            checkpoint=checkpoint,
+            scores=record.scores,
+            history=record.history,
+            ended=record.ended,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +95,7 @@ class Notice:
     text: str
 
 
-Event = Progress | Started | BadVideos | Committed | Notice
+Event = Progress | Started | Failed | Diverged | BadVideos | Committed | Notice
 
 
 class Mailbox:

@@ -73,16 +73,3 @@ def replace_fields(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         parts.setdefault(part, {})[field_name] = value
     new = {part: dataclasses.replace(getattr(recipe, part), **values) for part, values in parts.items()}
     return dataclasses.replace(recipe, **new)
-
-
-def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two plain recipes, one line a field."""
-    lines = []
-    for part in sorted(old.keys() | new.keys()):
-        before, after = old.get(part) or {}, new.get(part) or {}
-        lines += [
-            f"{part}.{name}: {before.get(name)!r} then, {after.get(name)!r} now"
-            for name in sorted(before.keys() | after.keys())
-            if before.get(name) != after.get(name)
-        ]
-    return lines

@@ -10,20 +10,21 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import top_k_hits
 from tpn_ray.model.pixels import normalise
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
 from tpn_ray.train.loss import LossConfig, cross_entropy, total_loss
-from tpn_ray.train.optim import OptimConfig, learning_rate, make_optimizer
+from tpn_ray.train.optim import OptimConfig, frozen_modules, learning_rate, make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,20 @@ class LoopConfig:
     deterministic: bool = False
     """Only kernels that give the same bits on every run; slower on GPUs. (On CPUs they all do.)"""
 
+    ordered_reduction: bool = False
+    """Add up the gradients of a step in the order of its micro-batches, whoever computed them: the same bits with any
+    number of workers. Costs memory for one gradient per micro-batch, and their traffic."""
+
+    compile: bool = False
+    """Compile the network with torch.compile before the first step."""
+
+    weights: str = ""
+    """Weights to begin with: a file, folder or URI of any layout that is known (ours, mmaction2's, the official TPN's,
+    a 2D ResNet's). Classifiers of another number of classes stay fresh."""
+
+    patience_evaluations: int = 0
+    """Stop early when this many evaluations one after the other did not reach a higher top-1; 0 does not."""
+
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_clips", "micro_batch_clips", "evaluate_every_epochs", "log_every_steps"):
             if getattr(self, field) < 1:
@@ -64,6 +79,8 @@ class LoopConfig:
             )
         if self.micro_batch_clips < 2:
             raise ConfigError(f"micro_batch_clips={self.micro_batch_clips}: BatchNorm needs at least 2 clips")
+        if self.patience_evaluations < 0:
+            raise ConfigError(f"patience_evaluations={self.patience_evaluations} must not be negative")
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} must not be negative")
         if self.precision not in ("fp32", "bf16"):
@@ -86,8 +103,8 @@ class MicroBatch(NamedTuple):
 class StepSums(NamedTuple):
     """What one worker saw in one step, still on the device: add up over workers, then divide."""
 
-    loss: Float[Tensor, ""]
-    """Sum over its micro-batches of the mean loss."""
+    losses: Float[Tensor, " m"]
+    """Mean loss of each micro-batch of the step, 0 for those of other workers."""
     hits: Int[Tensor, ""]
     clips: int
 
@@ -104,42 +121,76 @@ class Training:
         self.model: Recognizer = build_model(model, "fast").to(device)
         self.classes = model.label_sets
         self.optimizer = make_optimizer(optim, self.model)
+        self.frozen = frozen_modules(optim, self.model)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.statistics, self.counters = join_batch_norm_statistics(self.model)
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay))  # type: ignore[no-untyped-call]
+            if optim.ema_decay
+            else None
+        )
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
+        if loop.compile:
+            self.model.compile()
         # Buffers are not broadcast: `train_step` averages the statistics over all micro-batches instead.
         self.parallel: nn.Module = (
             DistributedDataParallel(self.model, forward_sync_buffers=False, gradient_as_bucket_view=True)
-            if self.workers > 1
+            if self.workers > 1 and not loop.ordered_reduction
             else self.model
         )
         self.step = 0
 
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is evaluated and saved: the average of the weights if one is kept."""
+        return self.average.module if self.average else self.model
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The state dict of `scored`, and what else is needed to go on from here."""
+        rest: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.average:
+            self._refresh_average()
+            rest |= {"model": self.model.state_dict(), "averaged": self.average.n_averaged}
+        return self.scored.state_dict(), rest
+
+    def load(self, weights: dict[str, Any], rest: dict[str, Any], step: int) -> None:
+        """Go on from the `state` after `step` steps. Raises what torch raises if it is another network's."""
+        self.scored.load_state_dict(weights)
+        if self.average:
+            self.model.load_state_dict(rest["model"])
+            self.average.n_averaged.copy_(rest["averaged"])
+        self.optimizer.load_state_dict(rest["optimizer"])
+        self.step = step
+
     def train_step(self, micro_batches: Sequence[MicroBatch], steps: int) -> StepSums:
         """One update of the weights from this worker's share (at least one) of the step's micro-batches."""
         self.parallel.train()
+        for module in self.frozen:
+            module.eval()
         self.optimizer.zero_grad(set_to_none=True)
-        before, summed = self.statistics.clone(), torch.zeros_like(self.statistics)
-        loss_sum = torch.zeros((), device=self.device)
+        reduce = OrderedReduction(self) if self.loop.ordered_reduction else FastReduction(self)
+        losses = torch.zeros(self.loop.micro_batches_per_step, device=self.device)
         hits = torch.zeros((), dtype=torch.long, device=self.device)
         for micro_batch in micro_batches:
-            self.statistics.copy_(before)  # every micro-batch of a step starts from the same statistics
+            self.statistics.copy_(reduce.before)  # every micro-batch of a step starts from the same statistics
             last = micro_batch is micro_batches[-1]
             with contextlib.nullcontext() if last else self.no_sync():
                 loss, scores = self._forward(micro_batch)
-                # DDP takes the mean over workers; the mean over all micro-batches is wanted.
-                share = loss * (self.workers / self.loop.micro_batches_per_step)
-                torch.autograd.backward(share)
-            summed += self.statistics if len(micro_batch.labels) else before
-            loss_sum += loss.detach()
+                torch.autograd.backward(loss * reduce.share)
+            reduce.add(micro_batch)
+            losses[micro_batch.number] = loss.detach()
             hits += first_hits(scores, micro_batch.labels, self.classes)
-        self._average_statistics(summed)
+        self.statistics.copy_(reduce.finish())
+        self.counters.fill_(self.step + 1)
         if self.optim.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained, self.optim.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.optim, self.step, steps)
+            group["lr"] = group["scale"] * learning_rate(self.optim, self.step, steps, self.loop.epochs)
         self.optimizer.step()
         self.step += 1
-        return StepSums(loss_sum, hits, sum(len(m.labels) for m in micro_batches))
+        if self.average:
+            self.average.update_parameters(self.model)
+        return StepSums(losses, hits, sum(len(m.labels) for m in micro_batches))
 
     def _forward(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
         # Dropout's numbers belong to the place in the run, not to the worker or to what it computed before.
@@ -158,16 +209,11 @@ class Training:
         nothing = sum((part.sum() for part in scores.auxiliary), scores.action.sum()) * 0.0
         return nothing, scores.action[:0].float()
 
-    def _average_statistics(self, summed: Tensor) -> None:
-        """new = (1 - momentum) old + momentum * (mean over the step's micro-batches).
-
-        This is what the published training comes to, where every GPU keeps statistics of its own and they are averaged
-        at the end of an epoch, since the update is linear; and it does not depend on the number of workers.
-        """
-        if self.workers > 1:
-            dist.all_reduce(summed)
-        self.statistics.copy_(summed / self.loop.micro_batches_per_step)
-        self.counters.fill_(self.step + 1)
+    def _refresh_average(self) -> None:
+        """The average is one of parameters; its BatchNorm statistics are the network's of the moment."""
+        if self.average:
+            for mine, its in zip(self.average.module.buffers(), self.model.buffers(), strict=True):
+                mine.copy_(its)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """While accumulating, gradients stay on their worker."""
@@ -183,9 +229,10 @@ class Training:
     @torch.no_grad()
     def evaluate(self, clips: UInt8[Tensor, "n t h w c"], labels: Int[Tensor, "n s"]) -> Float[Tensor, "4"]:
         """Sums over the clips: loss, top-1 hits, top-5 hits, number. Of several label sets, all must be right."""
-        self.model.eval()
+        self._refresh_average()
+        self.scored.eval()
         with self.autocast():
-            scores = self.model(normalise(clips)).action.float()
+            scores = self.scored(normalise(clips)).action.float()
         loss = cross_entropy(scores, labels, self.classes) * len(labels)
         parts = split_label_sets(scores, self.classes)
         hits = [
@@ -193,6 +240,68 @@ class Training:
             for k in (1, 5)
         ]
         return torch.stack([loss, *(h.float() for h in hits), torch.tensor(float(len(labels)), device=self.device)])
+
+
+class FastReduction:
+    """Gradients by DDP, statistics by one sum over the workers. Whose sum comes first depends on their number."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self.before = training.statistics.clone()
+        self._summed = torch.zeros_like(self.before)
+        # DDP takes the mean over workers; the mean over all micro-batches is wanted.
+        self.share = training.workers / training.loop.micro_batches_per_step
+
+    def add(self, micro_batch: MicroBatch) -> None:
+        """Take over what the backward pass of a micro-batch left."""
+        self._summed += self._training.statistics if len(micro_batch.labels) else self.before
+
+    def finish(self) -> Float[Tensor, " s"]:
+        """The step's statistics: new = (1 - momentum) old + momentum * (mean over its micro-batches).
+
+        This is what the published training comes to, where every GPU keeps statistics of its own and they are averaged
+        at the end of an epoch, since the update is linear; and it does not depend on the number of workers.
+        """
+        if self._training.workers > 1:
+            dist.all_reduce(self._summed)
+        return self._summed / self._training.loop.micro_batches_per_step
+
+
+class OrderedReduction:
+    """Gathers gradients and statistics of every micro-batch and adds them up in the order of their numbers."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self.before = training.statistics.clone()
+        self.share = 1.0
+        self._own: list[Tensor] = []
+
+    def add(self, micro_batch: MicroBatch) -> None:
+        """Take over what the backward pass of a micro-batch left."""
+        statistics = self._training.statistics if len(micro_batch.labels) else self.before
+        self._own.append(
+            torch.cat([*(p.grad.flatten() for p in self._training.trained if p.grad is not None), statistics])
+        )
+        self._training.optimizer.zero_grad(set_to_none=True)
+
+    def finish(self) -> Float[Tensor, " s"]:
+        """Set the gradients to their mean over the step's micro-batches and return the mean of the statistics."""
+        training = self._training
+        count, workers = training.loop.micro_batches_per_step, training.workers
+        own = torch.stack(self._own + [torch.zeros_like(self._own[0])] * (-(-count // workers) - len(self._own)))
+        gathered = [own]
+        if workers > 1:
+            gathered = [torch.empty_like(own) for _ in range(workers)]
+            dist.all_gather(gathered, own)
+        total = torch.zeros_like(own[0])
+        for number in range(count):
+            turn, worker = divmod(number, workers)  # slot i of the plan goes to worker i modulo their number
+            total += gathered[worker][turn]
+        sizes = [*(parameter.numel() for parameter in training.trained), len(self.before)]
+        *gradients, statistics = torch.split(total / count, sizes)
+        for parameter, gradient in zip(training.trained, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return statistics
 
 
 def first_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...]) -> Int[Tensor, ""]:

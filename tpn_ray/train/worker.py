@@ -1,17 +1,20 @@
-"""What every rank does: restore, steps, evaluation, checkpoints. Runs on Ray Train workers."""
+"""What every rank does: restore, steps, evaluation, checkpoints. Runs on Ray Train workers.
+
+Rank 0 decides from which checkpoint the group goes on, and makes the one stream of clips that all ranks read. It alone
+commits checkpoints, whenever it likes: between two steps all ranks have the same weights, so nobody else is needed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
+import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -19,17 +22,27 @@ from torch import distributed as dist
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
-from tpn_ray.data import rows
-from tpn_ray.data.develop import clips_of_block
-from tpn_ray.data.plan import Plan
-from tpn_ray.data.worker import Rows
-from tpn_ray.errors import CheckpointError, TrainingError
+from tpn_ray.data import driver as data
+from tpn_ray.data.schedule import Schedule
+from tpn_ray.data.worker import ClipSource, Rows
+from tpn_ray.errors import CheckpointError, StorageError, TrainingError
 from tpn_ray.model.self_test import convolution_self_test
-from tpn_ray.train.events import BadVideos, Event, Notice, Progress, Started, StepMetrics
+from tpn_ray.model.weights import load_weights
+from tpn_ray.train import run_folder
+from tpn_ray.train.events import Event, Notice, Started
+from tpn_ray.train.goodput import Clock
+from tpn_ray.train.log import Log
+from tpn_ray.train.order_ledger import OrderLedger
 from tpn_ray.train.recipe import Recipe, to_plain
-from tpn_ray.train.step import MicroBatch, StepSums, Training
+from tpn_ray.train.run_folder import Record
+from tpn_ray.train.saving import Saving
+from tpn_ray.train.step import Training
+from tpn_ray.train.stream import Stream
+from tpn_ray.train.writer import Writer, copied
 
 PREFETCH_BATCHES = 2
+NOTICE_SECONDS = 1.0
+"""How often it is looked whether the cluster takes a node away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,237 +50,259 @@ class Job:
     """What the driver hands to every worker."""
 
     recipe: Recipe
-    plan: Plan
+    schedule: Schedule
+    """Ends where this part of the run ends: before the recipe's last epoch if the run is to pause there."""
+    steps: int
+    """Of the whole run, which the learning rate follows."""
+    training: ray.ObjectRef[ClipSource]
+    validation: ray.ObjectRef[ClipSource]
+    decoding: data.DecodeResources
     label_sets: dict[str, tuple[str, ...]]
     dataset_version: str
     run_uri: str
+    saving: Saving
     mailbox: Any
     """Handle of the `Mailbox` actor."""
     threads: int
-    last_step: int
-    """Where this part of the run ends: before the plan does if it is to pause there."""
     start_from: str = ""
     """Checkpoint that a new run begins from: another run's, perhaps of other settings."""
+    order_ledger: str = ""
+    """Folder for an `OrderLedger`; empty for none."""
 
     def tell(self, event: Event) -> None:
         """Send without waiting: a driver that is slow or gone must not stop a step."""
         self.mailbox.put.remote(event)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Where a group of workers goes on from; decided by rank 0."""
+
+    step: int
+    checkpoint: str
+    """URI; empty for a run that begins."""
+    start: int
+    """A number above that of every start before: milliseconds since the epoch."""
+    top1: tuple[float, ...]
+    """Of all evaluations so far."""
+
+
 def train(config: dict[str, Any]) -> None:
     """The whole run on one rank, from the last checkpoint or the beginning to the end."""
     job: Job = config["job"]
+    clock, at = Clock(), time.time()
     torch.set_num_threads(job.threads)
-    recipe, plan, context = job.recipe, job.plan, ray.train.get_context()
+    context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
+    recipe = job.recipe
     training = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device)
-    _restore(training, job)
-    if recipe.loop.precision == "bf16":
-        _distrust_bf16(training, job, rank)
+    beginning = _begin(training, job, rank)
     if rank == 0:
-        job.tell(Started(step=training.step, workers=workers))
-    stream = _Stream(job, training.step, rank, workers, device)
-    log = _Log(job, training.step)
-    evaluate_every = recipe.loop.evaluate_every_epochs * plan.steps_per_epoch
-    while training.step < job.last_step:
-        micro_batches = stream.step()
-        log.add(training.train_step(micro_batches, plan.steps), stream.waited_seconds)
-        if training.step % recipe.loop.log_every_steps == 0:
-            log.flush(training, rank)
-        if training.step % evaluate_every == 0 or training.step == job.last_step:
-            log.flush(training, rank)
-            scores = _evaluate(training, job, device)
-            _commit(training, job, rank, scores, log.take_history())
-            log.restart_clock()
+        job.tell(Started(step=training.step, workers=workers, at=at))
+    if recipe.loop.precision == "bf16":
+        _distrust_bf16(training, job.tell, recipe, rank)
+    stream = Stream(
+        _blocks(job, training, rank, workers),
+        job.schedule,
+        first_step=training.step,
+        rank=rank,
+        workers=workers,
+        crop_px=recipe.augment.crop_px,
+        device=device,
+        tell=job.tell,
+    )
+    writer = Writer(job.run_uri, job.saving, job.tell)
+    _Rank(job, training, stream, writer, clock, rank, beginning).run()
 
 
-def _restore(training: Training, job: Job) -> None:
-    last = ray.train.get_checkpoint()
-    uri = storage.join(job.run_uri, Path(last.path).name) if last else job.start_from
-    if not uri:
-        return
-    saved = checkpoints.load(uri)
+class _Rank:
+    """The loop of one rank."""
+
+    def __init__(
+        self,
+        job: Job,
+        training: Training,
+        stream: Stream,
+        writer: Writer,
+        clock: Clock,
+        rank: int,
+        beginning: Beginning,
+    ) -> None:
+        self.job, self.training, self.stream, self.writer = job, training, stream, writer
+        self.clock, self.rank, self.top1 = clock, rank, list(beginning.top1)
+        self.log = Log(job.schedule.plan, clock, job.tell)
+        self.ledger = OrderLedger(job.order_ledger, beginning.start, rank, beginning.step) if job.order_ledger else None
+        self.preemption = _Preemption()
+        self.saved_at = time.monotonic()
+        self.ended = ""
+
+    def run(self) -> None:
+        """Steps to the end of the schedule, or until it is ended early."""
+        training, plan, saving = self.training, self.job.schedule.plan, self.job.saving
+        while training.step < plan.steps and not self.ended:
+            self._step()
+            evaluated = self.job.schedule.is_evaluated(training.step)
+            counted = bool(saving.every_steps and training.step % saving.every_steps == 0)
+            flushed = evaluated or counted or training.step % training.loop.log_every_steps == 0
+            if flushed:
+                self.log.flush(training, self.rank)
+            scores = self._evaluate() if evaluated else {}
+            if self.rank == 0:
+                notice = self.preemption.news()
+                due = flushed and saving.is_due(training.step, time.monotonic() - self.saved_at)
+                if evaluated or due or notice:
+                    self._commit(scores)
+                if notice:
+                    self.job.tell(Notice(text=f"{notice}; a checkpoint of step {training.step} is being written"))
+                self.writer.check()
+        if self.rank == 0:
+            with self.clock.booking("checkpoint"):
+                self.writer.close()
+
+    def _step(self) -> None:
+        begun, waited = time.perf_counter(), self.stream.waited_seconds
+        with self.clock.booking("data"):
+            micro_batches = self.stream.step()
+        if self.ledger:
+            for number, positions in self.stream.trained:
+                self.ledger.trained(self.training.step, number, positions.tolist())
+        with self.clock.booking("compute"):
+            sums = self.training.train_step(micro_batches, self.job.steps)
+        self.log.add(sums, time.perf_counter() - begun, self.stream.waited_seconds - waited)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Every validation video once, whatever the number of workers; top-1 and top-5 on the middle clip."""
+        with self.clock.booking("evaluation"):
+            sums = torch.zeros(4, dtype=torch.float64, device=self.training.device)
+            for batch in self.stream.evaluation():
+                if len(batch.labels):
+                    sums += self.training.evaluate(batch.clips, batch.labels)
+            if self.training.workers > 1:
+                dist.all_reduce(sums)
+            loss, first, five, videos = sums.tolist()
+        if videos == 0:
+            raise TrainingError("no validation video could be used")
+        self.top1.append(first / videos)
+        patience = self.job.recipe.loop.patience_evaluations
+        stale = len(self.top1) - 1 - self.top1.index(max(self.top1))
+        if patience and stale >= patience:
+            self.ended = f"the last {stale} evaluations did not reach more than {max(self.top1):.1%} top-1"
+        return {"val_loss": loss / videos, "val_top1": first / videos, "val_top5": five / videos, "val_videos": videos}
+
+    def _commit(self, scores: dict[str, float]) -> None:
+        job, training = self.job, self.training
+        with self.clock.booking("checkpoint"):
+            weights, rest = copied(training.state())
+            checkpoint = checkpoints.Checkpoint(
+                step=training.step,
+                weights=weights,
+                training=rest,
+                recipe=to_plain(job.recipe),
+                label_sets={name: list(classes) for name, classes in job.label_sets.items()},
+                dataset_version=job.dataset_version,
+                scores=scores,
+            )
+            record = Record(
+                step=training.step,
+                epoch=training.step // job.schedule.plan.steps_per_epoch,
+                scores=scores,
+                history=self.log.take_history(),
+                ended=self.ended,
+            )
+            self.writer.commit(checkpoint, record)
+            self.saved_at = time.monotonic()
+
+
+def _begin(training: Training, job: Job, rank: int) -> Beginning:
+    """Rank 0 chooses the newest whole checkpoint; all load it, or the weights that the recipe begins with."""
+    told: list[Beginning | None] = [_choose(job) if rank == 0 else None]
+    if training.workers > 1:
+        dist.broadcast_object_list(told, src=0, device=torch.device(training.device))
+    (beginning,) = told
+    assert beginning is not None
+    if beginning.checkpoint:
+        saved = checkpoints.load(beginning.checkpoint)
+        try:
+            training.load(saved.weights, saved.training, saved.step)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{beginning.checkpoint} belongs to another network: {error}") from error
+    elif job.recipe.loop.weights:
+        _begin_with_weights(training, job, rank)
+    return beginning
+
+
+def _choose(job: Job) -> Beginning:
+    if not storage.exists(storage.join(job.run_uri, run_folder.ABOUT)):
+        raise StorageError(
+            f"{job.run_uri} is not there on node {ray.util.get_node_ip_address()}: with workers on several nodes, "
+            "--storage must be a folder that all of them share, or s3://..."
+        )
+    step, faults = run_folder.newest_whole(job.run_uri)
+    for fault in faults:
+        job.tell(Notice(text=f"{fault}; it is deleted, and the one before it is used"))
+    uri = run_folder.checkpoint_uri(job.run_uri, step) if step else job.start_from
+    scored = [record for record in run_folder.read_records(job.run_uri) if record.scores]
+    return Beginning(
+        step=step or (checkpoints.load(uri).step if uri else 0),
+        checkpoint=uri,
+        start=time.time_ns() // 1_000_000,
+        top1=tuple(record.scores["val_top1"] for record in scored),
+    )
+
+
+def _begin_with_weights(training: Training, job: Job, rank: int) -> None:
+    uri = job.recipe.loop.weights
     try:
-        training.model.load_state_dict(saved.weights)
-        training.optimizer.load_state_dict(saved.training["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{uri} belongs to another network: {error}") from error
-    training.step = saved.step
+        report = load_weights(training.model, uri)
+    except CheckpointError:  # of another number of classes, or of none
+        report = load_weights(training.model, uri, replace_classifier=True)
+    if rank == 0:
+        job.tell(Notice(text=f"begins with the weights of {uri}: {report}"))
 
 
-def _distrust_bf16(training: Training, job: Job, rank: int) -> None:
+def _blocks(job: Job, training: Training, rank: int, workers: int) -> Iterator[Rows]:
+    """This rank's share of the one stream that rank 0 makes; it ends with rank 0."""
+    shares: list[Any] = [None]
+    if rank == 0:
+        clips = data.run_clips(job.training, job.validation, job.schedule, workers, training.step, job.decoding)
+        shares[0] = clips.streaming_split(workers, equal=True)
+    if workers > 1:
+        dist.broadcast_object_list(shares, src=0, device=torch.device(training.device))
+    share: ray.data.DataIterator = shares[0][rank]
+    return iter(share.iter_batches(batch_size=None, prefetch_batches=PREFETCH_BATCHES))
+
+
+class _Preemption:
+    """Asks, beside the steps, whether the cluster is about to take a node of this group away."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._news = ""
+        threading.Thread(target=self._watch, name="preemption", daemon=True).start()
+
+    def news(self) -> str:
+        """What is new since the last call, in a few words; empty if nothing is."""
+        news, self._news = self._news, ""
+        return news
+
+    def _watch(self) -> None:
+        while True:
+            info = ray.train.get_preemption_info()  # all ranks take part
+            if info is not None and info != self._seen:
+                self._seen = info
+                self._news = f"the cluster takes {len(info.preempted_node_to_ranks)} node(s) of this run away"
+            time.sleep(NOTICE_SECONDS)
+
+
+def _distrust_bf16(training: Training, tell: Callable[[Event], None], recipe: Recipe, rank: int) -> None:
     """Go on in float32, on all ranks, where a bf16 convolution of the network gives wrong numbers on any of them."""
-    side, loop = job.recipe.augment.crop_px, job.recipe.loop
-    report = convolution_self_test(training.model, (loop.micro_batch_clips, 3, job.recipe.clip.frames, side, side))
+    side, loop = recipe.augment.crop_px, recipe.loop
+    report = convolution_self_test(training.model, (loop.micro_batch_clips, 3, recipe.clip.frames, side, side))
     trusted = torch.tensor(float(report.trusted), device=training.device)
     if training.workers > 1:
         dist.all_reduce(trusted, dist.ReduceOp.MIN)
     if not trusted.item():
         training.loop = dataclasses.replace(loop, precision="fp32")
         if rank == 0:
-            job.tell(Notice(text=f"training goes on in float32: {report}"))
-
-
-class _Stream:
-    """This rank's micro-batches, checked against the plan."""
-
-    def __init__(self, job: Job, first_step: int, rank: int, workers: int, device: str) -> None:
-        self.job, self.first_step, self.rank, self.workers, self.device = job, first_step, rank, workers, device
-        self.slots = job.plan.slots_per_step(workers)
-        self.next_slot = rank
-        shard = ray.train.get_dataset_shard("train")
-        self.blocks: Iterator[Rows] = iter(shard.iter_batches(batch_size=None, prefetch_batches=PREFETCH_BATCHES))
-        self.waited_seconds = 0.0
-
-    def step(self) -> list[MicroBatch]:
-        """The micro-batches of the next step that are this rank's; `waited_seconds` is how long they took to come."""
-        begin = time.perf_counter()
-        micro_batches = []
-        for _ in range(self.slots // self.workers):
-            number = self.next_slot % self.slots
-            block = self._block()
-            if number < self.job.plan.micro_batches_per_step:
-                micro_batches.append(usable(block, number, self.device, self.job, "train"))
-        self.waited_seconds = time.perf_counter() - begin
-        return micro_batches
-
-    def _block(self) -> Rows:
-        expected = self.job.plan.slot(self.next_slot, self.workers, self.first_step)
-        self.next_slot += self.workers
-        try:
-            block = next(self.blocks)
-        except StopIteration:
-            raise TrainingError(f"the data ended at step {expected.step}, before the plan did") from None
-        if not np.array_equal(block[rows.POSITION], expected.positions):
-            raise TrainingError(
-                f"step {expected.step} got the clips {block[rows.POSITION].tolist()}, "
-                f"the plan says {expected.positions.tolist()}: the order was broken on the way"
-            )
-        return block
-
-
-def usable(block: Rows, number: int, device: str, job: Job, split: str) -> MicroBatch:
-    """The clips of a block that are neither filling nor bad, on the device; bad ones are told to the driver."""
-    bad = np.flatnonzero(block[rows.REASON] != "")
-    if len(bad):
-        found = ((int(block[rows.SAMPLE][i]), str(block[rows.REASON][i]), str(block[rows.MESSAGE][i])) for i in bad)
-        job.tell(BadVideos(split=split, found=tuple(found)))
-    good = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
-    labels = torch.as_tensor(block[rows.LABELS][good]).to(device)
-    if rows.PIXELS in block:
-        return MicroBatch(number, clips_of_block(block, good, job.recipe.augment.crop_px, device), labels)
-    # The block is a read-only view of the object store; the copy to the device (or this one, on a CPU) makes it ours.
-    clips = block[rows.CLIP] if good.all() and device != "cpu" else block[rows.CLIP][good]
-    return MicroBatch(number, torch.as_tensor(clips).to(device), labels)
-
-
-@dataclass
-class _Log:
-    """Sums since the last progress, and the history since the last checkpoint."""
-
-    job: Job
-    step: int
-    sums: list[StepSums] = field(default_factory=list)
-    waited: float = 0.0
-    begin: float = field(default_factory=time.perf_counter)
-    speed: float = 0.0
-    history: list[StepMetrics] = field(default_factory=list)
-
-    def add(self, sums: StepSums, waited_seconds: float) -> None:
-        self.sums.append(sums)
-        self.waited += waited_seconds
-
-    def restart_clock(self) -> None:
-        """Evaluation and checkpoints do not count as training time."""
-        self.begin = time.perf_counter()
-
-    def take_history(self) -> tuple[StepMetrics, ...]:
-        taken, self.history = tuple(self.history), []
-        return taken
-
-    def flush(self, training: Training, rank: int) -> None:
-        """Gather over all ranks (a collective), check the loss, tell the driver."""
-        if not self.sums:
-            return
-        seconds, plan = time.perf_counter() - self.begin, self.job.plan
-        loss = torch.stack([s.loss for s in self.sums]).sum().double()
-        hits = torch.stack([s.hits for s in self.sums]).sum().double()
-        clips = torch.tensor(float(sum(s.clips for s in self.sums)), dtype=torch.float64, device=training.device)
-        share = torch.tensor(self.waited / seconds, dtype=torch.float64, device=training.device)
-        gathered = torch.stack([loss, hits, clips, share])
-        if training.workers > 1:
-            dist.all_reduce(gathered)
-        loss_sum, hit_sum, clip_sum, waiting = gathered.tolist()
-        mean_loss = loss_sum / (len(self.sums) * plan.micro_batches_per_step)
-        if not np.isfinite(mean_loss):
-            raise TrainingError(
-                f"the loss is {mean_loss} at step {training.step}; the last checkpoint is kept. "
-                "Try a lower --optim.lr, a warm-up, or a smaller --optim.clip-norm"
-            )
-        self.speed = clip_sum / seconds
-        values = {
-            "loss": mean_loss,
-            "top1": hit_sum / max(clip_sum, 1),
-            "lr": training.optimizer.param_groups[0]["lr"],
-            "clips_per_second": self.speed,
-            "waiting_for_data": waiting / training.workers,
-        }
-        self.history.append(StepMetrics(step=training.step, values=values))
-        if rank == 0:
-            self.job.tell(self._progress(training.step, values))
-        self.sums, self.waited = [], 0.0
-        self.restart_clock()
-
-    def _progress(self, step: int, values: dict[str, float]) -> Progress:
-        plan = self.job.plan
-        return Progress(
-            step=step,
-            steps=plan.steps,
-            epoch=(step - 1) // plan.steps_per_epoch + 1,
-            epochs=plan.epochs,
-            loss=values["loss"],
-            top1=values["top1"],
-            clips_per_second=self.speed,
-            waiting=values["waiting_for_data"],
-            seconds_left=(plan.steps - step) * plan.batch_clips / max(self.speed, 1e-9),
-        )
-
-
-def _evaluate(training: Training, job: Job, device: str) -> dict[str, float]:
-    """Every validation video once, whatever the number of workers; top-1 and top-5 on the middle clip."""
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for block in ray.train.get_dataset_shard("val").iter_batches(batch_size=None, prefetch_batches=PREFETCH_BATCHES):
-        batch = usable(block, 0, device, job, "val")
-        if len(batch.labels):
-            sums += training.evaluate(batch.clips, batch.labels)
-    if training.workers > 1:
-        dist.all_reduce(sums)
-    loss, first, five, videos = sums.tolist()
-    if videos == 0:
-        raise TrainingError("no validation video could be used")
-    return {"val_loss": loss / videos, "val_top1": first / videos, "val_top5": five / videos, "val_videos": videos}
-
-
-def _commit(
-    training: Training, job: Job, rank: int, scores: dict[str, float], history: tuple[StepMetrics, ...]
-) -> None:
-    """Checkpoint by rank 0; the report is a barrier for all."""
-    epoch = training.step // job.plan.steps_per_epoch
-    metrics = {"step": training.step, "epoch": epoch, **scores, "history": [(h.step, h.values) for h in history]}
-    name = f"step-{training.step:08d}"
-    if rank != 0:
-        ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=name)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        saved = checkpoints.Checkpoint(
-            step=training.step,
-            weights=training.model.state_dict(),
-            training={"optimizer": training.optimizer.state_dict()},
-            recipe=to_plain(job.recipe),
-            label_sets={name: list(classes) for name, classes in job.label_sets.items()},
-            dataset_version=job.dataset_version,
-            scores=scores,
-        )
-        checkpoints.save(Path(folder), saved)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+            tell(Notice(text=f"training goes on in float32: {report}"))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpn_ray.data.plan import MicroBatch, Plan
+from tpn_ray.data.schedule import EvaluationBatch, Schedule
+from tpn_ray.errors import ConfigError
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    micro, per_step = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    batch = micro * per_step
+    plan = Plan(
+        samples=draw(st.integers(batch, 4 * batch)),
+        seed=1,
+        epochs=draw(st.integers(1, 4)),
+        batch_clips=batch,
+        micro_batch_clips=micro,
+    )
+    return Schedule(plan=plan, validation=draw(st.integers(1, 9)), evaluate_every=draw(st.integers(1, 12)))
+
+
+def expected(schedule: Schedule, workers: int, first_step: int) -> list[tuple[object, ...]]:
+    """The stream spelled out: steps one after the other, each followed by its evaluation where one is due."""
+    plan, stream = schedule.plan, list[tuple[object, ...]]()
+    for step in range(first_step, plan.steps):
+        slots = [plan.slot(i, workers, step) for i in range(plan.slots_per_step(workers))]
+        stream += [("train", step, tuple(slot.positions.tolist())) for slot in slots]
+        if (step + 1) % schedule.evaluate_every == 0 or step + 1 == plan.steps:
+            size, padded = plan.micro_batch_clips, schedule.evaluation_slots(workers)
+            videos = [*range(schedule.validation), *[-1] * (padded * size - schedule.validation)]
+            stream += [("val", step + 1, tuple(videos[i * size : (i + 1) * size])) for i in range(padded)]
+    return stream
+
+
+def plain(slot: MicroBatch | EvaluationBatch) -> tuple[object, ...]:
+    if isinstance(slot, MicroBatch):
+        return ("train", slot.step, tuple(slot.positions.tolist()))
+    return ("val", slot.step, tuple(slot.samples.tolist()))
+
+
+@given(schedules(), st.integers(1, 4), st.data())
+def test_the_stream_from_any_step_with_any_number_of_workers(
+    schedule: Schedule, workers: int, data: st.DataObject
+) -> None:
+    first = data.draw(st.integers(0, schedule.plan.steps))
+    stream = expected(schedule, workers, first)
+    assert schedule.slots(workers, first) == len(stream)
+    assert [plain(schedule.slot(i, workers, first)) for i in range(len(stream))] == stream
+    assert len(stream) % workers == 0
+    scored = {int(str(kind[1])) for kind in stream if kind[0] == "val"}
+    assert scored == {step for step in range(first + 1, schedule.plan.steps + 1) if schedule.is_evaluated(step)}
+
+
+def test_nonsense_is_refused() -> None:
+    plan = Plan(samples=4, seed=0, epochs=1, batch_clips=2, micro_batch_clips=2)
+    with pytest.raises(ConfigError, match="validation=0"):
+        Schedule(plan=plan, validation=0, evaluate_every=1)
