@@ -1,7 +1,7 @@
-"""The plan as a lazy `ray.data.Dataset`: one block is one ready micro-batch. Runs on drivers and Train's controller.
+"""The plan as a lazy `ray.data.Dataset`, whose blocks hold ready micro-batches. Runs on drivers and Train's controller.
 
-A range of slot numbers is cut into one-row blocks and each is decoded by one task. Cutting with `repartition` keeps
-the start cheap whatever the length of the run: with one read task per slot, 100,000 slots took 139 s to the first
+A range of block numbers is cut into one-row blocks and each is decoded by one task. Cutting with `repartition` keeps
+the start cheap whatever the length of the run: with one read task per number, 100,000 of them took 139 s to the first
 batch, this way 5 s. `preserve_order` and equal blocks make the split over ranks a fixed round-robin.
 """
 
@@ -19,7 +19,7 @@ from tpn_ray.data.plan import Plan, evaluation_slot, evaluation_slots
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 
-SLOTS_PER_BLOCK = 256
+NUMBERS_PER_READ = 256
 VIEW_BLOCK_BYTES = 64 * 1024**2
 VIEW_VIDEOS = 8
 NO_PROGRESS_SECONDS = 300
@@ -50,13 +50,16 @@ def configure_context() -> None:
 def training_clips(
     source: ray.ObjectRef[ClipSource], plan: Plan, workers: int, first_step: int, resources: DecodeResources
 ) -> ray.data.Dataset:
-    """The plan from `first_step` on; every row has the columns of `worker.training_rows`."""
+    """The plan from `first_step` on; every row has the columns of `worker.training_rows`.
 
-    def decode(slot: Rows) -> Rows:
-        micro_batch = plan.slot(int(slot["id"][0]), workers, first_step)
-        return worker.training_rows(local_copy(source), micro_batch)
+    A block holds the next few micro-batches of one worker: take them with `iter_batches(batch_size=micro_batch_clips)`.
+    """
 
-    return _decoded(plan.slots(workers, first_step), decode, resources)
+    def decode(block: Rows) -> Rows:
+        micro_batches = plan.block(int(block["id"][0]), workers, first_step)
+        return worker.training_rows(local_copy(source), micro_batches)
+
+    return _decoded(plan.blocks(workers, first_step), decode, resources)
 
 
 def evaluation_clips(
@@ -83,9 +86,9 @@ def video_views(
     return _decoded(-(-samples // videos), decode, resources)
 
 
-def _decoded(slots: int, decode: Callable[[Rows], Rows], resources: DecodeResources) -> ray.data.Dataset:
+def _decoded(count: int, decode: Callable[[Rows], Rows], resources: DecodeResources) -> ray.data.Dataset:
     configure_context()
-    numbers = ray.data.range(slots, override_num_blocks=-(-slots // SLOTS_PER_BLOCK))
+    numbers = ray.data.range(count, override_num_blocks=-(-count // NUMBERS_PER_READ))
     compute = ray.data.TaskPoolStrategy(size=resources.tasks or None)
     return numbers.repartition(target_num_rows_per_block=1).map_batches(
         decode, batch_size=None, num_cpus=resources.cpus, compute=compute

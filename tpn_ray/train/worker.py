@@ -117,7 +117,8 @@ class _Stream:
         self.slots = job.plan.slots_per_step(workers)
         self.next_slot = rank
         shard = ray.train.get_dataset_shard("train")
-        self.blocks: Iterator[Rows] = iter(shard.iter_batches(batch_size=None, prefetch_batches=PREFETCH_BATCHES))
+        size = job.plan.micro_batch_clips  # a block holds several micro-batches
+        self.blocks: Iterator[Rows] = iter(shard.iter_batches(batch_size=size, prefetch_batches=PREFETCH_BATCHES))
         self.waited_seconds = 0.0
 
     def step(self) -> list[MicroBatch]:
