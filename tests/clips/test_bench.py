@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.clips import videos
-from tpn_ray.clips import bench
+from tpn_ray.clips import bench, bench_readers
 from tpn_ray.clips.bench import DecodeBench, measure_decode
+from tpn_ray.clips.bench_videos import Stored
 from tpn_ray.errors import ConfigError
 
 
@@ -29,7 +30,7 @@ def test_a_folder_is_measured_in_all_forms(tmp_path: Path) -> None:
 
 
 def test_promised_ratios_compare_with_torchcodec() -> None:
-    readers = dict.fromkeys(("torchcodec", "decord", "opencv"), bench.read_rgb)
+    readers = dict.fromkeys(("torchcodec", "decord", "opencv"), bench_readers.read_rgb)
     seconds = {case.name: [2.0, 3.0] for case in bench.make_cases(readers)}
     seconds["tpn_ray planes prepared 8x8"] = [0.5, 1.0]
     ratios = bench.ratios_of(seconds)
@@ -39,9 +40,9 @@ def test_promised_ratios_compare_with_torchcodec() -> None:
 
 def test_other_frames_are_not_timed() -> None:
     def wrong(data: bytes, indices: np.ndarray) -> object:  # type: ignore[type-arg]
-        return np.asarray(bench.read_rgb(data, indices))[::-1]
+        return np.asarray(bench_readers.read_rgb(data, indices))[::-1]
 
-    video = bench.Stored("a", videos.encode(frames=70), 70, 40.0)
+    video = Stored("a", videos.encode(frames=70), 70, 40.0)
     case = bench.Case("wrong gop12 8x8", "8x8", "gop12", wrong)
     with pytest.raises(ConfigError, match="wrong gop12 8x8 gives other pixels for frame"):
         bench.check([case], {"gop12": [video]})

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.clips import videos
 from tpn_ray.clips.decode import DecodeLimits, Video, open_video
+from tpn_ray.clips.planes import Cut, whole
 from tpn_ray.errors import BadVideo, ConfigError
 
 
@@ -208,11 +209,11 @@ def test_limits() -> None:
         (DecodeLimits(max_pixels=64 * 47), "64 x 48 pixels"),
         (DecodeLimits(max_frames=59), "more than 59 frames"),
     ):
-        with pytest.raises(BadVideo, match=message) as caught:
-            open_video(data, limits)
+        with pytest.raises(BadVideo, match=message) as caught, open_video(data, limits):
+            pass
         assert caught.value.reason == "too_large"
-    with pytest.raises(BadVideo) as caught:
-        open_video(data, DecodeLimits(max_seconds=1e-9))
+    with pytest.raises(BadVideo) as caught, open_video(data, DecodeLimits(max_seconds=1e-9)):
+        pass
     assert caught.value.reason == "timeout"
     with pytest.raises(ConfigError, match="max_frames is 0"):
         DecodeLimits(max_frames=0)
@@ -228,8 +229,8 @@ def test_ffmpeg_opens_nothing_but_the_bytes(tmp_path: Path) -> None:
         f"ffconcat version 1.0\nfile 'subfile,,start,0,end,99,,:{secret}'\n",
     ]
     for playlist in playlists:
-        with pytest.raises(BadVideo) as caught:
-            open_video(playlist.encode())
+        with pytest.raises(BadVideo) as caught, open_video(playlist.encode()):
+            pass
         assert caught.value.reason == "not_video"
     with av.open(str(secret)) as container:  # the file itself is fine
         assert container.streams.video
@@ -244,15 +245,37 @@ def test_planes_are_the_decoders_own() -> None:
         frames = [frame.to_ndarray() for frame in container.decode(video=0)]  # one above the other: y, u, v
     wanted = np.array([40, 3, 3, 59, 20])
     with open_video(data) as video:
-        whole = video.planes(wanted)
+        full = video.planes(wanted)
         part = video.planes(wanted, lambda height, width: (8, 4, height - 2, width - 6))
-    assert whole is not None
+    assert full is not None
     assert part is not None
     for place, index in enumerate(wanted):
-        stacked = np.concatenate([plane[place].reshape(-1, 64) for plane in whole[:3]])
+        stacked = np.concatenate([plane[place].reshape(-1, 64) for plane in full[:3]])
         np.testing.assert_array_equal(stacked, frames[index])
-    np.testing.assert_array_equal(part.y, whole.y[:, 8:-2, 4:-6])
-    np.testing.assert_array_equal(part.v, whole.v[:, 4:-1, 2:-3])
+    np.testing.assert_array_equal(part.y, full.y[:, 8:-2, 4:-6])
+    np.testing.assert_array_equal(part.v, full.v[:, 4:-1, 2:-3])
+
+
+def test_clips_of_one_pass_are_those_of_several() -> None:
+    data = made("h264 non-reference B")[0]
+    wanted = [np.array([40, 3, 3]), np.array([3, 40, 59]), np.array([40])]
+    cuts: list[Cut] = [whole, lambda height, width: (8, 4, height - 2, width - 6), lambda height, width: (0, 0, 2, 2)]
+    with open_video(data) as video:
+        together = video.clip_planes(wanted, cuts)
+        alone = [video.planes(indices, cut) for indices, cut in zip(wanted, cuts, strict=True)]
+        refused = video.clip_planes(wanted, [whole, lambda height, width: None, whole])
+        fed = packets_fed(video)
+        video.clip_planes(wanted, cuts)
+        at_once = sum(fed)
+        video.decode_only([3, 40, 59])
+        assert at_once == sum(fed) - at_once, "each frame is decoded once"
+    assert together is not None
+    for one, other in zip(together, alone, strict=True):
+        assert other is not None
+        assert one[3:] == other[3:]
+        for plane, expected in zip(one[:3], other[:3], strict=True):
+            np.testing.assert_array_equal(plane, expected)
+    assert refused is None
 
 
 @pytest.mark.parametrize("name", ["h264 4:4:4", "h264 10 bit", "h264 odd size", "h264 rotated 90", "gif"])

@@ -15,8 +15,9 @@ from tests.clips import videos
 from tests.clips.test_decode import made
 from tpn_ray.clips import bitstream
 from tpn_ray.clips.decode import open_video
-from tpn_ray.clips.encode import EncodeConfig, Prepared, Segment, prepare_video
+from tpn_ray.clips.encode import EncodeConfig, Prepared, prepare_video
 from tpn_ray.clips.packets import DecodeLimits
+from tpn_ray.clips.source_frames import Segment
 from tpn_ray.errors import BadVideo, ConfigError
 
 GOOD = EncodeConfig(crf=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from tests.clips import videos
 from tests.clips.hostile import HOSTILE, LIMITS, bomb
 from tpn_ray.clips import sandbox
-from tpn_ray.clips.encode import EncodeConfig, Segment
+from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
+from tpn_ray.clips.source_frames import Segment
 from tpn_ray.errors import BadVideo, ConfigError, ResourceError
 
 
@@ -30,7 +32,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_kind_has_its_reason_and_the_next_video_is_well(good: Path, tmp_path: Path) -> None:
-    with Sandbox(LIMITS) as box:
+    with closing(Sandbox(LIMITS)) as box:
         expected = box.prepare(good, None, EncodeConfig())
         for name, (make, reason) in HOSTILE.items():
             path = tmp_path / name
@@ -46,7 +48,7 @@ def test_every_kind_has_its_reason_and_the_next_video_is_well(good: Path, tmp_pa
 def test_memory(good: Path, tmp_path: Path) -> None:
     path = tmp_path / "large.mp4"
     path.write_bytes(bomb(8, 4320, 8192))
-    with Sandbox(SandboxLimits(memory_gb=0.15)) as box:
+    with closing(Sandbox(SandboxLimits(memory_gb=0.15))) as box:
         assert verdict(box, path) == ("too_large", "it takes more than 0.15 GB of memory")
         assert len(box.prepare(good, None, EncodeConfig()).times_us) == 60
 
@@ -60,7 +62,7 @@ def test_a_child_that_sleeps_or_crashes_or_is_ended(good: Path, monkeypatch: pyt
     start = sandbox.subprocess.Popen
     program = [serve]
     monkeypatch.setattr(sandbox.subprocess, "Popen", lambda command, **rest: start([*command[:-1], program[0]], **rest))
-    with Sandbox(SandboxLimits(wall_seconds=2)) as box:
+    with closing(Sandbox(SandboxLimits(wall_seconds=2))) as box:
         for code, expected in replies.items():
             program[0] = code
             assert verdict(box, good) == expected
@@ -78,7 +80,7 @@ def test_a_child_that_sleeps_or_crashes_or_is_ended(good: Path, monkeypatch: pyt
 
 def test_the_child_knows_no_secrets_and_writes_nothing(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
-    with Sandbox() as box:
+    with closing(Sandbox()) as box:
         box.prepare(good, None, EncodeConfig())
         assert box._child is not None
         process = Path(f"/proc/{box._child.pid}")
@@ -90,7 +92,7 @@ def test_the_child_knows_no_secrets_and_writes_nothing(good: Path, monkeypatch: 
 
 
 def test_segments(good: Path) -> None:
-    with Sandbox() as box:
+    with closing(Sandbox()) as box:
         assert len(box.prepare(good, Segment(0.4, 0.8), EncodeConfig()).times_us) == 10
         assert verdict(box, good, Segment(5, 6))[0] == "too_short"
 

@@ -8,7 +8,7 @@ import pytest
 
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.data import bench
+from tpn_ray.data import bench, reader
 from tpn_ray.data.bench import IngestBench
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import ConfigError
@@ -16,7 +16,7 @@ from tpn_ray.errors import ConfigError
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_stages_are_measured(toy_folder: Path, device: str) -> None:
-    options = IngestBench(data=str(toy_folder), micro_batches=2, rounds=1, device=device)
+    options = IngestBench(data=str(toy_folder), blocks=2, rounds=1, device=device)
     recipe = recipes.toy()
     source = ClipSource(
         manifest=load_manifest(options.data).select("train"),
@@ -26,14 +26,17 @@ def test_stages_are_measured(toy_folder: Path, device: str) -> None:
         developed=device == "cpu",
     )
     plan = bench.make_plan(source, options)
-    assert plan.steps >= 2 * (bench.WARM_UP + 2)
+    assert plan.blocks(1) >= 2 * (bench.WARM_UP_BLOCKS + 2)
     stages = bench.measure_stages(source, plan, options)
     assert next(iter(stages)) == "object store -> bytes"
     assert len(stages) == 4
-    speed, pixels, bad = bench.clips_per_second(bench.without_ray(source, plan), options)
-    assert speed > 0
-    assert pixels > 0
-    assert bad == 0
+    held = bench.fetched_for(source, plan, options)
+    for fetch in (reader.fetch, lambda _, sample: held[sample]):
+        speed, pixels, bad = bench.clips_per_second(bench.without_ray(source, plan, fetch), options)
+        assert speed > 0
+        assert pixels > 0
+        assert bad == 0
+    assert bench.ratio([1.0, 3.0, 2.0], [1.0, 1.0, 1.0]) == (2.0, (1.0, 3.0))
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -11,10 +11,9 @@ from tests.clips import videos
 from tpn_ray.clips import augment
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.decode import open_video
-from tpn_ray.data import notes
+from tpn_ray.data import handover, notes
 from tpn_ray.data.develop import develop
 from tpn_ray.data.notes import NO_CLIP, PLANES, RGB, Note
-from tpn_ray.data.worker import undeveloped
 
 PLAIN = AugmentConfig(crop_px=32, brightness=0, contrast=0, saturation=0, hue=0)
 COLOURED = AugmentConfig(crop_px=32)
@@ -37,7 +36,7 @@ def both(name: str, config: AugmentConfig, seed: int) -> tuple[NDArray[np.uint8]
     """The clip augmented here, and the same clip as it is handed over."""
     with open_video(KINDS[name][0]()) as video:
         expected = augment.train_view(video.frames(INDICES), config, augment.generator(seed, 0, 0, 0))
-        parts, note = undeveloped(video, INDICES, config, augment.generator(seed, 0, 0, 0))
+        ((parts, note),) = handover.training_clips(video, [INDICES], config, [augment.generator(seed, 0, 0, 0)])
     assert note.kind == KINDS[name][1]
     return expected, parts, note
 
@@ -78,6 +77,32 @@ def test_a_batch_does_not_change_its_clips() -> None:
     together = developed(made)
     for place, one in enumerate(made):
         assert difference(together[place], developed([one])[0]).max() <= 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("stored_px", [64, 63, 180])
+def test_centre_crops_are_those_of_the_cpu(name: str, stored_px: int) -> None:
+    """Of videos stored in the size of the test, as prepared ones are, planes are handed over; others are resized."""
+    config = AugmentConfig(crop_px=32, test_short_side_px=stored_px)
+    with open_video(KINDS[name][0]()) as video:
+        expected = augment.test_view(video.frames(INDICES), config)
+        parts, note = handover.centre_clip(video, INDICES, config)
+        fits = KINDS[name][1] == PLANES and min(video.height, video.width) == stored_px
+    assert note.kind == (PLANES if fits else RGB)
+    got = developed([(parts, note), (parts, note)])
+    assert difference(got, np.stack([expected, expected])).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["large", "rotated"])
+def test_several_clips_of_one_video(name: str) -> None:
+    indices = [INDICES, INDICES + 2, np.array([3, 3, 5, 0])]
+    with open_video(KINDS[name][0]()) as video:
+        made = handover.training_clips(video, indices, PLAIN, [augment.generator(7, 1, 2, clip) for clip in range(3)])
+        expected = [
+            augment.train_view(video.frames(places), PLAIN, augment.generator(7, 1, 2, clip))
+            for clip, places in enumerate(indices)
+        ]
+    assert difference(developed(made), np.stack(expected)).max() <= 1
 
 
 def test_clips_that_are_not_there_are_refused() -> None:

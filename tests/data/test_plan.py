@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -100,6 +102,26 @@ def test_a_plan_with_row_groups() -> None:
         Plan(samples=20, seed=1, epochs=2, batch_clips=4, micro_batch_clips=2, window_groups=0)
 
 
+@given(plans, st.integers(1, 4), st.integers(1, 4))
+def test_several_clips_of_a_video_stand_together(plan: Plan, per_video: int, workers: int) -> None:
+    """Each video of an epoch gives all of its clips, in one micro-batch; what is left does not depend on the start."""
+    sizes = {"batch_clips": plan.batch_clips * per_video, "micro_batch_clips": plan.micro_batch_clips * per_video}
+    repeated = dataclasses.replace(plan, clips_per_video=per_video, **sizes)
+    assert repeated.steps == plan.steps
+    seen = clips(repeated, workers)
+    assert [sample for _, _, sample in seen] == [
+        s for _, _, sample in clips(plan, workers) for s in [sample] * per_video
+    ]
+    assert [position for _, position, _ in seen] == list(range(len(seen)))
+    first_step = repeated.steps // 2
+    assert clips(repeated, workers + 1, first_step) == [clip for clip in seen if clip[0] >= first_step]
+
+
+def test_clips_of_a_video_are_not_torn_apart() -> None:
+    with pytest.raises(ConfigError, match="micro_batch_clips=4 is not a multiple of clips_per_video=3"):
+        Plan(samples=20, seed=1, epochs=2, batch_clips=4, micro_batch_clips=4, clips_per_video=3)
+
+
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 4))
 def test_evaluation_covers_every_video_once(samples: int, batch: int, workers: int) -> None:
     slots = evaluation_slots(samples, batch, workers)
@@ -112,3 +134,15 @@ def test_evaluation_covers_every_video_once(samples: int, batch: int, workers: i
 def test_what_cannot_be_is_refused(samples: int, batch: int, micro: int) -> None:
     with pytest.raises(ConfigError, match=f"{samples} training videos|micro_batch_clips={micro}"):
         Plan(samples=samples, seed=0, epochs=1, batch_clips=batch, micro_batch_clips=micro)
+
+
+@given(plans, st.integers(1, 6), st.data())
+def test_blocks_give_each_worker_its_slots_in_order(plan: Plan, workers: int, data: st.DataObject) -> None:
+    first_step = data.draw(st.integers(0, plan.steps - 1))
+    made = [plan.block(number, workers, first_step) for number in range(plan.blocks(workers, first_step))]
+    for worker in range(workers):
+        blocks = made[worker::workers]
+        got = [(mine.step, mine.positions.tolist(), mine.samples.tolist()) for block in blocks for mine in block]
+        slots = (plan.slot(i, workers, first_step) for i in range(worker, plan.slots(workers, first_step), workers))
+        assert got == [(slot.step, slot.positions.tolist(), slot.samples.tolist()) for slot in slots]
+        assert [len(block) for block in blocks] == [len(block) for block in made[::workers]], "equal blocks"

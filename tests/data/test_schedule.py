@@ -50,7 +50,17 @@ def test_the_stream_from_any_step_with_any_number_of_workers(
     stream = expected(schedule, workers, first)
     assert schedule.slots(workers, first) == len(stream)
     assert [plain(schedule.slot(i, workers, first)) for i in range(len(stream))] == stream
-    assert len(stream) % workers == 0
+    turns = schedule.blocks(workers, first) // workers
+    assert turns * workers == schedule.blocks(workers, first)
+    shares: list[list[tuple[object, ...]]] = [[] for _ in range(workers)]
+    for turn in range(turns):
+        blocks = [schedule.block(turn * workers + worker, workers, first) for worker in range(workers)]
+        assert len({(len(block), type(block[0])) for block in blocks}) == 1  # else the split is no round-robin
+        assert all(len({type(slot) for slot in block}) == 1 for block in blocks)
+        assert len(blocks[0]) <= schedule.plan.micro_batches_per_block
+        for share, block in zip(shares, blocks, strict=True):
+            share.extend(plain(slot) for slot in block)
+    assert shares == [stream[worker::workers] for worker in range(workers)]
     scored = {int(str(kind[1])) for kind in stream if kind[0] == "val"}
     assert scored == {step for step in range(first + 1, schedule.plan.steps + 1) if schedule.is_evaluated(step)}
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tpn_ray import recipes
-from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.data import rows
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.data import reader, rows
 from tpn_ray.data.develop import clips_of_block, develop
-from tpn_ray.data.notes import NOTHING, from_array
+from tpn_ray.data.notes import NOTHING, PLANES, from_array
 from tpn_ray.data.plan import MicroBatch
 from tpn_ray.data.views import parse_views
 from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows
@@ -33,14 +33,64 @@ def micro_batch(samples: list[int], epoch: int = 0) -> MicroBatch:
 
 
 def test_a_clip_depends_on_seed_epoch_and_sample_only(source: ClipSource) -> None:
-    together = training_rows(source, micro_batch([4, 9, 2]))
-    alone = training_rows(source, micro_batch([9]))
+    together = training_rows(source, [micro_batch([4, 9, 2])])
+    alone = training_rows(source, [micro_batch([9])])
     assert together[rows.CLIP].shape == (3, 16, 48, 48, 3)
     assert np.array_equal(together[rows.CLIP][1], alone[rows.CLIP][0])
-    assert not np.array_equal(alone[rows.CLIP], training_rows(source, micro_batch([9], epoch=1))[rows.CLIP])
+    assert not np.array_equal(alone[rows.CLIP], training_rows(source, [micro_batch([9], epoch=1)])[rows.CLIP])
     other_seed = dataclasses.replace(source, seed=4)
-    assert not np.array_equal(alone[rows.CLIP], training_rows(other_seed, micro_batch([9]))[rows.CLIP])
+    assert not np.array_equal(alone[rows.CLIP], training_rows(other_seed, [micro_batch([9])])[rows.CLIP])
     assert np.array_equal(together[rows.LABELS], source.manifest.labels[[4, 9, 2]])
+
+
+@pytest.mark.parametrize("developed", [True, False])
+def test_micro_batches_of_a_block_can_be_taken_out(source: ClipSource, developed: bool) -> None:
+    """Each is what it would be alone, up to the filling behind the pixels of a smaller one."""
+    source = dataclasses.replace(source, developed=developed)
+    micro_batches = [micro_batch([4, 9, 2]), micro_batch([3, 3, 1], epoch=1), micro_batch([-1, -1, -1])]
+    together = training_rows(source, micro_batches)
+    for number, one in enumerate(micro_batches):
+        taken = {column: values[3 * number : 3 * number + 3] for column, values in together.items()}
+        alone = training_rows(source, [one])
+        for column in taken.keys() - {rows.PIXELS}:
+            assert np.array_equal(taken[column], alone[column]), column
+        if not developed:
+            got, expected = taken[rows.PIXELS].reshape(-1), alone[rows.PIXELS].reshape(-1)
+            used = min(len(got), len(expected))
+            assert np.array_equal(got[:used], expected[:used])
+            assert not got[used:].any()
+
+
+@pytest.mark.parametrize("developed", [True, False])
+def test_several_clips_of_an_opened_video(source: ClipSource, tmp_path: Path, developed: bool) -> None:
+    """The first is the clip there would have been alone, the others are other draws; each video is opened once."""
+    uris = [*source.manifest.uris]
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    uris[2] = str(tmp_path / "empty.mp4")
+    several = dataclasses.replace(
+        source,
+        clip=dataclasses.replace(source.clip, clips_per_video=2),
+        manifest=dataclasses.replace(source.manifest, uris=uris),
+        developed=developed,
+    )
+    opened: list[int] = []
+
+    def fetch(manifest: Manifest, sample: int) -> bytes:
+        opened.append(sample)
+        return reader.fetch(manifest, sample)
+
+    made = training_rows(several, [micro_batch([4, 4, 2, 2, 9, 9])], fetch)
+    assert sorted(opened) == [2, 4, 9]
+    assert made[rows.REASON].tolist() == ["", "", "empty", "empty", "", ""]
+    got = made[rows.CLIP] if developed else clips_of_block(made, made[rows.REASON] == "", 48, "cpu").numpy()
+    if developed:
+        got = got[[0, 1, 4, 5]]
+    alone = training_rows(source, [micro_batch([4, 9])])[rows.CLIP]
+    assert np.abs(got[[0, 2]].astype(int) - alone).max() <= (0 if developed else 1)
+    assert not np.array_equal(got[0], got[1])
+    again = training_rows(several, [micro_batch([9, 9])])
+    second = again[rows.CLIP] if developed else clips_of_block(again, again[rows.REASON] == "", 48, "cpu").numpy()
+    assert np.array_equal(second, got[2:]), "whatever else is in the micro-batch"
 
 
 def test_bad_videos_are_rows_with_a_reason(source: ClipSource, tmp_path: Path) -> None:
@@ -50,7 +100,7 @@ def test_bad_videos_are_rows_with_a_reason(source: ClipSource, tmp_path: Path) -
     uris[1], uris[2] = str(tmp_path / "empty.mp4"), str(tmp_path / "text.mp4")
     uris[3] = str(tmp_path / "gone.mp4")
     broken = dataclasses.replace(source, manifest=dataclasses.replace(source.manifest, uris=uris))
-    made = training_rows(broken, micro_batch([0, 1, 2, 3]))
+    made = training_rows(broken, [micro_batch([0, 1, 2, 3])])
     assert made[rows.REASON].tolist() == ["", "empty", "not_video", "missing"]
     assert not made[rows.CLIP][1:].any()
     assert made[rows.CLIP][0].any()
@@ -78,13 +128,25 @@ def test_unknown_views(text: str) -> None:
 
 
 def test_undeveloped_clips_become_the_same_pixels(source: ClipSource) -> None:
-    undeveloped = training_rows(dataclasses.replace(source, developed=False), micro_batch([4, 9, 2]))
+    undeveloped = training_rows(dataclasses.replace(source, developed=False), [micro_batch([4, 9, 2])])
     assert undeveloped[rows.PIXELS].dtype == np.uint8
     assert len(undeveloped[rows.PIXELS]) == len(undeveloped[rows.NOTES]) == 3
     flat = torch.from_numpy(undeveloped[rows.PIXELS]).view(-1)
     clips = develop(flat, from_array(undeveloped[rows.NOTES]), source.augment.crop_px).numpy()
-    expected = training_rows(source, micro_batch([4, 9, 2]))
+    expected = training_rows(source, [micro_batch([4, 9, 2])])
     assert np.abs(clips.astype(int) - expected[rows.CLIP]).max() <= 1
+    for column in (rows.POSITION, rows.SAMPLE, rows.LABELS, rows.REASON):
+        assert np.array_equal(undeveloped[column], expected[column])
+
+
+def test_undeveloped_evaluation(source: ClipSource) -> None:
+    """Of videos that are stored in the size of the test, a device gets planes."""
+    source = dataclasses.replace(source, augment=dataclasses.replace(source.augment, test_short_side_px=64))
+    undeveloped = evaluation_rows(dataclasses.replace(source, developed=False), np.array([4, -1, 2]))
+    assert [note.kind for note in from_array(undeveloped[rows.NOTES])] == [PLANES, NOTHING, PLANES]
+    clips = clips_of_block(undeveloped, undeveloped[rows.SAMPLE] >= 0, source.augment.crop_px, "cpu").numpy()
+    expected = evaluation_rows(source, np.array([4, -1, 2]))
+    assert np.abs(clips.astype(int) - expected[rows.CLIP][[0, 2]]).max() <= 1
     for column in (rows.POSITION, rows.SAMPLE, rows.LABELS, rows.REASON):
         assert np.array_equal(undeveloped[column], expected[column])
 
@@ -92,7 +154,7 @@ def test_undeveloped_clips_become_the_same_pixels(source: ClipSource) -> None:
 def test_undeveloped_blocks_of_nothing_but_bad_videos(source: ClipSource, tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").write_bytes(b"")
     manifest = dataclasses.replace(source.manifest, uris=[str(tmp_path / "empty.mp4")] * len(source.manifest))
-    made = training_rows(dataclasses.replace(source, developed=False, manifest=manifest), micro_batch([0, 1]))
+    made = training_rows(dataclasses.replace(source, developed=False, manifest=manifest), [micro_batch([0, 1])])
     assert made[rows.REASON].tolist() == ["empty", "empty"]
     assert len(made[rows.PIXELS]) == 2
     assert [note.kind for note in from_array(made[rows.NOTES])] == [NOTHING, NOTHING]
@@ -105,7 +167,7 @@ def test_undeveloped_clips_beside_a_bad_video(source: ClipSource, tmp_path: Path
     uris = [*source.manifest.uris]
     uris[4] = str(tmp_path / "empty.mp4")
     manifest = dataclasses.replace(source.manifest, uris=uris)
-    made = training_rows(dataclasses.replace(source, developed=False, manifest=manifest), micro_batch([9, 4, 2]))
+    made = training_rows(dataclasses.replace(source, developed=False, manifest=manifest), [micro_batch([9, 4, 2])])
     clips = clips_of_block(made, made[rows.REASON] == "", source.augment.crop_px, "cpu").numpy()
-    expected = training_rows(source, micro_batch([9, 2]))[rows.CLIP]
+    expected = training_rows(source, [micro_batch([9, 2])])[rows.CLIP]
     assert np.abs(clips.astype(int) - expected).max() <= 1

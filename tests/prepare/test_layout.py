@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tpn_ray.clips.encode import EncodeConfig, Segment
+from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.entries import Entry
 from tpn_ray.clips.manifest import Manifest, build
 from tpn_ray.clips.sandbox import SandboxLimits
+from tpn_ray.clips.source_frames import Segment
 from tpn_ray.errors import BudgetError, ConfigError
 from tpn_ray.prepare.budget import check_budget, parse_share
 from tpn_ray.prepare.layout import (

@@ -222,24 +222,36 @@ def test_view(frames: Frames, config: AugmentConfig, crop: CropName = "centre") 
 
 def test_size(frames: Frames, config: AugmentConfig) -> Frames:
     """The frames with their short side resized to test_short_side_px: the part that all crops share."""
-    height, width = frames.shape[1:3]
-    scale = config.test_short_side_px / min(height, width)
+    height, width = test_shape(*frames.shape[1:3], config)
+    return frames if (height, width) == frames.shape[1:3] else _resize(frames, height, width)
+
+
+def test_shape(height_px: int, width_px: int, config: AugmentConfig) -> tuple[int, int]:
+    """Height and width of test frames."""
+    scale = config.test_short_side_px / min(height_px, width_px)
     # The short side must not fall one pixel short of the crop by rounding.
-    new_height = max(round(height * scale), config.test_short_side_px)
-    new_width = max(round(width * scale), config.test_short_side_px)
-    return frames if (new_height, new_width) == (height, width) else _resize(frames, new_height, new_width)
+    return (
+        max(round(height_px * scale), config.test_short_side_px),
+        max(round(width_px * scale), config.test_short_side_px),
+    )
 
 
 def cut_view(resized: Frames, config: AugmentConfig, crop: CropName) -> Frames:
     """A view of the frames of `test_size`."""
-    side = config.crop_px if crop == "centre" else config.test_short_side_px
-    share = {"left": 0.0, "centre": 0.5, "middle": 0.5, "right": 1.0}.get(crop)
-    if share is None:
-        raise ConfigError(f"crop is {crop!r}; known: centre, left, middle, right")
-    top, left = round((resized.shape[1] - side) * share), round((resized.shape[2] - side) * share)
+    top, left, side = view_square(resized.shape[1], resized.shape[2], config, crop)
     return np.ascontiguousarray(resized[:, top : top + side, left : left + side])
 
 
+def view_square(height_px: int, width_px: int, config: AugmentConfig, crop: CropName) -> tuple[int, int, int]:
+    """Top, left and side of a view within test frames of this size."""
+    side = config.crop_px if crop == "centre" else config.test_short_side_px
+    share = {"left": 0.0, "centre": 0.5, "middle": 0.5, "right": 1.0}.get(crop)
+    if share is None:
+        raise ConfigError(f"crop is {crop!r}; known: {', '.join((*CENTRE_CROP, *THREE_CROPS))}")
+    return round((height_px - side) * share), round((width_px - side) * share), side
+
+
+test_shape.__test__ = False  # type: ignore[attr-defined]
 test_size.__test__ = False  # type: ignore[attr-defined]
 test_view.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
 

@@ -11,10 +11,9 @@ Files whose packets carry no usable times are decoded from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from types import TracebackType
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -25,39 +24,21 @@ from numpy.typing import NDArray
 
 from tpn_ray.clips import bitstream, packets
 from tpn_ray.clips.packets import DecodeLimits
+from tpn_ray.clips.planes import Cut, PlaneCollector, Planes, plane_rows, whole
 from tpn_ray.clips.tracks import open_track
 from tpn_ray.errors import BadVideo
 
-__all__ = ["DecodeLimits", "Planes", "Video", "open_video"]
+__all__ = ["DecodeLimits", "Video", "open_video"]
 
 
-def open_video(data: bytes, limits: DecodeLimits | None = None) -> Video:
-    """Open a video held in memory; use it in a `with`. Raises BadVideo with the reason."""
-    return Video(data, limits or DecodeLimits())
-
-
-PLANAR = {"yuv420p": False, "yuvj420p": True}
-"""Pixel formats that `planes` takes -> whether the range is full whatever the stream says."""
-
-MATRICES = {1: 1, 2: 5, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
-"""What a stream says of its colour matrix (ISO/IEC 23091-2) -> the one that swscale converts by."""
-
-Box = tuple[int, int, int, int]
-"""top, left, bottom, right in pixels; the last two are behind the edge."""
-
-
-class Planes(NamedTuple):
-    """Frames as decoded, 4:2:0: half the bytes of RGB. Convert them with `tpn_ray.model.pixels`."""
-
-    y: NDArray[np.uint8]
-    """(t, h, w)"""
-    u: NDArray[np.uint8]
-    """(t, h / 2, w / 2), rounded up"""
-    v: NDArray[np.uint8]
-    matrix: int
-    """A value of MATRICES."""
-    full: bool
-    """Whether black is 0 and white 255; else 16 and 235."""
+@contextlib.contextmanager
+def open_video(data: bytes, limits: DecodeLimits | None = None) -> Iterator[Video]:
+    """A video held in memory, opened for the length of a `with`. Raises BadVideo with the reason."""
+    video = Video(data, limits or DecodeLimits())
+    try:
+        yield video
+    finally:
+        video.close()
 
 
 class Video:
@@ -74,14 +55,6 @@ class Video:
         self._counted: int | None = None
         self._stored: tuple[int, int] | None = None
         self._displayed: tuple[int, int] | None = None
-
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the decoders and the packets."""
@@ -133,40 +106,28 @@ class Video:
             raise _not_decoded(places)
         return pixels
 
-    def planes(
-        self, indices: Sequence[int] | NDArray[np.int64], cut: Callable[[int, int], Box] | None = None
-    ) -> Planes | None:
+    def planes(self, indices: Sequence[int] | NDArray[np.int64], cut: Cut = whole) -> Planes | None:
         """The same frames as they were decoded, or None for a video that is not plain 4:2:0 of 8 bits, upright.
 
-        `cut` is called with the frames' height and width and says what to keep of them; top and left must be even.
+        `cut` says what to keep of them; None also where it wants none.
         """
-        places = self._places(indices)
-        count = sum(map(len, places.values()))
-        kept: list[NDArray[np.uint8]] = []
-        form: tuple[object, ...] | None = None
+        clips = self.clip_planes([indices], [cut])
+        return clips and clips[0]
+
+    def clip_planes(
+        self, clips: Sequence[Sequence[int] | NDArray[np.int64]], cuts: Sequence[Cut]
+    ) -> list[Planes] | None:
+        """The planes of several clips, each with a cut of its own, from one pass in which a frame is decoded once."""
+        owners = [(clip, place) for clip, indices in enumerate(clips) for place in range(len(indices))]
+        places = self._places(np.concatenate([np.asarray(indices) for indices in clips]))
+        collector = PlaneCollector([len(indices) for indices in clips], cuts)
         for index, frame in self._wanted_frames(sorted(places)):
-            height, width = frame.height, frame.width
-            if form is None:
-                self._stored = (height, width)
-                form = (frame.format.name, height, width, frame.colorspace, frame.color_range)
-                # Of an odd height, swscale makes RGB in another way.
-                if form[0] not in PLANAR or frame.rotation or height % 2 or frame.colorspace not in MATRICES:
-                    return None
-                top, left, bottom, right = cut(height, width) if cut else (0, 0, height, width)
-                halves = slice(top // 2, (bottom + 1) // 2), slice(left // 2, (right + 1) // 2)
-                slices = ((slice(top, bottom), slice(left, right)), halves, halves)
-                kept = [_empty(count, *both) for both in slices]
-                matrix, full = MATRICES[frame.colorspace], PLANAR[frame.format.name] or frame.color_range == 2
-            elif form != (frame.format.name, height, width, frame.colorspace, frame.color_range):
+            self._stored = self._stored or (frame.height, frame.width)  # of RGB frames, should they be wanted instead
+            if not collector.add(frame, [owners[place] for place in places.pop(index)]):
                 return None
-            at = places.pop(index)
-            for plane, target, (down, across) in zip(frame.planes, kept, slices, strict=True):
-                rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-                for place in at:
-                    target[place] = rows[down, across]
-        if places or not kept:
+        if places:
             raise _not_decoded(places)
-        return Planes(kept[0], kept[1], kept[2], matrix, full)
+        return collector.clips()
 
     def decode_only(self, indices: Sequence[int] | NDArray[np.int64]) -> int:
         """Decode the same frames and drop them; how many there were. The floor that benchmarks compare with."""
@@ -312,13 +273,9 @@ class Video:
 
     def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """One frame (h, w, 3) as displayed. Frames of a video that changes its size get the size of its first one."""
-        if self._stored is None:
-            self._stored = (frame.height, frame.width)
-        height, width = self._stored
+        self._stored = height, width = self._stored or (frame.height, frame.width)
         rgb = self._reformatter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-        pixels = rows[:height, : width * 3].reshape(height, width, 3)
+        pixels = plane_rows(rgb.planes[0])[:height, : width * 3].reshape(height, width, 3)
         return np.rot90(pixels, _quarter_turns(frame)) if frame.rotation else pixels
 
     def _displayed_shape(self) -> tuple[int, int]:
@@ -329,10 +286,6 @@ class Video:
 def _quarter_turns(frame: VideoFrame) -> int:
     """Counter-clockwise quarter turns to the picture as displayed. Mirrored display matrices are not applied."""
     return round(frame.rotation / 90) % 4
-
-
-def _empty(frames: int, down: slice, across: slice) -> NDArray[np.uint8]:
-    return np.empty((frames, down.stop - down.start, across.stop - across.start), dtype=np.uint8)
 
 
 def _not_decoded(places: dict[int, list[int]]) -> BadVideo:

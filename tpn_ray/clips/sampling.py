@@ -33,11 +33,18 @@ class ClipConfig:
     sampling: Literal["dense", "segments"] = "dense"
     """Where the frames lie. dense: `stride_frames` apart; segments: one in each of `frames` equal parts."""
 
+    clips_per_video: int = 1
+    """Training clips drawn from a video each time it is opened, which then costs one decoding pass (repeated
+    augmentation). An epoch has so many times as many clips; those of a video stand in the same micro-batch, which
+    their number must divide."""
+
     def __post_init__(self) -> None:
         if self.frames < 1:
             raise ConfigError(f"frames is {self.frames}; a clip needs at least 1")
         if self.stride_frames < 1:
             raise ConfigError(f"stride_frames is {self.stride_frames}; it must be at least 1")
+        if self.clips_per_video < 1:
+            raise ConfigError(f"clips_per_video is {self.clips_per_video}; it must be at least 1")
         if self.sampling not in SAMPLINGS:
             raise ConfigError(f"sampling is {self.sampling!r}; known: {', '.join(SAMPLINGS)}")
 

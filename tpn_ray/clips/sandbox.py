@@ -20,11 +20,11 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
-from tpn_ray.clips.encode import EncodeConfig, Prepared, Segment, prepare_video
+from tpn_ray.clips.encode import EncodeConfig, Prepared, prepare_video
 from tpn_ray.clips.packets import DecodeLimits
+from tpn_ray.clips.source_frames import Segment
 from tpn_ray.errors import BadVideo, ConfigError, ResourceError
 
 PIPE_BYTES = 1024**2
@@ -72,18 +72,10 @@ class SandboxLimits:
 
 @dataclass
 class Sandbox:
-    """Use it in a `with`, from one thread."""
+    """Use it from one thread, and `close` it; its child also ends with this process."""
 
     limits: SandboxLimits = field(default_factory=SandboxLimits)
     _child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Sandbox:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the child."""

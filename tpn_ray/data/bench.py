@@ -1,7 +1,7 @@
 """How fast training clips come from where they are stored to the training worker, stage by stage. Runs on the driver.
 
-Stages are CPU time per clip of one core; Ray Data, end to end, is wall-clock time beside the same decoding without Ray
-in one process, in turns.
+Stages are CPU time per clip of one core. Ray Data, end to end, is wall-clock time, in turns with one process without
+Ray that decodes the same clips: from bytes that it holds (decode-only), and from where they are stored.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.data import driver, reader, rows, worker
 from tpn_ray.data.driver import DecodeResources
-from tpn_ray.data.plan import Plan
+from tpn_ray.data.plan import BLOCK_CLIPS, Plan
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import BadVideo, ConfigError
 
 Indices = NDArray[np.int64]
 
-WARM_UP = 3
-"""Micro-batches that are not counted: processes start, and connections open."""
+WARM_UP_BLOCKS = 2
+"""Blocks that are not counted: processes start, and connections open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,12 @@ class IngestBench:
     """Height and width of the network's input."""
 
     micro_batch_clips: int = 8
-    """Clips in a block."""
+    """Clips in a micro-batch; a block carries a few of them."""
 
-    micro_batches: int = 24
+    blocks: int = 12
     """Blocks that are measured in each round."""
 
-    rounds: int = 3
+    rounds: int = 5
     """Times everything is measured."""
 
     device: str = "cuda"
@@ -77,7 +77,7 @@ class IngestBench:
     """File to write the figures to."""
 
     def __post_init__(self) -> None:
-        for field in ("micro_batch_clips", "micro_batches", "rounds", "gpu_clips_per_second"):
+        for field in ("micro_batch_clips", "blocks", "rounds", "gpu_clips_per_second"):
             if getattr(self, field) <= 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be above 0")
         if self.device not in ("cuda", "cpu"):
@@ -90,9 +90,13 @@ class IngestReport:
 
     clips_per_second_per_core: dict[str, float]
     """By stage: 1 / CPU seconds of a clip; each stage contains the work of none of the others, but the last."""
-    end_to_end_over_decoding: float
-    """Ray Data, one decoding task at a time, against one process without Ray; wall clock, median of the rounds."""
+    end_to_end_over_decode_only: float
+    """Ray Data, from storage to the worker, one decoding task at a time, against one process without Ray that holds the
+    bytes; wall clock, median of the rounds."""
     spread: tuple[float, float]
+    end_to_end_over_one_process: float
+    """The same against one process that fetches the bytes as well."""
+    one_process_spread: tuple[float, float]
     ray_clips_per_second: float
     cores_per_gpu: int
     gpu_clips_per_second: float
@@ -103,10 +107,11 @@ class IngestReport:
     def __str__(self) -> str:
         lines = [f"{'clips/s per core':40}"]
         lines += [f"  {name:38}{value:10.1f}" for name, value in self.clips_per_second_per_core.items()]
-        low, high = self.spread
+        (low, high), (least, most) = self.spread, self.one_process_spread
         lines += [
-            f"Ray Data, one decoding task at a time, to the worker: {self.ray_clips_per_second:.1f} clips/s, "
-            f"{self.end_to_end_over_decoding:.2f} of the same without Ray ({low:.2f}-{high:.2f})",
+            f"Ray Data, one decoding task at a time, to the worker: {self.ray_clips_per_second:.1f} clips/s",
+            f"  {self.end_to_end_over_decode_only:.2f} ({low:.2f}-{high:.2f}) of decoding alone, bytes in memory",
+            f"  {self.end_to_end_over_one_process:.2f} ({least:.2f}-{most:.2f}) of one process that fetches as well",
             f"a GPU that trains on {self.gpu_clips_per_second:g} clips/s needs {self.cores_per_gpu} decoding cores "
             f"and takes {self.bytes_per_clip * self.gpu_clips_per_second / 1e6:.0f} MB/s of pixels",
         ]
@@ -127,21 +132,29 @@ def measure_ingest(bench: IngestBench) -> IngestReport:
     )
     plan = make_plan(source, bench)
     stages = measure_stages(source, plan, bench)
-    ratios, speeds, pixels, bad = list[float](), list[float](), 0, 0
+    speeds: dict[str, list[float]] = {"decode only": [], "one process": [], "Ray Data": []}
+    pixels, bad, held = 0, 0, fetched_for(source, plan, bench)
     for _ in range(bench.rounds):
-        alone, _, _ = clips_per_second(without_ray(source, plan), bench)
-        through, pixels, bad = clips_per_second(with_ray(source, plan), bench)
-        ratios.append(through / alone)
-        speeds.append(through)
-    speed = statistics.median(speeds)
+        for name, stream in (
+            ("decode only", without_ray(source, plan, lambda _, sample: held[sample])),
+            ("one process", without_ray(source, plan, reader.fetch)),
+            ("Ray Data", with_ray(source, plan)),
+        ):
+            speed, pixels, bad = clips_per_second(stream, bench)
+            speeds[name].append(speed)
+    against_decoding, spread = ratio(speeds["Ray Data"], speeds["decode only"])
+    against_process, process_spread = ratio(speeds["Ray Data"], speeds["one process"])
+    speed = statistics.median(speeds["Ray Data"])
     report = IngestReport(
         clips_per_second_per_core=stages,
-        end_to_end_over_decoding=statistics.median(ratios),
-        spread=(min(ratios), max(ratios)),
+        end_to_end_over_decode_only=against_decoding,
+        spread=spread,
+        end_to_end_over_one_process=against_process,
+        one_process_spread=process_spread,
         ray_clips_per_second=speed,
         cores_per_gpu=math.ceil(bench.gpu_clips_per_second / speed),
         gpu_clips_per_second=bench.gpu_clips_per_second,
-        bytes_per_clip=pixels / (bench.micro_batches * bench.micro_batch_clips),
+        bytes_per_clip=pixels / (bench.blocks * plan.micro_batches_per_block * plan.micro_batch_clips),
         bad_videos=bad,
     )
     if bench.json:
@@ -149,14 +162,19 @@ def measure_ingest(bench: IngestBench) -> IngestReport:
     return report
 
 
+def ratio(speeds: list[float], base: list[float]) -> tuple[float, tuple[float, float]]:
+    """Median of the rounds, and their range."""
+    rounds = [one / other for one, other in zip(speeds, base, strict=True)]
+    return statistics.median(rounds), (min(rounds), max(rounds))
+
+
 def make_plan(source: ClipSource, bench: IngestBench) -> Plan:
     """A run of enough steps of one micro-batch each."""
     samples = len(source.manifest)
     if samples < bench.micro_batch_clips:
         raise ConfigError(f"{samples} training videos do not fill a micro-batch of {bench.micro_batch_clips}")
-    steps = 2 * (
-        WARM_UP + bench.micro_batches
-    )  # what runs ahead is made too, and must not end before the counting does
+    # What runs ahead is made too, and must not end before the counting does.
+    steps = 2 * (WARM_UP_BLOCKS + bench.blocks) * max(1, BLOCK_CLIPS // bench.micro_batch_clips)
     return Plan(
         samples=samples,
         seed=0,
@@ -171,7 +189,8 @@ def make_plan(source: ClipSource, bench: IngestBench) -> Plan:
 
 def measure_stages(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[str, float]:
     """Clips per second of CPU time, stage by stage, on the clips of some micro-batches."""
-    samples = np.concatenate([plan.slot(index, 1).samples for index in range(min(bench.micro_batches, plan.steps))])
+    blocks = [plan.block(index, 1) for index in range(bench.blocks)]
+    samples = np.concatenate([micro_batch.samples for block in blocks for micro_batch in block])
     seconds: dict[str, list[float]] = {}
     for _ in range(bench.rounds):
         data, spent = timed(lambda: [fetched(source, int(sample)) for sample in samples])
@@ -185,8 +204,7 @@ def measure_stages(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[s
         seconds.setdefault("the floor: needed frames decoded", []).append(statistics.mean(floors))
         _, spent = timed(partial(decode_each, usable, source.developed))
         seconds.setdefault("bytes -> decoded", []).append(spent / len(usable))
-        slots = range(min(bench.micro_batches, plan.steps))
-        _, spent = timed(partial(deque, (worker.training_rows(source, plan.slot(slot, 1)) for slot in slots), 0))
+        _, spent = timed(partial(deque, (worker.training_rows(source, block) for block in blocks), 0))
         seconds.setdefault("all of it -> in the batch", []).append(spent / len(samples))
     return {name: 1 / statistics.median(values) for name, values in seconds.items()}
 
@@ -234,9 +252,16 @@ def decode_each(clips: list[tuple[bytes, Indices]], developed: bool) -> None:
 # --- end to end
 
 
-def without_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
+def fetched_for(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[int, bytes]:
+    """The bytes of the videos that one round takes, by row of the manifest."""
+    blocks = [plan.block(index, 1) for index in range(WARM_UP_BLOCKS + bench.blocks)]
+    samples = {int(sample) for block in blocks for micro_batch in block for sample in micro_batch.samples}
+    return {sample: fetched(source, sample) for sample in samples}
+
+
+def without_ray(source: ClipSource, plan: Plan, fetch: worker.Fetch) -> Iterator[worker.Rows]:
     """Blocks made by this process, one after the other."""
-    return (worker.training_rows(source, plan.slot(index, 1)) for index in range(plan.steps))
+    return (worker.training_rows(source, plan.block(index, 1), fetch) for index in range(plan.blocks(1)))
 
 
 def with_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
@@ -249,11 +274,11 @@ def with_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
 
 def clips_per_second(blocks: Iterator[worker.Rows], bench: IngestBench) -> tuple[float, int, int]:
     """Wall-clock speed behind the warm-up, bytes of pixels, and clips of bad videos."""
-    for _ in islice(blocks, WARM_UP):
+    for _ in islice(blocks, WARM_UP_BLOCKS):
         pass
     pixels = bad = clips = 0
     begin = time.perf_counter()
-    for block in islice(blocks, bench.micro_batches):
+    for block in islice(blocks, bench.blocks):
         pixels += block[rows.PIXELS if rows.PIXELS in block else rows.CLIP].nbytes
         bad += int((block[rows.REASON] != "").sum())
         clips += len(block[rows.SAMPLE])

@@ -1,6 +1,6 @@
 """Clips as decoded -> augmented clips, on the device, all of a micro-batch at once. Runs where the network runs.
 
-The pixels are those that `augment.train_view` makes, within one level before the colour jitter.
+The pixels are those that `augment.train_view` and `augment.test_view` make, within one level before the colour jitter.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tpn_ray.data import rows
 from tpn_ray.data.notes import NOTHING, PLANES, Note, from_array
+from tpn_ray.data.transfer import upload
 from tpn_ray.data.worker import Rows
 from tpn_ray.model import pixels
 
@@ -23,9 +24,8 @@ def clips_of_block(block: Rows, good: NDArray[np.bool_], size_px: int, device: s
     frames = max((note.frames for note in from_array(block[rows.NOTES])), default=0)
     if not notes:
         return torch.zeros(0, frames, size_px, size_px, 3, dtype=torch.uint8, device=device)
-    pixels = np.ascontiguousarray(block[rows.PIXELS]).reshape(-1)
-    flat = torch.tensor(pixels) if torch.device(device).type == "cpu" else torch.as_tensor(pixels).to(device)
-    return develop(flat, notes, size_px)
+    stored = np.ascontiguousarray(block[rows.PIXELS]).reshape(-1)
+    return develop(upload(stored, device), notes, size_px)
 
 
 def develop(stored: UInt8[Tensor, " bytes"], notes: list[Note], size_px: int) -> UInt8[Tensor, "n t h w c"]:

@@ -1,7 +1,7 @@
-"""The plan as a lazy `ray.data.Dataset`: one block is one ready micro-batch. Runs on drivers and Train's controller.
+"""The plan as a lazy `ray.data.Dataset`, whose blocks hold ready micro-batches. Runs on drivers and Train's controller.
 
-A range of slot numbers is cut into one-row blocks and each is decoded by one task. Cutting with `repartition` keeps
-the start cheap whatever the length of the run: with one read task per slot, 100,000 slots took 139 s to the first
+A range of block numbers is cut into one-row blocks and each is decoded by one task. Cutting with `repartition` keeps
+the start cheap whatever the length of the run: with one read task per number, 100,000 of them took 139 s to the first
 batch, this way 5 s. `preserve_order` and equal blocks make the split over ranks a fixed round-robin.
 """
 
@@ -11,16 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 
 from tpn_ray.data import worker
-from tpn_ray.data.plan import Plan, evaluation_slot
+from tpn_ray.data.plan import MicroBatch, Plan, evaluation_slot
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 
-SLOTS_PER_BLOCK = 256
+NUMBERS_PER_READ = 256
 VIEW_BLOCK_BYTES = 64 * 1024**2
 VIEW_VIDEOS = 8
 NO_PROGRESS_SECONDS = 300
@@ -51,13 +52,16 @@ def configure_context(cpus: float | None = None) -> None:
 def training_clips(
     source: ray.ObjectRef[ClipSource], plan: Plan, workers: int, first_step: int, resources: DecodeResources
 ) -> ray.data.Dataset:
-    """The plan from `first_step` on; every row has the columns of `worker.training_rows`."""
+    """The plan from `first_step` on; every row has the columns of `worker.training_rows`.
 
-    def decode(slot: Rows) -> Rows:
-        micro_batch = plan.slot(int(slot["id"][0]), workers, first_step)
-        return worker.training_rows(local_copy(source), micro_batch)
+    A block holds the next few micro-batches of one worker: take them with `iter_batches(batch_size=micro_batch_clips)`.
+    """
 
-    return _decoded(plan.slots(workers, first_step), decode, resources)
+    def decode(block: Rows) -> Rows:
+        micro_batches = plan.block(int(block["id"][0]), workers, first_step)
+        return worker.training_rows(local_copy(source), micro_batches)
+
+    return _decoded(plan.blocks(workers, first_step), decode, resources)
 
 
 def run_clips(
@@ -68,15 +72,17 @@ def run_clips(
     first_step: int,
     resources: DecodeResources,
 ) -> ray.data.Dataset:
-    """All that a run reads after `first_step`; rows of `worker.training_rows` or, in between, `evaluation_rows`."""
+    """All that a run reads after `first_step`, in the blocks of `schedule.block`; rows of `worker.training_rows` or, in
+    between, of `worker.evaluation_rows`."""
 
-    def decode(slot: Rows) -> Rows:
-        part = schedule.slot(int(slot["id"][0]), workers, first_step)
-        if isinstance(part, EvaluationBatch):
-            return worker.evaluation_rows(local_copy(validation), part.samples)
-        return worker.training_rows(local_copy(training), part)
+    def decode(number: Rows) -> Rows:
+        block = schedule.block(int(number["id"][0]), workers, first_step)
+        scored = [slot.samples for slot in block if isinstance(slot, EvaluationBatch)]
+        if scored:
+            return worker.evaluation_rows(local_copy(validation), np.concatenate(scored), together=len(scored[0]))
+        return worker.training_rows(local_copy(training), [slot for slot in block if isinstance(slot, MicroBatch)])
 
-    return _decoded(schedule.slots(workers, first_step), decode, resources)
+    return _decoded(schedule.blocks(workers, first_step), decode, resources)
 
 
 def video_views(
@@ -92,9 +98,9 @@ def video_views(
     return _decoded(-(-samples // videos), decode, resources)
 
 
-def _decoded(slots: int, decode: Callable[[Rows], Rows], resources: DecodeResources) -> ray.data.Dataset:
+def _decoded(count: int, decode: Callable[[Rows], Rows], resources: DecodeResources) -> ray.data.Dataset:
     configure_context(resources.tasks * resources.cpus if resources.tasks else None)
-    numbers = ray.data.range(slots, override_num_blocks=-(-slots // SLOTS_PER_BLOCK))
+    numbers = ray.data.range(count, override_num_blocks=-(-count // NUMBERS_PER_READ))
     compute = ray.data.TaskPoolStrategy(size=resources.tasks or None)
     return numbers.repartition(target_num_rows_per_block=1).map_batches(
         decode, batch_size=None, num_cpus=resources.cpus, compute=compute

@@ -28,7 +28,7 @@ class Note(NamedTuple):
     crop_width: int
     mirrored: bool
     matrix: int
-    """Of colours; see `tpn_ray.clips.decode.Planes`."""
+    """Of colours; see `tpn_ray.clips.planes.Planes`."""
     full: bool
     jitter: tuple[tuple[float, ...], ...]
     grey_share: float

@@ -4,7 +4,8 @@ The order is a pure function of (seed, epoch, dataset), so the only state to sav
 One plan covers the whole run, its epochs one after the other. A *step* is one update of the weights; it consists of
 `micro_batches_per_step` micro-batches of fixed size, which is the unit that BatchNorm sees and that workers share out.
 A *slot* is one micro-batch as it is streamed: steps are filled up with empty slots so that every worker gets equally
-many; slot i goes to worker i modulo the number of workers.
+many; slot i goes to worker i modulo the number of workers. A *block* is what one task makes: the next few slots of one
+worker.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from tpn_ray.errors import ConfigError
 
 Int64Array = NDArray[np.int64]
+
+BLOCK_CLIPS = 32
+"""A block is filled up to so many clips: starting a task for each micro-batch took a fifth of a core's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +49,20 @@ class Plan:
     """Videos in each row group of a prepared dataset (`Manifest.group_sizes`), in stored order; () for video files."""
     window_groups: int = 64
     """Row groups that are shuffled together; those of a window are read in the same part of the epoch."""
+    clips_per_video: int = 1
+    """Clips that each video gives in an epoch, one after the other: it is opened once for all of them."""
 
     def __post_init__(self) -> None:
         if self.batch_clips % self.micro_batch_clips:
             raise ConfigError(
                 f"batch_clips={self.batch_clips} is not a multiple of micro_batch_clips={self.micro_batch_clips}"
             )
-        if self.samples < self.batch_clips:
+        if self.clips_per_video < 1 or self.micro_batch_clips % self.clips_per_video:
+            raise ConfigError(
+                f"micro_batch_clips={self.micro_batch_clips} is not a multiple of "
+                f"clips_per_video={self.clips_per_video}"
+            )
+        if self.samples * self.clips_per_video < self.batch_clips:
             raise ConfigError(
                 f"{self.samples} training videos do not fill one batch of {self.batch_clips} clips; "
                 "give more videos or a smaller --loop.batch-clips"
@@ -67,7 +78,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.samples // self.batch_clips
+        return self.samples * self.clips_per_video // self.batch_clips
 
     @property
     def steps(self) -> int:
@@ -81,6 +92,22 @@ class Plan:
         """Slots from `first_step` to the end of the run."""
         return (self.steps - first_step) * self.slots_per_step(workers)
 
+    def blocks(self, workers: int, first_step: int = 0) -> int:
+        """Blocks that carry those slots; equally many for each worker."""
+        return -(-self.slots(workers, first_step) // (workers * self.micro_batches_per_block)) * workers
+
+    @property
+    def micro_batches_per_block(self) -> int:
+        """How many of a worker's micro-batches, one after the other, are made and sent together."""
+        return max(1, BLOCK_CLIPS // self.micro_batch_clips)
+
+    def block(self, index: int, workers: int, first_step: int = 0) -> list[MicroBatch]:
+        """The slots of block `index`, which goes to worker `index` modulo `workers`: its next ones."""
+        turn, worker = divmod(index, workers)
+        first = turn * self.micro_batches_per_block * workers + worker
+        behind = min(first + self.micro_batches_per_block * workers, self.slots(workers, first_step))
+        return [self.slot(slot, workers, first_step) for slot in range(first, behind, workers)]
+
     def slot(self, index: int, workers: int, first_step: int = 0) -> MicroBatch:
         """The clips of slot `index`, counted from the beginning of `first_step`."""
         in_run, in_step = divmod(index, self.slots_per_step(workers))
@@ -92,11 +119,12 @@ class Plan:
         start = step_of_epoch * self.batch_clips + in_step * self.micro_batch_clips
         places = np.arange(start, start + self.micro_batch_clips, dtype=np.int64)
         clips_per_epoch = self.steps_per_epoch * self.batch_clips
+        order = epoch_order(self.seed, epoch, self.groups or self.samples, self.window_groups)
         return MicroBatch(
             step=step,
             epoch=epoch,
             positions=epoch * clips_per_epoch + places,
-            samples=epoch_order(self.seed, epoch, self.groups or self.samples, self.window_groups)[places],
+            samples=order[places // self.clips_per_video],
         )
 
 

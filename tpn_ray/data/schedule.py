@@ -6,7 +6,10 @@ has to be started, or starves for CPUs that the first one holds, whenever the ne
 
 from __future__ import annotations
 
+import bisect
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tpn_ray.data.plan import Int64Array, MicroBatch, Plan, evaluation_slot, evaluation_slots
 from tpn_ray.errors import ConfigError
@@ -44,8 +47,25 @@ class Schedule:
         """Slots of one evaluation, the same number for every worker."""
         return evaluation_slots(self.validation, self.plan.micro_batch_clips, workers)
 
+    def blocks(self, workers: int, first_step: int = 0) -> int:
+        """Blocks that carry all that is left after `first_step` steps and, if one was due there, their evaluation."""
+        return self._stretches(workers, first_step)[-1].first_turn * workers
+
+    def block(self, index: int, workers: int, first_step: int = 0) -> list[MicroBatch] | list[EvaluationBatch]:
+        """The slots of block `index`, which goes to worker `index` modulo `workers`: its next ones of one kind."""
+        turn, worker = divmod(index, workers)
+        stretches = self._stretches(workers, first_step)
+        place = bisect.bisect_right(stretches, turn, key=lambda stretch: stretch.first_turn) - 1
+        first = stretches[place].first_slot + (turn - stretches[place].first_turn) * self._together * workers + worker
+        behind = min(first + self._together * workers, stretches[place + 1].first_slot)
+        return [self.slot(slot, workers, first_step) for slot in range(first, behind, workers)]  # type: ignore[return-value]
+
+    @property
+    def _together(self) -> int:
+        return self.plan.micro_batches_per_block
+
     def slots(self, workers: int, first_step: int = 0) -> int:
-        """Slots that are left after `first_step` steps and, if one is due there, their evaluation."""
+        """Slots that are left."""
         return self._before(self.plan.steps, workers) - self._before(first_step, workers)
 
     def slot(self, index: int, workers: int, first_step: int = 0) -> MicroBatch | EvaluationBatch:
@@ -68,3 +88,25 @@ class Schedule:
         """Slots that lie before the next training slot when `step` steps are done and scored."""
         evaluations = step // self.evaluate_every + (step == self.plan.steps and step % self.evaluate_every > 0)
         return step * self.plan.slots_per_step(workers) + evaluations * self.evaluation_slots(workers)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a schedule is as long-lived as its run
+    def _stretches(self, workers: int, first_step: int) -> list[_Stretch]:
+        """Where each stretch of training or of evaluation begins, and, last, where everything ends."""
+        turn = slot = 0
+        stretches = [_Stretch(turn, slot)]
+        step = first_step
+        while step < self.plan.steps:
+            end = min(self.plan.steps, (step // self.evaluate_every + 1) * self.evaluate_every)
+            for slots in ((end - step) * self.plan.slots_per_step(workers), self.evaluation_slots(workers)):
+                slot += slots
+                turn += -(-slots // (workers * self._together))
+                stretches.append(_Stretch(turn, slot))
+            step = end
+        return stretches
+
+
+class _Stretch(NamedTuple):
+    """Its first slot, and its first turn, in which every worker gets one block."""
+
+    first_turn: int
+    first_slot: int

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tpn_ray.clips import augment, sampling
-from tpn_ray.clips.augment import AugmentConfig, CropDraw
-from tpn_ray.clips.decode import Box, Video, open_video
+from tpn_ray.clips.augment import AugmentConfig
+from tpn_ray.clips.decode import Video, open_video
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data import reader, rows
-from tpn_ray.data.notes import NO_CLIP, PLANES, RGB, Note, to_array
+from tpn_ray.data import handover, reader, rows
+from tpn_ray.data.handover import Parts
+from tpn_ray.data.notes import Note
 from tpn_ray.data.plan import Int64Array, MicroBatch
 from tpn_ray.data.views import Views
 from tpn_ray.errors import BadVideo
@@ -24,9 +27,13 @@ from tpn_ray.errors import BadVideo
 READERS = 8
 """Videos fetched at the same time by one decoding process: storage latency is hidden, memory stays small."""
 
+FETCHED_AHEAD = 16
+"""Most videos whose bytes are held, or on their way, while one is decoded."""
+
 Clip = NDArray[np.uint8]
 Rows = dict[str, NDArray[Any]]
 Made = TypeVar("Made")
+Fetch = Callable[[Manifest, int], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,105 +45,71 @@ class ClipSource:
     augment: AugmentConfig
     seed: int
     developed: bool = True
-    """Whether training clips are augmented here. Else they are handed over as decoded, at half the bytes, for a GPU to
-    convert, crop and colour (`tpn_ray.data.develop`), which takes the greater part of the work from the CPUs."""
+    """Whether clips are converted, cut and coloured here. Else they are handed over as decoded, at half the bytes, for
+    a GPU to do that (`tpn_ray.data.develop`), which takes the greater part of the work from the CPUs. Views are always
+    developed."""
 
 
-def training_rows(source: ClipSource, micro_batch: MicroBatch) -> Rows:
-    """The clips of one micro-batch: `clip` of shape (n, t, h, w, c), or `pixels` and `notes` if not `developed`."""
-    made = _developed_rows(source, micro_batch) if source.developed else _undeveloped_rows(source, micro_batch)
-    return {rows.POSITION: micro_batch.positions, **made}
+def training_rows(source: ClipSource, micro_batches: Sequence[MicroBatch], fetch: Fetch = reader.fetch) -> Rows:
+    """The clips of some micro-batches, one after the other: `clip` of shape (n, t, h, w, c), or `pixels` and `notes` if
+    not `developed`.
 
-
-def _developed_rows(source: ClipSource, micro_batch: MicroBatch) -> Rows:
-
-    def clip_of(data: bytes, sample: int) -> Clip:
-        random = augment.generator(source.seed, micro_batch.epoch, sample, 0)
-        with open_video(data) as video:
-            indices = sampling.train_indices(source.clip, video.frame_count, random)
-            return augment.train_view(video.frames(indices), source.augment, random)
-
-    side = source.augment.crop_px
-    shape = (source.clip.frames, side, side, 3)
-    return decode_rows(source.manifest, micro_batch.samples, clip_of, rows.CLIP, shape)
-
-
-def _undeveloped_rows(source: ClipSource, micro_batch: MicroBatch) -> Rows:
-    def clip_of(data: bytes, sample: int) -> tuple[list[Clip], Note]:
-        random = augment.generator(source.seed, micro_batch.epoch, sample, 0)
-        with open_video(data) as video:
-            indices = sampling.train_indices(source.clip, video.frame_count, random)
-            return undeveloped(video, indices, source.augment, random)
-
-    made: list[tuple[list[Clip], Note] | None] = [None] * len(micro_batch.samples)
-    columns = make_each(source.manifest, micro_batch.samples, clip_of, made.__setitem__)
-    parts, notes, begin = list[Clip](), list[Note](), 0
-    for one in made:
-        planes, note = one or ([], NO_CLIP._replace(frames=source.clip.frames))
-        notes.append(note._replace(begin=begin))
-        parts += [plane.reshape(-1) for plane in planes]
-        begin += sum(plane.size for plane in planes)
-    row_bytes = max(1, -(-begin // len(made)))
-    filling = np.zeros(row_bytes * len(made) - begin, dtype=np.uint8)
-    pixels = np.concatenate([*parts, filling]).reshape(len(made), row_bytes)
-    return {rows.PIXELS: pixels, rows.NOTES: to_array(notes), **columns}
-
-
-def undeveloped(
-    video: Video, indices: Int64Array, config: AugmentConfig, random: np.random.Generator
-) -> tuple[list[Clip], Note]:
-    """A training clip as decoded, cut to its crop and up to a pixel around it, and what is to be done to it.
-
-    The draws are those of `augment.train_view`, in the same order.
+    Clips of one video are neighbours, and come from one pass over it.
     """
-    crop: CropDraw | None = None
+    per_video = source.clip.clips_per_video
+    samples = np.concatenate([micro_batch.samples for micro_batch in micro_batches])
+    epochs = [micro_batch.epoch for micro_batch in micro_batches for _ in micro_batch.samples]
 
-    def box_of(height: int, width: int) -> Box:
-        nonlocal crop
-        crop = augment.draw_crop(config, height, width, random)
-        bottom, right = crop.top_px + crop.height_px, crop.left_px + crop.width_px
-        return crop.top_px & ~1, crop.left_px & ~1, min(bottom + 1 & ~1, height), min(right + 1 & ~1, width)
+    def clips_of(video: Video, place: int) -> list[Any]:
+        draw = partial(augment.generator, source.seed, epochs[place], int(samples[place]))
+        randoms = [draw(clip) for clip in range(per_video)]
+        indices = [sampling.train_indices(source.clip, video.frame_count, random) for random in randoms]
+        if not source.developed:
+            return handover.training_clips(video, indices, source.augment, randoms)
+        clips = np.split(video.frames(np.concatenate(indices)), per_video)
+        return [augment.train_view(clip, source.augment, random) for clip, random in zip(clips, randoms, strict=True)]
 
-    planes = video.planes(indices, box_of)
-    if planes is not None and crop is not None:
-        stored, kind = [planes.y, planes.u, planes.v], PLANES
-        top, left = crop.top_px & 1, crop.left_px & 1
-    else:
-        frames = video.frames(indices)
-        crop = crop or augment.draw_crop(config, frames.shape[1], frames.shape[2], random)
-        across = slice(crop.left_px, crop.left_px + crop.width_px)
-        stored, kind = [np.ascontiguousarray(frames[:, crop.top_px : crop.top_px + crop.height_px, across])], RGB
-        top = left = 0
-    jitter = augment.draw_jitter(config, random)
-    return stored, Note(
-        kind=kind,
-        begin=0,
-        frames=len(stored[0]),
-        height=stored[0].shape[1],
-        width=stored[0].shape[2],
-        top=top,
-        left=left,
-        crop_height=crop.height_px,
-        crop_width=crop.width_px,
-        mirrored=crop.mirrored,
-        matrix=planes.matrix if planes else 0,
-        full=bool(planes and planes.full),
-        jitter=jitter.matrix,
-        grey_share=jitter.grey_share,
-    )
+    positions = np.concatenate([micro_batch.positions for micro_batch in micro_batches])
+    together = len(micro_batches[0].samples)
+    return {rows.POSITION: positions, **_clip_rows(source, samples, clips_of, together, per_video, fetch)}
 
 
-def evaluation_rows(source: ClipSource, samples: Int64Array) -> Rows:
-    """The middle clip of each video in its centre crop: `clip` has shape (n, t, h, w, c)."""
+def evaluation_rows(source: ClipSource, samples: Int64Array, together: int = 0) -> Rows:
+    """The middle clip of each video in its centre crop: `clip`, or `pixels` and `notes`, as of `training_rows`.
 
-    def clip_of(data: bytes, sample: int) -> Clip:
+    `together` neighbours can be taken out by themselves.
+    """
+
+    def clips_of(video: Video, place: int) -> list[Any]:
+        indices = sampling.test_indices(source.clip, video.frame_count, 1)[0]
+        if not source.developed:
+            return [handover.centre_clip(video, indices, source.augment)]
+        return [augment.test_view(video.frames(indices), source.augment)]
+
+    return {rows.POSITION: samples, **_clip_rows(source, samples, clips_of, together or len(samples))}
+
+
+def _clip_rows(
+    source: ClipSource,
+    samples: Int64Array,
+    clips_of: Callable[[Video, int], list[Any]],
+    together: int,
+    per_video: int = 1,
+    fetch: Fetch = reader.fetch,
+) -> Rows:
+    """Columns of clips and what goes with them; `together` neighbours can be taken out by themselves."""
+
+    def opened(data: bytes, place: int) -> list[Any]:
         with open_video(data) as video:
-            indices = sampling.test_indices(source.clip, video.frame_count, 1)[0]
-            return augment.test_view(video.frames(indices), source.augment)
+            return clips_of(video, place)
 
-    side = source.augment.crop_px
-    shape = (source.clip.frames, side, side, 3)
-    return {rows.POSITION: samples, **decode_rows(source.manifest, samples, clip_of, rows.CLIP, shape)}
+    if source.developed:
+        side = source.augment.crop_px
+        pixels = np.zeros((len(samples), source.clip.frames, side, side, 3), dtype=np.uint8)
+        return {rows.CLIP: pixels, **make_each(source.manifest, samples, opened, pixels.__setitem__, per_video, fetch)}
+    made: list[tuple[Parts, Note] | None] = [None] * len(samples)
+    about = make_each(source.manifest, samples, opened, made.__setitem__, per_video, fetch)
+    return {**handover.columns(made, source.clip.frames, together), **about}
 
 
 def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
@@ -167,30 +140,52 @@ def decode_rows(
 ) -> Rows:
     """Make pixels of `shape` for each sample; a bad video, or an empty place (-1), is black and says why."""
     pixels = np.zeros((len(samples), *shape), dtype=np.uint8)
-    return {column: pixels, **make_each(manifest, samples, make, pixels.__setitem__)}
+
+    def made(data: bytes, place: int) -> list[Clip]:
+        return [make(data, int(samples[place]))]
+
+    return {column: pixels, **make_each(manifest, samples, made, pixels.__setitem__)}
 
 
 def make_each(
-    manifest: Manifest, samples: Int64Array, make: Callable[[bytes, int], Made], keep: Callable[[int, Made], None]
+    manifest: Manifest,
+    samples: Int64Array,
+    make: Callable[[bytes, int], list[Made]],
+    keep: Callable[[int, Made], None],
+    per_video: int = 1,
+    fetch: Fetch = reader.fetch,
 ) -> Rows:
-    """Make something of each sample and keep it in its place; a bad video, or an empty place (-1), has none.
+    """Make something for each place and keep it there; a bad video, or an empty place (-1), has none.
 
-    Gives the columns that go with them.
+    `make` gets a video's bytes and its first place, and makes `per_video` neighbours of it. Gives the columns that go
+    with them.
     """
     reasons, messages = [""] * len(samples), [""] * len(samples)
-    with ThreadPoolExecutor(max_workers=min(READERS, len(samples))) as pool:
-        fetched = [pool.submit(reader.fetch, manifest, s) if s >= 0 else None for s in samples.tolist()]
-        for place, (sample, data) in enumerate(zip(samples.tolist(), fetched, strict=True)):
-            if data is None:
-                continue
-            try:
-                keep(place, make(data.result(), sample))
-            except BadVideo as bad:
+    for number, data in enumerate(_fetched(manifest, samples[::per_video].tolist(), fetch)):
+        if data is None:
+            continue
+        places = range(number * per_video, (number + 1) * per_video)
+        try:
+            for place, made in zip(places, make(data.result(), places[0]), strict=True):
+                keep(place, made)
+        except BadVideo as bad:
+            for place in places:
                 reasons[place], messages[place] = bad.reason, str(bad)
-            fetched[place] = None  # the bytes are not needed any more
     return {
         rows.SAMPLE: samples,
         rows.LABELS: manifest.labels[np.maximum(samples, 0)],
         rows.REASON: np.array(reasons, dtype=np.str_),
         rows.MESSAGE: np.array(messages, dtype=np.str_),
     }
+
+
+def _fetched(manifest: Manifest, samples: list[int], fetch: Fetch) -> Iterator[Future[bytes] | None]:
+    """The bytes of each sample, None for an empty place; the next ones are on their way while one is decoded."""
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[Future[bytes] | None] = deque()
+        for sample in samples:
+            ahead.append(pool.submit(fetch, manifest, sample) if sample >= 0 else None)
+            if len(ahead) > FETCHED_AHEAD:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()

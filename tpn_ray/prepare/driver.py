@@ -226,7 +226,7 @@ def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, m
         return {FAILURE: [""]}
 
     return (
-        ray.data.range(count, override_num_blocks=-(-count // data.SLOTS_PER_BLOCK))
+        ray.data.range(count, override_num_blocks=-(-count // data.NUMBERS_PER_READ))
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             make,

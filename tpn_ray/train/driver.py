@@ -116,6 +116,7 @@ def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:
         epochs=loop.epochs,
         batch_clips=loop.batch_clips,
         micro_batch_clips=loop.micro_batch_clips,
+        clips_per_video=recipe.clip.clips_per_video,
     )
 
 

@@ -37,6 +37,8 @@ class Stream:
         self._blocks, self._schedule, self._first_step = blocks, schedule, first_step
         self._workers, self._next_slot = workers, rank
         self._crop_px, self._device, self._tell = crop_px, device, tell
+        self._block: Rows = {}
+        self._held = self._taken = 0
         self.waited_seconds = 0.0
         """In all, for blocks to come."""
         self.trained: list[tuple[int, Int64Array]] = []
@@ -70,7 +72,7 @@ class Stream:
         self._next_slot += self._workers
         begin = time.perf_counter()
         try:
-            block = next(self._blocks)
+            block = self._next_micro_batch()
         except StopIteration:
             raise TrainingError(f"the data ended at step {slot.step}, before the schedule did") from None
         self.waited_seconds += time.perf_counter() - begin
@@ -82,6 +84,14 @@ class Stream:
                 f"{slot.samples.tolist()}: the order was broken on the way"
             )
         return slot, block
+
+    def _next_micro_batch(self) -> Rows:
+        """The next rows of the block at hand, or the first of the next block."""
+        if self._taken == self._held:
+            self._block, self._taken = next(self._blocks), 0
+            self._held = len(self._block[rows.SAMPLE])
+        begin, self._taken = self._taken, self._taken + self._schedule.plan.micro_batch_clips
+        return {name: column[begin : self._taken] for name, column in self._block.items()}
 
     def _usable(self, block: Rows, number: int, split: str) -> MicroBatch:
         """The clips of a block that are neither filling nor bad, on the device; bad ones are told to the driver."""

@@ -1,0 +1,103 @@
+"""The plan through Ray Data: the order, a start in the middle, and the object store's use by a slow consumer."""
+
+from __future__ import annotations
+
+import random
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+from tests.clips import videos
+from tpn_ray.clips.augment import AugmentConfig
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.sampling import ClipConfig
+from tpn_ray.data import driver, rows
+from tpn_ray.data.driver import DecodeResources
+from tpn_ray.data.plan import Plan
+from tpn_ray.data.worker import ClipSource
+
+pytestmark = pytest.mark.cluster
+
+STORE_BYTES = 200 * 1024**2
+SHARE = 0.6
+"""Of the object store at most: Ray Data takes half of it, and what a consumer holds comes on top."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A local Ray with a small object store."""
+    ray.init(address="local", num_cpus=3, object_store_memory=STORE_BYTES, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def source_of(folder: Path, clip: ClipConfig, crop_px: int) -> ClipSource:
+    manifest = load_manifest(str(folder)).select("train")
+    augment = AugmentConfig(crop_px=crop_px, test_short_side_px=crop_px)
+    return ClipSource(manifest=manifest, clip=clip, augment=augment, seed=0)
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def consume(shard: Any, micro_batch_clips: int, most_seconds: float) -> list[tuple[list[int], int]]:
+    """(positions, checksum of the pixels) of every micro-batch that a rank gets, taken at an uneven pace."""
+    seen = []
+    for batch in shard.iter_batches(batch_size=micro_batch_clips, prefetch_batches=2):
+        seen.append((batch[rows.POSITION].tolist(), zlib.crc32(batch[rows.CLIP])))
+        time.sleep(random.random() * most_seconds)
+    return seen
+
+
+def stream(source: Any, plan: Plan, workers: int, first_step: int) -> list[list[tuple[list[int], int]]]:
+    """What each rank gets."""
+    clips = driver.training_clips(source, plan, workers, first_step, DecodeResources(cpus=1))
+    shards = clips.streaming_split(workers, equal=True)
+    tasks = [consume.remote(shard, plan.micro_batch_clips, 0.02) for shard in shards]
+    ranks: list[list[tuple[list[int], int]]] = ray.get(tasks, timeout=120)
+    return ranks
+
+
+@pytest.mark.parametrize("per_video", [1, 2])
+def test_each_rank_gets_its_slots_from_any_step(toy_folder: Path, cluster: None, per_video: int) -> None:
+    clip = ClipConfig(frames=4, stride_frames=2, clips_per_video=per_video)
+    source = ray.put(source_of(toy_folder, clip, 32))
+    plan = Plan(samples=32, seed=5, epochs=9, batch_clips=6, micro_batch_clips=2, clips_per_video=per_video)
+    whole = stream(source, plan, 2, 0)
+    for rank, got in enumerate(whole):
+        slots = [plan.slot(index, 2) for index in range(rank, plan.slots(2), 2)]
+        assert [positions for positions, _ in got] == [slot.positions.tolist() for slot in slots]
+    first_step = plan.steps // 2 + 1
+    rest = stream(source, plan, 2, first_step)
+    skipped = first_step * plan.slots_per_step(2) // 2
+    assert rest == [got[skipped:] for got in whole], "the same clips, bit for bit"
+    alone = {position: crc for positions, crc in stream(source, plan, 1, first_step)[0] for position in positions[:1]}
+    shared = {position: crc for got in rest for positions, crc in got for position in positions[:1] if position >= 0}
+    assert alone == shared, "whatever the number of workers"
+
+
+def test_a_slow_consumer_spills_nothing(cluster: None, tmp_path: Path) -> None:
+    """Three times the object store goes through it, and no more than a share of it is ever used."""
+    data = videos.encode(frames=20, size=(112, 112), options={"preset": "ultrafast"})
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / f"{name}.mp4").write_bytes(data)
+    source = source_of(tmp_path, ClipConfig(frames=8, stride_frames=1), 112)
+    plan = Plan(samples=4, seed=0, epochs=500, batch_clips=4, micro_batch_clips=4)
+    clips = driver.training_clips(ray.put(source), plan, 1, 0, DecodeResources(cpus=1))
+    (shard,) = clips.streaming_split(1, equal=True)
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    most = seen = 0
+    for batch in shard.iter_batches(batch_size=4, prefetch_batches=2):
+        seen += batch[rows.CLIP].nbytes
+        time.sleep(0.02)
+        store = get_memory_info_reply(state).store_stats
+        most = max(most, store.object_store_bytes_used)
+        assert store.spilled_bytes_total == 0
+    assert seen == 2000 * 8 * 112 * 112 * 3
+    assert seen > 2.5 * STORE_BYTES
+    assert most < SHARE * STORE_BYTES, f"{most / STORE_BYTES:.2f} of the object store"
