@@ -70,7 +70,9 @@ class Arguments:
     max_bad: float = 0.01
     """Share of the videos that may be unusable before a trial stops."""
 
-    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=lambda: Machines(workers=1))
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Machines(workers=1, share_clips_gb=4.0)
+    )
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 
 

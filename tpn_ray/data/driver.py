@@ -16,6 +16,7 @@ import ray.data
 
 from tpn_ray.data import worker
 from tpn_ray.data.plan import Plan, evaluation_slot, evaluation_slots
+from tpn_ray.data.share import shared
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 
@@ -31,6 +32,10 @@ class DecodeResources:
 
     cpus: float = 1.0
     tasks: int = 0
+    share_bytes: int = 0
+    """Local disk of a node for decoded clips that other runs want too; 0 shares nothing."""
+    share_with: str = ""
+    """Who shares, such as a campaign: videos that change between two campaigns are decoded again."""
 
 
 def execution_options() -> ray.data.ExecutionOptions:
@@ -54,7 +59,9 @@ def training_clips(
 
     def decode(slot: Rows) -> Rows:
         micro_batch = plan.slot(int(slot["id"][0]), workers, first_step)
-        return worker.training_rows(local_copy(source), micro_batch)
+        clips, which = local_copy(source), f"{resources.share_with} training, epoch {micro_batch.epoch}"
+        arrays = (micro_batch.positions, micro_batch.samples)
+        return shared(resources.share_bytes, clips, which, arrays, lambda: worker.training_rows(clips, micro_batch))
 
     return _decoded(plan.slots(workers, first_step), decode, resources)
 
@@ -65,7 +72,9 @@ def evaluation_clips(
     """Every video once, in stored order, filled up to equal shares; columns of `worker.evaluation_rows`."""
 
     def decode(slot: Rows) -> Rows:
-        return worker.evaluation_rows(local_copy(source), evaluation_slot(int(slot["id"][0]), samples, batch_clips))
+        clips, numbers = local_copy(source), evaluation_slot(int(slot["id"][0]), samples, batch_clips)
+        which = f"{resources.share_with} evaluation"
+        return shared(resources.share_bytes, clips, which, [numbers], lambda: worker.evaluation_rows(clips, numbers))
 
     return _decoded(evaluation_slots(samples, batch_clips, workers), decode, resources)
 

@@ -66,6 +66,9 @@ class Machines:
     decode_tasks: int = 0
     """Most decoding tasks at once; 0: as many as fit."""
 
+    share_clips_gb: float = 0.0
+    """Local disk of each node for decoded clips that other trials of a campaign want too; 0 shares nothing."""
+
     may_grow: bool = False
     """Set it on an autoscaling cluster: what its nodes of the moment cannot give is then waited for, for half an hour,
     and not refused."""
@@ -75,6 +78,8 @@ class Machines:
             raise ConfigError(f"workers={self.workers} must be at least 1")
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0 or self.decode_cpus <= 0 or self.decode_tasks < 0:
             raise ConfigError("resources must not be negative, and decode_cpus must be above 0")
+        if self.share_clips_gb < 0:
+            raise ConfigError(f"share_clips_gb={self.share_clips_gb} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +286,12 @@ def _datasets(job: worker.Job, manifest: Manifest, machines: Machines) -> dict[s
     recipe, run_uri, start_from = job.recipe, job.run_uri, job.start_from
     # What lies behind a pause is not decoded; the order of what comes before does not depend on the number of epochs.
     plan = dataclasses.replace(job.plan, epochs=job.last_step // job.plan.steps_per_epoch)
-    resources = data.DecodeResources(cpus=machines.decode_cpus, tasks=machines.decode_tasks)
+    resources = data.DecodeResources(
+        cpus=machines.decode_cpus,
+        tasks=machines.decode_tasks,
+        share_bytes=int(machines.share_clips_gb * 1e9),
+        share_with=storage.parent(run_uri),
+    )
     sources = {
         split: ray.put(
             ClipSource(
