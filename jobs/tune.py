@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -10,6 +11,7 @@ import tyro
 
 from tpn_ray import command_line, recipes, report, session, storage
 from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.errors import BudgetError
 from tpn_ray.train.driver import Machines, recipe_for
 from tpn_ray.train.recipe import Recipe
 from tpn_ray.tune import driver, leaderboard
@@ -27,16 +29,25 @@ class Arguments:
     """As for jobs/train.py."""
 
     samples: int = 16
-    """Trials."""
+    """Trials; with a grid at most so many of its combinations, and 0 for all."""
 
-    space: str = "all"
-    """lambda_alpha, schedule or all."""
+    space: str = ""
+    """lambda_alpha, schedule, flow_and_levels or all; several joined by +. By default all, or with --vary none."""
 
-    scheduler: str = "asha"
-    """asha stops the worse trials early; none."""
+    vary: tuple[str, ...] = ()
+    """Fields by name, each as FIELD=DISTRIBUTION: optim.lr=loguniform(0.01,1) model.alpha=choice((1,2),(4,8))
+    augment.flip=uniform(0,0.5) clip.frames=whole(4,16)."""
 
-    at_once: int = 0
-    """Most trials at the same time; 0: as many as fit."""
+    searcher: str = "random"
+    """random, grid, or tpe (a model of what was seen)."""
+
+    objectives: str = "top1"
+    """top1, or top1+gmacs: accuracy against arithmetic."""
+
+    wave: int = 0
+    """promote: trials that are suggested together; 0: all, or for a model as many as leave one at the end."""
+
+    how: Annotated[driver.How, tyro.conf.arg(name="")] = field(default_factory=driver.How)
 
     seed: int = 0
     """Of the samples."""
@@ -59,7 +70,9 @@ class Arguments:
     max_bad: float = 0.01
     """Share of the videos that may be unusable before a trial stops."""
 
-    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=lambda: Machines(workers=1))
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Machines(workers=1, share_clips_gb=4.0)
+    )
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 
 
@@ -69,14 +82,14 @@ def main() -> None:
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Search around {name}.")
     manifest = load_manifest(flags.data)
     recipe = recipe_for(flags.recipe, manifest)
-    searched = space(flags.space, recipe)
+    searched = space(flags.space or ("none" if flags.vary else "all"), recipe, flags.vary)
     folder, campaign_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(f"{name}-tune")
     storage.check_writable(folder)
     machines = flags.machines
     session.connect(
         flags.address,
-        workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.at_once, 1),
-        decode_cpus=2 * machines.decode_cpus * max(flags.at_once, 1),
+        workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.how.at_once, 1),
+        decode_cpus=2 * machines.decode_cpus * max(flags.how.at_once, 1),
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)
     status = "FAILED"
@@ -92,20 +105,27 @@ def main() -> None:
             artifact_root=None if flags.tracking_uri else storage.join(folder, "mlflow-artifacts"),
             parent_run=tracked.run_id,
             max_bad=flags.max_bad,
+            session=command_line.fresh_name("session"),
         )
-        trials = driver.run(
+        wanted = driver.search_for(
             campaign,
             searched,
+            searcher=flags.searcher,
             samples=flags.samples,
-            scheduler_name=flags.scheduler,
-            at_once=flags.at_once,
             seed=flags.seed,
-            on_result=leaderboard.show_result,
+            wave=flags.wave,
+            objectives=flags.objectives,
         )
-        leaderboard.show(trials, campaign, recipe_name=name, data=flags.data, tracked=tracked)
-        status = "FINISHED"
+        outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say)
+        again = shlex.join([*sys.argv[1:], *([] if flags.name else ["--name", campaign_name])])
+        leaderboard.show(
+            outcome, campaign, searched, recipe_name=name, data=flags.data, again=f"{PROGRAM} {again}", tracked=tracked
+        )
+        status = "KILLED" if outcome.paused else "FINISHED"
     finally:
         tracked.end(status)
+    if outcome.paused:
+        raise BudgetError(outcome.paused)
 
 
 if __name__ == "__main__":

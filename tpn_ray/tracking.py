@@ -113,6 +113,19 @@ class TrackedRun:
             return False
         return True
 
+    def register_model(self, name: str, checkpoint: str, tags: Mapping[str, str]) -> str:
+        """Make a checkpoint the newest version of a registered model; the version, or "" if the server refuses."""
+        made: list[str] = []
+
+        def act() -> None:
+            if not any(model.name == name for model in self.client.search_registered_models(f"name = '{name}'")):
+                self.client.create_registered_model(name)
+            version = self.client.create_model_version(name, source=checkpoint, run_id=self.run_id, tags=dict(tags))
+            made.append(str(version.version))
+
+        self._attempt(act)
+        return made[0] if made else ""
+
     def end(self, status: str) -> bool:
         """FINISHED, FAILED or KILLED. Tries for a minute to send what is left; False if something could not be sent."""
         deadline = time.monotonic() + CLOSE_SECONDS

@@ -1,47 +1,139 @@
-"""A campaign as a user runs it: ASHA over lambda, alpha and the schedule, parent and child runs in MLflow."""
+"""Campaigns as a user runs them: promotion with a killed driver, Ray Tune's ASHA and PBT; MLflow, report, refusals."""
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.jobs.processes import run
+from tests.jobs.processes import run, start
+from tpn_ray import checkpoint as checkpoints
 from tpn_ray import tracking
+from tpn_ray.tune.journal import Journal
 
 pytestmark = pytest.mark.cluster
 
+SMALL = ["--loop.evaluate-every-epochs", "1", "--loop.batch-clips", "8", "--loop.micro-batch-clips", "8"]
 
-def test_a_first_campaign(toy_folder: Path, tmp_path: Path) -> None:
-    flags = ["toy", "--data", str(toy_folder), "--storage", str(tmp_path), "--name", "search", "--samples", "3"]
-    flags += ["--at-once", "2", "--loop.epochs", "2", "--loop.evaluate-every-epochs", "1"]
-    status, output = run("tune", *flags, seconds=280)
+
+def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:
+    return ["toy", "--data", str(data), "--storage", str(storage), "--name", name, "--at-once", "2", *SMALL, *more]
+
+
+def test_a_campaign_whose_driver_is_killed(toy_folder: Path, tmp_path: Path) -> None:
+    flags = arguments(toy_folder, tmp_path, "search", "--samples", "3", "--loop.epochs", "2", "--rungs", "2")
+    flags += ["--keep", "2", "--space", "lambda_alpha+schedule"]
+    job = start("tune", *flags)
+    folder = tmp_path / "search"
+    deadline = time.monotonic() + 150
+    while not list(folder.glob("trials/0*.json")):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, "no trial was evaluated in 150 s"
+        time.sleep(0.1)
+    below = psutil.Process(job.pid).children(recursive=True)
+    job.kill()
+    job.communicate()
+    psutil.wait_procs(below, timeout=60)
+    before = {trial.number: trial.points for trial in Journal(uri=str(folder)).trials()}
+    suggested = (folder / "waves" / "0000.json").read_bytes()
+
+    status, output = run("tune", *flags, seconds=250)
     assert status == 0, output
-    trials = set(re.findall(r"^trial (\S+)  epoch \d  validation top-1", output, re.MULTILINE))
-    assert len(trials) == 3
-    command = re.search(r"python jobs/(train)\.py (.*)", output)
+    assert "the campaign goes on: " in output
+    assert (folder / "waves" / "0000.json").read_bytes() == suggested
+    trials = Journal(uri=str(folder)).trials()
+    assert sorted(trial.epochs for trial in trials) == [1, 1, 2]
+    (promoted,) = [trial for trial in trials if trial.epochs == 2]
+    assert promoted.lineage == ("promoted at epoch 1",)
+    assert promoted.points[0].top1 == max(trial.points[0].top1 for trial in trials)
+    for number, points in before.items():  # what was measured is not measured again
+        assert trials[number].points[: len(points)] == points
+    assert checkpoints.load(promoted.points[-1].checkpoint).step == 8
+    command = re.search(r"python jobs/train\.py (.*)", output)
     assert command, output
-    assert all(flag in command[2] for flag in ("--loss.lambdas", "--optim.lr"))
-    _check_family(tracking.local_uri(str(tmp_path)))
+    assert all(flag in command[1] for flag in ("--loss.lambdas", "--optim.lr"))
+    assert (folder / "report.html").stat().st_size > 10**6
+    _check_family(tracking.local_uri(str(tmp_path)), "search")
+
+    status, output = run("tune", *flags, "--optim.momentum", "0.8")
+    assert status == 2, output
+    assert "recipe.optim.momentum: 0.9 then, 0.8 now" in output
 
 
-def _check_family(uri: str) -> None:
+def _check_family(uri: str, name: str) -> None:
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("tpn_ray").experiment_id])
     (parent,) = [run for run in runs if tracking.PARENT_TAG not in run.data.tags]
     children = [run for run in runs if run.data.tags.get(tracking.PARENT_TAG) == parent.info.run_id]
     assert len(children) == 3
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {child.data.params["optim.lr"] for child in children} != {parent.data.params["optim.lr"]}
     assert len({child.data.params["optim.lr"] for child in children}) == 3
-    assert max(child.data.metrics["val/top1"] for child in children) <= parent.data.metrics["best/val_top1"]
+    assert "promoted at epoch 1" in {child.data.tags["lineage"] for child in children}
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"leaderboard.json", "best_recipe.txt", "recipe.json"} <= files
+    assert {"leaderboard.json", "best_recipe.txt", "recipe.json", "report.html", "report.md"} <= files
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    assert version.source == parent.data.tags["best_checkpoint"]
 
 
-def test_unknown_space_and_scheduler(toy_folder: Path) -> None:
-    status, output = run("tune", "toy", "--data", str(toy_folder), "--space", "lambdas")
+def test_pbt_changes_settings_in_flight(toy_folder: Path, tmp_path: Path) -> None:
+    flags = arguments(toy_folder, tmp_path, "population", "--samples", "2", "--loop.epochs", "3", "--scheduler", "pbt")
+    status, output = run("tune", *flags, "--space", "lambda_alpha", "--searcher", "random", seconds=280)
+    assert status == 0, output
+    trials = Journal(uri=str(tmp_path / "population")).trials()
+    assert [trial.epochs for trial in trials] == [3, 3]
+    (mutant, *_) = [trial for trial in trials if trial.run]
+    assert re.match(r"from trial \d at epoch \d: ", mutant.lineage[0])
+    donor = re.match(r"from trial (\d)", mutant.lineage[0])
+    assert donor
+    assert f"/trial-000{donor[1]}" in mutant.start_from
+    saved = checkpoints.load(mutant.points[-1].checkpoint)
+    assert saved.recipe["loss"]["lambdas"] == [mutant.sample["loss.lambdas.0"]]
+
+
+def test_asha_goes_on_from_the_journal(toy_folder: Path, tmp_path: Path) -> None:
+    flags = arguments(toy_folder, tmp_path, "halving", "--samples", "2", "--loop.epochs", "2", "--scheduler", "asha")
+    flags += [
+        "--searcher",
+        "tpe",
+        "--space",
+        "none",
+        "--vary",
+        "optim.lr=loguniform(0.01,1)",
+        "model.alpha=choice((1,2),(4,8))",
+    ]
+    status, output = run("tune", *flags, seconds=200)
+    assert status == 0, output
+    before = Journal(uri=str(tmp_path / "halving")).trials()
+    assert max(trial.epochs for trial in before) == 2
+    assert all(trial.epochs == 2 or trial.stopped for trial in before)
+    status, output = run("tune", *flags, seconds=200)  # complete: nothing is trained again
+    assert status == 0, output
+    assert Journal(uri=str(tmp_path / "halving")).trials() == before
+
+
+def test_spent_hours_leave_a_campaign_that_goes_on(toy_folder: Path, tmp_path: Path) -> None:
+    flags = arguments(toy_folder, tmp_path, "short", "--samples", "2", "--loop.epochs", "1", "--rungs", "1")
+    status, output = run("tune", *flags, "--budget-hours", "0.0005")
+    assert status == 2, output
+    assert "the 0.0005 hours of --budget-hours are spent; nothing is lost" in output
+    assert len(json.loads((tmp_path / "short" / "waves" / "0000.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--space", "lambdas"], "unknown space 'lambdas'; known: lambda_alpha"),
+        (["--vary", "optim.rate=uniform(0,1)"], "no field 'optim.rate'"),
+        (["--scheduler", "best"], "unknown scheduler 'best'; known: promote, asha"),
+    ],
+)
+def test_what_is_refused_before_any_trial(flags: list[str], message: str, toy_folder: Path) -> None:
+    status, output = run("tune", "toy", "--data", str(toy_folder), *flags)
     assert status == 2
-    assert "unknown space 'lambdas'; known: lambda_alpha" in output
+    assert message in output
+    assert "Traceback" not in output

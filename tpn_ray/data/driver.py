@@ -18,6 +18,7 @@ import ray.data
 from tpn_ray.data import worker
 from tpn_ray.data.plan import MicroBatch, Plan, evaluation_slot
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
+from tpn_ray.data.share import shared
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 
@@ -34,6 +35,10 @@ class DecodeResources:
 
     cpus: float = 1.0
     tasks: int = 0
+    share_bytes: int = 0
+    """Local disk of a node for decoded clips that other runs want too; 0 shares nothing."""
+    share_with: str = ""
+    """Who shares, such as a campaign: videos that change between two campaigns are decoded again."""
 
 
 def configure_context(cpus: float | None = None) -> None:
@@ -78,9 +83,18 @@ def run_clips(
     def decode(number: Rows) -> Rows:
         block = schedule.block(int(number["id"][0]), workers, first_step)
         scored = [slot.samples for slot in block if isinstance(slot, EvaluationBatch)]
-        if scored:
-            return worker.evaluation_rows(local_copy(validation), np.concatenate(scored), together=len(scored[0]))
-        return worker.training_rows(local_copy(training), [slot for slot in block if isinstance(slot, MicroBatch)])
+        trained = [slot for slot in block if isinstance(slot, MicroBatch)]
+        clips = local_copy(validation if scored else training)
+        epochs = [micro_batch.epoch for micro_batch in trained]
+
+        def make() -> Rows:
+            if scored:
+                return worker.evaluation_rows(clips, np.concatenate(scored), together=len(scored[0]))
+            return worker.training_rows(clips, trained)
+
+        which = f"{resources.share_with} {'evaluation' if scored else f'training in epochs {epochs}'}"
+        arrays = scored or [array for part in trained for array in (part.positions, part.samples)]
+        return shared(resources.share_bytes, clips, which, arrays, make)
 
     return _decoded(schedule.blocks(workers, first_step), decode, resources)
 

@@ -62,6 +62,9 @@ class Machines:
     decode_tasks: int = 0
     """Most decoding tasks at once; 0: as many as fit."""
 
+    share_clips_gb: float = 0.0
+    """Local disk of each node for decoded clips that other trials of a campaign want too; 0 shares nothing."""
+
     min_workers: int = 0
     """Above 0, the run goes on with fewer workers, down to this many, while the cluster cannot give `workers`, and
     with more again when it can."""
@@ -77,6 +80,8 @@ class Machines:
             raise ConfigError(f"min_workers={self.min_workers} must be between 0 and workers={self.workers}")
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0 or self.decode_cpus <= 0 or self.decode_tasks < 0:
             raise ConfigError("resources must not be negative, and decode_cpus must be above 0")
+        if self.share_clips_gb < 0:
+            raise ConfigError(f"share_clips_gb={self.share_clips_gb} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +218,12 @@ def run(
             steps=plan.steps,
             training=_source(recipe, manifest, machines, "train"),
             validation=_source(recipe, manifest, machines, "val"),
-            decoding=data.DecodeResources(cpus=machines.decode_cpus, tasks=machines.decode_tasks),
+            decoding=data.DecodeResources(
+                cpus=machines.decode_cpus,
+                tasks=machines.decode_tasks,
+                share_bytes=int(machines.share_clips_gb * 1e9),
+                share_with=storage_uri,
+            ),
             label_sets=manifest.label_sets,
             dataset_version=manifest.version,
             run_uri=run_uri,

@@ -1,61 +1,106 @@
-"""The campaign: Tuner, searcher, scheduler, resume. Runs on the driver."""
+"""The campaign: promotion over synchronous rungs, or one of Ray Tune's schedulers. Runs on the driver."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.tune
-from ray.tune import schedulers
 
-from tpn_ray import storage
-from tpn_ray.errors import ConfigError, ResourceError
+from tpn_ray.errors import BudgetError, ConfigError, ResourceError
 from tpn_ray.train.driver import Machines, check_feasible
-from tpn_ray.tune.space import Space, apply
-from tpn_ray.tune.trial import Campaign, run_trial
+from tpn_ray.train.recipe import to_plain
+from tpn_ray.tune import asynchronous_driver, rungs, search
+from tpn_ray.tune.climb import Search, climb
+from tpn_ray.tune.cost import gmacs
+from tpn_ray.tune.journal import Trial
+from tpn_ray.tune.repeats import repeat
+from tpn_ray.tune.rungs import Ladder
+from tpn_ray.tune.space import Sample, Space, apply, problem
+from tpn_ray.tune.trial import Campaign, train_to
 
-METRIC = "val_top1"
-TRIAL_CPUS = 0.01
-"""A trial's own process only waits; what its workers need they reserve themselves."""
-
-
-def asha(campaign: Campaign) -> schedulers.TrialScheduler:
-    """Asynchronous successive halving: at 1/9 and 1/3 of the epochs the worse two thirds stop (Li et al., 2020)."""
-    loop = campaign.recipe.loop
-    grace = max(loop.evaluate_every_epochs, math.ceil(loop.epochs / 9))
-    return schedulers.ASHAScheduler(time_attr="epoch", max_t=loop.epochs, grace_period=grace, reduction_factor=3)
-
-
-def no_scheduler(campaign: Campaign) -> schedulers.TrialScheduler:
-    """Every trial runs to its end."""
-    return schedulers.FIFOScheduler()
-
-
-SCHEDULERS: dict[str, Callable[[Campaign], schedulers.TrialScheduler]] = {"asha": asha, "none": no_scheduler}
+PROMOTE = "promote"
+SCHEDULERS = (PROMOTE, *asynchronous_driver.SCHEDULERS)
+OBJECTIVES = ("top1", "top1+gmacs")
+GRID_AT_MOST = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """How one trial ended."""
+class How:
+    """What decides which trials train for how long."""
 
-    id: str
-    sample: dict[str, Any]
-    epochs: int
-    top1: float
-    """Its best validation top-1; -1 if it was never evaluated."""
-    checkpoint: str
-    mlflow_run: str
-    error: str
+    scheduler: str = PROMOTE
+    """promote: trials pause at rungs and the best go on, deterministically. Of Ray Tune, as results come: asha,
+    median, hyperband, pbt (changes lambda, alpha and rates in flight). none: all train to the end."""
+    rungs: int = 3
+    """promote: times that trials are compared, the end included."""
+    keep: int = 3
+    """promote: one trial in so many goes on, and rungs are so many times apart."""
+    at_once: int = 0
+    """Trials side by side; 0: as many as fit."""
+    budget_hours: float = 0.0
+    """Wall-clock time over all submissions; 0: no limit."""
+    repeats: int = 0
+    """Further seeds for each of the best."""
+    repeat_best: int = 3
+    """How many of the best are repeated."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            raise ConfigError(f"unknown scheduler {self.scheduler!r}; known: {', '.join(SCHEDULERS)}")
+        for name in ("at_once", "budget_hours", "repeats"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if self.repeats and self.repeat_best < 1:
+            raise ConfigError(f"repeat_best={self.repeat_best} must be at least 1")
 
 
-def scheduler(name: str, campaign: Campaign) -> schedulers.TrialScheduler:
-    """The scheduler of that name."""
-    if name not in SCHEDULERS:
-        raise ConfigError(f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[name](campaign)
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a campaign has by now."""
+
+    trials: list[Trial]
+    """Best first, repeats behind."""
+    at_once: int
+    paused: str = ""
+    """Why it is not at its end."""
+
+
+def search_for(
+    campaign: Campaign, space: Space, *, searcher: str, samples: int, seed: int, wave: int, objectives: str
+) -> Search:
+    """What is searched; a grid has at most as many samples as combinations. Raises ConfigError for unknown names."""
+    if searcher not in search.SEARCHERS:
+        raise ConfigError(f"unknown searcher {searcher!r}; known: {', '.join(search.SEARCHERS)}")
+    if objectives not in OBJECTIVES:
+        raise ConfigError(f"unknown objectives {objectives!r}; known: {', '.join(OBJECTIVES)}")
+    if (samples < 1 and searcher != "grid") or samples < 0 or wave < 0:
+        raise ConfigError(f"samples={samples} must be at least 1, and wave={wave} not negative")
+
+    def is_valid(sample: Sample) -> bool:
+        return not problem(campaign.recipe, sample)
+
+    def value(trial: Trial, epoch: int) -> tuple[float, ...]:
+        point = trial.at(epoch)
+        top1 = point.top1 if point else -1.0
+        return (top1,) if objectives == "top1" else (top1, -gmacs(apply(campaign.recipe, trial.sample)))
+
+    if searcher == "grid":
+        count = samples or GRID_AT_MOST
+        question = search.Question(space=space, is_valid=is_valid, seen=[], first=0, count=count, seed=0)
+        samples = len(search.grid(question))
+    return Search(
+        space=space,
+        searcher=searcher,
+        samples=samples,
+        seed=seed,
+        is_valid=is_valid,
+        objectives=value,
+        objectives_name=objectives,
+        wave=wave,
+    )
 
 
 def cpus_per_trial(machines: Machines) -> float:
@@ -79,77 +124,119 @@ def trials_at_once(machines: Machines, total: dict[str, float], wanted: int) -> 
     return min(fit, wanted) if wanted else fit
 
 
-def run(
-    campaign: Campaign,
-    space: Space,
-    *,
-    samples: int,
-    scheduler_name: str,
-    at_once: int = 0,
-    seed: int = 0,
-    on_result: Callable[[str, dict[str, Any]], None] = lambda trial, result: None,
-) -> list[Trial]:
-    """Run the campaign, or go on with the one of this name; best trial first."""
-    check_feasible(campaign.machines, campaign.recipe, ray.cluster_resources())
-    apply(campaign.recipe, {name: _example(domain) for name, domain in space.items()})  # wrong names fail now
-    trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, campaign=campaign), {"CPU": TRIAL_CPUS})
-    filesystem, path = storage.filesystem(storage.parent(campaign.uri), attempts=storage.MAX_ATTEMPTS)
-    place = f"{path}/{campaign.name}"
-    if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
-        tuner = ray.tune.Tuner.restore(
-            place, trainable, resume_unfinished=True, resume_errored=False, storage_filesystem=filesystem
-        )
+def ladder_of(campaign: Campaign, how: How) -> Ladder:
+    """Its rungs."""
+    return rungs.ladder(campaign.recipe.loop.epochs, rungs=how.rungs, keep=how.keep)
+
+
+def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
+    """What must be the same for a campaign to go on. Repeats, budget and machines may change."""
+    return {
+        "recipe": to_plain(campaign.recipe),
+        "dataset_version": campaign.manifest.version,
+        "space": {name: str(distribution) for name, distribution in wanted.space.items()},
+        "searcher": wanted.searcher,
+        "samples": wanted.samples,
+        "seed": wanted.seed,
+        "wave": wanted.wave,
+        "objectives": wanted.objectives_name,
+        "scheduler": how.scheduler,
+        "rungs": how.rungs,
+        "keep": how.keep,
+    }
+
+
+def plan_line(wanted: Search, how: How, ladder: Ladder, at_once: int) -> str:
+    """What the campaign will cost, before it begins."""
+    epochs = ladder.epochs[-1]
+    whole = wanted.samples * epochs
+    if how.scheduler == PROMOTE:
+        planned = rungs.planned_epochs(wanted.waves(ladder), ladder)
+        cost = f"{planned} epochs with rungs at {', '.join(map(str, ladder.epochs))} ({planned / whole:.0%} of {whole})"
     else:
-        tuner = ray.tune.Tuner(
-            trainable,
-            param_space=space,
-            tune_config=ray.tune.TuneConfig(
-                metric=METRIC,
-                mode="max",
-                num_samples=samples,
-                search_alg=ray.tune.search.BasicVariantGenerator(
-                    max_concurrent=trials_at_once(campaign.machines, ray.cluster_resources(), at_once),
-                    random_state=seed,
-                ),
-                scheduler=scheduler(scheduler_name, campaign),
-            ),
-            run_config=ray.tune.RunConfig(
-                name=campaign.name,
-                storage_path=path,
-                storage_filesystem=filesystem,
-                verbose=0,
-                callbacks=[_Watch(on_result)],
-            ),
+        cost = f"at most {whole} epochs"
+    return f"{wanted.samples} trials of up to {epochs} epochs, {at_once} at once: {cost}"
+
+
+def run(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> Outcome:
+    """Run the campaign, or go on with the one of this name, to its end or to the end of its hours."""
+    check_feasible(campaign.machines, campaign.recipe, ray.cluster_resources())
+    at_once = trials_at_once(campaign.machines, ray.cluster_resources(), how.at_once)
+    goes_on = campaign.journal.begin(settings(campaign, wanted, how))
+    say(plan_line(wanted, how, ladder_of(campaign, how), at_once))
+    if goes_on:
+        known = campaign.journal.trials()
+        say(f"the campaign goes on: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
+    try:
+        trials = _run(campaign, wanted, how, at_once, _hours(campaign, how.budget_hours), say)
+    except HoursSpentError as spent:
+        known = campaign.journal.trials()
+        return Outcome(
+            trials=[*_originals(known), *(trial for trial in known if trial.repeat_of is not None)],
+            at_once=at_once,
+            paused=str(spent),
         )
-    trials = [_trial(result) for result in tuner.fit()]
-    return sorted(trials, key=lambda trial: (-trial.top1, trial.id))
+    return Outcome(trials=trials, at_once=at_once)
 
 
-def _example(domain: Any) -> Any:
-    return domain.sample() if hasattr(domain, "sample") else domain
+def _run(
+    campaign: Campaign,
+    wanted: Search,
+    how: How,
+    at_once: int,
+    look: Callable[[], None],
+    say: Callable[[str], None],
+) -> list[Trial]:
+    def train(trial: Trial, epoch: int) -> Trial:
+        return train_to(trial, epoch, campaign=campaign, say=say)
 
-
-class _Watch(ray.tune.Callback):  # type: ignore[misc]  # Ray's classes are untyped here
-    """Tells the job of every report, for its progress lines."""
-
-    def __init__(self, on_result: Callable[[str, dict[str, Any]], None]) -> None:
-        self.on_result = on_result
-
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self.on_result(trial.trial_id, result)
-
-
-def _trial(result: Any) -> Trial:
-    history = result.metrics_dataframe
-    metrics = result.metrics or {}
-    evaluated = history is not None and METRIC in history
-    best = history.loc[history[METRIC].idxmax()] if evaluated else None
-    return Trial(
-        id=str(metrics.get("trial_id", storage.name(result.path))),
-        sample=dict(result.config or {}),
-        epochs=int(history["epoch"].max()) if evaluated else 0,
-        top1=float(best[METRIC]) if best is not None else -1.0,
-        checkpoint=str(best["checkpoint"]) if best is not None else "",
-        mlflow_run=str(metrics.get("mlflow_run", "")),
-        error=str(result.error).strip().splitlines()[-1] if result.error else "",
+    if how.scheduler == PROMOTE:
+        ladder = ladder_of(campaign, how)
+        trials = climb(campaign.journal, wanted, ladder, train=train, at_once=at_once, look=look, say=say)
+    else:
+        asynchronous_driver.run(campaign, wanted, how.scheduler, at_once=at_once, look=look, say=say)
+        trials = _originals(campaign.journal.trials())
+    again = repeat(
+        campaign.journal,
+        trials,
+        best=how.repeat_best,
+        seeds=how.repeats,
+        first_seed=campaign.recipe.loop.seed,
+        epochs=campaign.recipe.loop.epochs,
+        train=train,
+        at_once=at_once,
+        look=look,
     )
+    return [*trials, *again]
+
+
+def _originals(known: Sequence[Trial]) -> list[Trial]:
+    return rungs.ranked([trial for trial in known if trial.repeat_of is None])
+
+
+class HoursSpentError(BudgetError):
+    """The time of --budget-hours is over."""
+
+
+def _spent(trials: Sequence[Trial]) -> dict[str, tuple[float, float]]:
+    """By session, when its first trial began and its last one ended."""
+    sessions: dict[str, tuple[float, float]] = {}
+    for held in (held for trial in trials for held in trial.held):
+        begin, end = sessions.get(held.session, (held.begin, held.end))
+        sessions[held.session] = (min(begin, held.begin), max(end, held.end))
+    return sessions
+
+
+def _hours(campaign: Campaign, budget_hours: float) -> Callable[[], None]:
+    """Raises when the budget is spent; nothing for no budget."""
+    earlier = sum(end - begin for begin, end in _spent(campaign.journal.trials()).values())
+    begin = time.monotonic()
+
+    def look() -> None:
+        if budget_hours and earlier + time.monotonic() - begin > budget_hours * 3600:
+            raise HoursSpentError(
+                f"the {budget_hours:g} hours of --budget-hours are spent; nothing is lost: the same command with more "
+                "of them goes on"
+            )
+
+    return look

@@ -1,20 +1,35 @@
-"""One trial: sample -> recipe -> a Ray Train run of its own -> reports to Tune. Runs in a Tune trial."""
+"""One trial: sample -> recipe -> a Ray Train run of its own. Runs on the driver (`train_to`) or in a Tune trial.
+
+Either way the journal has every evaluation before anybody decides on it, and the run's name is the trial's, so that a
+trial that is begun again goes on from its last checkpoint.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from tpn_ray import tracking
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray import storage, tracking
 from tpn_ray.clips.manifest import Manifest
+from tpn_ray.errors import CheckpointError, TpnRayError, TrackingError
 from tpn_ray.progress import track
-from tpn_ray.train import driver
-from tpn_ray.train.events import Committed, Event
+from tpn_ray.tracking import TrackedRun
+from tpn_ray.train import driver, run_folder
+from tpn_ray.train.events import Committed, Event, Notice, Started
 from tpn_ray.train.recipe import Recipe, flat, to_plain
-from tpn_ray.tune.space import apply
+from tpn_ray.train.saving import Saving
+from tpn_ray.tune.journal import Held, Journal, Point, Trial
+from tpn_ray.tune.space import Sample, apply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,41 +47,222 @@ class Campaign:
     artifact_root: str | None
     parent_run: str
     max_bad: float
+    session: str
+    """The process of the driver."""
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(uri=self.uri)
 
 
-def run_trial(sample: dict[str, Any], campaign: Campaign) -> None:
-    """Train one sample; every evaluation is a report, which the scheduler may answer by ending this process."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    name = f"trial-{tune.get_context().get_trial_id()}"
-    recipe = apply(campaign.recipe, sample)
-    tracked = tracking.begin(
-        campaign.tracking_uri,
-        campaign.experiment,
-        f"{campaign.name}-{name}",
-        parameters=flat(recipe),
-        tags={"storage": f"{campaign.uri}/{name}", **{f"sample.{key}": str(value) for key, value in sample.items()}},
-        artifact_root=campaign.artifact_root,
-        parent=campaign.parent_run,
-    )
-    tracked.log_json(to_plain(recipe), "recipe.json")
-
-    def on_event(event: Event) -> None:
-        track(tracked, event)
-        if isinstance(event, Committed):  # after a report Tune may end this process at once
-            metrics = {"epoch": event.epoch, "step": event.step, "checkpoint": event.checkpoint}
-            tune.report({**metrics, **event.scores, "mlflow_run": tracked.run_id})
-
+def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str], None]) -> Trial:
+    """Train a trial up to an epoch and pause it there, exactly; returns it with that epoch's evaluation."""
+    trial = campaign.journal.read(trial.number) or trial
+    if trial.points:
+        trial = dataclasses.replace(trial, lineage=(*trial.lineage, f"promoted at epoch {trial.epochs}"))
+    book = Book(campaign, trial, say)
     try:
-        driver.run(
-            recipe,
-            campaign.manifest,
-            campaign.machines,
-            storage_uri=campaign.uri,
-            name=name,
-            on_event=on_event,
-            max_bad=campaign.max_bad,
-        )
-    except Exception:  # not what Tune raises to end a trial early: the campaign's driver settles those
-        tracked.end("FAILED")
+        _run(campaign, book, trial.sample, name=trial.name, until_epoch=epoch, start_from="", keep=2)
+    except TpnRayError as error:
+        book.end("FAILED", {"state": f"failed: {error}"[:400]})
         raise
-    tracked.end("FINISHED")
+    if book.trial.at(epoch) is None:  # a killed driver did not live to write it down
+        book.recover(storage.join(campaign.uri, trial.name), epoch)
+    done = epoch == apply(campaign.recipe, trial.sample).loop.epochs
+    book.end("FINISHED" if done else "", {"state": "complete" if done else f"paused at epoch {epoch}"})
+    return book.trial
+
+
+def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool, keep: int) -> None:
+    """Train one sample in a Tune trial; every evaluation is a report, which may end this process at once.
+
+    What the journal already has is reported first, so that a scheduler without a memory decides on it again. With
+    `pointers`, each report carries where its checkpoint is: who continues it, with the same settings or others, begins
+    there.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    number, sample = number_of(tune.get_context().get_trial_id(), config), config["sample"]
+    trial = campaign.journal.read(number) or Trial(number=number, sample=sample)
+    pointer = _pointer()
+    trial, name, start_from = _incarnation(trial, sample, pointer)
+    reported = pointer.get("epoch", 0)
+
+    def report(point: Point) -> None:
+        content = {"number": number, "epoch": point.epoch, "checkpoint": point.checkpoint}
+        metrics = {**point.scores, **content}
+        if not pointers:
+            tune.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "pointer.json").write_text(json.dumps(content))
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    for point in trial.points:
+        if point.epoch > reported:
+            report(point)
+    if trial.failure or trial.stopped or trial.epochs >= campaign.recipe.loop.epochs:
+        return
+    book = Book(campaign, trial, lambda line: None, report)
+    try:
+        _run(campaign, book, sample, name=name, until_epoch=0, start_from=start_from, keep=keep)
+    except TpnRayError as error:  # the trial's own end; what Tune raises to end it goes on
+        campaign.journal.write(dataclasses.replace(book.trial, failure=reason(error)))
+        book.end("FAILED", {"state": reason(error)})
+        return
+    book.end("FINISHED", {"state": "complete"})
+
+
+def number_of(trial_id: str, config: dict[str, Any]) -> int:
+    """A Tune trial's number in the campaign: given with its sample by a searcher that is asked, else its place among
+    Tune's variants, which ends its id. (PBT gives a trial the whole setting of another: it is not to be found there.)
+    """
+    return int(config["number"]) if "number" in config else int(trial_id.rpartition("_")[2])
+
+
+def reason(error: TpnRayError) -> str:
+    """A failure in one line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def _pointer() -> dict[str, Any]:
+    kept = tune.get_checkpoint()
+    if kept is None:
+        return {}
+    with kept.as_directory() as folder:
+        pointer: dict[str, Any] = json.loads((Path(folder) / "pointer.json").read_text())
+    return pointer
+
+
+def _incarnation(trial: Trial, sample: Sample, pointer: dict[str, Any]) -> tuple[Trial, str, str]:
+    """The trial as it is to go on, the name of its run, and the checkpoint that this began from ("": none).
+
+    A pointer to another trial's checkpoint makes it a mutant of that trial; else it goes on in its own run.
+    """
+    name = f"{trial.name}-from-{pointer['number']:04d}-epoch-{pointer['epoch']:04d}" if pointer else ""
+    if not pointer or pointer["number"] == trial.number or trial.run == name:
+        return trial, trial.run or trial.name, trial.start_from
+    changed = ", ".join(
+        f"{field.split('.', 1)[1]} {_short(trial.sample.get(field))} -> {_short(value)}"
+        for field, value in sample.items()
+        if json.loads(json.dumps(value)) != trial.sample.get(field)
+    )
+    line = f"from trial {pointer['number']} at epoch {pointer['epoch']}: {changed or 'nothing changed'}"
+    kept = tuple(point for point in trial.points if point.epoch <= pointer["epoch"])
+    mutant = dataclasses.replace(
+        trial,
+        sample=sample,
+        points=kept,
+        lineage=(*trial.lineage, line),
+        run=name,
+        start_from=pointer["checkpoint"],
+    )
+    return mutant, name, pointer["checkpoint"]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _run(
+    campaign: Campaign, book: Book, sample: Sample, *, name: str, until_epoch: int, start_from: str, keep: int
+) -> None:
+    driver.run(
+        apply(campaign.recipe, sample),
+        campaign.manifest,
+        campaign.machines,
+        storage_uri=campaign.uri,
+        name=name,
+        on_event=book,
+        max_bad=campaign.max_bad,
+        saving=Saving(keep_last=keep),
+        until_epoch=until_epoch,
+        start_from=start_from,
+    )
+
+
+class Book:
+    """Enters a run's events into the journal first, then into MLflow, then tells who waits for them."""
+
+    def __init__(
+        self,
+        campaign: Campaign,
+        trial: Trial,
+        say: Callable[[str], None],
+        report: Callable[[Point], None] = lambda point: None,
+    ) -> None:
+        self.journal, self.session, self.say, self.report = campaign.journal, campaign.session, say, report
+        self.begin, self.started = time.time(), 0.0
+        self.before = trial
+        self.tracked = begin_child(campaign, trial, say)
+        if self.tracked:
+            self.before = dataclasses.replace(trial, mlflow_run=self.tracked.run_id)
+        self.trial = self.before
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started) and not self.started:
+            self.started = time.time()
+        if isinstance(event, Notice):
+            self.say(f"{self.trial.name}: warning: {event.text}")
+        point = point_of(event) if isinstance(event, Committed) and event.scores else None
+        if point:
+            self.enter(point)
+        if self.tracked:
+            track(self.tracked, event)
+        if point:
+            self.say(f"{self.trial.name}  epoch {point.epoch}  validation top-1 {point.top1:.1%}")
+            self.report(point)
+
+    def enter(self, point: Point) -> None:
+        """Write an evaluation down, with how long the trial has held its resources by now."""
+        now = time.time()
+        held = Held(session=self.session, begin=self.begin, started=self.started or now, end=now)
+        self.trial = dataclasses.replace(self.trial.with_point(point), held=(*self.before.held, held))
+        self.journal.write(self.trial)
+
+    def recover(self, run_uri: str, epoch: int) -> None:
+        """Take the evaluation of an epoch from the run's last checkpoint."""
+        last = run_folder.last_checkpoint(run_uri)
+        saved = checkpoints.load(last) if last else None
+        if saved is None or last is None or not saved.scores:
+            raise CheckpointError(f"{run_uri} has no evaluated checkpoint of epoch {epoch}")
+        self.enter(Point(epoch=epoch, scores=saved.scores, checkpoint=last))
+
+    def end(self, status: str, tags: dict[str, str]) -> None:
+        """Close MLflow's run with a status; "" leaves it open for the trial to go on."""
+        if not self.tracked:
+            return
+        self.tracked.set_tags({**tags, "lineage": "; ".join(self.trial.lineage)})
+        if status:
+            self.tracked.end(status)
+
+
+def point_of(event: Committed) -> Point:
+    """The evaluation that a committed checkpoint brings."""
+    losses = [metrics.values["loss"] for metrics in event.history if "loss" in metrics.values]
+    return Point(
+        epoch=event.epoch,
+        scores=dict(event.scores),
+        checkpoint=event.checkpoint,
+        train_loss=sum(losses) / len(losses) if losses else None,
+    )
+
+
+def begin_child(campaign: Campaign, trial: Trial, say: Callable[[str], None]) -> TrackedRun | None:
+    """The trial's MLflow run below the campaign's; None where the server does not answer, which stops no training."""
+    recipe = apply(campaign.recipe, trial.sample)
+    sample = {f"sample.{key}": str(value) for key, value in trial.sample.items()}
+    try:
+        tracked = tracking.begin(
+            campaign.tracking_uri,
+            campaign.experiment,
+            f"{campaign.name}-{trial.name}",
+            parameters=flat(recipe),
+            tags={"storage": storage.join(campaign.uri, trial.run or trial.name), **sample},
+            artifact_root=campaign.artifact_root,
+            parent=campaign.parent_run,
+        )
+    except TrackingError as error:
+        say(f"{trial.name} is not tracked while it trains: {str(error).splitlines()[0]}")
+        return None
+    tracked.log_json(to_plain(recipe), "recipe.json")
+    return tracked

@@ -1,0 +1,87 @@
+"""A whole promotion campaign whose training is a made curve: for tests of what survives a kill.
+
+`python -m tests.tune.fake_campaign FOLDER KILLS` runs it in processes of which KILLS are killed at random times, and
+prints the table. FOLDER/trained.log gets a line for every epoch that was trained.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tpn_ray import recipes
+from tpn_ray.errors import TrainingError
+from tpn_ray.tune.climb import Search, climb
+from tpn_ray.tune.distributions import Choice, Uniform
+from tpn_ray.tune.journal import Journal, Point, Trial
+from tpn_ray.tune.rungs import Ladder
+from tpn_ray.tune.space import problem
+
+LADDER = Ladder(epochs=(1, 3, 9))
+SEARCH = Search(
+    space={"optim.lr": Uniform(0.01, 1, log=True), "model.alpha": Choice(((1, 2), (2, 4), (4, 8)))},
+    searcher="tpe",
+    samples=27,
+    seed=3,
+    is_valid=lambda sample: not problem(recipes.toy(), sample),
+    objectives=lambda trial, epoch: (top1(trial, epoch),),
+)
+FAILS = 4
+"""This trial fails in its first epoch."""
+EPOCH_SECONDS = 0.004
+
+
+def top1(trial: Trial, epoch: int) -> float:
+    """Best at a rate of 0.1; alpha (2, 4) is ahead early, and (4, 8) late."""
+    rate, alpha = trial.sample["optim.lr"], tuple(trial.sample["model.alpha"])
+    late = {(1, 2): 0.0, (2, 4): 0.1, (4, 8): 0.04 * epoch}[alpha]
+    return round(0.5 + late - abs(rate - 0.1) + 0.03 * epoch, 6)
+
+
+def run(folder: Path, at_once: int = 3) -> list[Trial]:
+    """The campaign in this process."""
+    journal = Journal(uri=str(folder))
+
+    def train(trial: Trial, epoch: int) -> Trial:
+        # What is in the journal is the checkpoint here: training goes on behind it.
+        trial = journal.read(trial.number) or trial
+        for at in range(trial.epochs + 1, epoch + 1):
+            time.sleep(random.random() * EPOCH_SECONDS)
+            if trial.number == FAILS:
+                raise TrainingError("the loss is nan at step 7")
+            scores = {"val_top1": top1(trial, at), "val_loss": 1.0}
+            trial = trial.with_point(Point(epoch=at, scores=scores, checkpoint=f"{trial.name}/{at}"))
+            journal.write(trial)
+            with (folder / "trained.log").open("a") as log:
+                log.write(f"{trial.number} {at}\n")
+        return trial
+
+    return climb(journal, SEARCH, LADDER, train=train, at_once=at_once)
+
+
+def table(trials: list[Trial]) -> str:
+    """One line a trial, with everything that must be the same."""
+    return "\n".join(f"{t.number} {t.wave} {t.epochs} {t.top1} {t.failure} {sorted(t.sample.items())}" for t in trials)
+
+
+def killed(folder: Path) -> bool:
+    """Run in a process that is killed after a random time, if it is not done by then."""
+    child = os.fork()
+    if child == 0:
+        run(folder)
+        os._exit(0)
+    time.sleep(random.random() * EPOCH_SECONDS * 10)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    place, kills = Path(sys.argv[1]), 0
+    for _ in range(int(sys.argv[2])):
+        kills += killed(place)
+    print(table(run(place)))
+    print(f"killed {kills} times")

@@ -1,0 +1,62 @@
+"""The report, as numbers in its text and as pictures in a real browser that has no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.tune import fake_campaign
+from tpn_ray.tune.journal import Held
+from tpn_ray.tune.report.numbers import Findings
+from tpn_ray.tune.report.page import as_html, as_markdown
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    trials = fake_campaign.run(tmp_path_factory.mktemp("campaign"))
+    held = Held(session="a", begin=0.0, started=60.0, end=600.0)
+    return Findings(
+        name="toy & <tune>",
+        command="python jobs/train.py toy --data videos --model.alpha 4 8",
+        campaign_command="python jobs/tune.py toy --data videos --name search",
+        space=fake_campaign.SEARCH.space,
+        epochs=9,
+        at_once=3,
+        trials=tuple(dataclasses.replace(trial, held=(held,)) for trial in trials),
+        repeats=(),
+        gmacs={0: 0.5},
+    )
+
+
+def test_markdown_has_every_trial_and_number(found: Findings) -> None:
+    text = as_markdown(found)
+    assert text.startswith("# toy & <tune>\n")
+    assert "```\npython jobs/train.py toy --data videos --model.alpha 4 8\n```" in text
+    assert all(f"| trial-{number:04d} |" in text for number in range(27))
+    assert "TrainingError: the loss is nan at step 7" in text
+    assert "- epochs trained: 62 of 243" in text
+    assert "| optim.lr |" in text
+    assert "| `optim.lr` | `loguniform(0.01, 1)` |" in text
+
+
+def test_a_browser_draws_all_plots_offline(found: Findings, tmp_path: Path) -> None:
+    place = tmp_path / "report.html"
+    place.write_text(as_html(found))
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    assert browser, f"the report is tested in a real browser: install one of {', '.join(BROWSERS)}"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=10000", "--dump-dom", f"file://{place}"]
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    body = drawn[drawn.index("<body>") :]
+    assert "<h1>toy &amp; &lt;tune&gt;</h1>" in body
+    titles = re.findall(r"<section><h2>(.*?)</h2>", body)
+    assert titles == ["Learning curves", "Settings and accuracy", "Importance", "Accuracy by alpha"]
+    assert len(re.findall(r'<div[^>]*class="[^"]*js-plotly-plot', body)) == 4  # the script adds it when it has drawn
+    assert body.count('class="trace scatter') == 26 + 2  # a curve for each trial but the failed one; two epochs

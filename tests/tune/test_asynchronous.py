@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
+from tpn_ray import recipes
+from tpn_ray.errors import ConfigError
+from tpn_ray.tune import asynchronous_driver as asynchronous
+from tpn_ray.tune.climb import Search
+from tpn_ray.tune.distributions import Choice, Uniform, Whole
+from tpn_ray.tune.journal import Journal, Point, Trial
+from tpn_ray.tune.space import Sample, Space, problem
+from tpn_ray.tune.trial import Campaign, _incarnation, number_of
+
+SPACE: Space = {"loss.lambdas.0": Uniform(0.1, 1), "model.alpha": Choice(((1, 2), (4, 8)))}
+
+
+def is_valid(sample: Sample) -> bool:
+    return not problem(recipes.toy(), sample)
+
+
+def wanted(searcher: str, space: Space = SPACE) -> Search:
+    return Search(
+        space=space,
+        searcher=searcher,
+        samples=3,
+        seed=0,
+        is_valid=is_valid,
+        objectives=lambda trial, epoch: (0.5,),
+    )
+
+
+def test_samples_are_suggested_once_and_mutants_keep_theirs(tmp_path: Path) -> None:
+    journal = Journal(uri=str(tmp_path))
+    first = asynchronous.all_samples(journal, wanted("random"))
+    assert len(first) == 3
+    mutant = {"loss.lambdas.0": 0.5, "model.alpha": [4, 8]}
+    journal.write(Trial(number=1, sample=mutant))
+    again = asynchronous.all_samples(journal, wanted("random"))
+    assert again == [first[0], mutant, first[2]]
+
+
+def test_a_model_that_is_asked_again_after_a_kill_repeats_itself(tmp_path: Path) -> None:
+    journal = Journal(uri=str(tmp_path))
+    before = asynchronous.Asking(journal, wanted("tpe"))
+    given = [before.suggest("a"), before.suggest("b")]
+    journal.write(Trial(number=0, sample=given[0]["sample"]))
+    after = asynchronous.Asking(journal, wanted("tpe"))
+    assert [after.suggest("c"), after.suggest("d")] == given
+    third = after.suggest("e")
+    assert third["number"] == 2
+    assert third["sample"] not in [one["sample"] for one in given]
+
+
+def test_pbt_mutates_what_may_change_in_flight_and_stays_in_range(campaign: Campaign) -> None:  # noqa: F811
+    scheduler = asynchronous.pbt(campaign, wanted("random", {**SPACE, "clip.frames": Whole(8, 16)}))
+    mutations = scheduler._hyperparam_mutations["sample"]
+    assert set(mutations) == set(SPACE)
+    assert mutations["model.alpha"] == [[1, 2], [4, 8]]  # as in the journal, or a neighbour would never be found
+    assert 0.1 <= mutations["loss.lambdas.0"]() < 1
+    explored = scheduler._custom_explore_fn(
+        {"sample": {"loss.lambdas.0": 1.2, "model.alpha": [4, 8], "clip.frames": 16}}
+    )
+    assert 0.99 < explored["sample"]["loss.lambdas.0"] < 1
+    with pytest.raises(ConfigError, match="pbt changes fields in flight .* none of them: clip.frames"):
+        asynchronous.pbt(campaign, wanted("random", {"clip.frames": Whole(8, 16)}))
+
+
+def test_a_trials_number_is_its_own_whosesoever_settings_it_has() -> None:
+    assert number_of("8f3c1_00007", {"sample": {}}) == 7
+    assert number_of("8f3c1d2e", {"number": 4, "sample": {}}) == 4
+
+
+def test_who_goes_on_and_who_is_a_mutant() -> None:
+    points = tuple(Point(epoch=epoch, scores={"val_top1": 0.1}, checkpoint="own") for epoch in (1, 2, 3))
+    trial = Trial(number=4, sample={"optim.lr": 0.1}, points=points)
+    assert _incarnation(trial, {"optim.lr": 0.1}, {}) == (trial, "trial-0004", "")
+    own = {"number": 4, "epoch": 2, "checkpoint": "own"}
+    assert _incarnation(trial, {"optim.lr": 0.1}, own) == (trial, "trial-0004", "")
+    donor = {"number": 1, "epoch": 2, "checkpoint": "donor"}
+    mutant, name, start = _incarnation(trial, {"optim.lr": 0.2}, donor)
+    assert (name, start) == ("trial-0004-from-0001-epoch-0002", "donor")
+    assert [point.epoch for point in mutant.points] == [1, 2]
+    assert mutant.lineage == ("from trial 1 at epoch 2: lr 0.1 -> 0.2",)
+    # Its process is lost and it is begun again: it is the same mutant, not another.
+    assert _incarnation(mutant, {"optim.lr": 0.2}, donor) == (mutant, name, start)
+    assert _incarnation(mutant, {"optim.lr": 0.2}, {**own, "epoch": 3}) == (mutant, name, start)
+    # A clone of its donor with the donor's very settings begins from the donor all the same.
+    assert _incarnation(trial, {"optim.lr": 0.1}, donor)[1:] == (name, "donor")

@@ -1,0 +1,23 @@
+"""Arithmetic of a network, counted without running it. Torch only."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tpn_ray.model.recognizer import ModelConfig, build_model
+from tpn_ray.train.recipe import Recipe
+
+
+def gmacs(recipe: Recipe) -> float:
+    """Billions of multiply-adds of one view of a video, by convolutions and linear layers."""
+    return _gmacs(recipe.model, recipe.clip.frames, recipe.augment.crop_px)
+
+
+@functools.lru_cache(maxsize=1024)
+def _gmacs(model: ModelConfig, frames: int, side_px: int) -> float:
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build_model(model, "fast").eval()(torch.empty(1, 3, frames, side_px, side_px))
+    return float(counter.get_total_flops()) / 2e9

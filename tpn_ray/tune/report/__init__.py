@@ -1,0 +1,1 @@
+"""What a campaign found, as numbers, plots and a page."""

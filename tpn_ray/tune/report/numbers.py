@@ -1,0 +1,166 @@
+"""What a campaign found, as numbers: confidence, importance, rungs against the end, hours. Pure; runs anywhere."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+from scipy import stats
+
+from tpn_ray.metrics import wilson_interval
+from tpn_ray.tune import search
+from tpn_ray.tune.journal import Trial
+from tpn_ray.tune.search import Seen
+from tpn_ray.tune.space import Space
+
+ENOUGH = 4
+"""Trials below which an importance or a correlation says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Everything that a report shows."""
+
+    name: str
+    command: str
+    """Trains the best recipe."""
+    campaign_command: str
+    space: Space
+    epochs: int
+    """Of a whole run."""
+    at_once: int
+    trials: tuple[Trial, ...]
+    """Best first; repeats are not among them."""
+    repeats: tuple[Trial, ...]
+    gmacs: dict[int, float]
+    """By trial number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hours:
+    """What machines were held for, in hours, and epochs."""
+
+    epochs: int
+    epochs_in_full: int
+    """All trials trained to the end."""
+    held: float
+    starting: float
+    """The part of it before the workers trained."""
+    in_full: float
+    """Estimate: hours per epoch as measured."""
+    wall: float
+    idle: float
+    """Share of the trials' places that nobody held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """One setting under several seeds."""
+
+    number: int
+    scores: tuple[float, ...]
+    """Of the trial itself, then of its repeats by rising seed."""
+    mean: float
+    deviation: float
+    difference: float
+    """To the setting with the best mean, over the seeds they share; negative is worse."""
+    p: float | None
+    """Two-sided paired t-test of that difference; None for the best, and where nothing varies."""
+
+
+def interval(trial: Trial) -> tuple[float, float]:
+    """95 % interval of a trial's accuracy, from the number of validation videos."""
+    if not trial.points:
+        return 0.0, 1.0
+    videos = int(trial.points[-1].scores.get("val_videos", 0))
+    return wilson_interval(round(trial.top1 * videos), videos)
+
+
+def importance(trials: Sequence[Trial], space: Space) -> tuple[int, dict[str, float]]:
+    """Share of the variance of accuracy that each field explains (fANOVA), and the epoch it is taken at.
+
+    That is the furthest epoch that half of the trials reached: the few behind it are no fair sample of the space.
+    (0, {}) where there are not enough.
+    """
+    for epoch in sorted({point.epoch for trial in trials for point in trial.points}, reverse=True):
+        reached = [(trial, point) for trial in trials if (point := trial.at(epoch)) is not None]
+        tops = {point.top1 for _, point in reached}
+        if len(reached) >= max(ENOUGH, len(trials) / 2) and len(tops) > 1:
+            seen = [Seen(sample=trial.sample, epoch=epoch, scores=(point.top1,)) for trial, point in reached]
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            study = search.as_study(space, seen, seed=0)
+            return epoch, optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return 0, {}
+
+
+def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int, float]]:
+    """(epoch, trials, Spearman's rank correlation of the accuracy then with that at the last epoch)."""
+    complete = [trial for trial in trials if trial.at(last) is not None]
+    found = []
+    for epoch in sorted({point.epoch for trial in complete for point in trial.points} - {last}):
+        pairs = [(a.top1, b.top1) for trial in complete if (a := trial.at(epoch)) and (b := trial.at(last))]
+        early, late = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        if len(pairs) >= ENOUGH and len(set(early)) > 1 and len(set(late)) > 1:
+            found.append((epoch, len(pairs), float(stats.spearmanr(early, late).statistic)))
+    return found
+
+
+def hours(trials: Sequence[Trial], whole: int, at_once: int) -> Hours:
+    """Time held and saved. Idle time is counted within each submission, from its first trial to its last."""
+    held = [one for trial in trials for one in trial.held]
+    total = sum(one.end - one.begin for one in held) / 3600
+    epochs = sum(trial.epochs for trial in trials)
+    wall = 0.0
+    for session in {one.session for one in held}:
+        mine = [one for one in held if one.session == session]
+        wall += (max(one.end for one in mine) - min(one.begin for one in mine)) / 3600
+    in_full = len(trials) * whole
+    return Hours(
+        epochs=epochs,
+        epochs_in_full=in_full,
+        held=total,
+        starting=sum(min(one.started, one.end) - one.begin for one in held) / 3600,
+        in_full=total / epochs * in_full if epochs else 0.0,
+        wall=wall,
+        idle=max(0.0, 1 - total / (wall * at_once)) if wall else 0.0,
+    )
+
+
+def repeated(trials: Sequence[Trial], repeats: Sequence[Trial]) -> list[Repeated]:
+    """Each repeated setting against the one with the best mean; seeds are paired, since order and draws are the
+    seed's."""
+    by_seed: dict[int, dict[int, float]] = {}
+    numbers = {trial.number: trial for trial in trials}
+    for trial in repeats:
+        if trial.repeat_of is not None and trial.points and not trial.failure:
+            own = by_seed.setdefault(trial.repeat_of, {-1: numbers[trial.repeat_of].top1})
+            own[int(trial.sample["loop.seed"])] = trial.top1
+    if not by_seed:
+        return []
+    best = max(by_seed, key=lambda number: (statistics.mean(by_seed[number].values()), -number))
+    rows = [_compared(number, by_seed[number], by_seed[best], number == best) for number in by_seed]
+    return sorted(rows, key=lambda row: (-row.mean, row.number))
+
+
+def _compared(number: int, mine: dict[int, float], best: dict[int, float], is_best: bool) -> Repeated:
+    seeds = sorted(mine.keys() & best.keys())
+    differences = [mine[seed] - best[seed] for seed in seeds]
+    tested = not is_best and len(seeds) > 1 and len(set(differences)) > 1
+    scores = tuple(mine[seed] for seed in sorted(mine))
+    return Repeated(
+        number=number,
+        scores=scores,
+        mean=statistics.mean(scores),
+        deviation=statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        difference=statistics.mean(differences),
+        p=float(stats.ttest_rel([mine[s] for s in seeds], [best[s] for s in seeds]).pvalue) if tested else None,
+    )
+
+
+def value_text(value: object) -> str:
+    """A value of a sample, short."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(tuple(value)) if isinstance(value, list) else str(value)
