@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from tpn_ray import storage
-from tpn_ray.clips.shards import SHARDS, shard_bytes
+from tpn_ray.clips.encode import EncodeConfig
+from tpn_ray.clips.entries import Entry
+from tpn_ray.clips.manifest import build
+from tpn_ray.clips.shards import CLAIM, DATASET, INDEX, SHARDS, shard_bytes
 from tpn_ray.errors import ConfigError, StorageError
 from tpn_ray.prepare import driver
 from tpn_ray.prepare.layout import ShardPlan
@@ -33,13 +37,34 @@ def test_finished_shards(tmp_path: Path) -> None:
     for number, job in ((0, "x"), (2, "x")):
         data = shard_bytes([], [(number, "u", "empty", "m")], job=job, split="train")
         storage.write_bytes(storage.join(str(tmp_path), SHARDS, plans[number].name), data)
-    leftover = tmp_path / SHARDS / ".train-00001.parquet.0123"
-    leftover.write_bytes(b"half of it")
     assert sorted(driver.finished(str(tmp_path), plans, "x")) == [plans[0].name, plans[2].name]
-    driver.remove_leftovers(str(tmp_path))
-    assert not leftover.exists()
     with pytest.raises(StorageError, match="made with other settings; delete it"):
         driver.finished(str(tmp_path), plans, "y")
+
+
+def test_leftovers_of_a_killed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was being written is found under the very names that writing gives it; a user's files are not touched."""
+    mine = [CLAIM, DATASET, INDEX, f"{SHARDS}/val-00001.parquet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: pytest.fail("killed"))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        for name in mine:
+            with contextlib.suppress(pytest.fail.Exception):
+                storage.write_bytes(storage.join(str(tmp_path), name), b"half of it")
+    others = [tmp_path / ".notes.txt", tmp_path / SHARDS / "train-00000.parquet", tmp_path / ".thesis.parquet.bak"]
+    for path in others:
+        path.write_bytes(b"whole")
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(mine) + len(others)
+    driver.remove_leftovers(str(tmp_path))
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
+
+
+def test_segments_are_not_copied() -> None:
+    entries = [Entry("a", "/videos/long.mp4", ("x",), "train", (1.0, 2.0))]
+    manifest = build(entries, {"/videos/long.mp4": 1000}, source="test")
+    driver.refuse_copied_segments(manifest, EncodeConfig())
+    with pytest.raises(ConfigError, match=r"begin between keyframes; leave it out, .* lower --crf"):
+        driver.refuse_copied_segments(manifest, EncodeConfig(copy=True))
 
 
 def test_errors_of_tasks_come_back_as_they_were() -> None:

@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from tpn_ray import storage
 from tpn_ray.clips import epic, kinetics, mmaction, something
 from tpn_ray.clips.entries import Annotated, AnnotationFile, some_of
-from tpn_ray.clips.manifest import SUFFIXES, Manifest, build
+from tpn_ray.clips.manifest import Manifest, build
 from tpn_ray.clips.video_folder import VideoFolder
+from tpn_ray.clips.video_lists import SUFFIXES
 from tpn_ray.errors import ConfigError, ManifestError
 
 Reader = Callable[[Sequence[AnnotationFile], VideoFolder, Sequence[AnnotationFile]], Annotated]

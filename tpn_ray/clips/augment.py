@@ -222,7 +222,7 @@ def test_view(frames: Frames, config: AugmentConfig, crop: CropName = "centre") 
 
 def test_size(frames: Frames, config: AugmentConfig) -> Frames:
     """The frames with their short side resized to test_short_side_px: the part that all crops share."""
-    height, width = test_shape(*frames.shape[1:3], config)
+    height, width = test_shape(frames.shape[1], frames.shape[2], config)
     return frames if (height, width) == frames.shape[1:3] else _resize(frames, height, width)
 
 

@@ -112,7 +112,7 @@ class Video:
         `cut` says what to keep of them; None also where it wants none.
         """
         clips = self.clip_planes([indices], [cut])
-        return clips and clips[0]
+        return clips[0] if clips else None
 
     def clip_planes(
         self, clips: Sequence[Sequence[int] | NDArray[np.int64]], cuts: Sequence[Cut]

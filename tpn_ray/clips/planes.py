@@ -65,10 +65,10 @@ class PlaneCollector:
         self._form = self._form or form
         if form != self._form:
             return False
-        for plane, number in zip(frame.planes, range(3), strict=True):
+        for number, plane in enumerate(frame.planes):
             rows = plane_rows(plane)
             for clip, place in places:
-                self._clips[clip][number][place] = rows[self._slices[clip][number]]
+                self._clips[clip][:3][number][place] = rows[self._slices[clip][number]]
         return True
 
     def clips(self) -> list[Planes]:

@@ -46,7 +46,7 @@ def training_clips(
             crop = crops[place]
             parts, note = _planes(planes[place], crop)
         else:
-            crop = crops.get(place) or augment.draw_crop(config, *frames.shape[1:3], random)
+            crop = crops.get(place) or augment.draw_crop(config, frames.shape[1], frames.shape[2], random)
             parts, note = _rgb(_cut_out(whole[place], crop), crop.mirrored)
         made.append((parts, _coloured(note, augment.draw_jitter(config, random))))
     return made

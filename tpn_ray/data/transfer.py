@@ -30,4 +30,4 @@ def upload(array: NDArray[np.generic], device: str) -> Tensor:
 
 @functools.cache
 def _copying_stream(device: str) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,9 @@ SHARD_SECONDS = 24 * 3600
 
 SAMPLE_VIDEOS = 8
 FAILURE = "failure"
+
+LEFTOVER = re.compile(rf"\.({shard_files.CLAIM}|{shard_files.DATASET}|[a-z]+(-\d+)?\.parquet)\.[0-9a-f]{{32}}")
+"""Names of files that this job was writing when it was killed, as `storage.write_bytes` makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +102,8 @@ def run(
 ) -> Summary:
     """Prepare every video of the manifest into `folder`. Raises BudgetError, and other TpnRayErrors."""
     begin = time.monotonic()
-    if encode.copy and manifest.segments_seconds is not None:
-        raise ConfigError("--copy keeps whole files, but these are segments of longer videos; leave it out")
+    refuse_copied_segments(manifest, encode)
+    remove_leftovers(folder)
     settings = settings_of(manifest, encode, limits, shards)
     claim(folder, settings)
     plans = plan_shards(manifest, shards)
@@ -123,7 +127,6 @@ def run(
         check_budget(bad, len(manifest), max_bad)
 
     totals = make_shards(job, tasks, watch) if job.shards else Totals()
-    remove_leftovers(folder)
     done = finished(folder, plans, settings_hash(settings))
     dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings)
     return Summary(
@@ -133,6 +136,15 @@ def run(
         seconds=time.monotonic() - begin,
         clip_seconds=measure_saving(manifest, folder, tasks),
     )
+
+
+def refuse_copied_segments(manifest: Manifest, encode: EncodeConfig) -> None:
+    """Raise ConfigError: a copied segment would have to begin at a keyframe before it, and carry hidden pictures."""
+    if encode.copy and manifest.segments_seconds is not None:
+        raise ConfigError(
+            "--copy keeps whole files, but these are segments of longer videos, which begin between keyframes; leave "
+            "it out, and to lose less of the pictures give a lower --crf (such as 17) and a larger --short-side-px"
+        )
 
 
 # --- what is there already
@@ -170,10 +182,15 @@ def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, Sh
 
 
 def remove_leftovers(folder: str) -> None:
-    """Half-written files of a run that was killed; object stores show none."""
+    """Remove half-written files of a run that was killed.
+
+    Object stores show none; the parts of an unfinished upload are ended there by a rule of the bucket (README).
+    """
     if not storage.is_s3(folder):
-        for path in (Path(storage.absolute(folder)) / shard_files.SHARDS).glob(".*.parquet.*"):
-            path.unlink(missing_ok=True)
+        root = Path(storage.absolute(folder))
+        for path in (*root.glob(".*"), *(root / shard_files.SHARDS).glob(".*")):
+            if LEFTOVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 # --- the work

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
 from tpn_ray.clips.shards import SHARDS, VIDEO, Bad, shard_bytes
 from tpn_ray.errors import BadVideo, NotFoundError
 from tpn_ray.prepare.layout import ShardPlan, segment_of
+from tpn_ray.prepare.scratch import scratch_folder
 
 FETCH_AHEAD = 4
 """Source files that lie on the worker's disk beside the one that is converted: storage latency is hidden."""
@@ -159,19 +159,19 @@ def _sources(job: PrepareJob, rows: tuple[int, ...]) -> Iterator[tuple[int, Call
             names[-1].append(row)
         else:
             names.append([row])
-    with tempfile.TemporaryDirectory(prefix="tpn_ray-") as scratch, ThreadPoolExecutor(FETCH_AHEAD) as pool:
+    with scratch_folder() as scratch, ThreadPoolExecutor(FETCH_AHEAD) as pool:
 
         def start(place: int) -> Future[Path]:
             row = names[place][0]
             most = MAX_SOURCE_BYTES if segment_of(manifest, row) else job.limits.decode.max_bytes
-            return pool.submit(fetch_file, manifest, row, Path(scratch) / str(place), most)
+            return pool.submit(fetch_file, manifest, row, scratch / str(place), most)
 
         ahead = {place: start(place) for place in range(min(FETCH_AHEAD, len(names)))}
         for place, sharing in enumerate(names):
             file = ahead.pop(place)
             for row in sharing:
                 yield row, file.result
-            (Path(scratch) / str(place)).unlink(missing_ok=True)
+            (scratch / str(place)).unlink(missing_ok=True)
             if place + FETCH_AHEAD < len(names):
                 ahead[place + FETCH_AHEAD] = start(place + FETCH_AHEAD)
 
