@@ -52,6 +52,9 @@ class Arguments:
     seed: int = 0
     """Of the samples."""
 
+    estimate: bool = False
+    """Only train one epoch, and say what the campaign would take."""
+
     storage: str = "runs"
     """Where the trials' checkpoints go: a folder that every node sees, or s3://bucket/prefix."""
 
@@ -116,6 +119,10 @@ def main() -> None:
             wave=flags.wave,
             objectives=flags.objectives,
         )
+        if flags.estimate:
+            driver.estimate(campaign, wanted, flags.how, say=leaderboard.say)
+            status = "FINISHED"
+            return
         outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say)
         again = shlex.join([*sys.argv[1:], *([] if flags.name else ["--name", campaign_name])])
         leaderboard.show(

@@ -26,7 +26,7 @@ def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:
 
 
 def test_a_campaign_whose_driver_is_killed(toy_folder: Path, tmp_path: Path) -> None:
-    flags = arguments(toy_folder, tmp_path, "search", "--samples", "3", "--loop.epochs", "2", "--rungs", "2")
+    flags = arguments(toy_folder, tmp_path, "search", "--samples", "2", "--loop.epochs", "2", "--rungs", "2")
     flags += ["--keep", "2", "--space", "lambda_alpha+schedule"]
     job = start("tune", *flags)
     folder = tmp_path / "search"
@@ -47,7 +47,7 @@ def test_a_campaign_whose_driver_is_killed(toy_folder: Path, tmp_path: Path) -> 
     assert "the campaign goes on: " in output
     assert (folder / "waves" / "0000.json").read_bytes() == suggested
     trials = Journal(uri=str(folder)).trials()
-    assert sorted(trial.epochs for trial in trials) == [1, 1, 2]
+    assert sorted(trial.epochs for trial in trials) == [1, 2]
     (promoted,) = [trial for trial in trials if trial.epochs == 2]
     assert promoted.lineage == ("promoted at epoch 1",)
     assert promoted.points[0].top1 == max(trial.points[0].top1 for trial in trials)
@@ -60,19 +60,15 @@ def test_a_campaign_whose_driver_is_killed(toy_folder: Path, tmp_path: Path) -> 
     assert (folder / "report.html").stat().st_size > 10**6
     _check_family(tracking.local_uri(str(tmp_path)), "search")
 
-    status, output = run("tune", *flags, "--optim.momentum", "0.8")
-    assert status == 2, output
-    assert "recipe.optim.momentum: 0.9 then, 0.8 now" in output
-
 
 def _check_family(uri: str, name: str) -> None:
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("tpn_ray").experiment_id])
     (parent,) = [run for run in runs if tracking.PARENT_TAG not in run.data.tags]
     children = [run for run in runs if run.data.tags.get(tracking.PARENT_TAG) == parent.info.run_id]
-    assert len(children) == 3
+    assert len(children) == 2
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert len({child.data.params["optim.lr"] for child in children}) == 3
+    assert len({child.data.params["optim.lr"] for child in children}) == 2
     assert "promoted at epoch 1" in {child.data.tags["lineage"] for child in children}
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"leaderboard.json", "best_recipe.txt", "recipe.json", "report.html", "report.md"} <= files

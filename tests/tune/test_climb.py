@@ -14,7 +14,7 @@ from tests.tune.fake_campaign import FAILS, LADDER, SEARCH
 from tpn_ray.errors import BudgetError, CheckpointError, StorageError
 from tpn_ray.tune.climb import climb
 from tpn_ray.tune.journal import Held, Journal, Point, Trial
-from tpn_ray.tune.rungs import planned_epochs
+from tpn_ray.tune.rungs import planned
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def test_the_best_are_promoted_and_no_epoch_is_trained_twice(undisturbed: tuple[
         assert {trial.number for trial in first[:3]} == {trial.number for trial in members if trial.epochs > 1}
     lines = trained(folder)
     assert len(lines) == len(set(lines)) == sum(trial.epochs for trial in trials)
-    assert planned_epochs(SEARCH.waves(LADDER), LADDER) == len(lines) + 1  # one epoch failed
+    assert planned(SEARCH.waves(LADDER), LADDER)[0] == len(lines) + 1  # one epoch failed
     assert trials[0].top1 == max(trial.top1 for trial in trials)
 
 

@@ -78,11 +78,13 @@ def test_nonsense(wrong: dict[str, object]) -> None:
 def test_what_it_will_cost(campaign: Campaign) -> None:
     fields = space("lambda_alpha", campaign.recipe)
     arguments = {"searcher": "random", "samples": 9, "seed": 0, "wave": 0, "objectives": "top1"}
-    wanted, how = search_for(campaign, fields, **arguments), How()
-    ladder = driver.ladder_of(campaign, how)
-    line = driver.plan_line(wanted, how, ladder, 2)
-    assert line == "9 trials of up to 10 epochs, 2 at once: 30 epochs with rungs at 2, 4, 10 (33% of 90)"
-    assert "at most 90 epochs" in driver.plan_line(wanted, How(scheduler="asha"), ladder, 2)
+    wanted = search_for(campaign, fields, **arguments)
+    takes = driver.cost(campaign, wanted, How())
+    assert str(takes) == "30 epochs with rungs at 2, 4, 10 (33% of 90)"
+    assert takes.starts == 13
+    assert takes.hours(36.0, 12.0) == pytest.approx(0.13 + 0.1)
+    assert str(driver.cost(campaign, wanted, How(scheduler="asha"))) == "at most 90 epochs"
+    assert driver.cost(campaign, wanted, How(repeats=2)).epochs == 30 + 2 * 3 * 10
 
 
 def test_hours_count_over_all_submissions(campaign: Campaign) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.tune.journal import Point, Trial
-from tpn_ray.tune.rungs import Ladder, best, due, frontier, ladder, may_suggest, planned_epochs, ranked, visible
+from tpn_ray.tune.rungs import Ladder, best, due, frontier, ladder, may_suggest, planned, ranked, visible
 
 LADDER = Ladder(epochs=(1, 3), keep=2)
 
@@ -101,6 +101,7 @@ def test_a_wave_knows_what_is_surely_there_and_no_more() -> None:
     assert known == [(0, 1), (0, 3), (1, 1), (2, 1), (3, 1)]
 
 
-def test_planned_epochs() -> None:
-    assert planned_epochs([9], Ladder(epochs=(1, 3, 9))) == 9 + 3 * 2 + 6
-    assert planned_epochs([9, 2], Ladder(epochs=(1, 3, 9))) == 21 + 2 + 2 + 6
+def test_what_a_campaign_takes() -> None:
+    assert planned([9], Ladder(epochs=(1, 3, 9))) == (9 + 3 * 2 + 6, 13)
+    assert planned([9, 2], Ladder(epochs=(1, 3, 9))) == (21 + 2 + 2 + 6, 13 + 4)
+    assert planned([4], Ladder(epochs=(5,))) == (20, 4)

@@ -19,6 +19,10 @@ from tpn_ray.train.step import StepSums, Training
 MEGABYTE = 1024**2
 
 
+class DivergedError(TrainingError):
+    """The loss is no number, which every rank sees at the same step, and again after every new start."""
+
+
 class Log:
     """Sums since the last progress, and the history since the last checkpoint."""
 
@@ -89,7 +93,7 @@ class Log:
         at, loss = step - len(losses) + back, float(losses[back, number])
         if rank == 0:
             self._tell(Diverged(step=at, number=number, loss=loss))
-        raise TrainingError(f"the loss of micro-batch {number} of step {at} is {loss}")
+        raise DivergedError(f"the loss of micro-batch {number} of step {at} is {loss}")
 
     def _system(self, device: str) -> dict[str, float]:
         """How busy this worker's machine is, and what the worker takes of it; named as MLflow's system metrics are."""

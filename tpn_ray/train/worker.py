@@ -6,6 +6,7 @@ commits checkpoints, whenever it likes: between two steps all ranks have the sam
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -31,7 +32,7 @@ from tpn_ray.model.weights import load_weights
 from tpn_ray.train import run_folder
 from tpn_ray.train.events import Event, Notice, Started
 from tpn_ray.train.goodput import Clock
-from tpn_ray.train.log import Log
+from tpn_ray.train.log import DivergedError, Log
 from tpn_ray.train.order_ledger import OrderLedger
 from tpn_ray.train.recipe import Recipe, to_plain
 from tpn_ray.train.run_folder import Record
@@ -113,7 +114,8 @@ def train(config: dict[str, Any]) -> None:
         tell=job.tell,
     )
     writer = Writer(job.run_uri, job.saving, job.tell)
-    _Rank(job, training, stream, writer, clock, rank, beginning).run()
+    with contextlib.suppress(DivergedError):  # the driver was told, and fails the run; a new start would only repeat it
+        _Rank(job, training, stream, writer, clock, rank, beginning).run()
 
 
 class _Rank:

@@ -117,9 +117,8 @@ def run(
 ) -> None:
     """Run the campaign, or go on with it; what it finds is in the journal."""
     pointers = scheduler in WITH_POINTERS
-    keep = campaign.recipe.loop.epochs if pointers else 2  # a donor's checkpoint must still be there
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, campaign=campaign, pointers=pointers, keep=keep), {"CPU": TRIAL_CPUS}
+        ray.tune.with_parameters(run_trial, campaign=campaign, pointers=pointers), {"CPU": TRIAL_CPUS}
     )
     asks = wanted.searcher in search.MODELS
     if asks and scheduler == "pbt":
@@ -248,7 +247,9 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
         number = number_of(trial.trial_id, trial.config)
         known = self._known(trial) or Trial(number=number, sample=trial.config["sample"])
         if trial.num_failures > RETRIES:
-            self.campaign.journal.write(dataclasses.replace(known, failure=f"its process was lost {RETRIES + 1} times"))
+            said = str(trial.get_error() or "no message").strip().splitlines()[-1]
+            failure = f"its process failed {RETRIES + 1} times, at last with: {said}"
+            self.campaign.journal.write(dataclasses.replace(known, failure=failure))
 
     def _known(self, trial: Any) -> Trial | None:
         return self.campaign.journal.read(number_of(trial.trial_id, trial.config))

@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tpn_ray.errors import BudgetError, CheckpointError, ConfigError, TrainingError
+from tpn_ray.errors import CheckpointError, ConfigError, TrainingError
 from tpn_ray.tune import rungs, search
 from tpn_ray.tune.journal import Journal, Trial
 from tpn_ray.tune.rungs import Due, Ladder, Objectives
 from tpn_ray.tune.space import Sample, Space
 
 LOOK_SECONDS = 1.0
-TRIALS_OWN = (TrainingError, ConfigError, CheckpointError, BudgetError)
+TRIALS_OWN = (TrainingError, ConfigError, CheckpointError)
 """Errors that belong to one trial, which is then a row with its reason; others end the campaign, resumably."""
 
 Train = Callable[[Trial, int], Trial]

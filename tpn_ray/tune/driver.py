@@ -9,8 +9,11 @@ from typing import Any
 
 import ray
 
+from tpn_ray import storage
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
+from tpn_ray.train import driver as train
 from tpn_ray.train.driver import Machines, check_feasible
+from tpn_ray.train.events import Committed, Event, Started
 from tpn_ray.train.recipe import to_plain
 from tpn_ray.tune import asynchronous_driver, rungs, search
 from tpn_ray.tune.climb import Search, climb
@@ -146,24 +149,90 @@ def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
     }
 
 
-def plan_line(wanted: Search, how: How, ladder: Ladder, at_once: int) -> str:
-    """What the campaign will cost, before it begins."""
-    epochs = ladder.epochs[-1]
-    whole = wanted.samples * epochs
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a campaign takes at most."""
+
+    epochs: int
+    starts: int
+    """Times that a trial begins or goes on."""
+    in_full: int
+    """Epochs of all trials trained to their end."""
+    rungs: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.rungs:
+            return f"at most {self.epochs} epochs"
+        share = self.epochs / self.in_full
+        rungs_at = ", ".join(map(str, self.rungs))
+        return f"{self.epochs} epochs with rungs at {rungs_at} ({share:.0%} of {self.in_full})"
+
+    def hours(self, start_seconds: float, epoch_seconds: float) -> float:
+        """Of trials' time."""
+        return (self.starts * start_seconds + self.epochs * epoch_seconds) / 3600
+
+
+def cost(campaign: Campaign, wanted: Search, how: How) -> Cost:
+    """What it will take, repeats included."""
+    whole, repeats = campaign.recipe.loop.epochs, how.repeats * min(how.repeat_best, wanted.samples)
+    ladder = ladder_of(campaign, how)
+    epochs, starts = wanted.samples * whole, wanted.samples
     if how.scheduler == PROMOTE:
-        planned = rungs.planned_epochs(wanted.waves(ladder), ladder)
-        cost = f"{planned} epochs with rungs at {', '.join(map(str, ladder.epochs))} ({planned / whole:.0%} of {whole})"
-    else:
-        cost = f"at most {whole} epochs"
-    return f"{wanted.samples} trials of up to {epochs} epochs, {at_once} at once: {cost}"
+        epochs, starts = rungs.planned(wanted.waves(ladder), ladder)
+    return Cost(
+        epochs=epochs + repeats * whole,
+        starts=starts + repeats,
+        in_full=(wanted.samples + repeats) * whole,
+        rungs=ladder.epochs if how.scheduler == PROMOTE else (),
+    )
+
+
+def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> None:
+    """Say what the campaign would take, from one epoch of its recipe; nothing of it begins."""
+    at_once = _places(campaign, how)
+    begin, times = time.monotonic(), list[float]()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Started | Committed):
+            times.append(time.monotonic())
+
+    name = "estimate"
+    train.run(
+        campaign.recipe,
+        campaign.manifest,
+        campaign.machines,
+        storage_uri=campaign.uri,
+        name=name,
+        on_event=on_event,
+        max_bad=campaign.max_bad,
+        until_epoch=1,
+    )
+    end = time.monotonic()
+    storage.delete_folder(storage.join(campaign.uri, name))
+    epoch = times[-1] - times[0]
+    start = end - begin - epoch
+    takes = cost(campaign, wanted, how)
+    hours = takes.hours(start, epoch)
+    say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs: {takes}")
+    say(
+        f"measured alone: {start:.0f} s to start and end, {epoch:.1f} s for an epoch with its evaluation; the campaign "
+        f"would take about {hours:.2g} hours of trials' time, {hours / at_once:.2g} hours with {at_once} at once (more "
+        "where they share cores)"
+    )
+
+
+def _places(campaign: Campaign, how: How) -> int:
+    total = ray.cluster_resources()
+    check_feasible(campaign.machines, campaign.recipe, total)
+    return trials_at_once(campaign.machines, total, how.at_once)
 
 
 def run(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> Outcome:
     """Run the campaign, or go on with the one of this name, to its end or to the end of its hours."""
-    check_feasible(campaign.machines, campaign.recipe, ray.cluster_resources())
-    at_once = trials_at_once(campaign.machines, ray.cluster_resources(), how.at_once)
+    at_once = _places(campaign, how)
     goes_on = campaign.journal.begin(settings(campaign, wanted, how))
-    say(plan_line(wanted, how, ladder_of(campaign, how), at_once))
+    takes = cost(campaign, wanted, how)
+    say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {at_once} at once: {takes}")
     if goes_on:
         known = campaign.journal.trials()
         say(f"the campaign goes on: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
@@ -187,12 +256,12 @@ def _run(
     look: Callable[[], None],
     say: Callable[[str], None],
 ) -> list[Trial]:
-    def train(trial: Trial, epoch: int) -> Trial:
+    def train_trial(trial: Trial, epoch: int) -> Trial:
         return train_to(trial, epoch, campaign=campaign, say=say)
 
     if how.scheduler == PROMOTE:
         ladder = ladder_of(campaign, how)
-        trials = climb(campaign.journal, wanted, ladder, train=train, at_once=at_once, look=look, say=say)
+        trials = climb(campaign.journal, wanted, ladder, train=train_trial, at_once=at_once, look=look, say=say)
     else:
         asynchronous_driver.run(campaign, wanted, how.scheduler, at_once=at_once, look=look, say=say)
         trials = _originals(campaign.journal.trials())
@@ -203,7 +272,7 @@ def _run(
         seeds=how.repeats,
         first_seed=campaign.recipe.loop.seed,
         epochs=campaign.recipe.loop.epochs,
-        train=train,
+        train=train_trial,
         at_once=at_once,
         look=look,
     )

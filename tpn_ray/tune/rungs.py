@@ -107,15 +107,16 @@ def visible(wave: int, trials: Sequence[Trial], ladder: Ladder, objectives: Obje
     ]
 
 
-def planned_epochs(waves: Sequence[int], ladder: Ladder) -> int:
-    """Epochs of a campaign of waves of these sizes."""
-    total = 0
+def planned(waves: Sequence[int], ladder: Ladder) -> tuple[int, int]:
+    """Epochs of a campaign of waves of these sizes, and how often a trial begins or goes on."""
+    epochs = starts = 0
     for size in waves:
         before, left = 0, size
         for epoch in ladder.epochs:
-            total += left * (epoch - before)
+            epochs += left * (epoch - before)
+            starts += left
             before, left = epoch, max(1, left // ladder.keep)
-    return total
+    return epochs, starts
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -18,7 +18,6 @@ from typing import Any
 
 from ray import tune
 
-from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage, tracking
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.errors import CheckpointError, TpnRayError, TrackingError
@@ -62,18 +61,21 @@ def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str
         trial = dataclasses.replace(trial, lineage=(*trial.lineage, f"promoted at epoch {trial.epochs}"))
     book = Book(campaign, trial, say)
     try:
-        _run(campaign, book, trial.sample, name=trial.name, until_epoch=epoch, start_from="", keep=2)
+        result = _run(campaign, book, trial.sample, name=trial.name, until_epoch=epoch)
     except TpnRayError as error:
         book.end("FAILED", {"state": f"failed: {error}"[:400]})
         raise
-    if book.trial.at(epoch) is None:  # a killed driver did not live to write it down
-        book.recover(storage.join(campaign.uri, trial.name), epoch)
+    book.recover(storage.join(campaign.uri, trial.name))
+    if result.ended and book.trial.points and book.trial.at(epoch) is None:
+        book.end_early(epoch, result.ended)
+    if book.trial.at(epoch) is None:
+        raise CheckpointError(f"{campaign.uri}/{trial.name} has no evaluation after epoch {epoch} on record")
     done = epoch == apply(campaign.recipe, trial.sample).loop.epochs
     book.end("FINISHED" if done else "", {"state": "complete" if done else f"paused at epoch {epoch}"})
     return book.trial
 
 
-def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool, keep: int) -> None:
+def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> None:
     """Train one sample in a Tune trial; every evaluation is a report, which may end this process at once.
 
     What the journal already has is reported first, so that a scheduler without a memory decides on it again. With
@@ -104,7 +106,8 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool, keep: 
         return
     book = Book(campaign, trial, lambda line: None, report)
     try:
-        _run(campaign, book, sample, name=name, until_epoch=0, start_from=start_from, keep=keep)
+        saving = Saving(keep_last=campaign.recipe.loop.epochs) if pointers else None  # donors must not be pruned
+        _run(campaign, book, sample, name=name, start_from=start_from, saving=saving)
     except TpnRayError as error:  # the trial's own end; what Tune raises to end it goes on
         campaign.journal.write(dataclasses.replace(book.trial, failure=reason(error)))
         book.end("FAILED", {"state": reason(error)})
@@ -164,17 +167,24 @@ def _short(value: Any) -> str:
 
 
 def _run(
-    campaign: Campaign, book: Book, sample: Sample, *, name: str, until_epoch: int, start_from: str, keep: int
-) -> None:
-    driver.run(
+    campaign: Campaign,
+    book: Book,
+    sample: Sample,
+    *,
+    name: str,
+    until_epoch: int = 0,
+    start_from: str = "",
+    saving: Saving | None = None,
+) -> driver.RunResult:
+    return driver.run(
         apply(campaign.recipe, sample),
         campaign.manifest,
         campaign.machines,
         storage_uri=campaign.uri,
         name=name,
         on_event=book,
+        saving=saving,
         max_bad=campaign.max_bad,
-        saving=Saving(keep_last=keep),
         until_epoch=until_epoch,
         start_from=start_from,
     )
@@ -219,13 +229,19 @@ class Book:
         self.trial = dataclasses.replace(self.trial.with_point(point), held=(*self.before.held, held))
         self.journal.write(self.trial)
 
-    def recover(self, run_uri: str, epoch: int) -> None:
-        """Take the evaluation of an epoch from the run's last checkpoint."""
-        last = run_folder.last_checkpoint(run_uri)
-        saved = checkpoints.load(last) if last else None
-        if saved is None or last is None or not saved.scores:
-            raise CheckpointError(f"{run_uri} has no evaluated checkpoint of epoch {epoch}")
-        self.enter(Point(epoch=epoch, scores=saved.scores, checkpoint=last))
+    def recover(self, run_uri: str) -> None:
+        """Take what a killed driver did not live to write down from the run's own records."""
+        for record in run_folder.read_records(run_uri):
+            if record.scores and self.trial.at(record.epoch) is None:
+                self.enter(point_of(Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step))))
+
+    def end_early(self, epoch: int, why: str) -> None:
+        """A run that ended by itself stands at every later epoch where it ended."""
+        last = self.trial.points[-1]
+        line = f"ended at epoch {last.epoch}: {why}"
+        self.before = dataclasses.replace(self.before, lineage=(*self.before.lineage, line))
+        self.trial = dataclasses.replace(self.trial, lineage=self.before.lineage)
+        self.enter(dataclasses.replace(last, epoch=epoch))
 
     def end(self, status: str, tags: dict[str, str]) -> None:
         """Close MLflow's run with a status; "" leaves it open for the trial to go on."""
