@@ -6,6 +6,7 @@ prints the table. FOLDER/trained.log gets a line for every epoch that was traine
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -48,7 +49,8 @@ def run(folder: Path, at_once: int = 3) -> list[Trial]:
 
     def train(trial: Trial, epoch: int) -> Trial:
         # What is in the journal is the checkpoint here: training goes on behind it.
-        trial = journal.read(trial.number) or trial
+        known = journal.read(trial.number)
+        trial = dataclasses.replace(known, lineage=trial.lineage) if known else trial
         for at in range(trial.epochs + 1, epoch + 1):
             time.sleep(random.random() * EPOCH_SECONDS)
             if trial.number == FAILS:
@@ -65,7 +67,9 @@ def run(folder: Path, at_once: int = 3) -> list[Trial]:
 
 def table(trials: list[Trial]) -> str:
     """One line a trial, with everything that must be the same."""
-    return "\n".join(f"{t.number} {t.wave} {t.epochs} {t.top1} {t.failure} {sorted(t.sample.items())}" for t in trials)
+    return "\n".join(
+        f"{t.number} {t.wave} {t.epochs} {t.top1} {t.lineage} {t.failure} {sorted(t.sample.items())}" for t in trials
+    )
 
 
 def killed(folder: Path) -> bool:

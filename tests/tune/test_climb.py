@@ -41,6 +41,7 @@ def test_the_best_are_promoted_and_no_epoch_is_trained_twice(undisturbed: tuple[
     assert len(lines) == len(set(lines)) == sum(trial.epochs for trial in trials)
     assert planned(SEARCH.waves(LADDER), LADDER)[0] == len(lines) + 1  # one epoch failed
     assert trials[0].top1 == max(trial.top1 for trial in trials)
+    assert trials[0].lineage == ("promoted at epoch 1", "promoted at epoch 3")
 
 
 def test_a_failed_trial_is_a_row_with_its_reason(undisturbed: tuple[Path, list[Trial]]) -> None:

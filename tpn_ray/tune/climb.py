@@ -69,7 +69,7 @@ def climb(
                 running.add(work.trial.number)
                 if work.trial.points:
                     say(f"{work.trial.name} goes on from epoch {work.trial.epochs} to {work.epoch}")
-                _start(work, train, finished)
+                _start(_promoted(work), train, finished)
         if not running:
             return rungs.ranked(list(trials.values()))
         trial, error = _next(finished, look)
@@ -131,6 +131,14 @@ def _suggested(journal: Journal, waves: Sequence[Sequence[Sample]]) -> list[Tria
             new = Trial(number=len(trials), sample=sample, wave=wave)
             trials.append(known.get(new.number, new))
     return trials
+
+
+def _promoted(work: Due) -> Due:
+    """With a word about it, the same however often the work is begun."""
+    line = f"promoted at epoch {work.since}"
+    if not work.since or line in work.trial.lineage:
+        return work
+    return dataclasses.replace(work, trial=dataclasses.replace(work.trial, lineage=(*work.trial.lineage, line)))
 
 
 def _start(work: Due, train: Train, finished: queue.Queue[tuple[Trial, BaseException | None]]) -> None:

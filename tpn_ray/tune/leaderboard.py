@@ -16,7 +16,7 @@ from tpn_ray.tune.report import page
 from tpn_ray.tune.report.numbers import Findings, hours, interval, repeated, value_text
 from tpn_ray.tune.report.plots import short
 from tpn_ray.tune.space import Sample, Space, apply, as_flags
-from tpn_ray.tune.trial import Campaign
+from tpn_ray.tune.trial import Campaign, begin_child
 
 SHOWN = 20
 """Trials on the terminal; the report has all."""
@@ -87,12 +87,21 @@ def show(
 
 
 def settle(trial: Trial, campaign: Campaign) -> None:
-    """End the MLflow run of a trial that will not go on."""
-    if trial.mlflow_run and not trial.failure:
-        tags = {"epochs": str(trial.epochs), "lineage": "; ".join(trial.lineage)}
-        if trial.points:
-            tags["checkpoint"] = trial.points[-1].checkpoint
-        tracking.settle(campaign.tracking_uri, trial.mlflow_run, "FINISHED", tags)
+    """End the MLflow run of a trial that will not go on; one that the server missed is written from the journal."""
+    tags = {"epochs": str(trial.epochs), "lineage": "; ".join(trial.lineage)}
+    if trial.points:
+        tags["checkpoint"] = trial.points[-1].checkpoint
+    status = "FAILED" if trial.failure else "FINISHED"
+    if trial.mlflow_run:
+        tracking.settle(campaign.tracking_uri, trial.mlflow_run, status, tags)
+        return
+    tracked = begin_child(campaign, trial, say)
+    if tracked:
+        for point in trial.points:
+            scores = {name.replace("val_", "val/"): value for name, value in point.scores.items()}
+            tracked.log_metrics({**scores, "epoch": float(point.epoch)}, point.epoch)
+        tracked.set_tags(tags)
+        tracked.end(status)
 
 
 def _register(campaign: Campaign, best: Trial, tracked: TrackedRun) -> None:

@@ -49,6 +49,8 @@ class Due:
 
     trial: Trial
     epoch: int
+    since: int = 0
+    """The rung that it was promoted at."""
 
 
 def due(trials: Sequence[Trial], ladder: Ladder, objectives: Objectives) -> list[Due]:
@@ -56,7 +58,8 @@ def due(trials: Sequence[Trial], ladder: Ladder, objectives: Objectives) -> list
     found: list[tuple[int, Due]] = []
     for wave in sorted({trial.wave for trial in trials}):
         rung, pending = frontier([trial for trial in trials if trial.wave == wave], ladder, objectives)
-        found += [(-rung, Due(trial=trial, epoch=ladder.epochs[rung])) for trial in pending]
+        since = ladder.epochs[rung - 1] if rung else 0
+        found += [(-rung, Due(trial=trial, epoch=ladder.epochs[rung], since=since)) for trial in pending]
     return [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].trial.number))]
 
 

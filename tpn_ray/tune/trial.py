@@ -56,16 +56,16 @@ class Campaign:
 
 def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str], None]) -> Trial:
     """Train a trial up to an epoch and pause it there, exactly; returns it with that epoch's evaluation."""
-    trial = campaign.journal.read(trial.number) or trial
-    if trial.points:
-        trial = dataclasses.replace(trial, lineage=(*trial.lineage, f"promoted at epoch {trial.epochs}"))
+    known = campaign.journal.read(trial.number)
+    if known:  # from its last evaluation; what it is promoted for, the campaign has just decided
+        trial = dataclasses.replace(known, lineage=trial.lineage)
     book = Book(campaign, trial, say)
     try:
         result = _run(campaign, book, trial.sample, name=trial.name, until_epoch=epoch)
     except TpnRayError as error:
         book.end("FAILED", {"state": f"failed: {error}"[:400]})
         raise
-    book.recover(storage.join(campaign.uri, trial.name))
+    book.trial = recovered(campaign.journal, book.trial, storage.join(campaign.uri, trial.name))
     if result.ended and book.trial.points and book.trial.at(epoch) is None:
         book.end_early(epoch, result.ended)
     if book.trial.at(epoch) is None:
@@ -87,6 +87,7 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
     trial = campaign.journal.read(number) or Trial(number=number, sample=sample)
     pointer = _pointer()
     trial, name, start_from = _incarnation(trial, sample, pointer)
+    trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
     reported = pointer.get("epoch", 0)
 
     def report(point: Point) -> None:
@@ -109,7 +110,8 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
         saving = Saving(keep_last=campaign.recipe.loop.epochs) if pointers else None  # donors must not be pruned
         _run(campaign, book, sample, name=name, start_from=start_from, saving=saving)
     except TpnRayError as error:  # the trial's own end; what Tune raises to end it goes on
-        campaign.journal.write(dataclasses.replace(book.trial, failure=reason(error)))
+        book.trial = dataclasses.replace(book.trial, failure=reason(error))
+        campaign.journal.write(book.trial)
         book.end("FAILED", {"state": reason(error)})
         return
     book.end("FINISHED", {"state": "complete"})
@@ -229,12 +231,6 @@ class Book:
         self.trial = dataclasses.replace(self.trial.with_point(point), held=(*self.before.held, held))
         self.journal.write(self.trial)
 
-    def recover(self, run_uri: str) -> None:
-        """Take what a killed driver did not live to write down from the run's own records."""
-        for record in run_folder.read_records(run_uri):
-            if record.scores and self.trial.at(record.epoch) is None:
-                self.enter(point_of(Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step))))
-
     def end_early(self, epoch: int, why: str) -> None:
         """A run that ended by itself stands at every later epoch where it ended."""
         last = self.trial.points[-1]
@@ -244,12 +240,27 @@ class Book:
         self.enter(dataclasses.replace(last, epoch=epoch))
 
     def end(self, status: str, tags: dict[str, str]) -> None:
-        """Close MLflow's run with a status; "" leaves it open for the trial to go on."""
+        """Close MLflow's run with a status; "" leaves it open for the trial to go on.
+
+        What the server does not take now is written from the journal when the campaign ends.
+        """
         if not self.tracked:
             return
         self.tracked.set_tags({**tags, "lineage": "; ".join(self.trial.lineage)})
-        if status:
-            self.tracked.end(status)
+        sent = self.tracked.end(status) if status else self.tracked.sent
+        if not sent:
+            self.trial = dataclasses.replace(self.trial, mlflow_run="")
+            self.journal.write(self.trial)
+
+
+def recovered(journal: Journal, trial: Trial, run_uri: str) -> Trial:
+    """The trial with what a killed process did not live to write down, from its run's own records."""
+    for record in run_folder.read_records(run_uri):
+        if record.scores and trial.at(record.epoch) is None:
+            event = Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step))
+            trial = trial.with_point(point_of(event))
+            journal.write(trial)
+    return trial
 
 
 def point_of(event: Committed) -> Point:
