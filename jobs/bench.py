@@ -1,4 +1,4 @@
-"""Measure speed: `python jobs/bench.py decode`, `ingest --data DATASET`, `step --batch 8`; `--help` shows the flags."""
+"""Measure speed: `python jobs/bench.py decode`, `ingest --data DATASET`, `step`, `share`; `--help` shows the flags."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 from tpn_ray import command_line, recipes, session
 from tpn_ray.clips.bench import DecodeBench, measure_decode
 from tpn_ray.data.bench import IngestBench, measure_ingest
+from tpn_ray.data.share_bench import ShareBench, measure_share
 from tpn_ray.model.bench import StepBench, measure_step
 
 
@@ -38,7 +39,12 @@ def ingest(bench: Annotated[IngestBench, tyro.conf.arg(name="")]) -> None:
     print(measure_ingest(bench))
 
 
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {"step": step, "decode": decode, "ingest": ingest}
+def share(bench: Annotated[ShareBench, tyro.conf.arg(name="")]) -> None:
+    """What decoding costs several trials of a campaign that see the same clips, against one alone."""
+    print(measure_share(bench))
+
+
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {"step": step, "decode": decode, "ingest": ingest, "share": share}
 
 
 def main() -> None:
