@@ -56,13 +56,18 @@ def stop(folder: Path) -> None:
     """End every process that belongs to the Ray session in `folder`, and only those."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        mine = [process for process in psutil.process_iter(["environ"]) if belongs(process, folder)]
-        if not mine:
+        marked = [process for process in psutil.process_iter(["environ"]) if belongs(process, folder)]
+        if not marked:
             return
-        for process in mine:
+        # Some that are below a marked one write their title over their environment: found as long as it lives.
+        mine = {process.pid: process for process in marked}
+        for process in marked:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                mine |= {below.pid: below for below in process.children(recursive=True)}
+        for process in mine.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(mine, timeout=5)
+        psutil.wait_procs(mine.values(), timeout=5)
 
 
 def belongs(process: psutil.Process, folder: Path) -> bool:

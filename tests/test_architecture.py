@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["jobs"],
     ["command_line"],
-    ["tune", "tempo"],
+    ["tune", "tempo", "chaos"],
     ["report", "recipes"],
     ["progress", "session"],
     ["train", "predict", "prepare"],

@@ -6,6 +6,7 @@ the calling thread: there the job prints and tracks, and a Tune trial reports.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import statistics
@@ -19,6 +20,7 @@ import ray
 import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup
 
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest
@@ -317,12 +319,15 @@ class _Ledger:
     speeds: list[float] = field(default_factory=list)
     committed: int = 0
     """The last step on record that was passed on."""
+    placement_group: str = ""
+    """Of the workers that run."""
 
     def __call__(self, event: Event) -> None:
         match event:
             case Started():
                 self.goodput.started(event.at, event.workers)
                 self.committed = max(self.committed, event.step)
+                self.placement_group = event.placement_group
             case Failed():
                 self.goodput.failed(event.at)
             case Committed():
@@ -375,7 +380,7 @@ def _mailbox_here() -> Any:
     )
 
 
-def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, handle: Callable[[Event], None]) -> None:
+def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger) -> None:
     """Run the trainer in a thread of its own and handle its events here until it is done."""
     failure: list[BaseException] = []
 
@@ -386,6 +391,7 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, handle: Callabl
                 return
             except ray.exceptions.RayActorError as error:  # the controller was killed; a new one goes on
                 mailbox.put.remote(Failed(at=time.time()))
+                _release(ledger.placement_group)
                 if attempt + 1 == CONTROLLER_STARTS:
                     failure.append(error)
             except BaseException as error:  # passed on to the calling thread
@@ -397,12 +403,23 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, handle: Callabl
     while True:
         running = thread.is_alive()  # read before taking: what was put before the end is then taken after it
         for event in _taken(mailbox):
-            handle(event)
+            ledger(event)
         if not running:
             break
         time.sleep(TAKE_SECONDS)
     if failure:
         raise explain(failure[0]) from failure[0]
+
+
+def _release(placement_group: str) -> None:
+    """Free what the workers of a dead controller held: by default it stays until the job ends.
+
+    Ray Train has a helper for it, which cannot find its cluster where two Rays run on one machine.
+    """
+    if placement_group:
+        group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_group)))
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):  # it may be gone already
+            ray.util.remove_placement_group(group)
 
 
 def _taken(mailbox: Any) -> Sequence[Event]:

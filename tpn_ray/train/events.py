@@ -32,6 +32,8 @@ class Started:
     workers: int
     at: float
     """Seconds since the epoch."""
+    placement_group: str = ""
+    """Id of what holds the group's resources."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,8 @@ def train(config: dict[str, Any]) -> None:
     training = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device)
     beginning = _begin(training, job, rank)
     if rank == 0:
-        job.tell(Started(step=training.step, workers=workers, at=at))
+        group = ray.util.get_current_placement_group()
+        job.tell(Started(step=training.step, workers=workers, at=at, placement_group=group.id.hex() if group else ""))
     if recipe.loop.precision == "bf16":
         _distrust_bf16(training, job.tell, recipe, rank)
     stream = Stream(
