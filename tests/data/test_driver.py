@@ -25,7 +25,7 @@ from tpn_ray.data.worker import ClipSource
 pytestmark = pytest.mark.cluster
 
 STORE_BYTES = 200 * 1024**2
-SHARE = 0.6
+SHARE = 0.65
 """Of the object store at most: Ray Data takes half of it, and what a consumer holds comes on top."""
 
 

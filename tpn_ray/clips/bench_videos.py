@@ -20,7 +20,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import NDArray
 
 from tpn_ray import storage
-from tpn_ray.clips import encode
+from tpn_ray.clips import encode, mp4_writer, source_frames
 from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.mp4_writer import open_mp4
@@ -97,7 +97,8 @@ def real_clip(package: str, member: str, cache: Path) -> bytes:
 def stored(name: str, source: bytes, form: str, cache: Path) -> Stored:
     """A video in one form."""
     config = EncodeConfig()
-    key = hashlib.sha256(source + form.encode() + repr(config).encode() + Path(encode.__file__).read_bytes())
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (encode, mp4_writer, source_frames))
+    key = hashlib.sha256(source + form.encode() + repr(config).encode() + code)
     path = cache / f"{name}-{form}-{key.hexdigest()[:12]}.mp4"
     notes = path.with_suffix(".json")
     if not notes.exists():
