@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 from tpn_ray.tracking import TrackedRun
+from tpn_ray.train import run_folder
 from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started
+from tpn_ray.train.run_folder import Record
 
 LOG_SECONDS = 10.0
 """Between two progress lines in a log file; a terminal shows every one in place."""
@@ -38,6 +41,10 @@ def line(event: Event) -> str:
             return ""
 
 
+def _restarts(starts: int) -> str:
+    return f"  {starts - 1} restart(s)" if starts > 1 else ""
+
+
 class Terminal:
     """Prints a run as it goes: a line that is rewritten in a terminal, a line every few seconds in a log."""
 
@@ -55,7 +62,7 @@ class Terminal:
         elif isinstance(event, Diverged):
             pass  # the error that ends the run says it
         elif isinstance(event, Progress):
-            self._progress(line(event))
+            self._progress(line(event) + _restarts(self.starts))
         else:
             self.starts += isinstance(event, Started)
             again = f" (start {self.starts})" if isinstance(event, Started) and self.starts > 1 else ""
@@ -91,6 +98,14 @@ def track(run: TrackedRun, event: Event) -> None:
         run.set_tags({"warning": event.text})
     else:
         run.send()
+
+
+def catch_up(run: TrackedRun, records: Sequence[Record], run_uri: str) -> None:
+    """Track what is on record of an earlier time of this run and MLflow does not have."""
+    known = run.last_step("epoch")
+    for record in records:
+        if record.step > known:
+            track(run, Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step)))
 
 
 def _metric(name: str) -> str:

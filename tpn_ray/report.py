@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from tpn_ray import storage, tracking
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data.views import Views
 from tpn_ray.predict import driver as predict
-from tpn_ray.progress import duration
+from tpn_ray.progress import catch_up, duration
 from tpn_ray.tracking import TrackedRun
+from tpn_ray.train import run_folder
 from tpn_ray.train.driver import Machines, RunResult
+from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.recipe import Recipe, flat, to_plain
 
 
@@ -28,12 +33,42 @@ def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Re
         "dataset_version": manifest.version,
         "storage": storage.join(folder, name),
         "mlflow.source.name": Path(sys.argv[0]).name,
+        **_commit(),
         "mlflow.note.content": _note(recipe, manifest),
     }
     tracked = tracking.begin(uri, experiment, name, parameters=flat(recipe), tags=tags, artifact_root=root)
     tracked.log_json(to_plain(recipe), "recipe.json")
     tracked.log_json({name: list(classes) for name, classes in manifest.label_sets.items()}, "classes.json")
+    tracked.log_json(_environment(), "environment.json")
+    # What the driver of an earlier time was killed before it could track.
+    catch_up(tracked, run_folder.read_records(storage.join(folder, name)), storage.join(folder, name))
     return tracked
+
+
+def _commit() -> dict[str, str]:
+    """The commit of the code that runs, if it runs in a clone."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            check=False,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"mlflow.source.git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+
+
+def _environment() -> dict[str, Any]:
+    """What the driver runs with; jobs refuse nodes with another Ray or Python by themselves."""
+    packages = {package.name: package.version for package in metadata.distributions()}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": dict(sorted(packages.items())),
+    }
 
 
 def _note(recipe: Recipe, manifest: Manifest) -> str:
@@ -71,6 +106,9 @@ def finish(
     predict.write_scores(table, scores_uri)
     shown = {f"test/{name}": value for name, value in numbers.items() if name.endswith(("top1", "top5", "mean_class"))}
     tracked.log_metrics(shown, 0)
+    if result.goodput.total:
+        booked = {f"goodput/{name}_seconds": seconds for name, seconds in result.goodput.seconds.items()}
+        tracked.log_metrics({**booked, "goodput/share": result.goodput.share}, 0)
     tracked.log_json(numbers, "scores.json")
     tracked.set_tags({"best_checkpoint": result.best})
     if result.bad:
@@ -107,9 +145,21 @@ def _lines(
     lines.append(("scored on", scored))
     if result.clips_per_second:
         lines.append(("training speed", f"{result.clips_per_second:.0f} clips/s (median)"))
+    if result.ended:
+        lines.append(("ended early", result.ended))
+    if result.goodput.total:
+        lines.append(("goodput", _goodput(result.goodput)))
     if result.bad:
         lines.append(("bad videos", f"{len(result.bad)}, listed above and in MLflow (bad.json)"))
     return lines
+
+
+def _goodput(goodput: Goodput) -> str:
+    """Where the workers' time went, the largest parts first."""
+    parts = sorted(goodput.seconds.items(), key=lambda part: -part[1])
+    shown = ", ".join(f"{name} {seconds / goodput.total:.0%}" for name, seconds in parts if seconds)
+    restarts = f"; {goodput.restarts} restart(s)" if goodput.restarts > 0 else ""
+    return f"{goodput.share:.0%} of {duration(goodput.total)} of workers' time: {shown}{restarts}"
 
 
 def _table(lines: list[tuple[str, str]]) -> Any:

@@ -82,6 +82,12 @@ class TrackedRun:
         """Plain data shown as an artefact of the run."""
         self.log_text(json.dumps(content, indent=1), path)
 
+    def last_step(self, metric: str) -> int:
+        """The last step that the server has of a metric; 0 if it has none, or does not answer."""
+        steps: list[int] = []
+        self._attempt(lambda: steps.extend(m.step for m in self.client.get_metric_history(self.run_id, metric)))
+        return max(steps, default=0)
+
     @property
     def sent(self) -> bool:
         """Whether the server has everything."""

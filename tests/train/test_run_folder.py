@@ -48,6 +48,12 @@ def test_records_up_to_the_newest_commit_come_back_in_order(tmp_path: Path) -> N
     assert run_folder.last_checkpoint(run) == f"{run}/step-00000008"
 
 
+def test_runs_below_a_folder_are_not_its_own(tmp_path: Path) -> None:
+    commit(str(tmp_path / "trial"), 3)
+    assert run_folder.committed_steps(str(tmp_path)) == []
+    assert run_folder.read_records(str(tmp_path)) == []
+
+
 @pytest.mark.parametrize("file", checkpoints.FILES)
 def test_a_torn_checkpoint_is_passed_over_and_deleted(tmp_path: Path, file: str) -> None:
     run = str(tmp_path)

@@ -59,12 +59,13 @@ def checkpoint_uri(run_uri: str, step: int) -> str:
 
 def committed_steps(run_uri: str) -> list[int]:
     """Steps of all checkpoints that are there, ascending; empty for a run that has none, or is none."""
-    pattern = re.compile(rf"/step-(\d{{8,}})/{re.escape(checkpoints.MANIFEST)}$")
+    root = re.escape(storage.absolute(run_uri))
+    pattern = re.compile(rf"{root}/step-(\d{{8,}})/{re.escape(checkpoints.MANIFEST)}")
     try:
         files = storage.list_files(run_uri, suffixes=(checkpoints.MANIFEST,))
     except NotFoundError:
         return []
-    return sorted(int(found[1]) for file in files if (found := pattern.search(file.uri)))
+    return sorted(int(found[1]) for file in files if (found := pattern.fullmatch(file.uri)))
 
 
 def last_checkpoint(run_uri: str) -> str | None:
