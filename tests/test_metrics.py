@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from tpn_ray.metrics import average_views, mean_class_accuracy, top_k_hits, wilson_interval
+from tpn_ray.metrics import (
+    average_views,
+    bootstrap_interval,
+    confusion_matrix,
+    mcnemar_exact,
+    mean_class_accuracy,
+    mean_class_interval,
+    probabilities,
+    ranks,
+    spearman,
+    top_k_hits,
+    wilson_interval,
+)
 
 
 def test_top_k() -> None:
@@ -18,7 +30,52 @@ def test_top_k() -> None:
 
 def test_views_are_averaged_after_the_softmax_of_each_label_set() -> None:
     scores = torch.tensor([[0.0, 0.0, 5.0], [100.0, 0.0, 5.0]])
-    assert average_views(scores, (2, 1)).tolist() == pytest.approx([0.75, 0.25, 1.0])
+    assert average_views(probabilities(scores, (2, 1)).numpy()).tolist() == pytest.approx([0.75, 0.25, 1.0])
+
+
+def test_ranks_count_from_zero_and_equals_go_by_their_order() -> None:
+    scores = np.array([[0.1, 0.7, 0.2], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]])
+    assert ranks(scores, np.array([2, 0, 1])).tolist() == [1, 0, 1]
+
+
+def test_confusion_matrix_by_hand() -> None:
+    matrix = confusion_matrix(np.array([0, 2, 2]), np.array([0, 1, 2]), 3)
+    assert matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+
+
+def test_mcnemar_is_the_sign_test() -> None:
+    # By hand: 1 head or less, or 7 or more, of 8 fair coins is 2 * (1 + 8) / 256.
+    assert mcnemar_exact(7, 1) == mcnemar_exact(1, 7) == pytest.approx(18 / 256)
+    assert mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(5, 5) == 1.0
+    # Dwass's rule for large numbers: 2 * (1 - Phi(|b - c| - 1) / sqrt(b + c)).
+    assert mcnemar_exact(5300, 5000) == pytest.approx(math.erfc(299 / math.sqrt(10300) / math.sqrt(2)), rel=0.01)
+
+
+def test_the_bootstrap_covers_what_it_should() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        low, high = bootstrap_interval(random.random(200) < 0.7, seed=trial)
+        covered += low <= 0.7 <= high
+    assert 180 <= covered <= 199  # 190 are expected; outside only once in a thousand times
+    assert bootstrap_interval(np.array([True, False] * 30)) == bootstrap_interval(np.array([True, False] * 30))
+
+
+def test_mean_class_interval_is_around_the_accuracy() -> None:
+    hits, labels = np.array([True, True, False, False] * 10), np.array([0, 1, 1, 1] * 10)
+    low, high = mean_class_interval(hits, labels)
+    assert mean_class_accuracy(hits, labels) == pytest.approx((1 + 1 / 3) / 2)
+    assert low < (1 + 1 / 3) / 2 < high
+
+
+def test_spearman_sees_order_only() -> None:
+    first = np.array([1.0, 2.0, 3.0, 4.0])
+    assert spearman(first, np.exp(first)) == pytest.approx(1)
+    assert spearman(first, -first) == pytest.approx(-1)
+    # Kendall (1948), ties share their mean rank: by hand, ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4.
+    assert spearman(first, np.array([1.0, 2.0, 2.0, 3.0])) == pytest.approx(4.5 / math.sqrt(5 * 4.5))
+    assert math.isnan(spearman(first, np.ones(4)))
 
 
 def test_mean_class_accuracy_gives_every_class_the_same_weight() -> None:

@@ -67,14 +67,14 @@ def save(uri: str | Path, checkpoint: Checkpoint) -> None:
     storage.write_bytes(storage.join(folder, MANIFEST), json.dumps(hashes, indent=1).encode())
 
 
-def load(uri: str) -> Checkpoint:
-    """Read a checkpoint folder from disk or object storage and check it against its manifest."""
-    about, weights, training = (_checked(uri, name) for name in ("checkpoint.json", "weights.pt", "training.pt"))
-    described = json.loads(about)
+def load(uri: str, parts: tuple[str, ...] = ("weights", "training")) -> Checkpoint:
+    """Read a checkpoint folder, of its tensors only `parts`, and check it against its manifest."""
+    described = json.loads(_checked(uri, "checkpoint.json"))
+    tensors = {part: _unpacked(uri, _checked(uri, f"{part}.pt")) for part in parts}
     return Checkpoint(
         step=described["step"],
-        weights=_unpacked(uri, weights),
-        training=_unpacked(uri, training),
+        weights=tensors.get("weights", {}),
+        training=tensors.get("training", {}),
         recipe=described["recipe"],
         label_sets=described["label_sets"],
         dataset_version=described["dataset_version"],

@@ -17,10 +17,15 @@ def top_k_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], top: int
     return (best == labels[:, None]).any(dim=1)
 
 
-def average_views(scores: Float[Tensor, "v k"], classes: tuple[int, ...]) -> Float[Tensor, " k"]:
-    """Mean over the views of a video of the softmax of each label set (paper, section 4: "average the softmax")."""
-    parts = torch.split(scores.float(), list(classes), dim=1)
-    return torch.cat([torch.softmax(part, dim=1).mean(dim=0) for part in parts])
+def probabilities(scores: Float[Tensor, "v k"], classes: tuple[int, ...]) -> Float[Tensor, "v k"]:
+    """The softmax of each label set."""
+    return torch.cat([torch.softmax(part, dim=1) for part in torch.split(scores.float(), list(classes), dim=1)], dim=1)
+
+
+def average_views(scores: Float[np.ndarray, "v k"]) -> NDArray[np.float32]:
+    """A video's scores (k,): the mean over its views of their softmax (paper, section 4: "average the softmax")."""
+    averaged: NDArray[np.float32] = scores.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return averaged
 
 
 def mean_class_accuracy(hits: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
@@ -38,3 +43,85 @@ def wilson_interval(hits: int, total: int, z: float = 1.96) -> tuple[float, floa
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def ranks(scores: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> NDArray[np.int64]:
+    """Place of the right class among the scores of each row, from 0; among equal scores the lower class comes first."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
+    places: NDArray[np.int64] = before.sum(axis=1)
+    return places
+
+
+def confusion_matrix(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """(classes, classes): videos of each class (row) by what was said (column)."""
+    counts = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return counts.reshape(classes, classes)
+
+
+# --- intervals and tests
+
+RESAMPLES = 2000
+RESAMPLED_AT_ONCE = 4_000_000
+
+
+def resampled_means(values: Float[np.ndarray, " n"], seed: int = 0, draws: int = RESAMPLES) -> NDArray[np.float64]:
+    """Means of `draws` samples of n values with replacement (Efron's bootstrap); the same for the same seed."""
+    random = np.random.default_rng(seed)
+    at_once = max(1, RESAMPLED_AT_ONCE // max(len(values), 1))
+    parts = [
+        values[random.integers(len(values), size=(min(at_once, draws - begin), len(values)))].mean(axis=1)
+        for begin in range(0, draws, at_once)
+    ]
+    return np.concatenate(parts)
+
+
+def bootstrap_interval(values: Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean by the percentiles of the bootstrap; nan for no values."""
+    if len(values) == 0:
+        return math.nan, math.nan
+    low, high = np.percentile(resampled_means(values.astype(np.float64), seed), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p that two classifiers are as good, from the videos that only one of them gets right.
+
+    Exact (McNemar 1947, with the binomial distribution): each such video is a fair coin.
+    """
+    total, fewer = only_first + only_second, min(only_first, only_second)
+    term, tail = 1, 0  # whole numbers: no rounding, however many videos
+    for heads in range(fewer + 1):
+        tail += term
+        term = term * (total - heads) // (heads + 1)
+    p: float = 2 * tail / 2**total
+    return min(1.0, p)
+
+
+def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
+    """Rank correlation; equal values share the mean of their ranks; nan where one side is constant."""
+    return pearson(_mean_ranks(first), _mean_ranks(second))
+
+
+def pearson(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
+    """Linear correlation; nan where one side is constant."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _mean_ranks(values: Float[np.ndarray, " n"]) -> NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    mean_ranks: NDArray[np.float64] = (ends - (counts - 1) / 2)[places]
+    return mean_ranks
+
+
+def mean_class_interval(hits: NDArray[np.bool_], labels: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean class accuracy, by resampling the videos of each class; nan for no videos."""
+    if len(labels) == 0:
+        return math.nan, math.nan
+    classes = np.unique(labels)
+    drawn = [resampled_means(hits[labels == label].astype(np.float64), seed + int(label)) for label in classes]
+    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,34 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
-from tpn_ray import checkpoint as checkpoints
-from tpn_ray import recipes
-from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.data import rows
 from tpn_ray.model.pixels import normalise
-from tpn_ray.model.recognizer import build_model
-from tpn_ray.predict.worker import SCORES, Scorer
-from tpn_ray.train.recipe import to_plain
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    recipe = recipes.toy()
-    folder = tmp_path_factory.mktemp("checkpoint")
-    saved = Checkpoint(
-        step=1,
-        weights=build_model(recipe.model).state_dict(),
-        training={},
-        recipe=to_plain(recipe),
-        label_sets={"action": list("abcdefgh")},
-        dataset_version="v",
-    )
-    checkpoints.save(folder, saved)
-    return str(folder)
+from tpn_ray.predict.worker import SCORES, VIEW_SCORES, Scorer
 
 
 def block(videos: int, reasons: list[str]) -> dict[str, np.ndarray]:
@@ -42,17 +19,28 @@ def block(videos: int, reasons: list[str]) -> dict[str, np.ndarray]:
     }
 
 
-def test_a_score_is_the_mean_softmax_over_views_and_bad_videos_have_none(checkpoint: str) -> None:
-    scorer, made = Scorer(checkpoint, threads=1), block(2, ["", "empty"])
+def test_a_score_is_the_mean_softmax_over_views_and_bad_videos_have_none(untrained: str) -> None:
+    scorer, made = Scorer(untrained, 1, [()], keep_views=True), block(2, ["", "empty"])
     scored = scorer(made)
     assert rows.VIEWS not in scored
     with torch.inference_mode():
-        outputs = scorer.model(normalise(torch.tensor(made[rows.VIEWS][0]))).action
-    np.testing.assert_allclose(scored[SCORES][0], outputs.softmax(1).mean(0).numpy(), rtol=1e-5)
+        outputs = scorer.predictor.model(normalise(torch.tensor(made[rows.VIEWS][0]))).action
+    np.testing.assert_allclose(scored[SCORES][0, 0], outputs.softmax(1).mean(0).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(scored[VIEW_SCORES][0, 0], outputs.softmax(1).numpy(), rtol=1e-5)
     assert not scored[SCORES][1].any()
 
 
-def test_a_score_does_not_depend_on_the_neighbours(checkpoint: str) -> None:
-    scorer, made = Scorer(checkpoint, threads=1), block(3, ["", "", ""])
+def test_a_score_does_not_depend_on_the_neighbours(untrained: str) -> None:
+    scorer, made = Scorer(untrained, 1, [()], keep_views=False), block(3, ["", "", ""])
     alone = scorer({name: column[1:2] for name, column in made.items()})
     assert np.array_equal(alone[SCORES][0], scorer(made)[SCORES][1])
+    assert VIEW_SCORES not in alone
+
+
+def test_every_alpha_is_scored_and_the_trained_one_comes_back(untrained: str) -> None:
+    made = block(1, [""])
+    together = Scorer(untrained, 1, [(2, 4), (), (8, 8)], keep_views=False)(made)[SCORES][0]
+    assert len({one.tobytes() for one in together}) == 3
+    for place, alpha in enumerate([(2, 4), (), (8, 8)]):
+        assert np.array_equal(Scorer(untrained, 1, [alpha], keep_views=False)(made)[SCORES][0, 0], together[place])
+    assert np.array_equal(Scorer(untrained, 1, [(1, 2)], keep_views=False)(made)[SCORES][0, 0], together[1])

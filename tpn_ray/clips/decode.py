@@ -87,9 +87,24 @@ class Video:
         """Width as displayed, in pixels."""
         return self._displayed_shape()[1]
 
-    def frames(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+    def seconds(self) -> NDArray[np.float64]:
+        """When each frame is shown, beginning with 0; equally spaced where the file does not say."""
+        if self._index is None:
+            ticks = np.arange(self.frame_count, dtype=np.float64)
+        else:
+            times = np.array(self._index.times, dtype=np.int64)
+            ticks = (times - times[0]).astype(np.float64)
+        seconds: NDArray[np.float64] = ticks * float(self.tick_seconds)
+        return seconds
+
+    def frames(
+        self,
+        indices: Sequence[int] | NDArray[np.int64],
+        shrink: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ) -> NDArray[np.uint8]:
         """RGB frames (t, h, w, 3) at `indices` in presentation order, which may repeat and be unsorted.
 
+        `shrink` is applied to each frame (h, w, 3) as it comes, so that large ones are never held together.
         Raises IndexError for an index outside [0, frame_count), BadVideo for frames that cannot be decoded.
         """
         places = self._places(indices)
@@ -97,9 +112,11 @@ class Video:
         pixels: NDArray[np.uint8] | None = None
         for index, frame in self._wanted_frames(sorted(places)):
             rgb = self._to_rgb(frame)
+            self._displayed = rgb.shape[:2]
+            if shrink is not None:
+                rgb = shrink(rgb)
             if pixels is None:
                 pixels = np.empty((count, *rgb.shape), dtype=np.uint8)
-                self._displayed = rgb.shape[:2]
             for place in places.pop(index):
                 pixels[place] = rgb
         if places or pixels is None:

@@ -7,7 +7,7 @@ batch, this way 5 s. `preserve_order` and equal blocks make the split over ranks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +112,27 @@ def video_views(
     return _decoded(-(-samples // videos), decode, resources)
 
 
-def _decoded(count: int, decode: Callable[[Rows], Rows], resources: DecodeResources) -> ray.data.Dataset:
+def video_windows(
+    source: ray.ObjectRef[ClipSource],
+    views: Views,
+    length_seconds: float,
+    hop_seconds: float,
+    samples: int,
+    resources: DecodeResources,
+) -> ray.data.Dataset:
+    """Every window of every video, in order; columns of `worker.window_rows`. A task hands on what it has decoded."""
+
+    def decode(slot: Rows) -> Iterator[Rows]:
+        return worker.window_rows(local_copy(source), views, length_seconds, hop_seconds, int(slot["id"][0]))
+
+    decoded = _decoded(samples, decode, resources)
+    decoded.context.target_max_block_size = VIEW_BLOCK_BYTES
+    return decoded
+
+
+def _decoded(
+    count: int, decode: Callable[[Rows], Rows | Iterator[Rows]], resources: DecodeResources
+) -> ray.data.Dataset:
     configure_context(resources.tasks * resources.cpus if resources.tasks else None)
     numbers = ray.data.range(count, override_num_blocks=-(-count // NUMBERS_PER_READ))
     compute = ray.data.TaskPoolStrategy(size=resources.tasks or None)

@@ -14,6 +14,9 @@ CLIP = "clip"
 VIEWS = "views"
 """uint8 (v, t, h, w, c): every view of one video, for evaluation and prediction."""
 
+SECONDS = "seconds"
+"""float64 (2,): begin and end of a video, or of a window within it; nan where it could not be read."""
+
 LABELS = "labels"
 """int64 (s,): one class number for each label set."""
 

@@ -21,7 +21,7 @@ from tpn_ray.data import handover, reader, rows
 from tpn_ray.data.handover import Parts
 from tpn_ray.data.notes import Note
 from tpn_ray.data.plan import Int64Array, MicroBatch
-from tpn_ray.data.views import Views
+from tpn_ray.data.views import Views, cut_views, duration_seconds, windows
 from tpn_ray.errors import BadVideo
 
 READERS = 8
@@ -113,22 +113,42 @@ def _clip_rows(
 
 
 def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
-    """All views of each video from one pass over it, in which each frame is decoded and resized once.
+    """All views of each video from one pass over it: `views` has shape (n, v, t, h, w, c), clips before crops."""
 
-    `views` has shape (n, v, t, h, w, c), clips before crops.
-    """
+    durations = dict[int, float]()
 
     def views_of(data: bytes, sample: int) -> Clip:
         with open_video(data) as video:
-            indices = sampling.test_indices(source.clip, video.frame_count, views.clips)
-            distinct, clips = np.unique(indices, return_inverse=True)
-            frames = augment.test_size(video.frames(distinct), source.augment)
-        cuts = [augment.cut_view(frames, source.augment, crop) for crop in views.crops]
-        return np.stack([cut[clip] for clip in clips.reshape(indices.shape) for cut in cuts])
+            durations[sample] = duration_seconds(video.seconds())
+            return cut_views(video, data, views, source.clip, source.augment)
 
-    side = views.side_px(source.augment)
-    shape = (views.count, source.clip.frames, side, side, 3)
-    return decode_rows(source.manifest, samples, views_of, rows.VIEWS, shape)
+    shape = views.shape(source.clip, source.augment)
+    made = decode_rows(source.manifest, samples, views_of, rows.VIEWS, shape)
+    return {**made, rows.SECONDS: np.array([[0.0, durations.get(sample, np.nan)] for sample in samples.tolist()])}
+
+
+def window_rows(
+    source: ClipSource, views: Views, length_seconds: float, hop_seconds: float, sample: int
+) -> Iterator[Rows]:
+    """All views of each window of one video, one row at a time: a long video's windows do not fit into memory.
+
+    A video that cannot be used, from its beginning or from somewhere on, ends with a row that says why.
+    """
+    about = {rows.SAMPLE: np.array([sample]), rows.LABELS: source.manifest.labels[[sample]]}
+    fine = {rows.REASON: np.array([""]), rows.MESSAGE: np.array([""])}
+    start = 0.0
+    try:
+        data = reader.fetch(source.manifest, sample)
+        with open_video(data) as video:
+            for window in windows(video, length_seconds, hop_seconds):
+                start = window.start_seconds
+                pixels = cut_views(video, data, views, source.clip, source.augment, window)
+                times = np.array([[window.start_seconds, window.end_seconds]])
+                yield {rows.VIEWS: pixels[None], rows.SECONDS: times, **about, **fine}
+    except BadVideo as bad:
+        black = np.zeros((1, *views.shape(source.clip, source.augment)), dtype=np.uint8)
+        why = {rows.REASON: np.array([bad.reason]), rows.MESSAGE: np.array([str(bad)])}
+        yield {rows.VIEWS: black, rows.SECONDS: np.array([[start, np.nan]]), **about, **why}
 
 
 def decode_rows(

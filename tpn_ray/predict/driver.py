@@ -1,121 +1,121 @@
-"""Scores of every video of a split, as a table in Parquet and as numbers. Runs on the driver."""
+"""Scores of every video, or of every window of long ones, with Ray Data. Runs on the driver."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
+import ray.exceptions
 
-from tpn_ray import checkpoint as checkpoints
-from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
 from tpn_ray.data import rows
 from tpn_ray.data.views import Views
-from tpn_ray.data.worker import ClipSource
-from tpn_ray.errors import CheckpointError
-from tpn_ray.metrics import mean_class_accuracy, wilson_interval
-from tpn_ray.predict.worker import SCORES, Scorer
-from tpn_ray.train.recipe import from_plain
+from tpn_ray.data.worker import ClipSource, Rows
+from tpn_ray.errors import ConfigError, ResourceError, TpnRayError
+from tpn_ray.predict.predictor import Alpha
+from tpn_ray.predict.worker import Scorer
+from tpn_ray.train.recipe import Recipe
+
+TRAINED: Alpha = ()
+"""The alpha of the checkpoint itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scorers:
     """What scoring takes of the cluster."""
 
-    actors: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
+    workers: int = 1
+    """Processes that hold the network; the scores are the same bits whatever their number."""
+
+    cpus_per_worker: float = 1.0
+    """CPUs that each of them holds, and its number of torch threads."""
+
+    gpus_per_worker: float = 0.0
+    """GPUs that each of them holds; 0 computes on CPUs."""
+
     decode: data.DecodeResources = field(default_factory=data.DecodeResources)
+    """Of each decoding task."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.cpus_per_worker < 0 or self.gpus_per_worker < 0 or self.decode.cpus <= 0:
+            raise ConfigError(
+                f"workers={self.workers} must be at least 1, cpus and gpus per worker not negative, decode.cpus above 0"
+            )
 
 
-def score_videos(checkpoint_uri: str, manifest: Manifest, views: Views, scorers: Scorers) -> pa.Table:
-    """One row per video, in the manifest's order: id, uri, split, labels, scores, reason, message.
+def score(
+    checkpoint_uri: str,
+    recipe: Recipe,
+    manifest: Manifest,
+    views: Views,
+    scorers: Scorers,
+    *,
+    alphas: Sequence[Alpha] = (TRAINED,),
+    keep_views: bool = False,
+) -> Iterator[Rows]:
+    """Blocks of scored videos, each exactly once and in the manifest's order; columns of `worker.Scorer`."""
+    clip, augment = recipe.clip, recipe.augment
+    video_bytes = int(np.prod(views.shape(clip, augment)))
+    decoded = data.video_views(_source(recipe, manifest), views, len(manifest), video_bytes, scorers.decode)
+    next_sample = 0
+    for block in _scored(decoded, checkpoint_uri, scorers, alphas, keep_views):
+        expected = np.arange(next_sample, next_sample + len(block[rows.SAMPLE]))
+        if not np.array_equal(block[rows.SAMPLE], expected):
+            raise AssertionError(f"videos {block[rows.SAMPLE]} came where {expected} were due")
+        next_sample += len(expected)
+        yield block
+    if next_sample != len(manifest):
+        raise AssertionError(f"{next_sample} of {len(manifest)} videos were scored")
 
-    Raises CheckpointError where the checkpoint was trained on other classes.
-    """
-    recipe = _check_classes(checkpoint_uri, manifest)
-    source = ray.put(ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed))
-    video_bytes = views.count * recipe.clip.frames * views.side_px(recipe.augment) ** 2 * 3
-    scored = data.video_views(source, views, len(manifest), video_bytes, scorers.decode).map_batches(
+
+def score_windows(
+    checkpoint_uri: str,
+    recipe: Recipe,
+    manifest: Manifest,
+    views: Views,
+    scorers: Scorers,
+    *,
+    window_seconds: float,
+    hop_seconds: float,
+) -> Iterator[Rows]:
+    """Blocks of scored windows of long videos, in order."""
+    source = _source(recipe, manifest)
+    decoded = data.video_windows(source, views, window_seconds, hop_seconds, len(manifest), scorers.decode)
+    yield from _scored(decoded, checkpoint_uri, scorers, (TRAINED,), False)
+
+
+def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
+    return ray.put(ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed))
+
+
+def _scored(
+    decoded: ray.data.Dataset, checkpoint_uri: str, scorers: Scorers, alphas: Sequence[Alpha], keep_views: bool
+) -> Iterator[Rows]:
+    scored = decoded.map_batches(
         Scorer,
-        fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus))),
+        fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus_per_worker)), tuple(alphas), keep_views),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=scorers.actors),
-        num_cpus=scorers.cpus,
-        num_gpus=scorers.gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=scorers.workers),
+        num_cpus=scorers.cpus_per_worker,
+        num_gpus=scorers.gpus_per_worker or None,
     )
-    return _table(manifest, list(scored.iter_batches(batch_size=None)))
+    try:
+        yield from scored.iter_batches(batch_size=None)
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise explain(error) from error
 
 
-def _check_classes(checkpoint_uri: str, manifest: Manifest) -> Any:
-    saved = checkpoints.load(checkpoint_uri)
-    theirs = {name: list(classes) for name, classes in manifest.label_sets.items()}
-    if saved.label_sets != theirs:
-        raise CheckpointError(
-            f"{checkpoint_uri} was trained on {_short(saved.label_sets)}, the dataset has {_short(theirs)}; "
-            "its scores would name the wrong classes. Give the dataset it was trained on"
-        )
-    return from_plain(saved.recipe)
-
-
-def _short(label_sets: dict[str, list[str]]) -> str:
-    return "; ".join(
-        f"{name}: {len(classes)} classes ({', '.join(classes[:3])}, ...)" for name, classes in label_sets.items()
-    )
-
-
-def _table(manifest: Manifest, blocks: list[Any]) -> pa.Table:
-    joined = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    place = np.argsort(joined[rows.SAMPLE], kind="stable")
-    if not np.array_equal(joined[rows.SAMPLE][place], np.arange(len(manifest))):
-        raise AssertionError("every video must be scored exactly once")
-    return pa.table(
-        {
-            "id": manifest.ids,
-            "uri": manifest.uris,
-            "split": manifest.splits,
-            "labels": joined[rows.LABELS][place].tolist(),
-            "scores": pa.array(joined[SCORES][place].tolist(), type=pa.list_(pa.float32())),
-            "reason": joined[rows.REASON][place].tolist(),
-            "message": joined[rows.MESSAGE][place].tolist(),
-        }
-    )
-
-
-def summarise(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> dict[str, float]:
-    """Top-1, top-5 and mean class accuracy for each label set, over the videos that could be used.
-
-    `top1_of_all` counts the bad videos as wrong. Keys carry the label set's name where there are several.
-    """
-    usable = np.array([not reason for reason in table["reason"].to_pylist()], dtype=bool)
-    labels = np.array(table["labels"].to_pylist(), dtype=np.int64)[usable]
-    scores = np.array(table["scores"].to_pylist(), dtype=np.float32)[usable]
-    numbers: dict[str, float] = {"videos": float(usable.sum()), "bad_videos": float((~usable).sum())}
-    start = 0
-    for i, (name, classes) in enumerate(label_sets.items()):
-        part, start = scores[:, start : start + len(classes)], start + len(classes)
-        prefix = f"{name}_" if len(label_sets) > 1 else ""
-        order = np.argsort(-part, axis=1, kind="stable")
-        first = order[:, 0] == labels[:, i]
-        numbers[f"{prefix}top1"] = float(first.mean()) if len(first) else 0.0
-        numbers[f"{prefix}top5"] = (
-            float((order[:, :5] == labels[:, i : i + 1]).any(axis=1).mean()) if len(first) else 0.0
-        )
-        numbers[f"{prefix}mean_class"] = mean_class_accuracy(first, labels[:, i])
-        numbers[f"{prefix}top1_low"], numbers[f"{prefix}top1_high"] = wilson_interval(int(first.sum()), len(first))
-        numbers[f"{prefix}top1_of_all"] = float(first.sum()) / max(len(usable), 1)
-    return numbers
-
-
-def write_scores(table: pa.Table, uri: str) -> None:
-    """The table as one Parquet file, on disk or in object storage."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    storage.write_bytes(uri, buffer.getvalue())
+def explain(error: BaseException) -> Exception:
+    """The project's own error inside what Ray raised, or a ResourceError with its last line."""
+    causes: list[BaseException | None] = [error]
+    for cause in causes:
+        if isinstance(cause, TpnRayError):
+            return cause
+        inner = (getattr(cause, "cause", None), getattr(cause, "__cause__", None))
+        causes += [one for one in inner if isinstance(one, BaseException) and one not in causes]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ResourceError(f"scoring failed: {lines[-1] if lines else type(error).__name__}")

@@ -1,0 +1,64 @@
+"""Is one checkpoint better than another? `python jobs/compare.py A B`, two results of jobs/evaluate.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from tpn_ray import command_line, storage
+from tpn_ray.predict import compare, plots
+from tpn_ray.predict.table import read_scores
+
+PROGRAM = "python jobs/compare.py"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Two scores of the same videos."""
+
+    first: tyro.conf.Positional[str]
+    """Folder that jobs/evaluate.py wrote (or scores.parquet of jobs/train.py); on disk or s3://."""
+
+    second: tyro.conf.Positional[str]
+    """The same of the checkpoint that is hoped to be better."""
+
+    out: str = ""
+    """Folder for comparison.json and a plot of the gains of each class; by default nothing is written."""
+
+
+def main() -> None:
+    flags = tyro.cli(Arguments, prog=PROGRAM, description="A paired comparison with intervals and exact tests.")
+    both = read_scores(flags.first), read_scores(flags.second)
+    found = compare.compare(*both)
+    table = Table("", "first", "second", "difference", "95 %", "only first", "only second", "McNemar p", "bootstrap p")
+    for one in found:
+        low, high = one.interval
+        counts = [str(one.only_first), str(one.only_second), f"{one.p_mcnemar:.3g}", f"{one.p_bootstrap:.3g}"]
+        top = [f"{one.first:.2%}", f"{one.second:.2%}", f"{one.difference:+.2%}", f"{low:+.1%} to {high:+.1%}"]
+        table.add_row(f"{one.name} top-1", *top, *counts)
+    Console(width=120).print(table)
+    for one in found:
+        print(f"{one.name}: {compare.verdict(one)}")
+        gains = [f"{cls.name} {cls.gain:+.1%} ({cls.videos})" for cls in one.classes]
+        print(f"  most gained: {', '.join(gains[:5])}\n  least: {', '.join(gains[:-6:-1])}")
+    for line in compare.left_out(*both):
+        print(line)
+    if flags.out:
+        folder = storage.absolute(flags.out)
+        content = json.dumps([{**dataclasses.asdict(one), "difference": one.difference} for one in found], indent=1)
+        storage.write_bytes(storage.join(folder, "comparison.json"), content.encode())
+        for one in found:
+            title = f"{one.name}: {one.difference:+.1%} in all, {compare.verdict(one)}"
+            storage.write_bytes(storage.join(folder, f"gains_{one.name}.png"), plots.class_gains(one.classes, title))
+        print(f"comparison.json and plots in {folder}")
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=lambda: None)
+    sys.exit(0)

@@ -1,0 +1,66 @@
+"""A checkpoint as a program: `python jobs/export.py --checkpoint C --out FILE.pt2 (or .onnx) --videos URI ...`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import tyro
+
+from tpn_ray import command_line, storage
+from tpn_ray.clips.decode import open_video
+from tpn_ray.data.views import cut_views, parse_views
+from tpn_ray.errors import ConfigError
+from tpn_ray.model.recognizer import set_alpha
+from tpn_ray.predict import export
+from tpn_ray.predict.predictor import load, parse_alphas
+from tpn_ray.predict.videos import find_videos
+
+PROGRAM = "python jobs/export.py"
+CLIPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """uint8 clips (n, t, h, w, c) in, probabilities (n, k) out; runs without this project."""
+
+    checkpoint: str
+    """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
+
+    out: str
+    """FILE.pt2 for torch.export, FILE.onnx for ONNX (needs the extra `export`); on disk or s3://."""
+
+    videos: tuple[str, ...]
+    """Real videos, as for jobs/predict.py; on clips of the first ones the file must compute what the network does."""
+
+    views: tuple[str, ...] = ("1x1",)
+    """Decides the size of the clips that the program takes: 1x1 crop_px, 1x3 the short side."""
+
+    alpha: str = ""
+    """Other temporal rates than the checkpoint's, such as 4,8."""
+
+
+def main() -> None:
+    default = Arguments(checkpoint=tyro.MISSING, out=tyro.MISSING, videos=tyro.MISSING)
+    flags = command_line.parse(default, sys.argv[1:], program=PROGRAM, description=Arguments.__doc__ or "")
+    export.check_out(flags.out)
+    predictor, views = load(flags.checkpoint, device="cpu"), parse_views(" ".join(flags.views))
+    for alpha in parse_alphas([flags.alpha] if flags.alpha else [], predictor.recipe):
+        set_alpha(predictor.model, alpha)
+    recipe, clips = predictor.recipe, []
+    for uri in find_videos(flags.videos, predictor.label_sets).uris[:CLIPS]:
+        data = storage.read_bytes(uri)
+        with open_video(data) as video:
+            clips += list(cut_views(video, data, views, recipe.clip, recipe.augment))
+    if len(clips) < 2:
+        raise ConfigError("the check needs two clips: give two videos, or more views such as 2x1")
+    difference = export.export(predictor, np.stack(clips[:CLIPS]), flags.out)
+    shape = ", ".join(map(str, clips[0].shape))
+    print(f"{storage.absolute(flags.out)}: takes uint8 (n, {shape}), gives float32 (n, {sum(recipe.model.label_sets)})")
+    print(f"on {len(clips[:CLIPS])} clips of real videos it differs from the network by at most {difference:.2g}")
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=lambda: None)
+    sys.exit(0)

@@ -1,0 +1,80 @@
+"""Classify videos. `python jobs/predict.py --checkpoint C --videos URI ...`; `--help` shows all flags."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import checkpoint, command_line, session, storage
+from tpn_ray.data.views import parse_views
+from tpn_ray.predict import answers, driver
+from tpn_ray.predict.driver import Scorers
+from tpn_ray.predict.videos import find_videos
+from tpn_ray.train.recipe import from_plain
+
+PROGRAM = "python jobs/predict.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What to classify, with what, and how."""
+
+    checkpoint: str
+    """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
+
+    videos: tuple[str, ...]
+    """Files, folders or prefixes, lists (.txt with a URI a line, .csv with a column uri), or a prepared dataset."""
+
+    views: tuple[str, ...] = ("1x1",)
+    """As for jobs/evaluate.py."""
+
+    window_seconds: float = 0.0
+    """For long videos: classify windows of this length, with their times; 0: each video as a whole."""
+
+    hop_seconds: float = 0.0
+    """Between the beginnings of two windows; 0: they follow each other without a gap."""
+
+    top: int = 5
+    """Classes in an answer."""
+
+    out: str = answers.STDOUT
+    """FILE.jsonl, or FILE.parquet, which also holds the scores of all classes; on disk or s3://; - is the terminal."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+
+    machines: Annotated[Scorers, tyro.conf.arg(name="")] = field(default_factory=Scorers)
+
+
+def main() -> None:
+    flags = command_line.parse(
+        Arguments(checkpoint=tyro.MISSING, videos=tyro.MISSING),
+        sys.argv[1:],
+        program=PROGRAM,
+        description="Classify videos, or windows of long ones. Of a video that cannot be used the answer says why.",
+    )
+    views, machines = parse_views(" ".join(flags.views)), flags.machines
+    answers.check_out(flags.out)
+    saved = checkpoint.load(storage.absolute(flags.checkpoint), parts=())
+    uri, recipe = storage.absolute(flags.checkpoint), from_plain(saved.recipe)
+    manifest = find_videos(flags.videos, {name: tuple(classes) for name, classes in saved.label_sets.items()})
+    print(f"{len(manifest)} videos, checkpoint {uri}, step {saved.step}", file=sys.stderr, flush=True)
+    session.connect(
+        flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode.cpus
+    )
+    if flags.window_seconds:
+        hop = flags.hop_seconds or flags.window_seconds
+        blocks = driver.score_windows(
+            uri, recipe, manifest, views, machines, window_seconds=flags.window_seconds, hop_seconds=hop
+        )
+    else:
+        blocks = driver.score(uri, recipe, manifest, views, machines)
+    count, bad = answers.write(answers.answers(manifest, blocks, flags.top), manifest, flags.out)
+    print(f"{count} answers, {bad} of them for videos that could not be used", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=session.disconnect)

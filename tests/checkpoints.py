@@ -1,0 +1,33 @@
+"""A checkpoint without training, to be scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray import recipes
+from tpn_ray.checkpoint import Checkpoint
+from tpn_ray.clips.toy import TOY_CLASSES
+from tpn_ray.model.recognizer import build_model
+from tpn_ray.train.recipe import to_plain
+
+
+def save_untrained(folder: Path, classes: tuple[str, ...] = TOY_CLASSES) -> str:
+    """The recipe toy with random weights that tell videos apart."""
+    torch.manual_seed(0)
+    recipe = recipes.toy()
+    model = build_model(recipe.model)
+    with torch.no_grad():
+        model.head.linear.weight.mul_(100)
+    saved = Checkpoint(
+        step=1,
+        weights=model.state_dict(),
+        training={},
+        recipe=to_plain(recipe),
+        label_sets={"action": list(classes)},
+        dataset_version="v",
+    )
+    checkpoints.save(folder, saved)
+    return str(folder)

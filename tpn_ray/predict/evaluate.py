@@ -1,0 +1,160 @@
+"""A checkpoint scored on a split of a dataset: scores, numbers and plots in a folder. Runs on the driver."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray import storage
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.data.views import parse_views
+from tpn_ray.errors import ManifestError
+from tpn_ray.predict import driver, plots
+from tpn_ray.predict.driver import Scorers
+from tpn_ray.predict.labels import Matched, match_classes
+from tpn_ray.predict.predictor import Alpha, parse_alphas
+from tpn_ray.predict.quarantine import Quarantined, quarantined
+from tpn_ray.predict.summary import details, summarise
+from tpn_ray.predict.table import METRICS, VIDEOS, ViewWriter, video_tables, write_scores
+from tpn_ray.train.recipe import Recipe, from_plain
+
+ALL = "all"
+"""In place of a split: every video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be scored, on what and how."""
+
+    checkpoint: str
+    data: str
+    split: str
+    views: str
+    alphas: tuple[Alpha, ...]
+    """Empty: the checkpoint's own."""
+    step: int
+    recipe: Recipe
+    matched: Matched
+    quarantined: list[Quarantined]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One alpha's."""
+
+    alpha: Alpha
+    folder: str
+    table: pa.Table
+    numbers: dict[str, float]
+
+
+def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str]) -> Question:
+    """Read what has to be known, and refuse what cannot be scored, before a cluster is asked for anything."""
+    parse_views(views)
+    uri = storage.absolute(checkpoint)
+    saved = checkpoints.load(uri, parts=())
+    recipe = from_plain(saved.recipe)
+    manifest = load_manifest(data)
+    chosen = manifest if split == ALL else manifest.select(split)
+    return Question(
+        checkpoint=uri,
+        data=storage.absolute(data),
+        split=split,
+        views=views,
+        alphas=tuple(parse_alphas(alphas, recipe)),
+        step=saved.step,
+        recipe=recipe,
+        matched=match_classes(chosen, {name: tuple(classes) for name, classes in saved.label_sets.items()}, uri),
+        quarantined=quarantined(data, set(manifest.splits) if split == ALL else {split}),
+    )
+
+
+def evaluate(question: Question, scorers: Scorers, folder: str) -> list[Result]:
+    """Score every video; write videos.parquet, views/, metrics.json and plots to `folder`, or with several alphas to a
+    folder of each below it."""
+    manifest, views = question.matched.manifest, parse_views(question.views)
+    alphas = question.alphas or (driver.TRAINED,)
+    folders = [storage.join(folder, alpha_name(alpha)) if alpha else folder for alpha in alphas]
+    writer = ViewWriter(manifest, views.names, folders)
+    blocks = driver.score(
+        question.checkpoint, question.recipe, manifest, views, scorers, alphas=alphas, keep_views=True
+    )
+    tables = video_tables(manifest, map(writer, blocks), len(alphas))
+    writer.flush()
+    results = []
+    for alpha, place, table in zip(alphas, folders, tables, strict=True):
+        numbers = summarise(table, manifest.label_sets, len(question.quarantined))
+        behind = details(table, manifest.label_sets)
+        write_scores(table, manifest.label_sets, storage.join(place, VIDEOS))
+        about = {**_about(question, alpha), "numbers": numbers, "label_sets": behind, **_not_counted(question, table)}
+        storage.write_bytes(storage.join(place, METRICS), json.dumps(_plain(about), indent=1).encode())
+        for name, classes in manifest.label_sets.items():
+            matrix = np.array(behind[name]["confusion"])
+            storage.write_bytes(storage.join(place, f"confusion_{name}.png"), plots.confusion(matrix, classes))
+            storage.write_bytes(storage.join(place, f"classes_{name}.png"), plots.per_class(matrix, classes))
+        results.append(Result(alpha, place, table, numbers))
+    return results
+
+
+def alpha_name(alpha: Alpha) -> str:
+    """As the name of a folder."""
+    return "alpha_" + "_".join(map(str, alpha))
+
+
+def default_folder(checkpoint: str, split: str, views: str) -> str:
+    """Beside the checkpoint, named by what was scored."""
+    return f"{storage.absolute(checkpoint)}.{split}.{views.replace(' ', '_')}"
+
+
+def _about(question: Question, alpha: Alpha) -> dict[str, Any]:
+    return {
+        "checkpoint": question.checkpoint,
+        "step": question.step,
+        "data": question.data,
+        "dataset_version": question.matched.manifest.version,
+        "split": question.split,
+        "views": question.views,
+        "alpha": alpha or question.recipe.model.alpha,
+    }
+
+
+def _not_counted(question: Question, table: pa.Table) -> dict[str, Any]:
+    """Every video behind the difference between the numbers with and without it."""
+    columns = (table[name].to_pylist() for name in ("uri", "reason", "message"))
+    bad = [row for row in zip(*columns, strict=True) if row[1]]
+    names = ("uri", "reason", "message")
+    return {
+        "bad": [dict(zip(names, row, strict=True)) for row in bad],
+        "quarantined": [dict(zip(names, row, strict=True)) for row in question.quarantined],
+        "unlabelled": [question.matched.manifest.uris[row] for row in question.matched.unlabelled],
+        "classes_not_in_checkpoint": question.matched.foreign,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+def refuse_budget(question: Question, results: list[Result], max_bad: float) -> None:
+    """Raise ManifestError where more of the videos were bad than is allowed; all results are written by then."""
+    bad = results[0].numbers["bad_videos"]
+    total = len(question.matched.manifest)
+    if bad > max_bad * total:
+        raise ManifestError(
+            f"{int(bad)} of {total} videos could not be used, --max-bad {max_bad:g} allows {int(max_bad * total)}; "
+            f"they are listed in {storage.join(results[0].folder, METRICS)}"
+        )

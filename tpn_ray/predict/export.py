@@ -1,0 +1,103 @@
+"""A checkpoint as a file that needs nothing of this project: torch.export or ONNX. Runs anywhere, without Ray.
+
+The program takes clips as they are decoded and cut, uint8 (n, t, h, w, c), and gives float32 (n, k): the softmax of
+each label set. Normalisation is inside, alpha and the clip's shape are fixed, the number of clips n is free. Averaging
+over views is left to its user: it is a mean.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tpn_ray import storage
+from tpn_ray.errors import ConfigError
+from tpn_ray.metrics import probabilities
+from tpn_ray.model.pixels import normalise
+from tpn_ray.predict.predictor import Predictor
+
+SUFFIXES = {".pt2": "torch.export", ".onnx": "ONNX"}
+TOLERANCE = 1e-4
+"""Between probabilities. Other kernels round differently; a wrong program is off by far more."""
+
+
+class Program(nn.Module):
+    """From pixels to probabilities."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.network, self.label_sets = predictor.model.eval(), predictor.recipe.model.label_sets
+
+    def forward(self, clips: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k"]:
+        return probabilities(self.network(normalise(clips)).action, self.label_sets)
+
+
+def check_out(out: str) -> None:
+    """Refuse a name whose form is not known, and ONNX without its packages. Raises ConfigError."""
+    suffix = Path(out).suffix
+    if suffix not in SUFFIXES:
+        raise ConfigError(f"out is {out!r}; give a name that ends in {' or '.join(SUFFIXES)}")
+    missing = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if suffix == ".onnx" and missing:
+        raise ConfigError(f"ONNX needs {' and '.join(missing)}: pip install 'tpn_ray[export]'")
+
+
+def export(predictor: Predictor, clips: NDArray[np.uint8], out: str) -> float:
+    """Write the program, run the file that was written on `clips`, real ones (n, t, h, w, c), n at least 2; the largest
+    difference to the network's own probabilities. Raises ConfigError where it is above TOLERANCE."""
+    program, example = Program(predictor).cpu(), torch.tensor(clips)
+    n = torch.export.Dim("n", min=1, max=4096)
+    with torch.no_grad():
+        expected = program(example).numpy()
+        exported = torch.export.export(program, (example,), dynamic_shapes=({0: n},))
+    data = _onnx(exported) if out.endswith(".onnx") else _saved(exported)
+    storage.write_bytes(storage.absolute(out), data)
+    run = _run_onnx if out.endswith(".onnx") else _run_saved
+    # One by one as well: a program that fixed the number of clips would be found out.
+    found = [run(data, clips), np.concatenate([run(data, clips[i : i + 1]) for i in range(len(clips))])]
+    difference = max(float(np.abs(one - expected).max()) for one in found)
+    if not difference <= TOLERANCE:
+        raise ConfigError(
+            f"{out} differs from the network by {difference:.2g} on real clips, more than {TOLERANCE:g}: do not use it"
+        )
+    return difference
+
+
+def _saved(exported: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer)
+    return buffer.getvalue()
+
+
+def _run_saved(data: bytes, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+    with torch.no_grad():
+        found: NDArray[np.float32] = torch.export.load(io.BytesIO(data)).module()(torch.tensor(clips)).numpy()
+    return found
+
+
+def _onnx(exported: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "program.onnx"
+        made = torch.onnx.export(
+            exported, (), dynamo=True, verbose=False, input_names=["clips"], output_names=["probabilities"]
+        )
+        assert made is not None
+        made.save(str(file), external_data=False)
+        return file.read_bytes()
+
+
+def _run_onnx(data: bytes, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"clips": clips})
+    return np.asarray(found, dtype=np.float32)

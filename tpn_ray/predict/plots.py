@@ -1,0 +1,87 @@
+"""Figures of scores, as PNG files. Pure: numbers in, bytes out; runs anywhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tpn_ray.predict.compare import ClassGain
+
+BLUE, ORANGE, GREY = "#2a6fb0", "#d1652a", "#8a8a8a"
+NAMED = 40
+"""Most classes whose names fit beside a figure."""
+
+
+def figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure in inches, without a window."""
+    made = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    axes = made.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return made, axes
+
+
+def png(made: Figure) -> bytes:
+    """The file; the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(made)
+    made.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
+    """Share of the videos of each class (row) by what was said (column)."""
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(12.0, 3.0 + 0.35 * min(len(classes), NAMED))
+    made, axes = figure(side + 1.0, side)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    bar = made.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("share of the class's videos")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("class")
+    if len(classes) <= NAMED:
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 15:
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+    return png(made)
+
+
+def per_class(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
+    """Top-1 of each class, best first; of many classes the 20 best and the 20 worst."""
+    counts, right = matrix.sum(axis=1), np.diag(matrix)
+    order = [i for i in np.argsort(-right / np.maximum(counts, 1), kind="stable").tolist() if counts[i]]
+    shown = order if len(order) <= NAMED else [*order[: NAMED // 2], *order[-NAMED // 2 :]]
+    made, axes = figure(7.5, 1.2 + 0.24 * len(shown))
+    values = [float(right[i] / counts[i]) for i in shown]
+    axes.barh(range(len(shown)), values, color=BLUE)
+    axes.set_yticks(range(len(shown)), [f"{classes[i]} ({counts[i]})" for i in shown])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("top-1 (number of videos in brackets)")
+    mean = float(np.mean([right[i] / counts[i] for i in order])) if order else 0.0
+    axes.axvline(mean, color=ORANGE, linewidth=1)
+    axes.set_title(f"mean class accuracy {mean:.1%}", fontsize=10, loc="left")
+    return png(made)
+
+
+def class_gains(classes: Sequence[ClassGain], title: str) -> bytes:
+    """Gain of each class as a bar, in the order given; of many classes the first 20 and the last 20."""
+    shown = list(classes) if len(classes) <= NAMED else [*classes[: NAMED // 2], *classes[-NAMED // 2 :]]
+    made, axes = figure(7.5, 1.4 + 0.24 * len(shown))
+    colours = [BLUE if one.gain >= 0 else ORANGE for one in shown]
+    axes.barh(range(len(shown)), [100 * one.gain for one in shown], color=colours)
+    axes.set_yticks(range(len(shown)), [f"{one.name} ({one.videos})" for one in shown])
+    axes.invert_yaxis()
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_xlabel("gain in top-1, percentage points (number of videos in brackets)")
+    axes.set_title(title, fontsize=10, loc="left")
+    return png(made)

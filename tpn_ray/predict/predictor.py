@@ -1,0 +1,152 @@
+"""A checkpoint that answers: `load(checkpoint).predict(path)`. Runs anywhere, without Ray.
+
+Every video is computed by itself, in portions that depend on its views alone, so that a score has the same bits
+whatever other videos are scored, by however many processes, and whether by jobs/evaluate.py, jobs/predict.py or here
+(on the same kind of device and with as many threads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray import storage
+from tpn_ray.clips.decode import open_video
+from tpn_ray.data.views import Window, cut_views, parse_views, windows
+from tpn_ray.errors import CheckpointError, ConfigError
+from tpn_ray.metrics import average_views, probabilities
+from tpn_ray.model.pixels import normalise
+from tpn_ray.model.recognizer import Recognizer, build_model, set_alpha
+from tpn_ray.train.recipe import Recipe, from_plain
+
+PIXELS_AT_ONCE = 32 * 8 * 224 * 224
+"""Of a forward pass, in all its views and frames: 32 of the published clips."""
+
+MAX_VIDEO_BYTES = 2 * 1024**3
+
+Alpha = tuple[int, ...]
+ViewScores = NDArray[np.float32]
+"""(v, k): the softmax over the classes of each label set, for each view."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one video, or of one window of it."""
+
+    scores: NDArray[np.float32]
+    """(k,), on the scale of probabilities; several label sets side by side."""
+    label_sets: dict[str, tuple[str, ...]]
+    window: Window | None = None
+
+    def top(self, count: int = 5) -> dict[str, list[tuple[str, float]]]:
+        """The best classes of each label set, best first."""
+        return best_classes(self.scores, self.label_sets, count)
+
+
+class Predictor:
+    """A network in evaluation mode with its recipe and its class names."""
+
+    def __init__(self, model: Recognizer, recipe: Recipe, label_sets: dict[str, tuple[str, ...]], threads: int) -> None:
+        self.model, self.recipe, self.label_sets = model.eval(), recipe, label_sets
+        self.threads = threads
+        self.device = next(model.parameters()).device
+        self.trained_alpha: Alpha = recipe.model.alpha
+
+    def predict(self, path: str, views: str = "1x1") -> Prediction:
+        """The scores of a video on disk or in object storage. Raises BadVideo with the reason."""
+        data, chosen = self._read(path), parse_views(views)
+        with open_video(data) as video:
+            pixels = cut_views(video, data, chosen, self.recipe.clip, self.recipe.augment)
+        return Prediction(average_views(self.view_scores(pixels)), self.label_sets)
+
+    def predict_windows(
+        self, path: str, window_seconds: float, hop_seconds: float = 0.0, views: str = "1x1"
+    ) -> Iterator[Prediction]:
+        """The scores of each window of a long video, as it is decoded; they follow each other without a gap unless
+        `hop_seconds` is given."""
+        data, chosen = self._read(path), parse_views(views)
+        with open_video(data) as video:
+            for window in windows(video, window_seconds, hop_seconds or window_seconds):
+                pixels = cut_views(video, data, chosen, self.recipe.clip, self.recipe.augment, window)
+                yield Prediction(average_views(self.view_scores(pixels)), self.label_sets, window)
+
+    @torch.inference_mode()
+    def view_scores(self, views: NDArray[np.uint8], alpha: Alpha = ()) -> ViewScores:
+        """uint8 (v, t, h, w, c) -> the scores of every view; with another alpha than the trained one if given."""
+        if self.model.neck is not None or alpha:
+            set_alpha(self.model, alpha or self.trained_alpha)
+        at_once = max(1, PIXELS_AT_ONCE // int(np.prod(views.shape[1:4])))
+        pixels = torch.tensor(views)  # a copy: the views may be read-only memory of the object store
+        with _threads(self.threads):
+            outputs = [self.model(normalise(part.to(self.device))).action for part in torch.split(pixels, at_once)]
+            return probabilities(torch.cat(outputs), self.recipe.model.label_sets).cpu().numpy()
+
+    def _read(self, path: str) -> bytes:
+        return storage.read_bytes(storage.absolute(path), max_bytes=MAX_VIDEO_BYTES)
+
+
+def load(checkpoint_uri: str, device: str = "", threads: int = 1) -> Predictor:
+    """The network of a checkpoint folder, on disk or in object storage; by default on a GPU if there is one.
+
+    `threads` are torch's while it computes: another number may change the last bits of a score.
+    """
+    saved = checkpoints.load(storage.absolute(checkpoint_uri), parts=("weights",))
+    recipe = from_plain(saved.recipe)
+    model = build_model(recipe.model, "fast")
+    try:
+        model.load_state_dict(saved.weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights of {checkpoint_uri} do not fit the network of its recipe ({recipe.model.backbone}, neck "
+            f"{recipe.model.neck}); it was made by another version of tpn_ray"
+        ) from error
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    label_sets = {name: tuple(classes) for name, classes in saved.label_sets.items()}
+    return Predictor(model.to(place), recipe, label_sets, threads)
+
+
+def best_classes(
+    scores: NDArray[np.float32], label_sets: dict[str, tuple[str, ...]], count: int
+) -> dict[str, list[tuple[str, float]]]:
+    """The best classes of each label set, best first; of equal scores the first class."""
+    best, start = dict[str, list[tuple[str, float]]](), 0
+    for name, classes in label_sets.items():
+        part, start = scores[start : start + len(classes)], start + len(classes)
+        best[name] = [(classes[i], float(part[i])) for i in np.argsort(-part, kind="stable")[:count].tolist()]
+    return best
+
+
+def parse_alphas(texts: Sequence[str], recipe: Recipe) -> list[Alpha]:
+    """ "4,8" is one alpha; "every" is every one that the network can have, by powers of two up to the clip's frames."""
+    if list(texts) == ["every"]:
+        powers = [2**i for i in range(recipe.clip.frames.bit_length()) if 2**i <= recipe.clip.frames]
+        depth = len(recipe.model.alpha) if recipe.model.neck == "tpn" else 0
+        every = itertools.product(powers, repeat=depth)
+        return [alpha for alpha in every if all(high >= low for low, high in pairwise(alpha))]
+    try:
+        alphas = [tuple(int(number) for number in text.split(",")) for text in texts]
+    except ValueError as error:
+        raise ConfigError(f"alpha {' '.join(texts)!r} is not known; write numbers such as 4,8, or every") from error
+    for alpha in alphas:
+        if recipe.model.neck == "none":
+            raise ConfigError(f"alpha={alpha} cannot be set: the network has no pyramid (neck='none')")
+        replace(recipe.model, alpha=alpha)  # refuses what cannot be
+    return alphas
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

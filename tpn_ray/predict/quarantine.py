@@ -1,0 +1,30 @@
+"""Videos of a prepared dataset that preparing could not use. Runs on the driver.
+
+They have no pixels any more, but a score "on the validation split" that leaves them out is better than it should be.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from tpn_ray import storage
+from tpn_ray.clips import shards
+from tpn_ray.clips.shards import SHARDS
+
+READERS = 16
+
+Quarantined = tuple[str, str, str]
+"""uri, reason, message."""
+
+
+def quarantined(data_uri: str, splits: set[str]) -> list[Quarantined]:
+    """Of these splits, from the footers of the shards; none for a dataset of video files."""
+    folder = storage.join(storage.absolute(data_uri), SHARDS)
+    if data_uri.lower().endswith(".csv") or not storage.exists(
+        storage.join(storage.absolute(data_uri), shards.DATASET)
+    ):
+        return []
+    files = storage.list_files(folder, suffixes=(".parquet",))
+    with ThreadPoolExecutor(READERS) as pool:
+        summaries = list(pool.map(shards.read_summary, files))
+    return sorted(bad[1:] for summary in summaries if summary.split in splits for bad in summary.bad)

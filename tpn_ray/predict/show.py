@@ -1,0 +1,67 @@
+"""What the scoring jobs say, on the terminal. Runs on the driver."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from tpn_ray.predict.evaluate import Question, Result
+from tpn_ray.predict.labels import warning
+from tpn_ray.predict.summary import JOINT
+
+SHOWN = 5
+
+
+def announce(question: Question) -> None:
+    """What will be scored, and what is not as it should be with it."""
+    matched = question.matched
+    print(
+        f"{len(matched.manifest)} videos ({question.split}) of {question.data}, views {question.views}; "
+        f"checkpoint {question.checkpoint}, step {question.step}",
+        flush=True,
+    )
+    if said := warning(matched):
+        print(f"warning: {said}", flush=True)
+
+
+def results(question: Question, found: list[Result]) -> None:
+    """A table, the bad videos, and where everything is."""
+    names = list(question.matched.manifest.label_sets)
+    prefixes = [f"{name}_" for name in names] if len(names) > 1 else [""]
+    if len(names) > 1:
+        prefixes.append(f"{JOINT}_")
+    table = Table("", "top-1", "95 %", "top-5", "mean class", "top-1 of all")
+    for result in found:
+        for prefix in prefixes:
+            alpha = f"alpha {','.join(map(str, result.alpha))} " if result.alpha else ""
+            table.add_row(f"{alpha}{prefix.rstrip('_')}".strip() or "action", *_cells(result.numbers, prefix))
+    Console(width=100).print(table)
+    numbers = found[0].numbers
+    print(
+        f"{int(numbers['videos'])} videos scored; {int(numbers['bad_videos'])} could not be used, "
+        f"{int(numbers['quarantined_videos'])} were quarantined by preparing: both count as wrong in `top-1 of all`"
+    )
+    _bad(found[0])
+    for result in found:
+        print(f"results in {result.folder}", flush=True)
+
+
+def _cells(numbers: dict[str, float], prefix: str) -> list[str]:
+    low, high = numbers[f"{prefix}top1_low"], numbers[f"{prefix}top1_high"]
+    mean = numbers.get(f"{prefix}mean_class")
+    return [
+        f"{numbers[f'{prefix}top1']:.2%}",
+        f"{low:.1%} to {high:.1%}",
+        f"{numbers[f'{prefix}top5']:.2%}",
+        "" if mean is None else f"{mean:.2%}",
+        f"{numbers[f'{prefix}top1_of_all']:.2%}",
+    ]
+
+
+def _bad(result: Result) -> None:
+    rows = zip(*(result.table[name].to_pylist() for name in ("uri", "reason", "message")), strict=True)
+    bad = [row for row in rows if row[1]]
+    for uri, reason, message in bad[:SHOWN]:
+        print(f"bad video {uri} ({reason}): {message}")
+    if len(bad) > SHOWN:
+        print(f"... and {len(bad) - SHOWN} more, in metrics.json")

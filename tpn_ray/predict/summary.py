@@ -1,0 +1,143 @@
+"""Scores of videos -> the numbers people quote, and what is behind them. Pure; runs anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tpn_ray.metrics import (
+    bootstrap_interval,
+    confusion_matrix,
+    mean_class_accuracy,
+    mean_class_interval,
+    ranks,
+    wilson_interval,
+)
+
+JOINT = "action"
+"""Where a video has several labels (verb and noun), all of them together."""
+
+Labels = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LabelSetScores:
+    """The countable videos of one label set: usable, and with a label."""
+
+    name: str
+    classes: tuple[str, ...]
+    rows: NDArray[np.int64]
+    """Their places in the table."""
+    ranks: NDArray[np.int64]
+    """Of the right class, from 0."""
+    labels: Labels
+    predicted: Labels
+
+
+def scores_array(table: pa.Table) -> Scores:
+    """(n, k) of a table of scores."""
+    column = table["scores"].combine_chunks()
+    return np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), -1)
+
+
+def by_label_set(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> list[LabelSetScores]:
+    """What each label set has to count."""
+    usable = np.array([not reason for reason in table["reason"].to_pylist()], dtype=bool)
+    labels = np.array(table["labels"].to_pylist(), dtype=np.int64).reshape(len(table), len(label_sets))
+    scores, start, found = scores_array(table), 0, []
+    for column, (name, classes) in enumerate(label_sets.items()):
+        part, start = scores[:, start : start + len(classes)], start + len(classes)
+        rows = np.flatnonzero(usable & (labels[:, column] >= 0))
+        own = labels[rows, column]
+        predicted = np.argmax(part[rows], axis=1) if len(rows) else np.zeros(0, dtype=np.int64)
+        found.append(LabelSetScores(name, classes, rows, ranks(part[rows], own), own, predicted))
+    return found
+
+
+def summarise(table: pa.Table, label_sets: dict[str, tuple[str, ...]], quarantined: int = 0) -> dict[str, float]:
+    """Top-1, top-5 and mean class accuracy for each label set, over the videos that could be used and have a label.
+
+    `..._of_all` counts bad videos, and those `quarantined` when the dataset was prepared, as wrong. Keys carry the
+    label set's name where there are several; `action_...` then means that all are right at once (top-5: that the right
+    combination is among the five with the highest product of scores).
+    """
+    reasons = table["reason"].to_pylist()
+    bad = sum(bool(reason) for reason in reasons)
+    numbers: dict[str, float] = {"videos": float(len(table) - bad), "bad_videos": float(bad)}
+    numbers["quarantined_videos"] = float(quarantined)
+    sets = by_label_set(table, label_sets)
+    numbers["unlabelled_videos"] = float(len(table) - bad - min(len(one.rows) for one in sets))
+    for one in sets:
+        prefix = f"{one.name}_" if len(label_sets) > 1 else ""
+        first = one.ranks == 0
+        numbers |= _shares(prefix, one.ranks, bad + quarantined)
+        numbers[f"{prefix}mean_class"] = mean_class_accuracy(first, one.labels)
+    if len(label_sets) > 1:
+        numbers |= _shares(f"{JOINT}_", joint_ranks(table, sets), bad + quarantined)
+    return numbers
+
+
+def _shares(prefix: str, places: NDArray[np.int64], wrong: int) -> dict[str, float]:
+    hits, total = int((places == 0).sum()), len(places)
+    low, high = wilson_interval(hits, total)
+    return {
+        f"{prefix}top1": hits / max(total, 1),
+        f"{prefix}top5": float((places < 5).sum()) / max(total, 1),
+        f"{prefix}top1_low": low,
+        f"{prefix}top1_high": high,
+        f"{prefix}top1_of_all": hits / max(total + wrong, 1),
+        f"{prefix}top5_of_all": float((places < 5).sum()) / max(total + wrong, 1),
+    }
+
+
+def joint_ranks(table: pa.Table, sets: list[LabelSetScores]) -> NDArray[np.int64]:
+    """Place of the right combination of classes, of videos that have a label in every set."""
+    scores = scores_array(table).astype(np.float64)
+    ends = np.cumsum([len(one.classes) for one in sets])
+    own = [dict(zip(one.rows.tolist(), one.labels.tolist(), strict=True)) for one in sets]
+    common = sorted(set.intersection(*(set(labels) for labels in own)))
+    places = np.zeros(len(common), dtype=np.int64)
+    for at, row in enumerate(common):
+        products = np.ones(1)
+        label = 0
+        for labels, part in zip(own, np.split(scores[row], ends[:-1]), strict=True):
+            products = np.outer(products, part).ravel()
+            label = label * len(part) + labels[row]
+        places[at] = ranks(products[None], np.array([label]))[0]
+    return places
+
+
+def details(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """For each label set: bootstrap intervals over the videos, every class, and the confusion matrix."""
+    found = {}
+    for one in by_label_set(table, label_sets):
+        first, fifth = one.ranks == 0, one.ranks < 5
+        matrix = confusion_matrix(one.predicted, one.labels, len(one.classes))
+        counts = matrix.sum(axis=1)
+        found[one.name] = {
+            "bootstrap_95": {
+                "top1": bootstrap_interval(first),
+                "top5": bootstrap_interval(fifth),
+                "mean_class": mean_class_interval(first, one.labels),
+            },
+            "per_class": {
+                name: {"videos": int(count), "top1": float(right / count) if count else None}
+                for name, count, right in zip(one.classes, counts, np.diag(matrix), strict=True)
+            },
+            "classes": list(one.classes),
+            "confusion": matrix.tolist(),
+        }
+    return found
+
+
+def confused(matrix: NDArray[np.int64], classes: tuple[str, ...], count: int = 5) -> list[tuple[str, str, int]]:
+    """The most frequent mistakes: class, what was said, how often."""
+    wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = [divmod(int(place), len(matrix)) for place in order]
+    return [(classes[i], classes[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
