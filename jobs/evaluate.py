@@ -65,7 +65,8 @@ def main() -> None:
     session.connect(
         flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode.cpus
     )
-    run = track.begin(question, folder, flags.tracking_uri, flags.experiment)
+    name = f"evaluate {storage.name(folder)}"
+    run = track.begin(flags.tracking_uri, flags.experiment, name, *track.about(question))
     results = evaluate.evaluate(question, machines, folder)
     track.finish(run, results)
     show.results(question, results)

@@ -21,9 +21,13 @@ from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import Matched, match_classes
 from tpn_ray.predict.predictor import Alpha, parse_alphas
 from tpn_ray.predict.quarantine import Quarantined, quarantined
-from tpn_ray.predict.summary import details, summarise
+from tpn_ray.predict.sheet import sheet, whole_videos
+from tpn_ray.predict.summary import by_label_set, details, scores_array, summarise
 from tpn_ray.predict.table import METRICS, VIDEOS, ViewWriter, video_tables, write_scores
 from tpn_ray.train.recipe import Recipe, from_plain
+
+MISTAKES = 12
+"""Videos in the picture of mistakes."""
 
 ALL = "all"
 """In place of a split: every video."""
@@ -99,8 +103,27 @@ def evaluate(question: Question, scorers: Scorers, folder: str) -> list[Result]:
             matrix = np.array(behind[name]["confusion"])
             storage.write_bytes(storage.join(place, f"confusion_{name}.png"), plots.confusion(matrix, classes))
             storage.write_bytes(storage.join(place, f"classes_{name}.png"), plots.per_class(matrix, classes))
+        strips = whole_videos(manifest, mistakes(table, manifest), question.recipe.augment)
+        storage.write_bytes(storage.join(place, "mistakes.png"), sheet(strips))
         results.append(Result(alpha, place, table, numbers))
     return results
+
+
+def mistakes(table: pa.Table, manifest: Manifest, count: int = MISTAKES) -> list[tuple[int, str]]:
+    """(row, text) of the videos in which a wrong class has the highest score, the surest first.
+
+    Of several label sets, the first one counts.
+    """
+    first = by_label_set(table, manifest.label_sets)[0]
+    wrong = np.flatnonzero(first.ranks > 0)
+    sure = scores_array(table)[first.rows[wrong], first.predicted[wrong]]
+    found = []
+    for place in np.argsort(-sure, kind="stable")[:count].tolist():
+        one = wrong[place]
+        said, own = first.classes[first.predicted[one]], first.classes[first.labels[one]]
+        row = int(first.rows[one])
+        found.append((row, f"{own}, taken for {said} ({sure[place]:.2f})   {manifest.ids[row]}"))
+    return found
 
 
 def alpha_name(alpha: Alpha) -> str:

@@ -1,6 +1,9 @@
-"""An evaluation as a run of MLflow. Runs on the driver."""
+"""Results in a folder as a run of MLflow. Runs on the driver."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from tpn_ray import storage, tracking
 from tpn_ray.predict.evaluate import Question, Result
@@ -8,15 +11,25 @@ from tpn_ray.predict.table import METRICS
 from tpn_ray.tracking import TrackedRun
 
 PICTURES = (".png", ".html")
+SQLITE = "sqlite:///"
 
 
-def begin(question: Question, folder: str, tracking_uri: str, experiment: str) -> TrackedRun | None:
-    """Begin a run, if there is a server or store to begin it on."""
+def begin(
+    tracking_uri: str, experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
+) -> TrackedRun | None:
+    """Begin a run, if there is a server or store to begin it on. Artefacts of an SQLite store lie beside its file."""
     if not tracking_uri:
         return None
-    about = {"checkpoint": question.checkpoint, "data": question.data, "split": question.split, "views": question.views}
-    tags = {"dataset_version": question.matched.manifest.version, "results": folder}
-    return tracking.begin(tracking_uri, experiment, f"evaluate {storage.name(folder)}", parameters=about, tags=tags)
+    root = None
+    if tracking_uri.startswith(SQLITE):
+        root = storage.join(storage.parent(tracking_uri.removeprefix(SQLITE)), "mlflow-artifacts")
+    return tracking.begin(tracking_uri, experiment, name, parameters=parameters, tags=tags, artifact_root=root)
+
+
+def about(question: Question) -> tuple[dict[str, str], dict[str, str]]:
+    """Parameters and tags of an evaluation."""
+    parameters = {name: getattr(question, name) for name in ("checkpoint", "data", "split", "views")}
+    return parameters, {"dataset_version": question.matched.manifest.version}
 
 
 def finish(run: TrackedRun | None, results: list[Result]) -> None:

@@ -1,0 +1,54 @@
+"""What training really sees: `python jobs/clips.py RECIPE --data D --out clips.png`, augmented clips as a picture."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import command_line, recipes, storage
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.data.plan import epoch_order
+from tpn_ray.data.worker import ClipSource
+from tpn_ray.predict.sheet import sheet, training_clips
+from tpn_ray.train.recipe import Recipe
+
+PROGRAM = "python jobs/clips.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Which clips."""
+
+    data: str
+    """As for jobs/train.py."""
+
+    out: str = "clips.png"
+    """Where the picture goes; on disk or s3://."""
+
+    clips: int = 12
+    """Strips of frames in the picture."""
+
+    epoch: int = 0
+    """The epoch, which decides the order of the videos and every draw."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+def main() -> None:
+    name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
+    default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
+    flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Clips of the recipe {name}.")
+    recipe, manifest = flags.recipe, load_manifest(flags.data).select("train")
+    source = ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed)
+    order = epoch_order(recipe.loop.seed, flags.epoch, manifest.group_sizes or len(manifest))
+    strips = training_clips(source, order[: flags.clips].tolist(), flags.epoch)
+    storage.write_bytes(storage.absolute(flags.out), sheet(strips))
+    print(f"{len(strips)} clips as the recipe {name} sees them in epoch {flags.epoch}: {storage.absolute(flags.out)}")
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=lambda: None)
+    sys.exit(0)

@@ -1,0 +1,78 @@
+"""Contact sheets: clips as strips of frames, each with a line of text. Runs anywhere, without Ray."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tpn_ray.clips import augment, sampling
+from tpn_ray.clips.augment import AugmentConfig, test_view
+from tpn_ray.clips.decode import open_video
+from tpn_ray.clips.manifest import Manifest
+from tpn_ray.clips.sampling import ClipConfig
+from tpn_ray.data.plan import MicroBatch
+from tpn_ray.data.reader import fetch
+from tpn_ray.data.worker import ClipSource, training_rows
+from tpn_ray.errors import BadVideo
+
+FRAMES, SIDE_PX, TEXT_PX, GAP_PX = 8, 96, 18, 3
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One clip, and what is said of it."""
+
+    text: str
+    frames: NDArray[np.uint8]
+    """(t, h, w, 3)"""
+
+
+def sheet(strips: Sequence[Strip]) -> bytes:
+    """A PNG with one strip below the other; of longer clips FRAMES frames, evenly spread."""
+    columns = max((min(len(strip.frames), FRAMES) for strip in strips), default=1)
+    high = TEXT_PX + SIDE_PX + GAP_PX
+    picture = Image.new("RGB", (columns * (SIDE_PX + GAP_PX), max(1, len(strips)) * high), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for row, strip in enumerate(strips):
+        draw.text((2, row * high + 2), strip.text, fill="black", font=font)
+        places = np.linspace(0, len(strip.frames) - 1, min(len(strip.frames), FRAMES)).round().astype(int)
+        for column, place in enumerate(places.tolist()):
+            tile = Image.fromarray(strip.frames[place]).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
+            picture.paste(tile, (column * (SIDE_PX + GAP_PX), row * high + TEXT_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> list[Strip]:
+    """The clips that training really sees of these videos in this epoch, cut, mirrored and coloured."""
+    numbers = np.array(samples, dtype=np.int64)
+    made = training_rows(source, MicroBatch(step=0, epoch=epoch, positions=numbers, samples=numbers))
+    return [
+        Strip(f"{_classes(source.manifest, sample)}   {source.manifest.ids[sample]}   {reason}", clip)
+        for sample, clip, reason in zip(samples, made["clip"], made["reason"], strict=True)
+    ]
+
+
+def whole_videos(manifest: Manifest, chosen: Sequence[tuple[int, str]], config: AugmentConfig) -> list[Strip]:
+    """(sample, text): frames spread over each of these videos. One that cannot be read any more is left out."""
+    strips = []
+    for sample, text in chosen:
+        try:
+            with open_video(fetch(manifest, sample)) as video:
+                places = sampling.test_indices(ClipConfig(frames=FRAMES, sampling="segments"), video.frame_count, 1)[0]
+                frames = video.frames(places, lambda frame: augment.test_size(frame[None], config)[0])
+        except BadVideo:
+            continue
+        strips.append(Strip(text, test_view(frames, config)))
+    return strips
+
+
+def _classes(manifest: Manifest, sample: int) -> str:
+    sets = zip(manifest.labels[sample].tolist(), manifest.label_sets.values(), strict=True)
+    return ", ".join(classes[label] for label, classes in sets if label >= 0)
