@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from tpn_ray import command_line, storage
 from tpn_ray.clips.toy import TOY_CLASSES, ToyConfig, write_toy
+from tpn_ray.clips.toy_actions import write_actions
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,19 @@ class Arguments:
     folder: tyro.conf.Positional[str]
     """Folder or s3://bucket/prefix to write to."""
 
+    kind: Literal["tempo", "actions"] = "tempo"
+    """tempo: a pulse whose period is the class. actions: something happens once, at its own tempo (jobs/tempo.py)."""
+
     toy: Annotated[ToyConfig, tyro.conf.arg(name="")] = field(default_factory=ToyConfig)
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, prog="python jobs/toy.py", description="Make videos whose class is their tempo.")
     begin = time.monotonic()
-    write_toy(arguments.folder, arguments.toy)
+    if arguments.kind == "actions":
+        write_actions(arguments.folder, arguments.toy)
+    else:
+        write_toy(arguments.folder, arguments.toy)
     videos = (arguments.toy.train_per_class + arguments.toy.val_per_class) * len(TOY_CLASSES)
     print(f"{videos} videos in {storage.absolute(arguments.folder)} ({time.monotonic() - begin:.0f} s)")
 

@@ -29,6 +29,19 @@ def toy() -> Recipe:
     )
 
 
+def toy_frames() -> Recipe:
+    """A TSN of the same size: what single frames tell, to measure tempo with (jobs/tempo.py)."""
+    changes = {
+        "clip.frames": 8,
+        "clip.stride_frames": 1,
+        "clip.sampling": "segments",
+        "model.backbone": "tsn_toy",
+        "model.neck": "none",
+        "loss.lambdas": (),
+    }
+    return replace_fields(toy(), changes)
+
+
 def k400_r50_8x8() -> Recipe:
     """SlowOnly-R50 + TPN on Kinetics-400, 8 frames at stride 8 (published: 76.1 top-1 with 10 x 3 views).
 
@@ -108,6 +121,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__: function
     for function in (
         toy,
+        toy_frames,
         k400_r50_8x8,
         k400_r50_16x4,
         k400_r50_32x2,

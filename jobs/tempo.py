@@ -1,0 +1,116 @@
+"""Where does tempo vary, and does the pyramid gain there? `python jobs/tempo.py --data D --frames C`; see --help."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pyarrow as pa
+import tyro
+
+from tpn_ray import command_line, session, storage
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.toy_actions import read_tempos
+from tpn_ray.errors import ConfigError, NotFoundError
+from tpn_ray.predict import table, track
+from tpn_ray.predict.driver import Scorers
+from tpn_ray.tempo import analysis, driver
+
+PROGRAM = "python jobs/tempo.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The paper's section 4.3 on a dataset of one's own."""
+
+    data: str
+    """As for jobs/train.py."""
+
+    frames: str
+    """Checkpoint of a TSN (recipe toy_frames, k400_tsn_r50 with --model.neck none): what single frames tell."""
+
+    first: str = ""
+    """Checkpoint of the baseline; with --second, the gain of each class and the accuracy at other speeds are shown."""
+
+    second: str = ""
+    """Checkpoint of the network that is hoped to be better, trained with the same clips."""
+
+    split: str = "val"
+    """train, val or test."""
+
+    samples: int = 64
+    """Single frames of each video, evenly spread."""
+
+    strides: tuple[int, ...] = ()
+    """Strides to score both at, such as 2 4 6 8 10 12 14 16; by default not."""
+
+    classes_per_bin: int = 10
+    """Classes in a bin of the figure of gains."""
+
+    out: str = "runs/tempo"
+    """Folder for tempo.parquet, report.html, report.json and the figures; on disk or s3://."""
+
+    tracking_uri: str = ""
+    """MLflow server (http://...) or store (sqlite:///...) to log to; by default none."""
+
+    experiment: str = "tpn_ray"
+    """MLflow experiment."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+
+    machines: Annotated[Scorers, tyro.conf.arg(name="")] = field(default_factory=Scorers)
+
+
+def main() -> None:
+    flags = command_line.parse(
+        Arguments(data=tyro.MISSING, frames=tyro.MISSING),
+        sys.argv[1:],
+        program=PROGRAM,
+        description="Visual tempo of each video, its variance in each class, and one network's gain over another.",
+    )
+    if bool(flags.first) != bool(flags.second):
+        raise ConfigError("give --first and --second, or neither of them")
+    driver.check_frames(flags.frames)
+    folder, machines = storage.absolute(flags.out), flags.machines
+    manifest = load_manifest(flags.data).select(flags.split)
+    storage.check_writable(folder)
+    parameters = {name: getattr(flags, name) for name in ("data", "frames", "first", "second", "split")}
+    run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
+    session.connect(
+        flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode.cpus
+    )
+    tempos = driver.measure(flags.frames, manifest, flags.samples, machines)
+    table.write(pa.Table.from_pylist([dataclasses.asdict(one) for one in tempos]), f"{folder}/tempo.parquet")
+    report = analysis.Report()
+    analysis.add_tempo(report, tempos, _truth(flags.data))
+    if flags.first:
+        trained = driver.read_checkpoint(flags.first)[0].clip.stride_frames
+        strides = sorted({trained, *flags.strides}) if flags.strides else [driver.AS_TRAINED]
+        at = [driver.at_strides(uri, manifest, strides, machines) for uri in (flags.first, flags.second)]
+        first, second = (one[trained if flags.strides else driver.AS_TRAINED] for one in at)
+        analysis.add_gain(report, tempos, first, second, flags.classes_per_bin)
+        if flags.strides:
+            analysis.add_strides(report, at[0], at[1], trained, ("first", "second"))
+    for name, png in report.pictures.items():
+        storage.write_bytes(storage.join(folder, name), png)
+    storage.write_bytes(storage.join(folder, "report.html"), report.page.html())
+    storage.write_bytes(storage.join(folder, "report.json"), json.dumps(report.numbers, indent=1).encode())
+    if run is not None:
+        track.log_folder(run, folder)
+        run.end("FINISHED")
+    print("\n".join([*report.lines(), f"report, figures and numbers in {folder}"]), flush=True)
+
+
+def _truth(data: str) -> dict[str, float]:
+    try:
+        return read_tempos(data)
+    except NotFoundError:  # of videos that were not made for this, nobody knows it
+        return {}
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=session.disconnect)
