@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["jobs"],
     ["command_line"],
-    ["tune", "tempo", "chaos"],
+    ["tune", "tempo", "chaos", "reproduce"],
     ["report", "recipes"],
     ["progress", "session"],
     ["train", "predict", "prepare"],

@@ -1,0 +1,65 @@
+"""A campaign whose runs are done already: what was scored is read, and nothing is trained again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tpn_ray import storage
+from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.predict.table import write_scores
+from tpn_ray.reproduce import driver, show
+from tpn_ray.reproduce.driver import Campaign, rows_named
+from tpn_ray.reproduce.tables import table
+from tpn_ray.train.driver import Machines
+
+
+@pytest.fixture
+def campaign(toy_folder: Path, tmp_path: Path) -> Campaign:
+    return Campaign(
+        name="table6c-toy",
+        table=rows_named(table("6c"), ["parallel"]),
+        scale="toy",
+        seeds=3,
+        epochs=2,
+        manifest=load_manifest(str(toy_folder)),
+        machines=Machines(),
+        storage_uri=str(tmp_path),
+    )
+
+
+def save(campaign: Campaign, row: int, seed: int, right: int) -> None:
+    """The scores of a run that gets the first `right` of 16 validation videos right."""
+    videos = campaign.manifest.select("val")
+    scores = np.zeros((16, 8), dtype=np.float32)
+    scores[np.arange(16), (videos.labels[:, 0] + (np.arange(16) >= right)) % 8] = 1
+    columns = {"id": videos.ids, "labels": videos.labels.tolist(), "reason": [""] * 16, "scores": scores.tolist()}
+    name = campaign.run_name(campaign.table.rows[row], seed)
+    uri = storage.join(campaign.storage_uri, name, "table_scores.parquet")
+    write_scores(pa.table(columns), videos.label_sets, uri)
+
+
+def test_rows_and_seeds_come_together(campaign: Campaign) -> None:
+    for seed, (baseline, pyramid) in enumerate([(4, 12), (5, 14), (4, 12)]):
+        save(campaign, 0, seed, baseline)
+        save(campaign, 1, seed, pyramid)
+    seen = list[str]()
+    outcomes = driver.run(campaign, on_run=lambda name, top1: seen.append(name), on_event=lambda event: None)
+    assert seen[:2] == ["table6c-toy-none-i3d-50-seed0", "table6c-toy-parallel-seed0"]
+    assert len(seen) == 6
+    assert outcomes[1].top1 == (12 / 16, 14 / 16, 12 / 16)
+    assert outcomes[1].gain == pytest.approx(25 / 48)
+    assert outcomes[1].is_better
+    said = "\n".join(show.remarks(campaign, outcomes))
+    assert "outside the interval: parallel" in said
+    assert "this is the toy" in said
+    assert show.as_table(campaign, outcomes).row_count == 2
+
+
+def test_recipes_of_a_campaign(campaign: Campaign) -> None:
+    recipe = campaign.recipe(campaign.table.rows[1], 2)
+    assert (recipe.model.flow, recipe.loop.seed, recipe.loop.epochs) == ("parallel", 2, 2)
+    assert recipe.loop.evaluate_every_epochs == 2

@@ -1,0 +1,47 @@
+"""Every row of every table can be trained, at both scales."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tpn_ray.errors import ConfigError
+from tpn_ray.model.recognizer import build_model
+from tpn_ray.reproduce.driver import rows_named
+from tpn_ray.reproduce.tables import TABLES, table
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_are_recipes_whose_networks_can_be_built(name: str) -> None:
+    made = table(name)
+    assert made.baseline is made.rows[0]
+    assert len({row.name for row in made.rows}) == len(made.rows)
+    recipes = [row.recipe("toy", seed=5) for row in made.rows]
+    assert all(recipe.loop.seed == 5 for recipe in recipes)
+    for recipe in recipes:
+        model = build_model(recipe.model, "fast").eval()
+        clip = recipe.clip
+        with torch.inference_mode():
+            scores = model(torch.zeros(1, 3, clip.frames, 32, 32)).action
+        assert scores.shape == (1, 8)
+    with torch.device("meta"):
+        for row in made.rows:
+            build_model(row.recipe("full", seed=0).model, "published")
+
+
+def test_rows_that_only_the_backbone_distinguishes_differ() -> None:
+    made = table("6c")
+    assert len({str(row.recipe("toy", 0)) for row in made.rows}) == 6
+    assert len({str(row.recipe("full", 0)) for row in made.rows}) == 6
+
+
+def test_some_rows_beside_the_first() -> None:
+    assert [row.name for row in rows_named(table("6a"), ["res{4,5}"]).rows] == ["none (I3D-50)", "res{4,5}"]
+    assert len(rows_named(table("6a"), []).rows) == 5
+    with pytest.raises(ConfigError, match=r"has no row 'res9'; it has: none"):
+        rows_named(table("6a"), ["res9"])
+
+
+def test_unknown_table() -> None:
+    with pytest.raises(ConfigError, match="unknown table '7'; known: 2, 3, 4, 5, 6a"):
+        table("7")

@@ -1,0 +1,1 @@
+"""The tables of the paper as campaigns of runs."""

@@ -1,0 +1,73 @@
+"""What the runs of a table say together. Pure; runs anywhere.
+
+Two things vary from run to run: the seed and, if others had been drawn, the videos. The interval of a difference
+resamples both, so that it is not sure of itself because one seed was lucky.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
+
+from tpn_ray.metrics import RESAMPLES
+
+Hits = Bool[np.ndarray, "s v"]
+"""Right or not, by seed and video."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of a table, over its seeds."""
+
+    name: str
+    top1: tuple[float, ...]
+    """Of each seed."""
+    gain: float
+    """Mean top-1 above the baseline's."""
+    gain_interval: tuple[float, float]
+    """95 %."""
+    gains: tuple[float, ...]
+    """Of each seed, the baseline having had the same."""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.top1))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds (n - 1); nan for one seed."""
+        return float(np.std(self.top1, ddof=1)) if len(self.top1) > 1 else float("nan")
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it beats the baseline with every seed, and its interval is above 0."""
+        return self.gain_interval[0] > 0 and min(self.gains) > 0
+
+
+def outcome(name: str, hits: Hits, baseline: Hits) -> Outcome:
+    """A row beside its baseline, on the same videos and with the same seeds."""
+    if hits.shape != baseline.shape:
+        raise ValueError(f"{hits.shape} hits of {name} cannot be compared with {baseline.shape} of the baseline")
+    differences = hits.astype(np.float64) - baseline
+    low, high = np.percentile(resampled_twice(differences), [2.5, 97.5])
+    return Outcome(
+        name=name,
+        top1=tuple(hits.mean(axis=1).tolist()),
+        gain=float(differences.mean()),
+        gain_interval=(float(low), float(high)),
+        gains=tuple(differences.mean(axis=1).tolist()),
+    )
+
+
+def resampled_twice(values: NDArray[np.float64], seed: int = 0, draws: int = RESAMPLES) -> NDArray[np.float64]:
+    """Means of (seeds, videos) with both drawn with replacement."""
+    random = np.random.default_rng(seed)
+    seeds, videos = values.shape
+    means = np.empty(draws)
+    for draw in range(draws):
+        chosen = values[random.integers(seeds, size=seeds)]
+        means[draw] = chosen[:, random.integers(videos, size=videos)].mean()
+    return means
