@@ -76,7 +76,7 @@ def main() -> None:
         raise ConfigError("give --first and --second, or neither of them")
     driver.check_frames(flags.frames)
     folder, machines = storage.absolute(flags.out), flags.machines
-    manifest = load_manifest(flags.data).select(flags.split)
+    manifest = load_manifest(flags.data, for_training=False).select(flags.split)
     storage.check_writable(folder)
     parameters = {name: getattr(flags, name) for name in ("data", "frames", "first", "second", "split")}
     run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})

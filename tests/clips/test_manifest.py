@@ -189,3 +189,17 @@ def test_absent_videos_are_counted_and_named(tmp_path: Path) -> None:
 def test_val_fraction(tmp_path: Path, fraction: float) -> None:
     with pytest.raises(ConfigError, match="val_fraction is"):
         load_manifest(str(tmp_path), val_fraction=fraction)
+
+
+def test_a_test_needs_neither_training_videos_nor_labels(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("uri,label,split\na.mp4,run,val\nb.mp4,,val\nc.mp4,jump,val\n")
+    manifest = load_manifest(str(tmp_path / "list.csv"), for_training=False)
+    assert manifest.label_sets == {"action": ("jump", "run")}
+    assert manifest.labels[:, 0].tolist() == [1, -1, 0]
+    with pytest.raises(ManifestError, match="line 3 has no label"):
+        load_manifest(str(tmp_path / "list.csv"))
+    (tmp_path / "list.csv").write_text("uri,label,split\na.mp4,run,val\n")
+    with pytest.raises(ManifestError, match="no training video"):
+        load_manifest(str(tmp_path / "list.csv"))

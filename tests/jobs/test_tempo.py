@@ -63,7 +63,7 @@ def _train(recipe: Recipe, manifest: Manifest) -> dict[str, torch.Tensor]:
     source = ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=0)
     plan = Plan(samples=len(manifest), seed=0, epochs=100, batch_clips=32, micro_batch_clips=32)
     for step in range(STEPS):
-        made = training_rows(source, plan.slot(step, 1))
+        made = training_rows(source, [plan.slot(step, 1)])
         clips, labels = torch.from_numpy(made["clip"]), torch.from_numpy(made["labels"])
         training.train_step([MicroBatch(0, clips, labels)], STEPS)
     return training.model.state_dict()

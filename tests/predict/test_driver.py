@@ -133,7 +133,6 @@ def test_on_object_storage(cluster: None, s3: S3Server, untrained: str, some_bad
     videos = sorted((some_bad / "val").glob("*/*.mp4"))
     for video in videos:
         storage.write_bytes(f"{root}/videos/val/{video.parent.name}/{video.name}", video.read_bytes())
-        storage.write_bytes(f"{root}/videos/train/{video.parent.name}/{video.name}", video.read_bytes())
     question = evaluate.ask(f"{root}/checkpoint", f"{root}/videos", "val", "1x1", ("1,2", "4,8"))
     results = evaluate.evaluate(question, Scorers(), f"{root}/out")
     assert [result.folder for result in results] == [f"{root}/out/alpha_1_2", f"{root}/out/alpha_4_8"]

@@ -26,6 +26,9 @@ from tpn_ray.clips.shards import LabelSets
 from tpn_ray.clips.video_lists import read_csv, read_folder
 from tpn_ray.errors import ConfigError, ManifestError
 
+NO_CLASS = ""
+"""Name of the class of a video without label."""
+
 DEFAULT_LABEL_SET = "action"
 
 
@@ -118,22 +121,23 @@ class Manifest:
         return tuple(np.diff([0, *begins.tolist(), len(self)]).tolist())
 
 
-def load_manifest(uri: str, *, val_fraction: float = 0.2) -> Manifest:
+def load_manifest(uri: str, *, val_fraction: float = 0.2, for_training: bool = True) -> Manifest:
     """Read and check the dataset at `uri`. Raises ManifestError or StorageError.
 
     Without given splits, `val_fraction` of each class goes to "val", chosen by a hash of the id: adding or removing
-    videos moves no other one to another split (but in classes of a few videos, see `derive_splits`).
+    videos moves no other one to another split (but in classes of a few videos, see `derive_splits`). Where it is not
+    `for_training`, classes need no training video and lines of a CSV no label: it is then -1.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}; it must be between 0 and 1")
     root = storage.absolute(uri)
     if root.lower().endswith(".csv"):
-        entries, sizes = read_csv(root)
+        entries, sizes = read_csv(root, labelled=for_training)
     elif dataset := shards.read_dataset(root):
         return _prepared(root, *dataset)
     else:
         entries, sizes = read_folder(root)
-    return build(entries, sizes, source=root, val_fraction=val_fraction)
+    return build(entries, sizes, source=root, val_fraction=val_fraction, for_training=for_training)
 
 
 def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
@@ -171,6 +175,7 @@ def build(
     val_fraction: float = 0.2,
     label_sets: tuple[str, ...] = (DEFAULT_LABEL_SET,),
     classes: LabelSets | None = None,
+    for_training: bool = True,
 ) -> Manifest:
     """Check entries and make the manifest. Raises ManifestError.
 
@@ -188,9 +193,11 @@ def build(
     splits = [entry.split or "" for entry in entries] if given else derive_splits(entries, val_fraction)
     if classes is None:
         classes = {
-            name: tuple(sorted({entry.labels[column] for entry in entries})) for column, name in enumerate(label_sets)
+            name: tuple(sorted({entry.labels[column] for entry in entries} - {NO_CLASS}))
+            for column, name in enumerate(label_sets)
         }
-        refuse_untrained(entries, splits, classes, source)
+        if for_training:
+            refuse_untrained(entries, splits, classes, source)
     return Manifest(
         ids=[entry.id for entry in entries],
         uris=[entry.uri for entry in entries],
@@ -206,7 +213,7 @@ def build(
 def _label_numbers(entries: Sequence[Entry], classes: LabelSets, source: str) -> NDArray[np.int64]:
     numbers = np.zeros((len(entries), len(classes)), dtype=np.int64)
     for column, (name, names) in enumerate(classes.items()):
-        places = {label: place for place, label in enumerate(names)}
+        places = {NO_CLASS: -1, **{label: place for place, label in enumerate(names)}}
         unknown = sorted({entry.labels[column] for entry in entries} - places.keys())
         if unknown:
             raise ManifestError(

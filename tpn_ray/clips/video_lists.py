@@ -39,8 +39,11 @@ def _is_video(uri: str) -> bool:
     return uri.lower().endswith(SUFFIXES) and not storage.name(uri).startswith(".")
 
 
-def read_csv(uri: str) -> tuple[list[Entry], dict[str, int]]:
-    """Entries and sizes of a CSV with the columns uri, label and perhaps split; every named video must be there."""
+def read_csv(uri: str, labelled: bool = True) -> tuple[list[Entry], dict[str, int]]:
+    """Entries and sizes of a CSV with the columns uri, label and perhaps split; every named video must be there.
+
+    Only where they need not be `labelled` may a label be empty.
+    """
     text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
     table = csv.DictReader(io.StringIO(text))
     columns = [column.strip() for column in table.fieldnames or []]
@@ -52,15 +55,15 @@ def read_csv(uri: str) -> tuple[list[Entry], dict[str, int]]:
             " it must be a header: uri,label or uri,label,split"
         )
     folder = storage.parent(uri)
-    entries = [_csv_entry(row, table.line_num, uri, folder) for row in table]
+    entries = [_csv_entry(row, table.line_num, uri, folder, labelled) for row in table]
     if not entries:
         raise ManifestError(f"{uri} names no videos: there is nothing below its header")
     return entries, _sizes_of([entry.uri for entry in entries], named_in=uri)
 
 
-def _csv_entry(row: dict[str, str | None], line: int, source: str, folder: str) -> Entry:
+def _csv_entry(row: dict[str, str | None], line: int, source: str, folder: str, labelled: bool) -> Entry:
     values = {column: (row.get(column) or "").strip() for column in ("uri", "label", "split")}
-    for column in ("uri", "label"):
+    for column in ("uri", "label") if labelled else ("uri",):
         if not values[column]:
             raise ManifestError(f"{source} line {line} has no {column}; every line needs uri and label")
     split = values["split"] or None

@@ -65,7 +65,7 @@ def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str
     uri = storage.absolute(checkpoint)
     saved = checkpoints.load(uri, parts=())
     recipe = from_plain(saved.recipe)
-    manifest = load_manifest(data)
+    manifest = load_manifest(data, for_training=False)
     chosen = manifest if split == ALL else manifest.select(split)
     return Question(
         checkpoint=uri,

@@ -52,7 +52,7 @@ def sheet(strips: Sequence[Strip]) -> bytes:
 def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> list[Strip]:
     """The clips that training really sees of these videos in this epoch, cut, mirrored and coloured."""
     numbers = np.array(samples, dtype=np.int64)
-    made = training_rows(source, MicroBatch(step=0, epoch=epoch, positions=numbers, samples=numbers))
+    made = training_rows(source, [MicroBatch(step=0, epoch=epoch, positions=numbers, samples=numbers)])
     return [
         Strip(f"{_classes(source.manifest, sample)}   {source.manifest.ids[sample]}   {reason}", clip)
         for sample, clip, reason in zip(samples, made["clip"], made["reason"], strict=True)

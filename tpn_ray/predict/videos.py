@@ -10,7 +10,8 @@ import numpy as np
 
 from tpn_ray import storage
 from tpn_ray.clips import shards
-from tpn_ray.clips.manifest import SUFFIXES, Manifest, load_manifest
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.clips.video_lists import SUFFIXES
 from tpn_ray.errors import ManifestError
 from tpn_ray.predict.labels import LabelSets, unlabelled
 
@@ -24,7 +25,7 @@ def find_videos(named: Sequence[str], trained: LabelSets) -> Manifest:
     A named file that is not there is no error here: it becomes a row that says so.
     """
     if len(named) == 1 and _is_prepared(named[0]):
-        return unlabelled(load_manifest(named[0]), trained)
+        return unlabelled(load_manifest(named[0], for_training=False), trained)
     uris = list(dict.fromkeys(uri for one in named for uri in _expand(one)))
     if not uris:
         raise ManifestError(f"{', '.join(named)}: no videos; their names end in {' '.join(SUFFIXES)}")
