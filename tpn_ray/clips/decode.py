@@ -12,7 +12,7 @@ Files whose packets carry no usable times are decoded from the beginning.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import av

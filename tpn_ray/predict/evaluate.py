@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ManifestError
 from tpn_ray.predict import driver, plots
