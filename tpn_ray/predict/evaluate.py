@@ -15,7 +15,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.data.views import parse_views
-from tpn_ray.errors import ManifestError
+from tpn_ray.errors import BudgetError
 from tpn_ray.predict import driver, plots
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import Matched, match_classes
@@ -173,11 +173,11 @@ def _plain(value: Any) -> Any:
 
 
 def refuse_budget(question: Question, results: list[Result], max_bad: float) -> None:
-    """Raise ManifestError where more of the videos were bad than is allowed; all results are written by then."""
+    """Raise BudgetError where more of the videos were bad than is allowed; all results are written by then."""
     bad = results[0].numbers["bad_videos"]
     total = len(question.matched.manifest)
     if bad > max_bad * total:
-        raise ManifestError(
+        raise BudgetError(
             f"{int(bad)} of {total} videos could not be used, --max-bad {max_bad:g} allows {int(max_bad * total)}; "
             f"they are listed in {storage.join(results[0].folder, METRICS)}"
         )
