@@ -62,4 +62,3 @@ def test_rows_and_seeds_come_together(campaign: Campaign) -> None:
 def test_recipes_of_a_campaign(campaign: Campaign) -> None:
     recipe = campaign.recipe(campaign.table.rows[1], 2)
     assert (recipe.model.flow, recipe.loop.seed, recipe.loop.epochs) == ("parallel", 2, 2)
-    assert recipe.loop.evaluate_every_epochs == 2

@@ -20,6 +20,7 @@ from tpn_ray.predict.predictor import best_classes
 from tpn_ray.predict.worker import SCORES
 
 STDOUT = "-"
+BAD_SHOWN = 5
 JSON_LINES, PARQUET = ".jsonl", ".parquet"
 TIMES = ("start_seconds", "end_seconds")
 
@@ -55,19 +56,20 @@ def answers(manifest: Manifest, blocks: Iterable[Rows], top: int) -> Iterator[di
 
 def write(found: Iterable[dict[str, Any]], manifest: Manifest, out: str) -> tuple[int, int]:
     """Write the answers, to the terminal as they come; how many there were, and how many of them bad."""
-    kept, count, bad = [], 0, 0
-    for answer in found:
-        count, bad = count + 1, bad + bool(answer["reason"])
-        if out == STDOUT:
-            print(line(answer), flush=True)
-        else:
-            kept.append(answer)
-    if out != STDOUT:
-        storage.write_bytes(storage.absolute(out), _file(kept, manifest, out))
-    if out != STDOUT and bad:
-        for answer in [answer for answer in kept if answer["reason"]][:5]:
-            print(f"bad video {answer['uri']} ({answer['reason']}): {answer['message']}", file=sys.stderr)
-    return count, bad
+    if out == STDOUT:
+        reasons = [_shown(answer) for answer in found]
+        return len(reasons), sum(map(bool, reasons))
+    kept = list(found)
+    storage.write_bytes(storage.absolute(out), _file(kept, manifest, out))
+    bad = [answer for answer in kept if answer["reason"]]
+    for answer in bad[:BAD_SHOWN]:
+        print(f"bad video {answer['uri']} ({answer['reason']}): {answer['message']}", file=sys.stderr)
+    return len(kept), len(bad)
+
+
+def _shown(answer: dict[str, Any]) -> str:
+    print(line(answer), flush=True)
+    return str(answer["reason"])
 
 
 def line(answer: dict[str, Any]) -> str:

@@ -50,8 +50,6 @@ class Campaign:
         recipe = row.recipe(self.scale, seed)
         if self.epochs:
             recipe = replace_fields(recipe, {"loop.epochs": self.epochs})
-        # Only the last checkpoint is scored.
-        recipe = replace_fields(recipe, {"loop.evaluate_every_epochs": recipe.loop.epochs})
         return train.recipe_for(recipe, self.manifest)
 
     def run_name(self, row: Row, seed: int) -> str:
