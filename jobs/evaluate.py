@@ -62,9 +62,7 @@ def main() -> None:
     folder = storage.absolute(flags.out or evaluate.default_folder(flags.checkpoint, flags.split, views))
     storage.check_writable(folder)
     show.announce(question)
-    session.connect(
-        flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode.cpus
-    )
+    session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
     name = f"evaluate {storage.name(folder)}"
     run = track.begin(flags.tracking_uri, flags.experiment, name, *track.about(question))
     results = evaluate.evaluate(question, machines, folder)

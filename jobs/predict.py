@@ -62,9 +62,7 @@ def main() -> None:
     uri, recipe = storage.absolute(flags.checkpoint), from_plain(saved.recipe)
     manifest = find_videos(flags.videos, {name: tuple(classes) for name, classes in saved.label_sets.items()})
     print(f"{len(manifest)} videos, checkpoint {uri}, step {saved.step}", file=sys.stderr, flush=True)
-    session.connect(
-        flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode.cpus
-    )
+    session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
     if flags.window_seconds:
         hop = flags.hop_seconds or flags.window_seconds
         blocks = driver.score_windows(

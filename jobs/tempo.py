@@ -80,11 +80,9 @@ def main() -> None:
     storage.check_writable(folder)
     parameters = {name: getattr(flags, name) for name in ("data", "frames", "first", "second", "split")}
     run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
-    session.connect(
-        flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode.cpus
-    )
+    session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
     tempos = driver.measure(flags.frames, manifest, flags.samples, machines)
-    table.write(pa.Table.from_pylist([dataclasses.asdict(one) for one in tempos]), f"{folder}/tempo.parquet")
+    table.write_scores(pa.Table.from_pylist([dataclasses.asdict(one) for one in tempos]), f"{folder}/tempo.parquet")
     report = analysis.Report()
     analysis.add_tempo(report, tempos, _truth(flags.data))
     if flags.first:

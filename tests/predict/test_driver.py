@@ -56,8 +56,8 @@ def test_the_same_bits_whatever_the_number_of_workers(
     cluster: None, untrained: str, some_bad: Path, tmp_path: Path
 ) -> None:
     question = evaluate.ask(untrained, str(some_bad), "val", "2x3", ())
-    (one,) = evaluate.evaluate(question, Scorers(workers=1), str(tmp_path / "one"))
-    (two,) = evaluate.evaluate(question, Scorers(workers=2), str(tmp_path / "two"))
+    (one,) = evaluate.evaluate(question, Scorers(actors=1), str(tmp_path / "one"))
+    (two,) = evaluate.evaluate(question, Scorers(actors=2), str(tmp_path / "two"))
     assert one.table.equals(two.table)
     assert one.table["id"].to_pylist() == question.matched.manifest.ids
     assert [r for r in one.table["reason"].to_pylist() if r] == ["empty", "not_video"]

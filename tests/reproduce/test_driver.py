@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from tpn_ray import storage
 from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.predict.table import write_scores
+from tpn_ray.predict.table import LABEL_SETS_KEY, write_scores
 from tpn_ray.reproduce import driver, show
 from tpn_ray.reproduce.driver import Campaign, rows_named
 from tpn_ray.reproduce.tables import table
@@ -39,7 +40,7 @@ def save(campaign: Campaign, row: int, seed: int, right: int) -> None:
     columns = {"id": videos.ids, "labels": videos.labels.tolist(), "reason": [""] * 16, "scores": scores.tolist()}
     name = campaign.run_name(campaign.table.rows[row], seed)
     uri = storage.join(campaign.storage_uri, name, "table_scores.parquet")
-    write_scores(pa.table(columns), videos.label_sets, uri)
+    write_scores(pa.table(columns, metadata={LABEL_SETS_KEY: json.dumps(videos.label_sets)}), uri)
 
 
 def test_rows_and_seeds_come_together(campaign: Campaign) -> None:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
+import tyro
 
+from tpn_ray import checkpoint as checkpoints
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
 from tpn_ray.data import rows
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 from tpn_ray.errors import ConfigError, ResourceError, TpnRayError
+from tpn_ray.predict.labels import match_classes
 from tpn_ray.predict.predictor import Alpha
+from tpn_ray.predict.summary import summarise
+from tpn_ray.predict.table import video_tables, write_scores
 from tpn_ray.predict.worker import Scorer
-from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.recipe import Recipe, from_plain
+
+__all__ = ["TRAINED", "Scorers", "score", "score_videos", "score_windows", "summarise", "write_scores"]
 
 TRAINED: Alpha = ()
 """The alpha of the checkpoint itself."""
@@ -28,22 +37,22 @@ TRAINED: Alpha = ()
 class Scorers:
     """What scoring takes of the cluster."""
 
-    workers: int = 1
+    actors: Annotated[int, tyro.conf.arg(name="workers")] = 1
     """Processes that hold the network; the scores are the same bits whatever their number."""
 
-    cpus_per_worker: float = 1.0
+    cpus: Annotated[float, tyro.conf.arg(name="cpus-per-worker")] = 1.0
     """CPUs that each of them holds, and its number of torch threads."""
 
-    gpus_per_worker: float = 0.0
+    gpus: Annotated[float, tyro.conf.arg(name="gpus-per-worker")] = 0.0
     """GPUs that each of them holds; 0 computes on CPUs."""
 
     decode: data.DecodeResources = field(default_factory=data.DecodeResources)
     """Of each decoding task."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.cpus_per_worker < 0 or self.gpus_per_worker < 0 or self.decode.cpus <= 0:
+        if self.actors < 1 or self.cpus < 0 or self.gpus < 0 or self.decode.cpus <= 0:
             raise ConfigError(
-                f"workers={self.workers} must be at least 1, cpus and gpus per worker not negative, decode.cpus above 0"
+                f"workers={self.actors} must be at least 1, cpus and gpus per worker not negative, decode.cpus above 0"
             )
 
 
@@ -72,6 +81,16 @@ def score(
         raise AssertionError(f"{next_sample} of {len(manifest)} videos were scored")
 
 
+def score_videos(checkpoint_uri: str, manifest: Manifest, views: Views, scorers: Scorers) -> pa.Table:
+    """`score` as a table of `predict.table.video_tables`. Raises CheckpointError for a checkpoint of other classes."""
+    saved = checkpoints.load(checkpoint_uri, parts=())
+    label_sets = {name: tuple(classes) for name, classes in saved.label_sets.items()}
+    matched = match_classes(manifest, label_sets, checkpoint_uri).manifest
+    recipe = from_plain(saved.recipe)
+    (table,) = video_tables(matched, score(checkpoint_uri, recipe, matched, views, scorers))
+    return table
+
+
 def score_windows(
     checkpoint_uri: str,
     recipe: Recipe,
@@ -97,11 +116,11 @@ def _scored(
 ) -> Iterator[Rows]:
     scored = decoded.map_batches(
         Scorer,
-        fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus_per_worker)), tuple(alphas), keep_views),
+        fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus)), tuple(alphas), keep_views),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=scorers.workers),
-        num_cpus=scorers.cpus_per_worker,
-        num_gpus=scorers.gpus_per_worker or None,
+        compute=ray.data.ActorPoolStrategy(size=scorers.actors),
+        num_cpus=scorers.cpus,
+        num_gpus=scorers.gpus or None,
     )
     try:
         yield from scored.iter_batches(batch_size=None)

@@ -96,7 +96,7 @@ def evaluate(question: Question, scorers: Scorers, folder: str) -> list[Result]:
     for alpha, place, table in zip(alphas, folders, tables, strict=True):
         numbers = summarise(table, manifest.label_sets, len(question.quarantined))
         behind = details(table, manifest.label_sets)
-        write_scores(table, manifest.label_sets, storage.join(place, VIDEOS))
+        write_scores(table, storage.join(place, VIDEOS))
         about = {**_about(question, alpha), "numbers": numbers, "label_sets": behind, **_not_counted(question, table)}
         storage.write_bytes(storage.join(place, METRICS), json.dumps(_plain(about), indent=1).encode())
         for name, classes in manifest.label_sets.items():

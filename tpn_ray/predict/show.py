@@ -37,8 +37,11 @@ def results(question: Question, found: list[Result]) -> None:
             table.add_row(f"{alpha}{prefix.rstrip('_')}".strip() or "action", *_cells(result.numbers, prefix))
     Console(width=100).print(table)
     numbers = found[0].numbers
+    unlabelled = int(numbers["unlabelled_videos"])
+    without = f", {unlabelled} of them without a label to count by" if unlabelled else ""
     print(
-        f"{int(numbers['videos'])} videos scored; {int(numbers['bad_videos'])} could not be used, "
+        f"{int(numbers['videos'])} videos scored{without}; "
+        f"{int(numbers['bad_videos'])} could not be used, "
         f"{int(numbers['quarantined_videos'])} were quarantined by preparing: both count as wrong in `top-1 of all`"
     )
     _bad(found[0])

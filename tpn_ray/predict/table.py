@@ -27,11 +27,14 @@ PART_BYTES = 64 * 1024**2
 
 
 def video_tables(manifest: Manifest, blocks: Iterable[Rows], alphas: int = 1) -> list[pa.Table]:
-    """For each alpha a table with one row per video, in the manifest's order: id, uri, split, labels and their
-    class names, predicted class names, scores, reason, message. The label -1 stands for none."""
+    """For each alpha a table with one row per video, in the manifest's order: id, uri, split, labels and their class
+    names, predicted class names, scores, reason, message. The label -1 stands for none; all class names are in the
+    table's metadata.
+    """
     parts = list(blocks)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in (rows.LABELS, SCORES)}
     why = {name: [value for part in parts for value in part[name].tolist()] for name in (rows.REASON, rows.MESSAGE)}
+    about = {LABEL_SETS_KEY: json.dumps(manifest.label_sets)}
     return [
         pa.table(
             {
@@ -47,7 +50,8 @@ def video_tables(manifest: Manifest, blocks: Iterable[Rows], alphas: int = 1) ->
                 "scores": pa.array(joined[SCORES][:, place].tolist(), type=LIST),
                 "reason": pa.array(why[rows.REASON], type=pa.string()),
                 "message": pa.array(why[rows.MESSAGE], type=pa.string()),
-            }
+            },
+            metadata=about,
         )
         for place in range(alphas)
     ]
@@ -88,21 +92,16 @@ class ViewWriter:
                     "scores": pa.array(list(scores.reshape(-1, scores.shape[-1])), type=LIST),
                 }
             )
-            write(table, storage.join(folder, "views", f"{self.written:05d}.parquet"))
+            write_scores(table, storage.join(folder, "views", f"{self.written:05d}.parquet"))
         self.written += 1
         self.waiting.clear()
 
 
-def write(table: pa.Table, uri: str) -> None:
+def write_scores(table: pa.Table, uri: str) -> None:
     """The table as one Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     storage.write_bytes(uri, buffer.getvalue())
-
-
-def write_scores(table: pa.Table, label_sets: LabelSets, uri: str) -> None:
-    """A table of `video_tables` with the class names in its metadata."""
-    write(table.replace_schema_metadata({LABEL_SETS_KEY: json.dumps(label_sets)}), uri)
 
 
 def read_scores(uri: str) -> tuple[pa.Table, LabelSets]:

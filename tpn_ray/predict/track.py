@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tpn_ray import storage, tracking
@@ -48,4 +51,16 @@ def log_folder(run: TrackedRun, folder: str, below: str = "") -> None:
     for file in storage.list_files(folder, suffixes=(*PICTURES, METRICS)):
         path = file.uri[len(storage.absolute(folder)) :].lstrip("/")
         if "/" not in path:
-            run.log_file(storage.read_bytes(file.uri), below + path)
+            _log_file(run, storage.read_bytes(file.uri), below + path)
+
+
+def _log_file(run: TrackedRun, data: bytes, path: str) -> None:
+    """Sent now or not at all; results are in their folder in any case."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / Path(path).name
+        file.write_bytes(data)
+        above = str(Path(path).parent)
+        try:
+            run.client.log_artifact(run.run_id, str(file), None if above == "." else above)
+        except Exception as error:  # whatever the client raises
+            print(f"warning: MLflow did not take {path}: {error}", file=sys.stderr)

@@ -87,7 +87,7 @@ def _hits(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], N
     uri = storage.join(campaign.storage_uri, name, "table_scores.parquet")
     videos = campaign.manifest.select("val")
     table = read_scores(uri)[0] if storage.exists(uri) else _train_and_score(campaign, row, seed, videos, on_event)
-    write_scores(table, videos.label_sets, uri)
+    write_scores(table, uri)
     sets = by_label_set(table, videos.label_sets)
     usable = sorted(set.intersection(*(set(one.rows.tolist()) for one in sets)))
     places = {one.name: dict(zip(one.rows.tolist(), one.ranks.tolist(), strict=True)) for one in sets}
@@ -107,9 +107,9 @@ def _train_and_score(
         on_event=on_event,
     )
     scorers = Scorers(
-        workers=machines.workers,
-        cpus_per_worker=machines.cpus_per_worker or 1.0,
-        gpus_per_worker=machines.gpus_per_worker,
+        actors=machines.workers,
+        cpus=machines.cpus_per_worker or 1.0,
+        gpus=machines.gpus_per_worker,
         decode=DecodeResources(cpus=machines.decode_cpus, tasks=machines.decode_tasks),
     )
     views = parse_views("1x1" if campaign.scale == "toy" else campaign.table.views)
