@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
         at_once=3,
         trials=tuple(dataclasses.replace(trial, held=(held,)) for trial in trials),
         repeats=(),
-        gmacs={0: 0.5},
+        gmacs={number: 0.5 + number / 100 for number in range(27)},
     )
 
 
@@ -57,6 +57,12 @@ def test_a_browser_draws_all_plots_offline(found: Findings, tmp_path: Path) -> N
     body = drawn[drawn.index("<body>") :]
     assert "<h1>toy &amp; &lt;tune&gt;</h1>" in body
     titles = re.findall(r"<section><h2>(.*?)</h2>", body)
-    assert titles == ["Learning curves", "Settings and accuracy", "Importance", "Accuracy by alpha"]
-    assert len(re.findall(r'<div[^>]*class="[^"]*js-plotly-plot', body)) == 4  # the script adds it when it has drawn
-    assert body.count('class="trace scatter') == 26 + 2  # a curve for each trial but the failed one; two epochs
+    assert titles == [
+        "Learning curves",
+        "Settings and accuracy",
+        "Importance",
+        "Accuracy by alpha",
+        "Accuracy against arithmetic",
+    ]
+    assert len(re.findall(r'<div[^>]*class="[^"]*js-plotly-plot', body)) == 5  # the script adds it when it has drawn
+    assert body.count('class="trace scatter') == 26 + 2 + 1  # curves of all trials but the failed one; two epochs

@@ -83,7 +83,7 @@ def facts(found: Findings) -> list[tuple[str, str]]:
         ("trials' time", duration(spent.held * 3600)),
         ("saved, against all in full (estimate)", duration(max(0.0, spent.in_full - spent.held) * 3600)),
         ("of the time, starting workers", f"{spent.starting / spent.held:.0%}" if spent.held else "-"),
-        ("idle places, until the last trial", f"{spent.idle:.0%} of {found.at_once}"),
+        (f"of {found.at_once} trial places, idle", f"{spent.idle:.0%}"),
     ]
 
 

@@ -44,8 +44,11 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
         )
     for field in found.space:
         if field == "model.alpha" or field.startswith("loss.lambdas"):
-            text = f"Accuracy by {field.split('.', 1)[1]}: all trials at their first comparison, and those that ended."
+            text = "Every trial after the last epoch that all have reached, and those that came to the end."
             made.append((f"Accuracy by {short(field)}", text, accuracy_by(trials, field, found)))
+    if len({round(found.gmacs.get(trial.number, 0.0), 3) for trial in trials}) > 1:
+        text = "Accuracy at the last epoch of each trial by the billions of multiply-adds of one view."
+        made.append(("Accuracy against arithmetic", text, accuracy_by_gmacs(trials, found)))
     correlations = rung_correlations(trials, found.epochs)
     if correlations:
         text = "Spearman's rank correlation of accuracy after each epoch with accuracy at the end, of complete trials."
@@ -131,17 +134,19 @@ def importance_bars(shares: dict[str, float]) -> go.Figure:
 
 
 def accuracy_by(trials: Sequence[Trial], field: str, found: Findings) -> go.Figure:
-    """All trials at the first epoch that all were compared at, and complete ones at the end."""
-    first = min(trial.points[0].epoch for trial in trials)
+    """All trials after the last epoch that all have reached, and complete ones at the end."""
+    shared = set[int].intersection(*({point.epoch for point in trial.points} for trial in trials))
+    first = max(shared, default=trials[0].points[0].epoch)
     distribution = found.space[field]
     figure = go.Figure()
-    for epoch, colour, name in ((first, GREY, f"epoch {first}"), (found.epochs, ACCENT, f"epoch {found.epochs}")):
+    for epoch, colour in {first: GREY, found.epochs: ACCENT}.items():
         points = [(trial, point) for trial in trials if (point := trial.at(epoch)) is not None]
         figure.add_scatter(
             x=[_shown(trial.sample[field]) for trial, _ in points],
             y=[point.top1 for _, point in points],
             mode="markers",
-            name=name,
+            name=f"epoch {epoch}",
+            showlegend=True,
             marker={"size": 9, "color": colour, "line": {"width": 1, "color": INK}},
             text=[trial.name for trial, _ in points],
             hovertemplate="%{text}: %{x}, %{y:.1%}<extra></extra>",
@@ -156,6 +161,29 @@ def accuracy_by(trials: Sequence[Trial], field: str, found: Findings) -> go.Figu
     return figure
 
 
+def accuracy_by_gmacs(trials: Sequence[Trial], found: Findings) -> go.Figure:
+    """One point a trial, coloured by how far it came."""
+    figure = go.Figure(
+        go.Scatter(
+            x=[found.gmacs.get(trial.number, 0.0) for trial in trials],
+            y=[trial.top1 for trial in trials],
+            mode="markers",
+            marker={
+                "size": 9,
+                "color": [trial.epochs for trial in trials],
+                "colorscale": SCALE,
+                "colorbar": {"title": "epoch"},
+                "showscale": True,
+            },
+            text=[trial.name for trial in trials],
+            hovertemplate="%{text}: %{x:.2f} GMACs, %{y:.1%}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="GMACs of a view")
+    figure.update_yaxes(title="validation top-1", tickformat=".0%")
+    return figure
+
+
 def _shown(value: Any) -> Any:
     return value_text(value) if isinstance(value, list | tuple | str | bool) else value
 
@@ -163,13 +191,17 @@ def _shown(value: Any) -> Any:
 def correlation_bars(correlations: Sequence[tuple[int, int, float]]) -> go.Figure:
     """One bar an epoch."""
     bars = go.Bar(
-        x=[f"epoch {epoch}" for epoch, _, _ in correlations],
+        x=[str(epoch) for epoch, _, _ in correlations],
         y=[value for _, _, value in correlations],
-        text=[f"{value:.2f} ({count} trials)" for _, count, value in correlations],
+        text=[f"{value:.2f}" for _, _, value in correlations],
+        textposition="outside",
+        textangle=0,
         marker_color=ACCENT,
-        hoverinfo="skip",
+        customdata=[count for _, count, _ in correlations],
+        hovertemplate="epoch %{x}: %{y:.2f}, of %{customdata} trials<extra></extra>",
     )
     figure = go.Figure(bars)
+    figure.update_xaxes(title="epoch", type="category")
     figure.update_yaxes(title="rank correlation with the end", range=[-1, 1])
     return figure
 
