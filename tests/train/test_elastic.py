@@ -1,0 +1,116 @@
+"""A node is taken away while a run trains on it: a checkpoint just in time, fewer workers, the same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from tests.ray_head import BIN
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray import recipes, session
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.train import driver, order_ledger
+from tpn_ray.train.driver import Machines
+from tpn_ray.train.events import Event, Notice, Started
+from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.train.saving import Saving
+
+pytestmark = pytest.mark.cluster
+
+FIELDS = {
+    "loop.epochs": 40,
+    "loop.evaluate_every_epochs": 40,
+    "loop.batch_clips": 8,
+    "loop.micro_batch_clips": 4,
+    "loop.ordered_reduction": True,
+}
+ON_EACH_NODE = Machines(workers=2, min_workers=1, cpus_per_worker=1.5, decode_cpus=0.5)
+"""A node of two CPUs takes one worker and its decoding, not two workers."""
+DRAIN_SECONDS = 8
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head that computes nothing, and two nodes."""
+    before = os.environ.pop("RAY_ADDRESS", None)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 150 * 1024**2})
+    try:
+        for _ in range(2):
+            made.add_node(num_cpus=2, object_store_memory=150 * 1024**2)
+        os.environ["RAY_ADDRESS"] = made.address
+        session.connect(made.address, workers_cpus=0, decode_cpus=0)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+        os.environ.pop("RAY_ADDRESS", None)
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
+
+
+@pytest.fixture(scope="module")
+def manifest(toy_folder: Path) -> Manifest:
+    return load_manifest(str(toy_folder))
+
+
+@pytest.fixture(scope="module")
+def recipe(manifest: Manifest) -> Recipe:
+    return driver.recipe_for(replace_fields(recipes.toy(), FIELDS), manifest)
+
+
+def train(recipe: Recipe, manifest: Manifest, folder: Path, name: str, machines: Machines, events: list[Event]) -> None:
+    driver.run(
+        recipe,
+        manifest,
+        machines,
+        storage_uri=str(folder),
+        name=name,
+        on_event=events.append,
+        saving=Saving(every_seconds=0),
+        max_failures=0,
+        order_ledger=str(folder / f"{name}-ledger"),
+    )
+
+
+def take_away(cluster: Cluster, node_id: str) -> None:
+    """What a cloud does to a spot node: a notice, and some seconds later it is gone."""
+    command = [str(BIN / "ray"), "drain-node", "--address", cluster.address, "--node-id", node_id]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command += ["--deadline-remaining-seconds", str(DRAIN_SECONDS)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    time.sleep(DRAIN_SECONDS)
+    (node,) = (node for node in cluster.worker_nodes if node.node_id == node_id)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def test_a_node_that_is_taken_away(cluster: Cluster, recipe: Recipe, manifest: Manifest, tmp_path: Path) -> None:
+    events: list[Event] = []
+    running = threading.Thread(target=train, args=(recipe, manifest, tmp_path, "shrunk", ON_EACH_NODE, events))
+    running.start()
+    deadline = time.monotonic() + 200
+    while not any(isinstance(event, Started) for event in events):
+        assert time.monotonic() < deadline and running.is_alive()
+        time.sleep(0.1)
+    take_away(cluster, next(iter(cluster.worker_nodes)).node_id)
+    running.join(timeout=200)
+    assert not running.is_alive()
+    starts = [event for event in events if isinstance(event, Started)]
+    assert [start.workers for start in starts] == [2, 1]
+    assert any(isinstance(event, Notice) and "takes 1 node(s) of this run away" in event.text for event in events)
+    assert starts[1].step > 0, "the checkpoint just in time is the only one there is: none is due by time or steps"
+    plan = driver.make_plan(recipe, manifest)
+    assert order_ledger.check(str(tmp_path / "shrunk-ledger"), plan) == []
+    train(recipe, manifest, tmp_path, "alone", Machines(workers=1), [])
+    one, other = (checkpoints.load(f"{tmp_path}/{name}/step-{plan.steps:08d}") for name in ("shrunk", "alone"))
+    assert all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
+    momenta = [saved.training["optimizer"]["state"] for saved in (one, other)]
+    assert all(torch.equal(momenta[0][p]["momentum_buffer"], momenta[1][p]["momentum_buffer"]) for p in momenta[0])
