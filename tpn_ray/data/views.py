@@ -180,13 +180,19 @@ def cut_views(
 
 def cut_clips(frames: Pixels, places: NDArray[np.int64], views: Views, config: AugmentConfig, seed: int) -> Pixels:
     """Views out of resized frames (f, h, w, c); `places` (clips, t) says which of them make each clip."""
-    random = np.random.default_rng(seed)
-    pixels = [_cut(frames[clip], crop, config, random) for clip in places for crop in views.crops]
-    return np.stack(pixels)
+    random, side = np.random.default_rng(seed), views.side_px(config)
+    # Written once, in place: for long clips in many crops, copying costs more than decoding.
+    pixels = np.empty((views.count, places.shape[1], side, side, 3), dtype=np.uint8)
+    for number in range(views.count):
+        clip, crop = places[number // len(views.crops)], views.crops[number % len(views.crops)]
+        square = _cut(frames, crop, side, random)
+        for target, place in zip(pixels[number], clip.tolist(), strict=True):
+            target[:] = square[place]
+    return pixels
 
 
-def _cut(frames: Pixels, crop: Crop, config: AugmentConfig, random: np.random.Generator) -> Pixels:
-    side = config.test_short_side_px if crop.whole else config.crop_px
+def _cut(frames: Pixels, crop: Crop, side: int, random: np.random.Generator) -> Pixels:
+    """The crop of all frames, without copying."""
     drawn = random.random(2) if crop.down is None or crop.across is None else (crop.down, crop.across)
     top, left = (round((size - side) * share) for size, share in zip(frames.shape[1:3], drawn, strict=True))
     square = frames[:, top : top + side, left : left + side]
