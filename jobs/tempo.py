@@ -17,6 +17,7 @@ from tpn_ray.clips.toy_actions import read_tempos
 from tpn_ray.errors import ConfigError, NotFoundError
 from tpn_ray.predict import table, track
 from tpn_ray.predict.driver import Scorers
+from tpn_ray.predict.sheet import sheet, whole_videos
 from tpn_ray.tempo import analysis, driver
 
 PROGRAM = "python jobs/tempo.py"
@@ -91,6 +92,9 @@ def main() -> None:
         at = [driver.at_strides(uri, manifest, strides, machines) for uri in (flags.first, flags.second)]
         first, second = (one[trained if flags.strides else driver.AS_TRAINED] for one in at)
         analysis.add_gain(report, tempos, first, second, flags.classes_per_bin)
+        wrong = [(manifest.ids.index(id), text) for id, text in analysis.missed(tempos, second)]
+        augment = driver.read_checkpoint(flags.second)[0].augment
+        analysis.add_missed(report, sheet(whole_videos(manifest, wrong, augment)))
         if flags.strides:
             analysis.add_strides(report, at[0], at[1], trained, ("first", "second"))
     for name, png in report.pictures.items():

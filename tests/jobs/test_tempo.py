@@ -90,7 +90,7 @@ def test_the_whole_analysis(actions: Path, frames_checkpoint: str, tmp_path: Pat
     client = MlflowClient(store)
     (tracked,) = client.search_runs([client.get_experiment_by_name("tpn_ray").experiment_id])
     files = {file.path for file in client.list_artifacts(tracked.info.run_id)}
-    assert files == {"report.html", "variance.png", "truth.png", "gain.png", "strides.png"}
+    assert files == {"report.html", "variance.png", "truth.png", "gain.png", "strides.png", "missed.png"}
 
 
 def test_what_a_user_gets_wrong(actions: Path, tmp_path: Path) -> None:

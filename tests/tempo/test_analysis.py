@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tpn_ray.tempo.analysis import Report, add_gain, add_strides, add_tempo
+from tpn_ray.tempo.analysis import Report, add_gain, add_strides, add_tempo, missed
 from tpn_ray.tempo.fwhm import Tempo
 from tpn_ray.tempo.page import Page
 
@@ -68,3 +68,11 @@ def test_a_page_is_one_file_and_says_what_it_was_given() -> None:
     assert "<script>" not in made
     assert "a &lt; b" in made
     assert "data:image/png;base64,cG5n" in made
+
+
+def test_missed_videos_are_spread_over_the_tempos() -> None:
+    tempos = [Tempo(str(i), "run", 9.0 - i, 0.5) for i in range(10)] + [Tempo("x", "run", math.nan, 0.5)]
+    right = {str(i): i % 2 == 0 for i in range(9)} | {"x": False}
+    assert [id for id, _ in missed(tempos, right, 2)] == ["7", "1"]
+    assert missed(tempos, right, 10)[0] == ("7", "run, 2.00 s wide   7")
+    assert missed(tempos, {}, 3) == []

@@ -16,6 +16,9 @@ from tpn_ray.tempo.fwhm import Tempo
 from tpn_ray.tempo.gain import Line, bins, class_tempos, fit_line
 from tpn_ray.tempo.page import Page
 
+MISSED = 10
+"""Videos in the picture of mistakes."""
+
 Hits = dict[str, bool]
 """Id -> right or not."""
 
@@ -95,6 +98,21 @@ def add_gain(report: Report, tempos: Sequence[Tempo], first: Hits, second: Hits,
     figure = figures.gain_against_variance(variance, gain, binned, line)
     report.picture("gain.png", figure, "gain against variance of tempo")
     return line
+
+
+def missed(tempos: Sequence[Tempo], right: Hits, count: int = MISSED) -> list[tuple[str, str]]:
+    """(id, text) of videos that the network gets wrong, evenly spread from the fastest to the slowest."""
+    wrong = [one for one in tempos if right.get(one.id) is False and not math.isnan(one.seconds)]
+    ordered = sorted(wrong, key=lambda one: one.seconds)
+    places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)).tolist()
+    return [(ordered[i].id, f"{ordered[i].name}, {ordered[i].seconds:.2f} s wide   {ordered[i].id}") for i in places]
+
+
+def add_missed(report: Report, picture: bytes) -> None:
+    """The videos of `missed`."""
+    report.page.heading("Videos that the second gets wrong")
+    report.page.text("From the fastest to the slowest, frames spread over the whole video.")
+    report.picture("missed.png", picture, "misclassified videos with their tempo")
 
 
 def add_strides(
