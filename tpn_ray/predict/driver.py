@@ -114,9 +114,11 @@ def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
 def _scored(
     decoded: ray.data.Dataset, checkpoint_uri: str, scorers: Scorers, alphas: Sequence[Alpha], keep_views: bool
 ) -> Iterator[Rows]:
+    # Named, not looked for: a worker that holds no GPU may see those of its node all the same.
+    device = "cuda" if scorers.gpus else "cpu"
     scored = decoded.map_batches(
         Scorer,
-        fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus)), tuple(alphas), keep_views),
+        fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus)), tuple(alphas), keep_views, device),
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=scorers.actors),
         num_cpus=scorers.cpus,

@@ -23,8 +23,10 @@ KEPT = (rows.SAMPLE, rows.SECONDS, rows.LABELS, rows.REASON, rows.MESSAGE)
 class Scorer:
     """A network of a checkpoint, scored with each of `alphas` (an empty one is the trained one)."""
 
-    def __init__(self, checkpoint_uri: str, threads: int, alphas: Sequence[Alpha], keep_views: bool) -> None:
-        self.predictor = load(checkpoint_uri, threads=threads)
+    def __init__(
+        self, checkpoint_uri: str, threads: int, alphas: Sequence[Alpha], keep_views: bool, device: str = "cpu"
+    ) -> None:
+        self.predictor = load(checkpoint_uri, device=device, threads=threads)
         self.alphas, self.keep_views = alphas, keep_views
 
     def __call__(self, batch: Rows) -> Rows:
