@@ -40,6 +40,9 @@ class Arguments:
     experiment: str = "tpn_ray"
     """MLflow experiment."""
 
+    register: str = ""
+    """Name of a model in MLflow whose newest version the best checkpoint becomes."""
+
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
@@ -97,6 +100,8 @@ def main() -> None:
             order_ledger=storage.absolute(flags.order_ledger) if flags.order_ledger else "",
         )
         report.finish(tracked, result, manifest.select("val"), views, machines, storage.join(folder, run_name))
+        if flags.register:
+            report.register(tracked, flags.register, result)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

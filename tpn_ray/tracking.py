@@ -10,23 +10,31 @@ import getpass
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tpn_ray
+from tpn_ray import storage
 from tpn_ray.errors import TrackingError
 
 # Read by mlflow when it is imported: by default an unreachable server is asked for many minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it reports every migration of a new database
 
+import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+SERVED = Path(__file__).parent / "predict" / "served.py"
+"""The code that MLflow stores beside the checkpoint and runs to load it."""
+MAX_MODEL_BYTES = 8 * 1024**3
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 """Opens the experiment in the page for training, with its curves, rather than in the one for language models."""
@@ -61,6 +69,7 @@ class TrackedRun:
     waiting_texts: dict[str, str] = field(default_factory=dict)
     failures: int = 0
     last_failure: float = -RETRY_SECONDS
+    last_reason: str = ""
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Metrics of one step; steps should not be repeated, MLflow keeps both."""
@@ -113,20 +122,35 @@ class TrackedRun:
     def _attempt(self, act: Any) -> bool:
         try:
             act()
-        except Exception:  # whatever the client raises, tracking must not stop training
+        except Exception as error:  # whatever the client raises, tracking must not stop training
             self.failures += 1
+            self.last_reason = redacted(str(error))[:300] or type(error).__name__
             self.last_failure = time.monotonic()
             return False
         return True
 
     def register_model(self, name: str, checkpoint: str, tags: Mapping[str, str]) -> str:
-        """Make a checkpoint the newest version of a registered model; the version, or "" if the server refuses."""
+        """Log a checkpoint in MLflow's model format (`tpn_ray.predict.served`) as an artefact of the run, and make it
+        the newest version of a registered model; the version, or "" if the server refuses."""
         made: list[str] = []
 
         def act() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                files = Path(folder) / "checkpoint"
+                files.mkdir()
+                for stored in storage.list_files(checkpoint):
+                    storage.download(stored.uri, files / storage.name(stored.uri), max_bytes=MAX_MODEL_BYTES)
+                mlflow.pyfunc.save_model(
+                    f"{folder}/model",
+                    python_model=str(SERVED),
+                    artifacts={"checkpoint": str(files)},
+                    pip_requirements=[f"tpn_ray=={tpn_ray.__version__}"],
+                )
+                self.client.log_artifacts(self.run_id, f"{folder}/model", "model")
             if not any(model.name == name for model in self.client.search_registered_models(f"name = '{name}'")):
                 self.client.create_registered_model(name)
-            version = self.client.create_model_version(name, source=checkpoint, run_id=self.run_id, tags=dict(tags))
+            source = f"{self.client.get_run(self.run_id).info.artifact_uri}/model"
+            version = self.client.create_model_version(name, source=source, run_id=self.run_id, tags=dict(tags))
             made.append(str(version.version))
 
         self._attempt(act)

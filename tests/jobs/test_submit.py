@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
+import mlflow.pyfunc
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -29,20 +31,44 @@ def test_train_from_s3_on_a_cluster(
     write_toy(data, ToyConfig(train_per_class=4, val_per_class=2))
     storage.write_bytes(f"{data}/val/period_10/broken.mp4", b"this is not a video")
     command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", "jobs/train.py", "toy"]
-    command += ["--data", data, "--storage", runs, "--tracking-uri", mlflow_url, "--name", "submitted"]
+    command += [
+        "--data",
+        data,
+        "--storage",
+        runs,
+        "--tracking-uri",
+        mlflow_url,
+        "--name",
+        "submitted",
+        "--register",
+        "toy_actions",
+    ]
     command += ["--loop.epochs", "2", "--loop.evaluate-every-epochs", "1", "--max-bad", "0.05"]
     with ray_head(4, s3.environment) as head:
         client = {**head.environment, "RAY_ADDRESS": head.jobs_url}
-        done = subprocess.run(command, check=False, cwd=ROOT, env=client, capture_output=True, text=True, timeout=280)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
+        status, output = submit(command, client)
+    assert status == 0, output
     assert "training begins with 2 workers" in output
     assert "bad video (not_video)" in output
     assert "best checkpoint" in output
     _check_checkpoint(f"{runs}/submitted")
     _check_scores(f"{runs}/submitted/scores.parquet", tmp_path)
     _check_mlflow(mlflow_url)
+    _check_model(mlflow_url, f"{runs}/submitted/scores.parquet", tmp_path)
     assert s3.secret_key not in output
+
+
+def submit(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Exit status and output of the client; a head that has just started may take some seconds to take jobs."""
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+        )
+        output = done.stdout + done.stderr
+        if "No available agent" not in output or time.monotonic() > deadline:
+            return done.returncode, output
+        time.sleep(2)
 
 
 def _check_checkpoint(run: str) -> None:
@@ -58,6 +84,16 @@ def _check_scores(uri: str, folder: Path) -> None:
     bad = [row for row in table if row["reason"]]
     assert [storage.name(row["uri"]) for row in bad] == ["broken.mp4"]
     assert all(sum(row["scores"]) == pytest.approx(0 if row["reason"] else 1, abs=1e-5) for row in table)
+
+
+def _check_model(url: str, scores_uri: str, folder: Path) -> None:
+    """The registered model gives a video the very scores that the run gave it."""
+    (folder / "scores.parquet").write_bytes(storage.read_bytes(scores_uri))
+    row = next(row for row in pq.read_table(folder / "scores.parquet").to_pylist() if not row["reason"])
+    mlflow.set_tracking_uri(url)
+    (answer,) = mlflow.pyfunc.load_model("models:/toy_actions/1").predict([row["uri"]])
+    assert len(answer["action"]) == 8
+    assert sorted(answer["action"].values()) == pytest.approx(sorted(row["scores"]), abs=1e-6)
 
 
 def _check_mlflow(url: str) -> None:

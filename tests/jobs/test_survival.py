@@ -11,7 +11,7 @@ from tpn_ray import chaos
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-KILLS, SEED, EPOCHS = 20, 1, 120
+KILLS, SEED, EPOCHS = 20, 1, 100
 
 
 def test_twenty_kills_at_random(tmp_path: Path) -> None:

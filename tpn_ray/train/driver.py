@@ -150,12 +150,13 @@ def check_feasible(machines: Machines, recipe: Recipe, total: dict[str, float]) 
     if machines.may_grow:
         return
     workers = machines.min_workers or machines.workers
-    needed = workers * machines.cpus_per_worker + machines.decode_cpus
+    # Ray Data itself runs small tasks of one CPU.
+    needed = workers * machines.cpus_per_worker + max(1.0, machines.decode_cpus)
     if needed > cpus:
         raise ResourceError(
             f"too few CPUs: {workers} workers of {machines.cpus_per_worker:g} and one decoding task of "
-            f"{machines.decode_cpus:g} need {needed:g}, the cluster has {cpus:g}; use fewer --workers, smaller "
-            f"--cpus-per-worker, a larger cluster, or --may-grow if it adds nodes on demand"
+            f"{max(1.0, machines.decode_cpus):g} need {needed:g}, the cluster has {cpus:g}; use fewer --workers, "
+            f"smaller --cpus-per-worker, a larger cluster, or --may-grow if it adds nodes on demand"
         )
     if workers * machines.gpus_per_worker > gpus:
         raise ResourceError(
