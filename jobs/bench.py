@@ -1,4 +1,4 @@
-"""Measure speed: `python jobs/bench.py decode`, `ingest --data DATASET`, `step`, `share`; `--help` shows the flags."""
+"""Measure speed: `python jobs/bench.py decode|ingest|share|step|train`; `--help` shows the flags of each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tpn_ray.clips.bench import DecodeBench, measure_decode
 from tpn_ray.data.bench import IngestBench, measure_ingest
 from tpn_ray.data.share_bench import ShareBench, measure_share
 from tpn_ray.model.bench import StepBench, measure_step
+from tpn_ray.train.bench import TrainBench, measure_train
 
 
 def step(
@@ -44,7 +45,22 @@ def share(bench: Annotated[ShareBench, tyro.conf.arg(name="")]) -> None:
     print(measure_share(bench))
 
 
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {"step": step, "decode": decode, "ingest": ingest, "share": share}
+def train(
+    bench: Annotated[TrainBench, tyro.conf.arg(name="")],
+    recipe: Annotated[str, tyro.conf.arg(help="What is trained.")] = "toy",
+) -> None:
+    """A run with Ray Train and Ray Data, against torchrun with a DataLoader: clips/s of the same steps, in turns."""
+    session.connect(bench.address, workers_cpus=bench.workers * bench.cpus_per_worker, decode_cpus=1)
+    print(measure_train(recipes.recipe(recipe), bench))
+
+
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {
+    "step": step,
+    "decode": decode,
+    "ingest": ingest,
+    "share": share,
+    "train": train,
+}
 
 
 def main() -> None:

@@ -1,0 +1,191 @@
+"""How fast a run trains: Ray Train fed by Ray Data, against torchrun with a DataLoader, in turns. Runs on the driver.
+
+Both sides take the same steps on the same clips (`step.py`, `data/worker.py`): their losses must be equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpn_ray import storage
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.train import driver
+from tpn_ray.train.driver import Machines
+from tpn_ray.train.events import Committed, Event
+from tpn_ray.train.plain_run import Settings
+from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
+
+PLAIN_SECONDS = 1800
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBench:
+    """A run's speed on your data and machine, with and without Ray."""
+
+    data: str
+    """Dataset of jobs/prepare.py, or videos as for jobs/train.py; on a place that all nodes see."""
+
+    workers: int = 2
+    """Training processes."""
+
+    cpus_per_worker: float = 1.0
+    """CPUs and torch threads of each."""
+
+    gpus_per_worker: float = 0.0
+    """GPUs of each."""
+
+    loaders: int = 1
+    """Decoding processes: Ray Data tasks at once, and DataLoader workers of all training processes together."""
+
+    epochs: int = 4
+    """Length of each run."""
+
+    rounds: int = 3
+    """Times that both sides run."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS, else a local Ray."""
+
+    json: str = ""
+    """File to write the figures to."""
+
+    def __post_init__(self) -> None:
+        for field in ("workers", "loaders", "epochs", "rounds"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """Medians of the rounds, and the range of their ratios."""
+
+    ray_clips_per_second: float
+    plain_clips_per_second: float
+    ray_over_plain: float
+    spread: tuple[float, float]
+    ray_waiting_for_data: float
+    """Share of step time."""
+    plain_waiting_for_data: float
+    steps: int
+
+    def __str__(self) -> str:
+        low, high = self.spread
+        return (
+            f"Ray Train + Ray Data    {self.ray_clips_per_second:8.1f} clips/s, "
+            f"waiting for data {self.ray_waiting_for_data:.0%}\n"
+            f"torchrun + DataLoader   {self.plain_clips_per_second:8.1f} clips/s, "
+            f"waiting for data {self.plain_waiting_for_data:.0%}\n"
+            f"{self.ray_over_plain:.2f} times as fast ({low:.2f}-{high:.2f}); "
+            f"the same losses in all {self.steps} steps on record"
+        )
+
+
+Measured = Sequence[dict[str, float]]
+"""What was gathered, one after the other: step, loss, clips_per_second, waiting_for_data."""
+
+
+def measure_train(recipe: Recipe, bench: TrainBench) -> TrainReport:
+    """Run both sides in turns. Raises TrainingError if they did not compute the same."""
+    manifest = load_manifest(bench.data)
+    recipe = driver.recipe_for(recipe, manifest)
+    steps = driver.make_plan(recipe, manifest).steps_per_epoch * bench.epochs
+    changes = {"loop.epochs": bench.epochs, "loop.evaluate_every_epochs": bench.epochs}
+    recipe = replace_fields(recipe, {**changes, "loop.log_every_steps": max(1, steps // 8)})
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(bench.rounds):
+            plain = without_ray(recipe, bench, Path(folder))
+            pairs.append((with_ray(recipe, manifest, bench, folder, f"round-{number}"), plain))
+    for ray_side, plain_side in pairs:
+        check_same(ray_side, plain_side)
+    report = compare(pairs)
+    if bench.json:
+        storage.write_bytes(storage.absolute(bench.json), json.dumps(dataclasses.asdict(report), indent=1).encode())
+    return report
+
+
+def compare(pairs: Sequence[tuple[Measured, Measured]]) -> TrainReport:
+    """From (Ray, plain) of each round."""
+    ratios = [speed(ray_side) / speed(plain_side) for ray_side, plain_side in pairs]
+    return TrainReport(
+        ray_clips_per_second=statistics.median(speed(ray_side) for ray_side, _ in pairs),
+        plain_clips_per_second=statistics.median(speed(plain_side) for _, plain_side in pairs),
+        ray_over_plain=statistics.median(ratios),
+        spread=(min(ratios), max(ratios)),
+        ray_waiting_for_data=statistics.median(waiting(ray_side) for ray_side, _ in pairs),
+        plain_waiting_for_data=statistics.median(waiting(plain_side) for _, plain_side in pairs),
+        steps=len(pairs[0][0]),
+    )
+
+
+def speed(measured: Measured) -> float:
+    """Clips per second behind the first stretch, in which everything starts; all stretches are equally long."""
+    stretches = measured[1:] or measured
+    return len(stretches) / sum(1 / stretch["clips_per_second"] for stretch in stretches)
+
+
+def waiting(measured: Measured) -> float:
+    """Share of the time, behind the first stretch, that the workers waited for clips."""
+    stretches = measured[1:] or measured
+    seconds = [1 / stretch["clips_per_second"] for stretch in stretches]
+    waited = [stretch["waiting_for_data"] * time for stretch, time in zip(stretches, seconds, strict=True)]
+    return sum(waited) / sum(seconds)
+
+
+def check_same(ray_side: Measured, plain_side: Measured) -> None:
+    """Raises TrainingError unless both have the same losses."""
+    for one, other in zip(ray_side, plain_side, strict=True):
+        if (one["step"], one["loss"]) != (other["step"], other["loss"]):
+            raise TrainingError(
+                f"the two sides did not compute the same: loss {one['loss']} at step {one['step']:.0f} with Ray, "
+                f"{other['loss']} at step {other['step']:.0f} without"
+            )
+
+
+def with_ray(recipe: Recipe, manifest: Manifest, bench: TrainBench, folder: str, name: str) -> Measured:
+    """One run of jobs/train.py's driver."""
+    measured: list[dict[str, float]] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Committed):
+            measured.extend({"step": metrics.step, **metrics.values} for metrics in event.history)
+
+    machines = Machines(
+        workers=bench.workers,
+        cpus_per_worker=bench.cpus_per_worker,
+        gpus_per_worker=bench.gpus_per_worker,
+        decode_tasks=bench.loaders,
+    )
+    driver.run(recipe, manifest, machines, storage_uri=folder, name=name, on_event=on_event)
+    return measured
+
+
+def without_ray(recipe: Recipe, bench: TrainBench, folder: Path) -> Measured:
+    """One run under torchrun."""
+    out = folder / "measured.json"
+    settings = Settings(
+        recipe=to_plain(recipe),
+        data=bench.data,
+        threads=max(1, int(bench.cpus_per_worker)),
+        loaders=-(-bench.loaders // bench.workers),
+        gpu=bench.gpus_per_worker > 0,
+        out=str(out),
+    )
+    (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(bench.workers)]
+    command += ["-m", "tpn_ray.train.plain_run", str(folder / "settings.json")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PLAIN_SECONDS)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise TrainingError("torchrun failed:\n  " + "\n  ".join(lines[-15:]))
+    measured: list[dict[str, float]] = json.loads(out.read_text())
+    return measured
