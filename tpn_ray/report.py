@@ -124,7 +124,7 @@ def finish(
 def register(tracked: TrackedRun, name: str, result: RunResult) -> None:
     """Make the best checkpoint the newest version of a model in MLflow, and say which."""
     scores = {key: f"{value:.4f}" for key, value in result.scores.items()}
-    version = tracked.register_model(name, result.best, {"checkpoint": result.best, **scores})
+    version = tracked.register_model(name, result.best, scores)
     said = f"models:/{name}/{version}" if version else f"{name} could NOT be registered: {tracked.last_reason}"
     print(f"MLflow model     {said}", flush=True)
 

@@ -150,7 +150,8 @@ class TrackedRun:
             if not any(model.name == name for model in self.client.search_registered_models(f"name = '{name}'")):
                 self.client.create_registered_model(name)
             source = f"{self.client.get_run(self.run_id).info.artifact_uri}/model"
-            version = self.client.create_model_version(name, source=source, run_id=self.run_id, tags=dict(tags))
+            about = {"checkpoint": checkpoint, **tags}
+            version = self.client.create_model_version(name, source=source, run_id=self.run_id, tags=about)
             made.append(str(version.version))
 
         self._attempt(act)

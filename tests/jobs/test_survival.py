@@ -11,16 +11,16 @@ from tpn_ray import chaos
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-KILLS, SEED, EPOCHS = 20, 1, 100
+KILLS, SEED, EPOCHS = 8, 1, 60
 
 
-def test_twenty_kills_at_random(tmp_path: Path) -> None:
+def test_kills_at_random(tmp_path: Path) -> None:
     report = chaos.attack(str(tmp_path), kills=KILLS, seed=SEED, epochs=EPOCHS)
     print(report)
     report.check()
     assert sum(report.killed.values()) == KILLS
-    assert len(report.killed) >= 4, report
-    assert report.starts > 5
+    assert len(report.killed) >= 3, report
+    assert report.starts > 3
     flags = ["toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "under-fire"]
     fields = {**chaos.FIELDS, "loop.epochs": EPOCHS}
     given = [part for name, value in fields.items() for part in (f"--{name}", str(value))]

@@ -73,7 +73,8 @@ def _check_family(uri: str, name: str) -> None:
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"leaderboard.json", "best_recipe.txt", "recipe.json", "report.html", "report.md"} <= files
     (version,) = client.search_model_versions(f"name = '{name}'")
-    assert version.source == parent.data.tags["best_checkpoint"]
+    assert version.tags["checkpoint"] == parent.data.tags["best_checkpoint"]
+    assert "MLmodel" in {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "model")}
 
 
 def test_asha_goes_on_from_the_journal(toy_folder: Path, tmp_path: Path) -> None:
