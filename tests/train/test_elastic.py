@@ -36,8 +36,8 @@ FIELDS = {
     "loop.micro_batch_clips": 4,
     "loop.ordered_reduction": True,
 }
-ON_EACH_NODE = Machines(workers=2, min_workers=1, cpus_per_worker=2)
-"""A node of three CPUs takes one worker and its decoding, not two workers."""
+ON_EACH_NODE = Machines(workers=2, min_workers=1, cpus_per_worker=1.9)
+"""A node of three CPUs takes one worker, of one thread, and its decoding, not two workers."""
 DRAIN_SECONDS = 8
 
 
