@@ -9,7 +9,9 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
+from tpn_ray import checkpoint as checkpoints
 from tpn_ray import tracking
+from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import TrainingError
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.tune.driver import Outcome
@@ -21,7 +23,9 @@ from tpn_ray.tune.trial import Campaign, begin_child
 
 @pytest.fixture
 def parent(tmp_path: Path) -> TrackedRun:
-    return tracking.begin(tracking.local_uri(str(tmp_path)), "tpn_ray", "search", parameters={}, tags={})
+    root = str(tmp_path / "artefacts")
+    uri = tracking.local_uri(str(tmp_path))
+    return tracking.begin(uri, "tpn_ray", "search", parameters={}, tags={}, artifact_root=root)
 
 
 @pytest.fixture
@@ -51,11 +55,18 @@ def end(outcome: Outcome, campaign: Campaign, parent: TrackedRun) -> None:  # no
 def test_the_end_of_a_campaign_whose_server_was_away(
     tracked_campaign: Campaign, parent: TrackedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trials = [trial(1, 0.25, 0.75), trial(0, 0.5), trial(2, failure="TrainingError: the loss is nan")]
+    checkpoint = str(tmp_path / "step-00000002")
+    checkpoints.save(
+        checkpoint, Checkpoint(step=2, weights={}, training={}, recipe={}, label_sets={}, dataset_version="v")
+    )
+    best = trial(1, 0.25, 0.75)
+    last = dataclasses.replace(best.points[-1], checkpoint=checkpoint)
+    best = dataclasses.replace(best, points=(*best.points[:-1], last))
+    trials = [best, trial(0, 0.5), trial(2, failure="TrainingError: the loss is nan")]
     end(Outcome(trials=trials, at_once=2), tracked_campaign, parent)
     printed = capsys.readouterr().out
     assert "python jobs/train.py toy --data videos --optim.lr 0.2" in printed
-    assert "its checkpoint is /runs/1/2" in printed
+    assert f"its checkpoint is {checkpoint}" in printed
     assert "version 1 of the model 'search'" in printed
     client = MlflowClient(parent.tracking_uri)
     runs = client.search_runs([client.get_run(parent.run_id).info.experiment_id])
@@ -65,12 +76,12 @@ def test_the_end_of_a_campaign_whose_server_was_away(
         "search-trial-0001": "FINISHED",
         "search-trial-0002": "FAILED",
     }
-    best = client.get_metric_history(children["search-trial-0001"].info.run_id, "val/top1")
-    assert [(metric.step, metric.value) for metric in best] == [(1, 0.25), (2, 0.75)]
+    curve = client.get_metric_history(children["search-trial-0001"].info.run_id, "val/top1")
+    assert [(metric.step, metric.value) for metric in curve] == [(1, 0.25), (2, 0.75)]
     assert children["search-trial-0001"].data.params["optim.lr"] == "0.2"
     assert (tmp_path / "report.md").read_text().startswith("# search\n")
     (version,) = client.search_model_versions("name = 'search'")
-    assert version.source == "/runs/1/2"
+    assert version.tags["checkpoint"] == checkpoint
 
 
 def test_a_pause_leaves_trials_open_and_a_campaign_of_failures_is_one(
