@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo test lint browser clean
+.PHONY: install demo test test-long lint browser clean
 
 install: .venv/installed
 
@@ -24,6 +24,10 @@ lint: install
 
 test: lint browser
 	$(BIN)/python -m pytest
+
+# What takes too long for every day: a node is taken away from a run.
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 # Reports are opened in a real browser by the tests.
 browser:

@@ -27,7 +27,7 @@ from tpn_ray.train.recipe import Recipe, replace_fields
 from tpn_ray.train.saving import Saving
 from tpn_ray.train.step import MicroBatch, Training
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 FIELDS = {
     "loop.epochs": 24,
@@ -120,7 +120,8 @@ def take_away(cluster: Cluster, node_id: str) -> None:
 
 def test_a_node_that_is_taken_away(cluster: Cluster, recipe: Recipe, manifest: Manifest, tmp_path: Path) -> None:
     events: list[Event] = []
-    running = threading.Thread(target=train, args=(recipe, manifest, tmp_path, "shrunk", ON_EACH_NODE, events))
+    given = (recipe, manifest, tmp_path, "shrunk", ON_EACH_NODE, events)
+    running = threading.Thread(target=train, args=given, daemon=True)
     running.start()
     deadline = time.monotonic() + 200
     while trained(tmp_path / "shrunk-ledger") < 6:
