@@ -19,8 +19,8 @@ def test_kills_at_random(tmp_path: Path) -> None:
     print(report)
     report.check()
     assert sum(report.killed.values()) == KILLS
-    assert len(report.killed) >= 3, report
-    assert report.starts > 3
+    assert len(report.killed) >= 2, report
+    assert report.starts > 2
     flags = ["toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "under-fire"]
     fields = {**chaos.FIELDS, "loop.epochs": EPOCHS}
     given = [part for name, value in fields.items() for part in (f"--{name}", str(value))]
