@@ -21,14 +21,16 @@ class Arguments:
     seed: int = 0
     """Of the moments and of who is killed."""
 
-    epochs: int = 60
-    """Of the run: long enough for all kills to hit it."""
+    epochs: int = 0
+    """Of the run; 0: as many as the kills need to hit it."""
 
 
 def main() -> None:
     default = Arguments(folder="runs/chaos")
     flags = command_line.parse(default, sys.argv[1:], program="python jobs/chaos.py", description=__doc__ or "")
-    report = chaos.attack(flags.folder, kills=flags.kills, seed=flags.seed, epochs=flags.epochs)
+    report = chaos.attack(
+        flags.folder, kills=flags.kills, seed=flags.seed, epochs=flags.epochs or chaos.epochs_for(flags.kills)
+    )
     print(report, flush=True)
     report.check()
 

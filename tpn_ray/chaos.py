@@ -82,6 +82,11 @@ class ChaosReport:
             raise TrainingError(f"the run did not survive, seed {self.seed}:\n  " + "\n  ".join(faults[:20]))
 
 
+def epochs_for(kills: int) -> int:
+    """Epochs of four steps in which so many kills find the run still going: each waits for up to `MOST_STEPS` steps."""
+    return 20 + 7 * kills
+
+
 def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
     """Train undisturbed and under fire, and compare. Raises TrainingError if the run stops for good, or hangs."""
     here = Path(folder)
