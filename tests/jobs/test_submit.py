@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import time
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -12,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from tests.jobs.processes import ROOT
+from tests.jobs.processes import submit
 from tests.ray_head import BIN, ray_head
 from tests.servers import S3Server
 from tpn_ray import checkpoint as checkpoints
@@ -56,19 +54,6 @@ def test_train_from_s3_on_a_cluster(
     _check_mlflow(mlflow_url)
     _check_model(mlflow_url, f"{runs}/submitted/scores.parquet", tmp_path)
     assert s3.secret_key not in output
-
-
-def submit(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Exit status and output of the client; a head that has just started may take some seconds to take jobs."""
-    deadline = time.monotonic() + 60
-    while True:
-        done = subprocess.run(
-            command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
-        )
-        output = done.stdout + done.stderr
-        if "No available agent" not in output or time.monotonic() > deadline:
-            return done.returncode, output
-        time.sleep(2)
 
 
 def _check_checkpoint(run: str) -> None:
