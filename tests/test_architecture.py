@@ -19,7 +19,7 @@ LAYERS = [
     ["data", "tracking"],
     ["checkpoint"],
     ["clips", "model", "metrics"],
-    ["storage"],
+    ["storage", "capacity"],
     ["errors"],
 ]
 """A row imports only rows below it; parts on one row do not import each other, but for those in BESIDE."""
