@@ -7,27 +7,29 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import tyro
 
 from tpn_ray.errors import ConfigError, TpnRayError
+from tpn_ray.redaction import redacted
 
 T = TypeVar("T")
 
-USER_ERROR, INTERRUPTED = 2, 130
+FAULT, USER_ERROR, INTERRUPTED = 1, 2, 130
 LEAVE_SECONDS = 30.0
 
 
-def run_job(job: Callable[[], None], leave: Callable[[], None]) -> None:
-    """Run a job's main function, then `leave`; a TpnRayError is its message and status 2, never a traceback."""
+def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
+    """Run a job's main function, which may give a status, then `leave`; a TpnRayError is its message and status 2,
+    never a traceback. What is printed of an error holds no secret."""
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` sends it, and waits 3 s
     try:
-        job()
-        status = 0
+        status = job() or 0
     except TpnRayError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"\n{type(error).__name__}: {redacted(str(error))}", file=sys.stderr)
         status = USER_ERROR
     except KeyboardInterrupt:
         print(
@@ -35,6 +37,9 @@ def run_job(job: Callable[[], None], leave: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         status = INTERRUPTED
+    except Exception:  # a fault of the program
+        print(redacted(traceback.format_exc()), file=sys.stderr)
+        status = FAULT
     leaving = threading.Thread(target=leave, daemon=True)
     leaving.start()
     leaving.join(LEAVE_SECONDS)  # a cluster that does not answer must not hold the job's exit
