@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def test_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             storage.absolute(wrong)
     with pytest.raises(ConfigError, match="write file:///absolute/path"):
         storage.absolute("file://host/x")
+    for secret in (
+        "s3://AKIA:pass/word@bucket/k",
+        "s3://b/k?secret_key=password",
+        "https://b/k?X-Amz-Signature=password",
+    ):
+        with pytest.raises(ConfigError, match="holds credentials; leave them out") as caught:
+            storage.absolute(secret)
+        assert "word" not in str(caught.value)
 
 
 def test_join_name_parent() -> None:
@@ -334,3 +343,45 @@ class FaultyProxy:
 def faulty_proxy(server: S3Server, fault: str, *, times: int) -> FaultyProxy:
     host, _, port = server.endpoint_url.removeprefix("http://").partition(":")
     return FaultyProxy((host, int(port)), fault, times)
+
+
+# --- clocks
+
+
+@pytest.mark.cluster
+def test_a_stores_clock_is_read_even_where_it_refuses(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    for secret in (server.secret_key, "wrong"):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        skew = storage.clock_skew_seconds(f"s3://{server.bucket}/x")
+        assert skew is not None
+        assert abs(skew) < 60
+    assert storage.clock_skew_seconds("/tmp") is None
+
+
+def test_a_clock_that_is_an_hour_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class AnHourAhead(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(time.time() + 3600)
+
+    with HTTPServer(("127.0.0.1", 0), AnHourAhead) as store:
+        threading.Thread(target=store.handle_request, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        skew = storage.clock_skew_seconds("s3://bucket/x")
+    assert skew is not None
+    assert -3660 < skew < -3540
+
+
+def test_a_store_that_is_not_there_has_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(StorageError, match="cannot ask http.* for its time: no answer"):
+        storage.clock_skew_seconds("s3://bucket/x")

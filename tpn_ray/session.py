@@ -7,6 +7,8 @@ import os
 import warnings
 
 import ray
+import ray._private.ray_constants
+import ray.exceptions
 
 from tpn_ray.errors import ResourceError
 
@@ -34,6 +36,9 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
             f"too few cores: the workers need {workers_cpus:g} CPUs, this machine has {cores}; use fewer "
             "--workers or smaller --cpus-per-worker, or --address of a cluster"
         )
+    # A local Ray is for this machine alone: with this, its default elsewhere than on Linux, everything that it opens
+    # listens on the loopback address. It has no other switch for it.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
         num_cpus=max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)),
@@ -58,7 +63,7 @@ def _quieten() -> None:
 def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(
             f"no Ray cluster answers at {address!r}: {lines[0] if lines else type(error).__name__}\n"

@@ -1,0 +1,50 @@
+"""A Ray that a job starts for itself is for this machine alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from tests.jobs.processes import ROOT, without_ray
+
+pytestmark = pytest.mark.cluster
+
+PROGRAM = """
+import json, psutil, ray
+from tpn_ray import session
+session.connect(None, workers_cpus=1, decode_cpus=1)
+ray.get(ray.remote(lambda: 1).remote())
+found = []
+for process in psutil.Process().children(recursive=True):
+    try:
+        found += [(process.name(), one.laddr.ip) for one in process.net_connections("inet") if one.status == "LISTEN"]
+    except psutil.NoSuchProcess:
+        pass
+session.disconnect()
+print(json.dumps(found))
+"""
+
+
+def test_everything_listens_on_the_loopback_address() -> None:
+    sessions = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            cwd=ROOT,
+            env={**without_ray(), "RAY_TMPDIR": sessions},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    finally:
+        shutil.rmtree(sessions, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    listening = json.loads(done.stdout.splitlines()[-1])
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert [one for one in listening if not one[1].startswith(("127.", "::1", "::ffff:127."))] == []
