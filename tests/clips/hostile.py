@@ -66,6 +66,13 @@ def no_frames() -> bytes:
     return file.getvalue()
 
 
+def strip() -> bytes:
+    """A video so wide that no H.264 encoder takes it, with few pixels."""
+    return videos.encode(
+        "ffv1", "matroska", frames=5, size=(16, 20_000), draw=lambda n, h, w: np.full((h, w, 3), n, np.uint8)
+    )
+
+
 FASTSTART = {"movflags": "faststart"}
 
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -84,6 +91,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "flipped.mkv": (lambda: flipped(videos.encode(container="matroska", b_frames=2), 1000), "damaged"),
     "short.mp4": (lambda: videos.encode(frames=2), "too_short"),
     "huge.mp4": (lambda: videos.encode(frames=5, size=(1088, 1930)), "too_large"),
+    "strip.mkv": (strip, "too_large"),
     "bomb.mp4": (bomb, "timeout"),
 }
 """File name -> (maker, reason), within LIMITS."""

@@ -91,6 +91,17 @@ def test_the_child_knows_no_secrets_and_writes_nothing(good: Path, monkeypatch: 
     assert child.poll() is not None, "it ends with the sandbox"
 
 
+def test_what_nobody_foresaw_ends_its_video_and_not_the_job(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = "import tpn_ray.clips.sandbox as s; s.prepare_video = lambda *_: [][0]; s.serve()"
+    start = sandbox.subprocess.Popen
+    monkeypatch.setattr(sandbox.subprocess, "Popen", lambda command, **rest: start([*command[:-1], broken], **rest))
+    with closing(Sandbox()) as box:
+        assert verdict(box, good) == ("damaged", "it cannot be converted: IndexError: list index out of range")
+        child = box._child
+        assert verdict(box, good)[0] == "damaged"
+        assert box._child is child, "the child lives on"
+
+
 def test_segments(good: Path) -> None:
     with closing(Sandbox()) as box:
         assert len(box.prepare(good, Segment(0.4, 0.8), EncodeConfig()).times_us) == 10
