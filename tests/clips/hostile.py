@@ -34,6 +34,11 @@ def bomb(packets: int = 3000, height: int = 1080, width: int = 1920) -> bytes:
     return file.getvalue()
 
 
+def colours() -> bytes:
+    """A video whose colours are stored in a way that FFmpeg does not convert."""
+    return videos.encode(options={"x264-params": "colormatrix=YCgCo"})
+
+
 def false_length() -> bytes:
     """A Matroska that announces an hour and holds two seconds."""
     data = bytearray(videos.encode(container="matroska"))
@@ -89,6 +94,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "false_length.mkv": (false_length, "truncated"),
     "flipped.mp4": (lambda: flipped(videos.encode(b_frames=2, container_options=FASTSTART), 3000), "damaged"),
     "flipped.mkv": (lambda: flipped(videos.encode(container="matroska", b_frames=2), 1000), "damaged"),
+    "colours.mp4": (colours, "no_picture"),
     "short.mp4": (lambda: videos.encode(frames=2), "too_short"),
     "huge.mp4": (lambda: videos.encode(frames=5, size=(1088, 1930)), "too_large"),
     "strip.mkv": (strip, "too_large"),

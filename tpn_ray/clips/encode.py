@@ -22,7 +22,7 @@ from tpn_ray.clips import packets
 from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.mp4_writer import open_mp4
 from tpn_ray.clips.packets import DecodeLimits
-from tpn_ray.clips.planes import plane_rows
+from tpn_ray.clips.planes import plane_rows, to_rgb
 from tpn_ray.clips.source_frames import Segment, refuse_false_length, segment_frames, whole_frames
 from tpn_ray.errors import BadVideo, ConfigError
 
@@ -166,6 +166,7 @@ class Encoder:
         width, height = even(width * scale), even(height * scale)
         if max(width, height) > MOST_SIDE_PX:
             raise BadVideo("too_large", f"stored at {width} x {height} pixels; H.264 takes {MOST_SIDE_PX} a side")
+        to_rgb(VideoReformatter(), frame, 16, 16)  # colours that cannot be converted: now, not while training
         self._output = open_mp4(self._file)
         # The rate only sets x264's expectation of a frame's duration; times come with the frames.
         self._stream = self._output.add_stream("libx264", rate=25, options=self._options())
