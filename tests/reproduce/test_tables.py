@@ -8,7 +8,8 @@ import torch
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import build_model
 from tpn_ray.reproduce.driver import rows_named
-from tpn_ray.reproduce.tables import TABLES, table
+from tpn_ray.reproduce.show import played
+from tpn_ray.reproduce.tables import FIGURES, FRAMES, TABLES, figure, table
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -40,6 +41,23 @@ def test_some_rows_beside_the_first() -> None:
     assert len(rows_named(table("6a"), []).rows) == 5
     with pytest.raises(ConfigError, match=r"has no row 'res9'; it has: none"):
         rows_named(table("6a"), ["res9"])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_networks_of_figures_can_be_built(name: str) -> None:
+    made = figure(name)
+    assert (FRAMES in made.rows) == (name != "figure5")
+    with torch.device("meta"):
+        for row in made.rows:
+            build_model(row.recipe("toy", seed=1).model, "fast")
+            build_model(row.recipe("full", seed=1).model, "published")
+    frames = FRAMES.recipe("toy", seed=1)
+    assert (frames.model.backbone[:3], frames.model.neck, frames.loop.seed) == ("tsn", "none", 1)
+
+
+def test_speeds_of_figure_5_are_the_papers() -> None:
+    assert played(8) == (2, 4, 6, 8, 10, 12, 14, 16)
+    assert played(2) == (1, 2, 3, 4)
 
 
 def test_unknown_table() -> None:

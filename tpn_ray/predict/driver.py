@@ -68,10 +68,10 @@ def score(
 ) -> Iterator[Rows]:
     """Blocks of scored videos, each exactly once and in the manifest's order; columns of `worker.Scorer`."""
     clip, augment = recipe.clip, recipe.augment
-    video_bytes = int(np.prod(views.shape(clip, augment)))
+    video_bytes = views.most_bytes(clip, augment)
     decoded = data.video_views(_source(recipe, manifest), views, len(manifest), video_bytes, scorers.decode)
     next_sample = 0
-    for block in _scored(decoded, checkpoint_uri, scorers, alphas, keep_views):
+    for block in _scored(decoded, checkpoint_uri, views, scorers, alphas, keep_views):
         expected = np.arange(next_sample, next_sample + len(block[rows.SAMPLE]))
         if not np.array_equal(block[rows.SAMPLE], expected):
             raise AssertionError(f"videos {block[rows.SAMPLE]} came where {expected} were due")
@@ -104,7 +104,7 @@ def score_windows(
     """Blocks of scored windows of long videos, in order."""
     source = _source(recipe, manifest)
     decoded = data.video_windows(source, views, window_seconds, hop_seconds, len(manifest), scorers.decode)
-    yield from _scored(decoded, checkpoint_uri, scorers, (TRAINED,), False)
+    yield from _scored(decoded, checkpoint_uri, views, scorers, (TRAINED,), False)
 
 
 def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
@@ -112,13 +112,18 @@ def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
 
 
 def _scored(
-    decoded: ray.data.Dataset, checkpoint_uri: str, scorers: Scorers, alphas: Sequence[Alpha], keep_views: bool
+    decoded: ray.data.Dataset,
+    checkpoint_uri: str,
+    views: Views,
+    scorers: Scorers,
+    alphas: Sequence[Alpha],
+    keep_views: bool,
 ) -> Iterator[Rows]:
     # Named, not looked for: a worker that holds no GPU may see those of its node all the same.
     device = "cuda" if scorers.gpus else "cpu"
     scored = decoded.map_batches(
         Scorer,
-        fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus)), tuple(alphas), keep_views, device),
+        fn_constructor_args=(checkpoint_uri, views, max(1, int(scorers.cpus)), tuple(alphas), keep_views, device),
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=scorers.actors),
         num_cpus=scorers.cpus,
