@@ -109,6 +109,7 @@ def main() -> None:
             parent_run=tracked.run_id,
             max_bad=flags.max_bad,
             session=command_line.fresh_name("session"),
+            fidelity=driver.fidelity_of(recipe, flags.how),
         )
         wanted = driver.search_for(
             campaign,

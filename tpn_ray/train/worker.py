@@ -67,6 +67,8 @@ class Job:
     threads: int
     start_from: str = ""
     """Checkpoint that a new run begins from: another run's, perhaps of other settings."""
+    start_step: int = 0
+    """The step that it then begins at; 0: the checkpoint's own."""
     order_ledger: str = ""
     """Folder for an `OrderLedger`; empty for none."""
 
@@ -227,7 +229,7 @@ def _begin(training: Training, job: Job, rank: int) -> Beginning:
     if beginning.checkpoint:
         saved = checkpoints.load(beginning.checkpoint)
         try:
-            training.load(saved.weights, saved.training, saved.step)
+            training.load(saved.weights, saved.training, beginning.step)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{beginning.checkpoint} belongs to another network: {error}") from error
     elif job.recipe.loop.weights:
@@ -247,7 +249,7 @@ def _choose(job: Job) -> Beginning:
     uri = run_folder.checkpoint_uri(job.run_uri, step) if step else job.start_from
     scored = [record for record in run_folder.read_records(job.run_uri) if record.scores]
     return Beginning(
-        step=step or (checkpoints.load(uri).step if uri else 0),
+        step=step or job.start_step or (checkpoints.load(uri).step if uri else 0),
         checkpoint=uri,
         start=time.time_ns() // 1_000_000,
         top1=tuple(record.scores["val_top1"] for record in scored),
