@@ -130,6 +130,9 @@ def main() -> None:
             outcome, campaign, searched, recipe_name=name, data=flags.data, again=f"{PROGRAM} {again}", tracked=tracked
         )
         status = "KILLED" if outcome.paused else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         tracked.end(status)
     if outcome.paused:

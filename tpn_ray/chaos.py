@@ -95,7 +95,7 @@ class ChaosReport:
 
 def epochs_for(kills: int) -> int:
     """Epochs of four steps in which so many kills find the run still going."""
-    return 20 + 4 * kills
+    return 20 + 2 * kills
 
 
 def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
@@ -114,7 +114,7 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
         if choice.random() < DRIVER_SHARE:
             struck = ["driver"] * fire.job.kill()
         elif sum(killed.values()) >= kills / 2 and not interrupted:
-            struck, interrupted = [], True
+            struck, interrupted = [], fire.wait_for_workers(fire.step, at_most=RUN_SECONDS)
             fire.job.interrupt()
             print(f"Ctrl-C; step {fire.step} is committed", flush=True)
         else:

@@ -81,8 +81,7 @@ class JobProcess:
         if left:
             raise TrainingError(f"{len(left)} process(es) of the job did not end after Ctrl-C; see {self.log}")
         self._process = None
-        # Before it has set itself up, Python's own way of ending by Ctrl-C.
-        if status not in (0, INTERRUPTED, -signal.SIGINT):
+        if status not in (0, INTERRUPTED):
             raise TrainingError(f"Ctrl-C ended the job with status {status}; see {self.log}")
 
     def _children(self) -> list[psutil.Process]:

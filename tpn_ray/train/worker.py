@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,10 +189,7 @@ class _Rank:
         if videos == 0:
             raise TrainingError("no validation video could be used")
         self.top1.append(first / videos)
-        patience = self.job.recipe.loop.patience_evaluations
-        stale = len(self.top1) - 1 - self.top1.index(max(self.top1))
-        if patience and stale >= patience:
-            self.ended = f"the last {stale} evaluations did not reach more than {max(self.top1):.1%} top-1"
+        self.ended = why_end(self.top1, self.job.recipe.loop.patience_evaluations)
         return {"val_loss": loss / videos, "val_top1": first / videos, "val_top5": five / videos, "val_videos": videos}
 
     def _commit(self, scores: dict[str, float]) -> None:
@@ -217,6 +214,14 @@ class _Rank:
             )
             self.writer.commit(checkpoint, record)
             self.saved_at = time.monotonic()
+
+
+def why_end(top1: Sequence[float], patience: int) -> str:
+    """Why a run with these evaluations ends early; empty if it goes on."""
+    stale = len(top1) - 1 - list(top1).index(max(top1))
+    if not patience or stale < patience:
+        return ""
+    return f"the last {stale} evaluations did not reach more than {max(top1):.1%} top-1"
 
 
 def _begin(training: Training, job: Job, rank: int) -> Beginning:
