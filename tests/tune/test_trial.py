@@ -72,22 +72,23 @@ def searched(campaign: Campaign, searcher: str, *varied: str) -> Search:
     return driver.search_for(campaign, fields, searcher=searcher, samples=2, seed=0, wave=0, objectives="top1")
 
 
-def test_a_promoted_trial_goes_on_with_more_frames_and_videos(campaign: Campaign) -> None:
+def test_a_promoted_trial_goes_on_with_more_frames_and_videos_beside_one_that_fails(campaign: Campaign) -> None:
     how = How(rungs=2, keep=2, at_once=2, fidelity=("clip.frames=8,16", "videos=0.5,1"))
     campaign = dataclasses.replace(campaign, fidelity=driver.fidelity_of(campaign.recipe, how))
-    said: list[str] = []
-    found = driver.run(campaign, searched(campaign, "random"), how, say=said.append).trials
-    assert [(trial.epochs, trial.failure) for trial in found] == [(2, ""), (1, "")]
-    low = checkpoints.load(found[0].points[0].checkpoint)
+    wanted = searched(campaign, "grid", "optim.lr=choice(0.1,1e30)")
+    found, failed = driver.run(campaign, wanted, how, say=lambda line: None).trials
+    assert (found.number, found.epochs, found.failure) == (0, 2, "")
+    assert failed.failure.startswith("TrainingError: the loss is nan at step 1, micro-batch 0; the last checkpoint")
+    low = checkpoints.load(found.points[0].checkpoint)
     assert (low.step, low.recipe["clip"]["frames"]) == (2, 8)  # 16 videos, 8 a step
-    whole = checkpoints.load(found[0].points[1].checkpoint)
+    whole = checkpoints.load(found.points[1].checkpoint)
     assert (whole.step, whole.recipe["clip"]["frames"]) == (8, 16)
-    about = json.loads(Path(campaign.uri, f"{found[0].name}-rung-1", "run.json").read_text())
+    assert found.run == "trial-0000-rung-1"
+    assert _steps(campaign, found.run) == [8]  # the first epoch is not trained again
+    about = json.loads(Path(campaign.uri, found.run, "run.json").read_text())
     assert about["dataset_version"] == campaign.manifest.version
-    records = Path(campaign.uri, f"{found[0].name}-rung-1", "records")
-    assert [file.name for file in records.iterdir()] == ["step-00000008.json"]  # the first epoch is not trained again
-    again = dataclasses.replace(campaign, session="second")
-    assert driver.run(again, searched(campaign, "random"), how, say=said.append).trials == found
+    again = driver.run(dataclasses.replace(campaign, session="second"), wanted, how, say=lambda line: None)
+    assert again.trials == [found, failed]
 
 
 class StopsTheFirst(schedulers.FIFOScheduler):  # type: ignore[misc]

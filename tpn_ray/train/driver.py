@@ -390,6 +390,7 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
 
     def fit() -> None:
         for attempt in range(CONTROLLER_STARTS):
+            committed = ledger.committed
             try:
                 make_trainer().fit()
                 return
@@ -398,6 +399,11 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
                 _release(ledger.placement_group)
                 if attempt + 1 == CONTROLLER_STARTS:
                     failure.append(error)
+            except ray.train.ControllerError as error:
+                # Ray Train counts failures to place workers over its whole life; what was before progress is past.
+                if attempt + 1 == CONTROLLER_STARTS or ledger.committed == committed:
+                    failure.append(error)
+                    return
             except BaseException as error:  # passed on to the calling thread
                 failure.append(error)
                 return
