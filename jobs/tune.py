@@ -110,6 +110,7 @@ def main() -> None:
             parent_run=tracked.run_id,
             max_bad=flags.max_bad,
             session=command_line.fresh_name("session"),
+            fidelity=driver.fidelity_of(recipe, flags.how),
         )
         wanted = driver.search_for(
             campaign,
@@ -130,6 +131,9 @@ def main() -> None:
             outcome, campaign, searched, recipe_name=name, data=flags.data, again=f"{PROGRAM} {again}", tracked=tracked
         )
         status = "KILLED" if outcome.paused else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         tracked.end(status)
     if outcome.paused:

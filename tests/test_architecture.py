@@ -14,7 +14,7 @@ LAYERS = [
     ["command_line"],
     ["tune", "tempo", "chaos", "reproduce", "doctor"],
     ["report", "recipes"],
-    ["progress", "session"],
+    ["progress", "session", "job_process"],
     ["train", "predict", "prepare"],
     ["data", "tracking"],
     ["checkpoint"],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faulty_proxy import FAULTS, faulty_proxy
 from tests.servers import S3Server, free_port, s3_server
 from tpn_ray import storage
 from tpn_ray.errors import ConfigError, NotFoundError, StorageError
@@ -268,81 +269,15 @@ def test_retries_are_bounded_and_back_off() -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("fault", ["503", "reset", "cut body"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_passing_fault_is_not_seen(server: S3Server, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     point_to(server, monkeypatch)
     uri, data = f"s3://{server.bucket}/faults", os.urandom(200_000)
     storage.write_bytes(uri, data)
-    with faulty_proxy(server, fault, times=2) as proxy:
+    with faulty_proxy(server, fault, lambda number: number < 2) as proxy:
         point_to(server, monkeypatch, AWS_ENDPOINT_URL=proxy.url)
         assert storage.read_bytes(uri) == data
-        assert proxy.faults == 2
-
-
-class FaultyProxy:
-    """A TCP proxy before a server that spoils the first connections, one fault each."""
-
-    def __init__(self, target: tuple[str, int], fault: str, times: int) -> None:
-        self._target, self._fault, self._times = target, fault, times
-        self.faults = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self) -> FaultyProxy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._target) as upstream:
-            while request := client.recv(65536):
-                is_body = request.startswith(b"GET")
-                spoil = self.faults < self._times and (self._fault != "cut body" or is_body)
-                self.faults += spoil
-                if spoil and self._fault == "503":
-                    client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                    return
-                if spoil and self._fault == "reset":
-                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                    return
-                upstream.sendall(request)
-                if not self._pass_answer(upstream, client, most=50_000 if spoil else None):
-                    return
-
-    @staticmethod
-    def _pass_answer(upstream: socket.socket, client: socket.socket, most: int | None) -> bool:
-        """Hand one answer on, all of it or its first bytes; whether the connection lives on."""
-        upstream.settimeout(0.2)
-        passed = 0
-        while True:
-            try:
-                part = upstream.recv(65536)
-            except TimeoutError:
-                if passed:
-                    return True
-                continue
-            if not part:
-                return False
-            if most is not None and passed + len(part) > most:
-                client.sendall(part[: most - passed])
-                return False
-            client.sendall(part)
-            passed += len(part)
-
-
-def faulty_proxy(server: S3Server, fault: str, *, times: int) -> FaultyProxy:
-    host, _, port = server.endpoint_url.removeprefix("http://").partition(":")
-    return FaultyProxy((host, int(port)), fault, times)
+        assert proxy.faults == (1 if fault == "slow" else 2)  # what is slow is not asked for again
 
 
 # --- clocks
