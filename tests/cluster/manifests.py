@@ -19,7 +19,7 @@ Document = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"
 JOBS = ("prepare", "train", "tune", "evaluate")
-FOLDERS = ("settings", "cluster", "cluster-ft", *JOBS, "kueue", "kueue/train")
+FOLDERS = ("settings", "mlflow", "cluster", "cluster-ft", *JOBS, "kueue", "kueue/train")
 BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -80,7 +80,7 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document]]:
         yield from ((name(group), group["template"]["spec"]) for group in groups(spec))
     for document in of_kind(documents, "RayJob"):
         yield "submitter", document["spec"]["submitterPodTemplate"]["spec"]
-    for document in of_kind(documents, "StatefulSet"):
+    for document in of_kind(documents, "StatefulSet") + of_kind(documents, "Deployment"):
         yield document["metadata"]["name"], document["spec"]["template"]["spec"]
 
 

@@ -33,6 +33,8 @@ from tpn_ray.tune.driver import cpus_per_trial
 
 GPU = "nvidia.com/gpu"
 SPOT_NOTICE_SECONDS = 120
+NODE_SECONDS = 900
+"""A GPU machine of a cloud, its image included, is there after so long."""
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 SECRET_NAME = re.compile(r"(?i)password|secret|token|access_key|credential")
 MACHINES = {"m7i.2xlarge": (8, 32, 0), "c7i.8xlarge": (32, 64, 0), "g6.12xlarge": (48, 192, 4)}
@@ -216,9 +218,17 @@ def capacity(documents: list[Document]) -> Iterator[str]:
                 check_feasible(flags.machines, flags.recipe, {})
             except ResourceError as error:
                 yield str(error)
-        grows = getattr(getattr(flags, "machines", None), "may_grow", None)
-        if grows is False and spec.get("enableInTreeAutoscaling"):
+        if spec.get("enableInTreeAutoscaling"):
+            yield from _patience(flags)
+
+
+def _patience(flags: Any) -> Iterator[str]:
+    """Nodes take minutes to come."""
+    for part in (getattr(flags, "machines", None), getattr(flags, "tasks", None)):
+        if getattr(part, "may_grow", True) is False:
             yield "without --may-grow the job refuses a cluster that has no nodes yet"
+        if getattr(getattr(part, "decode", None), "patience_seconds", NODE_SECONDS) < NODE_SECONDS:
+            yield f"--decode.patience-seconds below {NODE_SECONDS}: it gives up before nodes are there"
 
 
 def node_groups(spec: Document) -> list[NodeGroup]:

@@ -5,13 +5,11 @@ a broken manifest is found. No API server runs here: what only one can tell, the
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.cluster import rules, schemas
-from tests.cluster.manifests import FOLDERS, KUBERAY, Document, container, of_kind, render, rendered
+from tests.cluster.manifests import FOLDERS, KUBERAY, Document, container, of_kind, rendered
 from tests.cluster.operator_rules import operator_rules
 
 needs_schemas = pytest.mark.skipif(
@@ -45,33 +43,6 @@ def test_it_is_as_we_want_it(folder: str, rule: Callable[[list[Document]], list[
 def test_every_folder_is_checked() -> None:
     there = {path.parent.relative_to(KUBERAY).as_posix() for path in KUBERAY.rglob("kustomization.yaml")}
     assert there == {*FOLDERS, "rayjob"}  # rayjob is a part of others
-
-
-def test_a_users_own_folder_changes_what_is_theirs(tmp_path: Path) -> None:
-    """As in cluster/README.md: another registry, another recipe, nothing of ours edited."""
-    own = KUBERAY / "train"
-    (tmp_path / "kustomization.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "resources": [str(Path("../" * len(tmp_path.parts)) / own.relative_to("/"))],
-                "namePrefix": "my-",
-                "images": [{"name": "tpn-ray", "newName": "registry.example/team/tpn-ray"}],
-                "patches": [
-                    {
-                        "target": {"kind": "RayJob"},
-                        "patch": "- {op: replace, path: /spec/entrypoint, value: python jobs/train.py toy}",
-                    }
-                ],
-            }
-        )
-    )
-    (job,) = render(tmp_path)
-    assert job["metadata"]["name"] == "my-train"
-    assert job["spec"]["entrypoint"] == "python jobs/train.py toy"
-    spec = job["spec"]["rayClusterSpec"]
-    images = [container(group)["image"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
-    images += [job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["image"]]
-    assert {image.rpartition(":")[0] for image in images} == {"registry.example/team/tpn-ray"}
 
 
 # --- what is broken is found
