@@ -37,10 +37,12 @@ def test_rows_that_only_the_backbone_distinguishes_differ() -> None:
 
 
 def test_some_rows_beside_the_first() -> None:
-    assert [row.name for row in rows_named(table("6a"), ["res{4,5}"]).rows] == ["none (I3D-50)", "res{4,5}"]
-    assert len(rows_named(table("6a"), []).rows) == 5
+    assert [row.name for row in rows_named(table("6a"), ["res{4,5}"], "toy").rows] == ["none (I3D-50)", "res{4,5}"]
+    assert len(rows_named(table("6a"), [], "toy").rows) == 5
+    assert len(rows_named(table("6d"), [], "full").rows) == 12
+    assert len(rows_named(table("6d"), [], "toy").rows) == 6  # the toy has one depth
     with pytest.raises(ConfigError, match=r"has no row 'res9'; it has: none"):
-        rows_named(table("6a"), ["res9"])
+        rows_named(table("6a"), ["res9"], "toy")
 
 
 @pytest.mark.parametrize("name", FIGURES)
