@@ -1,4 +1,4 @@
-"""Measure speed: `python jobs/bench.py decode|ingest|share|step|train`; `--help` shows the flags of each."""
+"""Measure speed: `python jobs/bench.py decode|ingest|share|step|train|campaign`; `--help` shows the flags of each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tpn_ray.data.bench import IngestBench, measure_ingest
 from tpn_ray.data.share_bench import ShareBench, measure_share
 from tpn_ray.model.bench import StepBench, measure_step
 from tpn_ray.train.bench import TrainBench, measure_train
+from tpn_ray.tune.bench import CampaignBench, measure_campaign
+from tpn_ray.tune.leaderboard import say
 
 
 def step(
@@ -54,12 +56,22 @@ def train(
     print(measure_train(recipes.recipe(recipe), bench))
 
 
+def campaign(
+    bench: Annotated[CampaignBench, tyro.conf.arg(name="")],
+    recipe: Annotated[str, tyro.conf.arg(help="What is varied.")] = "toy",
+) -> None:
+    """A grid by promotion against the same grid in full: how far behind, with which share of the epochs, how idle."""
+    session.connect(bench.address, workers_cpus=bench.at_once, decode_cpus=2 * bench.at_once)
+    print(measure_campaign(recipes.recipe(recipe), bench, say=say))
+
+
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "step": step,
     "decode": decode,
     "ingest": ingest,
     "share": share,
     "train": train,
+    "campaign": campaign,
 }
 
 

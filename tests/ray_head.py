@@ -28,6 +28,7 @@ class RayHead:
     """Where it answers, and the environment that a client needs."""
 
     jobs_url: str
+    gcs_address: str
     environment: dict[str, str]
 
 
@@ -46,7 +47,7 @@ def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
         started = subprocess.run(command, check=False, env=own, capture_output=True, text=True, timeout=START_SECONDS)
         if started.returncode:
             raise RuntimeError(f"ray start failed:\n{started.stdout}\n{started.stderr}")
-        yield RayHead(f"http://127.0.0.1:{dashboard}", own)
+        yield RayHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", own)
     finally:
         stop(folder)
         shutil.rmtree(folder, ignore_errors=True)

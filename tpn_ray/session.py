@@ -7,9 +7,13 @@ import os
 import warnings
 
 import ray
+import ray._private.ray_constants
+import ray.exceptions
+from ray.util.state import list_placement_groups
 
 from tpn_ray.errors import ResourceError
 
+STATE_SECONDS = 60
 LOCAL_STORE_BYTES = 1024**3
 """Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
 
@@ -40,6 +44,9 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
 
 
 def _start(cpus: int) -> None:
+    # A local Ray is for this machine alone: with this, its default elsewhere than on Linux, everything that it opens
+    # listens on the loopback address. It has no other switch for it.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
             address="local",
@@ -69,12 +76,21 @@ def _quieten() -> None:
 def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(
             f"no Ray cluster answers at {address!r}: {lines[0] if lines else type(error).__name__}\n"
             "Check --address (or RAY_ADDRESS), and RAY_AUTH_MODE=token if the cluster asks for a token"
         ) from error
+
+
+def has_state() -> bool:
+    """Whether the cluster answers about its state, which its dashboard does: Ray Train's clean-up asks for it."""
+    try:
+        list_placement_groups(limit=1, timeout=STATE_SECONDS)
+    except Exception:  # several kinds, of Ray's and of its HTTP client
+        return False
+    return True
 
 
 def disconnect() -> None:

@@ -53,3 +53,5 @@ def test_what_cannot_be_measured_is_refused() -> None:
         DecodeBench(against=("mplayer",))
     with pytest.raises(ConfigError, match="rounds=0"):
         DecodeBench(rounds=0)
+    with pytest.raises(ConfigError, match="its folder is not there; make it first"):  # not after all the measuring
+        DecodeBench(json="nowhere/figures.json")

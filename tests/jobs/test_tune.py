@@ -1,4 +1,4 @@
-"""Campaigns as a user runs them: promotion with a killed driver, Ray Tune's ASHA; MLflow, report, hours, refusals."""
+"""Campaigns as a user runs them: promotion with a killed driver; MLflow, report, hours, refusals."""
 
 from __future__ import annotations
 
@@ -75,27 +75,6 @@ def _check_family(uri: str, name: str) -> None:
     (version,) = client.search_model_versions(f"name = '{name}'")
     assert version.tags["checkpoint"] == parent.data.tags["best_checkpoint"]
     assert "MLmodel" in {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "model")}
-
-
-def test_asha_goes_on_from_the_journal(toy_folder: Path, tmp_path: Path) -> None:
-    flags = arguments(toy_folder, tmp_path, "halving", "--samples", "2", "--loop.epochs", "2", "--scheduler", "asha")
-    flags += [
-        "--searcher",
-        "tpe",
-        "--space",
-        "none",
-        "--vary",
-        "optim.lr=loguniform(0.01,1)",
-        "model.alpha=choice((1,2),(4,8))",
-    ]
-    status, output = run("tune", *flags, seconds=200)
-    assert status == 0, output
-    before = Journal(uri=str(tmp_path / "halving")).trials()
-    assert max(trial.epochs for trial in before) == 2
-    assert all(trial.epochs == 2 or trial.stopped for trial in before)
-    status, output = run("tune", *flags, seconds=200)  # complete: nothing is trained again
-    assert status == 0, output
-    assert Journal(uri=str(tmp_path / "halving")).trials() == before
 
 
 def test_spent_hours_leave_a_campaign_that_goes_on(toy_folder: Path, tmp_path: Path) -> None:
