@@ -1,4 +1,4 @@
-"""Measure speed: `python jobs/bench.py decode|views|ingest|share|step|train|campaign`; --help shows each one's flags."""
+"""Measure speed: `python jobs/bench.py decode|views|ingest|share|step|train|campaign`; `... decode --help` shows flags."""
 
 from __future__ import annotations
 
