@@ -1,4 +1,4 @@
-"""Measure speed: `python jobs/bench.py decode|views|ingest|share|step|train|campaign`; `... decode --help` shows flags."""
+"""Measure speed: `python jobs/bench.py decode|views|ingest|share|step|train|campaign`, each with `--help`."""
 
 from __future__ import annotations
 
