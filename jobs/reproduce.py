@@ -37,7 +37,7 @@ class Arguments:
     """toy: the toy recipe with each row's change; full: the published recipe."""
 
     rows: tuple[str, ...] = ()
-    """Names of rows, by default all; the first row of the table is always there to compare with."""
+    """Names of rows, by default all that the scale has; the first row of the table is always there to compare with."""
 
     seeds: int = 3
     """Runs of each row."""
@@ -64,7 +64,11 @@ def main() -> None:
     is_figure, machines = flags.table in tables.FIGURES, flags.machines
     if is_figure and flags.rows:
         raise ConfigError(f"{flags.table} needs all its networks: leave out --rows")
-    table = tables.figure(flags.table) if is_figure else driver.rows_named(tables.table(flags.table), flags.rows)
+    table = (
+        tables.figure(flags.table)
+        if is_figure
+        else driver.rows_named(tables.table(flags.table), flags.rows, flags.scale)
+    )
     folder = storage.absolute(flags.storage)
     campaign = driver.Campaign(
         name=f"{'' if is_figure else 'table'}{flags.table}-{flags.scale}",

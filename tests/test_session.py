@@ -1,4 +1,4 @@
-"""A Ray that a job starts for itself is for this machine alone."""
+"""A Ray that a job starts for itself is for this machine alone, or is not started and says why."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sys
 import tempfile
 
 import pytest
+import ray
 
 from tests.jobs.processes import ROOT, without_ray
-
-pytestmark = pytest.mark.cluster
+from tpn_ray import session
+from tpn_ray.errors import ResourceError
 
 PROGRAM = """
 import json, psutil, ray
@@ -30,6 +31,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.cluster
 def test_everything_listens_on_the_loopback_address() -> None:
     sessions = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     try:
@@ -48,3 +50,16 @@ def test_everything_listens_on_the_loopback_address() -> None:
     listening = json.loads(done.stdout.splitlines()[-1])
     assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
     assert [one for one in listening if not one[1].startswith(("127.", "::1", "::ffff:127."))] == []
+
+
+def test_a_ray_that_cannot_start_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that is too busy: Ray raises a bare Exception then."""
+
+    def init(**flags: object) -> None:
+        raise Exception("The current node timed out during startup.\nSecond line")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ResourceError, match=r"could not be started .* timed out during startup.\nIs it busy"):
+        session.connect(None, workers_cpus=1, decode_cpus=1)

@@ -38,19 +38,30 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
             f"too few cores: the workers need {workers_cpus:g} CPUs, this machine has {cores}; use fewer "
             "--workers or smaller --cpus-per-worker, or --address of a cluster"
         )
+    _start(max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)))
+    # Several Rays may run on this machine; what asks for "the" Ray must find this one.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def _start(cpus: int) -> None:
     # A local Ray is for this machine alone: with this, its default elsewhere than on Linux, everything that it opens
     # listens on the loopback address. It has no other switch for it.
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        address="local",
-        num_cpus=max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)),
-        object_store_memory=LOCAL_STORE_BYTES,
-        include_dashboard=True,  # Ray Train's clean-up of stopped trials asks its State API
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    # Several Rays may run on this machine; what asks for "the" Ray must find this one.
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=LOCAL_STORE_BYTES,
+            include_dashboard=True,  # Ray Train's clean-up of stopped trials asks its State API
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray's own class for a start that takes too long is just this one
+        said = str(error).strip() or type(error).__name__
+        raise ResourceError(
+            f"Ray could not be started on this machine: {said.splitlines()[0]}\n"
+            "Is it busy with other work, or short of memory? Then try again, or give --address of a cluster"
+        ) from error
 
 
 def _quieten() -> None:

@@ -24,7 +24,7 @@ from tpn_ray.train.driver import Machines
 def campaign(toy_folder: Path, tmp_path: Path) -> Campaign:
     return Campaign(
         name="table6c-toy",
-        table=rows_named(table("6c"), ["parallel"]),
+        table=rows_named(table("6c"), ["parallel"], "toy"),
         scale="toy",
         seeds=3,
         epochs=2,

@@ -136,12 +136,14 @@ def _scored(
 
 
 def explain(error: BaseException) -> Exception:
-    """The project's own error inside what Ray raised, or a ResourceError with its last line."""
+    """The project's own error inside what Ray raised, or a ResourceError with the innermost one."""
     causes: list[BaseException | None] = [error]
     for cause in causes:
         if isinstance(cause, TpnRayError):
             return cause
         inner = (getattr(cause, "cause", None), getattr(cause, "__cause__", None))
         causes += [one for one in inner if isinstance(one, BaseException) and one not in causes]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ResourceError(f"scoring failed: {lines[-1] if lines else type(error).__name__}")
+    # Not the last line of what Ray raised: that is advice about Ray's settings.
+    innermost = causes[-1] or error
+    lines = [line.strip() for line in str(innermost).splitlines() if line.strip()]
+    return ResourceError(f"scoring failed: {type(innermost).__name__}: {lines[0] if lines else 'no message'}")

@@ -64,10 +64,11 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
         axes.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(classes)), names)
     if len(classes) <= 15:
-        style = {"ha": "center", "va": "center", "fontsize": 8 if matrix.max() < 1000 else 6}
+        letters_pt = 8 if matrix.max() < 1000 else 6
         for (row, column), count in np.ndenumerate(matrix):
             if count:
-                axes.text(column, row, str(count), color="white" if shares[row, column] > 0.5 else "black", **style)
+                text = axes.text(column, row, str(count), ha="center", va="center", fontsize=letters_pt)
+                text.set_color("white" if shares[row, column] > 0.5 else "black")
     return png(made)
 
 

@@ -67,12 +67,13 @@ class Campaign:
         return f"{self.name}-{plain}-seed{seed}"
 
 
-def rows_named(table: Table, names: Sequence[str]) -> Table:
-    """Only some rows; the first one stays, since the others are compared with it."""
+def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
+    """The rows of that scale, or only some; the first one stays, since the others are compared with it."""
     known = [row.name for row in table.rows]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"the table has no row {unknown[0]!r}; it has: {', '.join(known)}")
-    kept = [row for row in table.rows if not names or row.name in names or row is table.baseline]
+    usual = [row.name for row in table.rows if scale == "full" or not row.only_full]
+    kept = [row for row in table.rows if row.name in (names or usual) or row is table.baseline]
     return Table(title=table.title, data=table.data, views=table.views, rows=tuple(kept), toy_shows=table.toy_shows)
 
 
