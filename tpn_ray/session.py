@@ -9,11 +9,9 @@ import warnings
 import ray
 import ray._private.ray_constants
 import ray.exceptions
-from ray.util.state import list_placement_groups
 
 from tpn_ray.errors import ResourceError
 
-STATE_SECONDS = 60
 LOCAL_STORE_BYTES = 1024**3
 """Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
 
@@ -82,15 +80,6 @@ def _join(address: str) -> None:
             f"no Ray cluster answers at {address!r}: {lines[0] if lines else type(error).__name__}\n"
             "Check --address (or RAY_ADDRESS), and RAY_AUTH_MODE=token if the cluster asks for a token"
         ) from error
-
-
-def has_state() -> bool:
-    """Whether the cluster answers about its state, which its dashboard does: Ray Train's clean-up asks for it."""
-    try:
-        list_placement_groups(limit=1, timeout=STATE_SECONDS)
-    except Exception:  # several kinds, of Ray's and of its HTTP client
-        return False
-    return True
 
 
 def disconnect() -> None:

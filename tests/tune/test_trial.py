@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray.tune import schedulers
 from ray.util import placement_group_table
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes, session, tracking
 from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.errors import ResourceError
 from tpn_ray.train.driver import Machines, recipe_for
 from tpn_ray.train.recipe import replace_fields
 from tpn_ray.tune import asynchronous_driver, driver
@@ -35,8 +36,17 @@ FREE_SECONDS = 10.0
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
+    """Without a dashboard: Ray Train's own clean-up of what a stopped trial held does not work then."""
     before = os.environ.pop("RAY_ADDRESS", None)
-    session.connect(None, workers_cpus=2, decode_cpus=2)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=150 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     yield
     session.disconnect()
     os.environ.pop("RAY_ADDRESS", None)
@@ -103,7 +113,8 @@ def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, mo
     held: list[tuple[float, int, bool]] = []
 
     def look() -> None:
-        groups = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+        created = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+        groups = [group for group in created if group["bundles"][0].get("CPU", 0) >= 1]  # Tune's own hold 0.01
         first = campaign.journal.read(0)
         held.append((time.monotonic(), len(groups), bool(first and first.stopped)))
 
@@ -164,11 +175,3 @@ def test_promotion_against_the_grid_in_full(toy_folder: Path, tmp_path: Path) ->
     assert 0 <= report.seeds[0].promoted <= report.seeds[0].grid <= 1
     assert "points behind the grid with 75% of its epochs, idle " in str(report)
     assert json.loads((tmp_path / "figures.json").read_text())["settings"] == 2
-
-
-def test_schedulers_that_stop_trials_need_the_dashboard(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "has_state", lambda: False)
-    with pytest.raises(ResourceError, match="has no dashboard(.|\n)*--scheduler promote"):
-        driver.run(campaign, searched(campaign, "random"), How(scheduler="asha"), say=lambda line: None)
-    monkeypatch.undo()
-    assert session.has_state()

@@ -396,7 +396,7 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
                 return
             except ray.exceptions.RayActorError as error:  # the controller was killed; a new one goes on
                 mailbox.put.remote(Failed(at=time.time()))
-                _release(ledger.placement_group)
+                release(ledger.placement_group)
                 if attempt + 1 == CONTROLLER_STARTS:
                     failure.append(error)
             except ray.train.ControllerError as error:
@@ -421,10 +421,10 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
         raise explain(failure[0]) from failure[0]
 
 
-def _release(placement_group: str) -> None:
+def release(placement_group: str) -> None:
     """Free what the workers of a dead controller held: by default it stays until the job ends.
 
-    Ray Train has a helper for it, which cannot find its cluster where two Rays run on one machine.
+    Ray Train has a helper for it, which needs the dashboard, and cannot find it where two Rays run on one machine.
     """
     if placement_group:
         group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_group)))

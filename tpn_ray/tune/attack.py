@@ -21,8 +21,10 @@ from tpn_ray.tune.rungs import ranked
 
 FIELDS = {"loop.batch_clips": 8, "loop.micro_batch_clips": 8, "loop.evaluate_every_epochs": 1}
 SPACE = "lambda_alpha+schedule"
-SHORTEST_SECONDS, LONGEST_SECONDS = 5.0, 40.0
-"""The driver is killed at a random moment after its start; before the shorter one, it has not begun."""
+LONGEST_SECONDS = 40.0
+"""Half of the kills come at any moment so long after the start of the driver."""
+AFTER_SECONDS = 3.0
+"""The other half, and those that would come later than that, come so long after one more evaluation."""
 STUCK_SECONDS = 300.0
 """Longest time without a new evaluation: then the campaign hangs, and the attack fails."""
 
@@ -67,10 +69,7 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int, samples: int) -> 
     job, choice, begun = _job(here, "under-fire", videos, epochs, samples), random.Random(seed), time.monotonic()
     done, kept = 0, dict[tuple[int, int], float]()
     while done < kills:
-        deadline = time.monotonic() + choice.uniform(SHORTEST_SECONDS, LONGEST_SECONDS)
-        while time.monotonic() < deadline and job.keep_running():
-            time.sleep(0.1)
-        if job.over:
+        if not _wait_for_strike(job, here / "under-fire", choice):
             raise TrainingError(f"the campaign was over after {done} of {kills} kills; give more --samples or --epochs")
         done += job.kill()
         kept |= _losses(here / "under-fire")
@@ -88,6 +87,18 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int, samples: int) -> 
         different=tuple(f"{a} is now {b}" for a, b in zip(_table(one), _table(other), strict=True) if a != b),
         repeated=(*_steps_twice(here / "under-fire", other), *anew),
     )
+
+
+def _wait_for_strike(job: JobProcess, folder: Path, choice: random.Random) -> bool:
+    """Until the moment of the next kill; False if the campaign is over."""
+    at_most = choice.uniform(0.0, LONGEST_SECONDS) if choice.random() < 0.5 else STUCK_SECONDS
+    measured, begun = len(_losses(folder)), time.monotonic()
+    while job.keep_running() and time.monotonic() - begun < at_most:
+        if len(_losses(folder)) > measured:
+            time.sleep(choice.uniform(0.0, AFTER_SECONDS))
+            break
+        time.sleep(0.1)
+    return job.keep_running()
 
 
 def _job(here: Path, name: str, videos: Path, epochs: int, samples: int) -> JobProcess:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from tpn_ray import session, storage
+from tpn_ray import storage
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
 from tpn_ray.train import driver as train
 from tpn_ray.train.driver import Machines, check_feasible
@@ -247,11 +247,6 @@ def _places(campaign: Campaign, how: How) -> int:
 def run(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> Outcome:
     """Run the campaign, or go on with the one of this name, to its end or to the end of its hours."""
     at_once = _places(campaign, how)
-    if how.scheduler != PROMOTE and not session.has_state():
-        raise ResourceError(
-            f"the cluster has no dashboard that answers, and without it Ray never frees what a trial held that "
-            f"{how.scheduler} stops: start Ray with its dashboard, or use --scheduler {PROMOTE}"
-        )
     goes_on = campaign.journal.begin(settings(campaign, wanted, how))
     takes = cost(campaign, wanted, how)
     say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {at_once} at once: {takes}")

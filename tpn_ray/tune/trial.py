@@ -109,6 +109,7 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     number, sample = number_of(tune.get_context().get_trial_id(), config), config["sample"]
     trial = campaign.journal.read(number) or Trial(number=number, sample=sample)
+    driver.release(trial.placement_group)  # what it held when it was paused, or its process was lost
     pointer = _pointer()
     trial, name, start_from = _incarnation(trial, sample, pointer)
     trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
@@ -238,8 +239,9 @@ class Book:
         self.trial = self.before
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started) and not self.started:
-            self.started = time.time()
+        if isinstance(event, Started):
+            self.started = self.started or time.time()
+            self.hold(event.placement_group)
         if isinstance(event, Notice):
             self.say(f"{self.trial.name}: warning: {event.text}")
         point = point_of(event) if isinstance(event, Committed) and event.scores else None
@@ -250,6 +252,12 @@ class Book:
         if point:
             self.say(f"{self.trial.name}  epoch {point.epoch}  validation top-1 {point.top1:.1%}")
             self.report(point)
+
+    def hold(self, placement_group: str) -> None:
+        """Write down what holds its resources, for who ends the trial to free."""
+        self.before = dataclasses.replace(self.before, placement_group=placement_group)
+        self.trial = dataclasses.replace(self.trial, placement_group=placement_group)
+        self.journal.write(self.trial)
 
     def enter(self, point: Point) -> None:
         """Write an evaluation down, with how long the trial has held its resources by now."""
