@@ -29,6 +29,8 @@ class RayHead:
 
     jobs_url: str
     environment: dict[str, str]
+    address: str
+    """Of its GCS."""
 
 
 @contextlib.contextmanager
@@ -46,7 +48,7 @@ def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
         started = subprocess.run(command, check=False, env=own, capture_output=True, text=True, timeout=START_SECONDS)
         if started.returncode:
             raise RuntimeError(f"ray start failed:\n{started.stdout}\n{started.stderr}")
-        yield RayHead(f"http://127.0.0.1:{dashboard}", own)
+        yield RayHead(f"http://127.0.0.1:{dashboard}", own, f"127.0.0.1:{port}")
     finally:
         stop(folder)
         shutil.rmtree(folder, ignore_errors=True)
