@@ -28,7 +28,8 @@ class RayHead:
     """Where it answers, and the environment that a client needs."""
 
     jobs_url: str
-    gcs_address: str
+    address: str
+    """Of its GCS."""
     environment: dict[str, str]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 
 import ray
@@ -14,6 +15,7 @@ from tpn_ray.errors import ResourceError
 
 LOCAL_STORE_BYTES = 1024**3
 """Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
+KNOCK_SECONDS = 10.0
 
 
 def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> None:
@@ -43,7 +45,8 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
 
 def _start(cpus: int) -> None:
     # A local Ray is for this machine alone: with this, its default elsewhere than on Linux, everything that it opens
-    # listens on the loopback address. It has no other switch for it.
+    # listens on the loopback address. It has no other switch for it; the variable is for the processes that it starts.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
@@ -73,13 +76,21 @@ def _quieten() -> None:
 
 def _join(address: str) -> None:
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(
             f"no Ray cluster answers at {address!r}: {lines[0] if lines else type(error).__name__}\n"
             "Check --address (or RAY_ADDRESS), and RAY_AUTH_MODE=token if the cluster asks for a token"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at host:port: Ray itself would try for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def disconnect() -> None:

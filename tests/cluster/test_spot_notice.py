@@ -105,7 +105,7 @@ def test_ray_knows_when_the_node_goes() -> None:
         def start(*arguments: str) -> subprocess.Popen[str]:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
-                env={**head.environment, "RAY_ADDRESS": head.gcs_address},
+                env={**head.environment, "RAY_ADDRESS": head.address},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -117,7 +117,7 @@ def test_ray_knows_when_the_node_goes() -> None:
         work = start("-c", WORK)  # a node without any goes at once
         assert work.stdout
         assert any(line.strip() == "works" for line in work.stdout)
-        watcher = start(str(ROOT / "cluster" / "spot_notice.py"), "--address", head.gcs_address, "--metadata-url", url)
+        watcher = start(str(ROOT / "cluster" / "spot_notice.py"), "--address", head.address, "--metadata-url", url)
         deadline = time.monotonic() + 60
         while machine.looks == 0 and time.monotonic() < deadline:
             time.sleep(0.1)
