@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import psutil
 from tests.servers import free_port
 
 BIN = Path(sys.executable).parent
-START_SECONDS = 120
+START_SECONDS = 300
 MARK = "TPN_RAY_TEST_HEAD"
 """Variable that all processes of a head inherit, and by which they are found again: some rename themselves."""
 
@@ -34,21 +34,24 @@ class RayHead:
 
 
 @contextlib.contextmanager
-def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
+def ray_head(
+    cpus: int, environment: Mapping[str, str], *, ip: str = "127.0.0.1", port: int = 0, flags: Sequence[str] = ()
+) -> Iterator[RayHead]:
     """`ray start --head` with `cpus` CPUs; its workers inherit `environment`."""
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: socket paths end at 107 characters
-    port, dashboard = free_port(), free_port()
+    port, dashboard = port or free_port(), free_port()
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     own |= {"PATH": f"{BIN}:{os.environ['PATH']}", MARK: str(folder), **environment}
-    command = [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+    command = [str(BIN / "ray"), "start", "--head", f"--node-ip-address={ip}", f"--port={port}"]
+    command += [f"--dashboard-host={ip}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
     command += [f"--num-cpus={cpus}", f"--object-store-memory={300 * 1024**2}", "--disable-usage-stats"]
-    command += [f"--ray-client-server-port={free_port()}"]
+    # The agent takes jobs; on its default port another Ray of this machine may listen.
+    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}", *flags]
     try:
         started = subprocess.run(command, check=False, env=own, capture_output=True, text=True, timeout=START_SECONDS)
         if started.returncode:
             raise RuntimeError(f"ray start failed:\n{started.stdout}\n{started.stderr}")
-        yield RayHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", own)
+        yield RayHead(f"http://{ip}:{dashboard}", f"{ip}:{port}", own)
     finally:
         stop(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -43,17 +43,17 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path, *, bucket: str = "videos") -> Iterator[S3Server]:
+def s3_server(folder: Path, *, bucket: str = "videos", ip: str = "127.0.0.1") -> Iterator[S3Server]:
     """Run `weed mini` with its data in `folder`. Up in about a second; stopped by its process id."""
     folder.mkdir(parents=True, exist_ok=True)
     master, volume, filer, s3, admin = _ports_for_seaweedfs(5)
     command = [str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={bucket}"]
+    command += [f"-ip={ip}", f"-ip.bind={ip}", f"-bucket={bucket}"]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
     command += [f"-admin.port={admin}", "-s3.port.iceberg=0", "-webdav=false", "-admin.ui=false"]
     command += ["-master.telemetry=false"]  # by default it reports to an outside host
     keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-    server = S3Server(f"http://127.0.0.1:{s3}", ACCESS_KEY, SECRET_KEY, bucket)
+    server = S3Server(f"http://{ip}:{s3}", ACCESS_KEY, SECRET_KEY, bucket)
     with _running(command, folder / "weed.log", {**os.environ, **keys}) as process:
         _wait_until(lambda: _bucket_answers(server), process, folder / "weed.log")
         yield server

@@ -105,7 +105,11 @@ def finish(
         print(f"the run {run_uri} is complete; its best checkpoint is scored again", flush=True)
     begun = time.monotonic()
     scorers = predict.Scorers(
-        actors=machines.workers, cpus=machines.cpus_per_worker or 1.0, gpus=machines.gpus_per_worker
+        actors=machines.workers,
+        cpus=machines.cpus_per_worker or 1.0,
+        gpus=machines.gpus_per_worker,
+        resources=machines.worker_resources,
+        decode=machines.decoding(),
     )
     table = predict.score_videos(result.best, manifest, views, scorers)
     numbers = predict.summarise(table, manifest.label_sets)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import warnings
 
 import ray
 import ray._private.ray_constants
+import ray._private.ray_logging
+import ray.data
 import ray.exceptions
 
 from tpn_ray.errors import ResourceError
@@ -31,6 +34,7 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _join(address)
+        _anchor()
         return
     cores = os.cpu_count() or 1
     if workers_cpus > cores:
@@ -70,8 +74,21 @@ def _quieten() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with it, Tune prints its tables even when told not to
     warnings.filterwarnings("ignore", module="ray")
+    # What raylets have to say is in their logs; of a node that is lost it would be a hundred lines here.
+    ray._private.ray_logging.stdout_deduplicator.skip_re = re.compile("")
     for name in ("ray.data", "ray.train", "ray.tune", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _anchor() -> None:
+    """Have Ray Data make here, on the driver's node, what it keeps for the whole cluster.
+
+    Its actors stay for ever on the node that first uses it. That would be a node that trains: it would never be idle,
+    and so never go away by itself, and a node that is lost takes them with it.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    ray.data.from_items([0]).map_batches(lambda rows: rows, num_cpus=0).materialize()
 
 
 def _join(address: str) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
@@ -41,6 +42,19 @@ def run(
         output, _ = process.communicate()
         raise AssertionError(f"the job did not end in {seconds} s; it printed:\n{output}") from None
     return process.returncode, output
+
+
+def submit(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Exit status and output of the client; a head that has just started may take some seconds to take jobs."""
+    deadline = time.monotonic() + 240
+    while True:
+        done = subprocess.run(
+            command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+        )
+        output = done.stdout + done.stderr
+        if "No available agent" not in output or time.monotonic() > deadline:
+            return done.returncode, output
+        time.sleep(2)
 
 
 def without_ray() -> dict[str, str]:

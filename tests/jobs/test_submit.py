@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from tests.jobs.processes import ROOT
+from tests.jobs.processes import submit
 from tests.ray_head import BIN, ray_head
 from tests.servers import S3Server
 from tpn_ray import checkpoint as checkpoints
@@ -77,19 +77,6 @@ def _stop_after_a_checkpoint(job: list[str], environment: dict[str, str], run: s
     stopped = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert run_folder.committed_steps(run)[-1] < EPOCHS, "it was over before it was stopped"
-
-
-def submit(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Exit status and output of the client; a head that has just started may take some seconds to take jobs."""
-    deadline = time.monotonic() + 60
-    while True:
-        done = subprocess.run(
-            command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
-        )
-        output = done.stdout + done.stderr
-        if "No available agent" not in output or time.monotonic() > deadline:
-            return done.returncode, output
-        time.sleep(2)
 
 
 def _check_checkpoint(run: str) -> None:

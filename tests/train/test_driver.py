@@ -13,7 +13,7 @@ from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError, CheckpointError, ConfigError, ResourceError, StorageError, TrainingError
 from tpn_ray.train import driver, run_folder
 from tpn_ray.train.driver import Machines
-from tpn_ray.train.events import BadVideos, Committed, Diverged, Event
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Notice
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.recipe import replace_fields, to_plain
 from tpn_ray.train.run_folder import Record
@@ -34,16 +34,20 @@ def manifest(toy_folder: Path) -> Manifest:
             {"CPU": 9.0, "GPU": 1.0},
             "too few GPUs: .* need 2, the cluster has 1",
         ),
+        (Machines(workers=2, worker_resources=("spot=1",)), {"CPU": 9.0, "spot": 1.0}, "too little of spot: .* need 2"),
+        (Machines(workers=2, decode_on=("pool=cpu",)), {"CPU": 9.0}, "no node has the labels pool=cpu; .*--decode-on"),
     ],
 )
 def test_what_can_never_start_is_refused(machines: Machines, total: dict[str, float], message: str) -> None:
     with pytest.raises(ResourceError, match=message):
-        driver.check_feasible(machines, recipes.toy(), total)
+        driver.check_feasible(machines, recipes.toy(), total, [{}])
 
 
 def test_what_fits_is_not_refused() -> None:
-    driver.check_feasible(Machines(workers=2), recipes.toy(), {"CPU": 3.0})
-    driver.check_feasible(Machines(workers=2, may_grow=True), recipes.toy(), {"CPU": 1.0})
+    driver.check_feasible(Machines(workers=2), recipes.toy(), {"CPU": 3.0}, [{}])
+    driver.check_feasible(Machines(workers=2, may_grow=True, decode_on=("pool=cpu",)), recipes.toy(), {"CPU": 1.0}, [])
+    placed = Machines(workers=2, min_workers=1, worker_resources=("spot=1",), decode_on=("pool=cpu",))
+    driver.check_feasible(placed, recipes.toy(), {"CPU": 3.0, "spot": 1.0}, [{"pool": "gpu"}, {"pool": "cpu"}])
 
 
 def test_nonsense_machines() -> None:
@@ -53,6 +57,12 @@ def test_nonsense_machines() -> None:
         Machines(workers=2, min_workers=3)
     with pytest.raises(ConfigError, match="decode_cpus"):
         Machines(decode_cpus=0)
+    with pytest.raises(ConfigError, match="worker_resources: 'spot' must be of the form spot=1"):
+        Machines(worker_resources=("spot",))
+    with pytest.raises(ConfigError, match="decode_on: 'cpu' must be of the form pool=cpu"):
+        Machines(decode_on=("cpu",))
+    with pytest.raises(ConfigError, match="resize_seconds=0"):
+        Machines(resize_seconds=0)
 
 
 def test_the_network_gets_the_classes_of_the_dataset(manifest: Manifest) -> None:
@@ -166,3 +176,20 @@ def test_the_projects_own_error_is_found_inside_what_ray_raises() -> None:
     explained = driver.explain(ValueError("first\nlast line"))
     assert isinstance(explained, TrainingError)
     assert "last line" in str(explained)
+
+
+def test_a_wait_for_workers_is_told_and_ends(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Event] = []
+    placed = [True]
+    monkeypatch.setattr(driver, "_is_placed", lambda group: placed[0])
+    monkeypatch.setattr(driver.ray, "cluster_resources", lambda: {"CPU": 2.0, "node:127.0.0.1": 1.0, "memory": 9e9})
+    places = driver._Places(ledger_of(manifest, seen), 600, 0.0)
+    places.look(10_000)
+    placed[0] = False
+    places.look(10_030)
+    assert seen == []
+    places.look(10_070)
+    places.look(10_400)
+    assert [event.text for event in seen if isinstance(event, Notice)] == ["waits for workers; the cluster has 2 CPU"]
+    with pytest.raises(ResourceError, match="no workers for 10 minutes; it has 2 CPU"):
+        places.look(10_700)

@@ -16,17 +16,19 @@ import ray
 import ray.data
 
 from tpn_ray.data import worker
+from tpn_ray.data.nodes import Labels, labels_of
 from tpn_ray.data.plan import MicroBatch, Plan, evaluation_slot
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.data.share import shared
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
+from tpn_ray.errors import ConfigError
 
 NUMBERS_PER_READ = 256
 VIEW_BLOCK_BYTES = 64 * 1024**2
 VIEW_VIDEOS = 8
-NO_PROGRESS_SECONDS = 300
 KEPT_COPIES = 2  # a run's training and validation videos
+PATIENCE_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,23 @@ class DecodeResources:
     """Local disk of a node for decoded clips that other runs want too; 0 shares nothing."""
     share_with: str = ""
     """Who shares, such as a campaign: videos that change between two campaigns are decoded again."""
+    on: tuple[str, ...] = ()
+    """Labels of the nodes that decode, such as pool=cpu; by default all."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """Longest time without a decoded clip: more than a node takes to come up, where the cluster adds them on demand."""
+
+    def __post_init__(self) -> None:
+        labels_of(self.on, "decode.on")
+        if self.patience_seconds <= 0:
+            raise ConfigError(f"decode.patience_seconds={self.patience_seconds:g} must be above 0")
 
 
-def configure_context(cpus: float | None = None) -> None:
+def node_labels() -> list[Labels]:
+    """Of the nodes that the cluster has now."""
+    return [node["Labels"] or {} for node in ray.nodes() if node["Alive"]]
+
+
+def configure_context(cpus: float | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Settings of Ray Data for the calling process; datasets made afterwards carry them.
 
     A dataset that is not limited to some `cpus` may ask for all that are free, and others beside it get none.
@@ -51,7 +67,7 @@ def configure_context(cpus: float | None = None) -> None:
     context.enable_progress_bars = False
     context.target_max_block_size = None  # one task, one block: a micro-batch is never cut
     context.execution_options.preserve_order = True
-    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS  # by default it waits 30 minutes for a CPU
+    context.execution_no_progress_timeout_s = int(patience_seconds)  # by default it waits 30 minutes for a CPU
 
 
 def training_clips(
@@ -133,11 +149,15 @@ def video_windows(
 def _decoded(
     count: int, decode: Callable[[Rows], Rows | Iterator[Rows]], resources: DecodeResources
 ) -> ray.data.Dataset:
-    configure_context(resources.tasks * resources.cpus if resources.tasks else None)
+    configure_context(resources.tasks * resources.cpus if resources.tasks else None, resources.patience_seconds)
     numbers = ray.data.range(count, override_num_blocks=-(-count // NUMBERS_PER_READ))
     compute = ray.data.TaskPoolStrategy(size=resources.tasks or None)
     return numbers.repartition(target_num_rows_per_block=1).map_batches(
-        decode, batch_size=None, num_cpus=resources.cpus, compute=compute
+        decode,
+        batch_size=None,
+        num_cpus=resources.cpus,
+        compute=compute,
+        label_selector=labels_of(resources.on, "decode.on") or None,
     )
 
 

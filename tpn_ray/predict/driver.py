@@ -17,6 +17,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
 from tpn_ray.data import rows
+from tpn_ray.data.nodes import amounts_of
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
 from tpn_ray.errors import ConfigError, ResourceError, TpnRayError
@@ -46,6 +47,9 @@ class Scorers:
     gpus: Annotated[float, tyro.conf.arg(name="gpus-per-worker")] = 0.0
     """GPUs that each of them holds; 0 computes on CPUs."""
 
+    resources: Annotated[tuple[str, ...], tyro.conf.arg(name="worker-resources")] = ()
+    """Custom resources that each of them holds as well, such as spot=1: they come only where nodes declare them."""
+
     decode: data.DecodeResources = field(default_factory=data.DecodeResources)
     """Of each decoding task."""
 
@@ -54,6 +58,7 @@ class Scorers:
             raise ConfigError(
                 f"workers={self.actors} must be at least 1, cpus and gpus per worker not negative, decode.cpus above 0"
             )
+        amounts_of(self.resources, "worker_resources")
 
 
 def score(
@@ -128,6 +133,7 @@ def _scored(
         compute=ray.data.ActorPoolStrategy(size=scorers.actors),
         num_cpus=scorers.cpus,
         num_gpus=scorers.gpus or None,
+        resources=amounts_of(scorers.resources, "worker_resources") or None,
     )
     try:
         yield from scored.iter_batches(batch_size=None)

@@ -29,6 +29,7 @@ from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.clips.shards import Bad, ShardSummary
 from tpn_ray.data import driver as data
 from tpn_ray.data import reader
+from tpn_ray.data.nodes import labels_of
 from tpn_ray.errors import ConfigError, ResourceError, StorageError, TpnRayError
 from tpn_ray.prepare import worker
 from tpn_ray.prepare.budget import check_budget
@@ -57,7 +58,14 @@ class Tasks:
     tasks: int = 0
     """Most tasks at once; 0: as many as fit."""
 
+    on: tuple[str, ...] = ()
+    """Labels of the nodes that do the work, such as pool=cpu; by default all nodes do."""
+
+    may_grow: bool = False
+    """Set it on an autoscaling cluster: nodes for the first task are then waited for, and not asked for before."""
+
     def __post_init__(self) -> None:
+        labels_of(self.on, "on")
         if self.cpus_per_task <= 0 or self.tasks < 0:
             raise ConfigError(f"cpus_per_task={self.cpus_per_task} must be above 0, tasks={self.tasks} not below 0")
 
@@ -201,9 +209,10 @@ def remove_leftovers(folder: str) -> None:
 def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) -> Totals:
     """Make all shards of the job; `watch` is called now and then, and may raise to stop."""
     cpus = ray.cluster_resources().get("CPU", 0.0)
-    if tasks.cpus_per_task > cpus:
+    if tasks.cpus_per_task > cpus and not tasks.may_grow:
         raise ResourceError(
-            f"one task needs {tasks.cpus_per_task:g} CPUs, the cluster has {cpus:g}; use smaller --cpus-per-task"
+            f"one task needs {tasks.cpus_per_task:g} CPUs, the cluster has {cpus:g}; use smaller --cpus-per-task, "
+            "or --may-grow if it adds nodes on demand"
         )
     meter = ray.remote(worker.Meter).options(num_cpus=0).remote()
     dataset = shard_dataset(ray.put(job), len(job.shards), tasks, meter)
@@ -252,6 +261,7 @@ def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, m
             batch_size=None,
             num_cpus=tasks.cpus_per_task,
             compute=ray.data.TaskPoolStrategy(size=tasks.tasks or None),
+            label_selector=labels_of(tasks.on, "on") or None,
         )
     )
 
@@ -271,7 +281,8 @@ def measure_saving(manifest: Manifest, folder: str, tasks: Tasks) -> tuple[float
     pairs = sample_pairs(manifest, load_manifest(folder))
     if not pairs:
         return None
-    measured = ray.remote(worker.clip_seconds).options(num_cpus=tasks.cpus_per_task).remote(pairs)
+    where = labels_of(tasks.on, "on") or None
+    measured = ray.remote(worker.clip_seconds).options(num_cpus=tasks.cpus_per_task, label_selector=where).remote(pairs)
     seconds: tuple[float, float] = ray.get(measured)
     return seconds
 

@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest
-from tpn_ray.data.driver import DecodeResources
 from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ConfigError, difference
 from tpn_ray.predict import driver as predict
@@ -168,5 +167,6 @@ def scorers(machines: Machines) -> Scorers:
         actors=machines.workers,
         cpus=machines.cpus_per_worker or 1.0,
         gpus=machines.gpus_per_worker,
-        decode=DecodeResources(cpus=machines.decode_cpus, tasks=machines.decode_tasks),
+        resources=machines.worker_resources,
+        decode=machines.decoding(),
     )

@@ -12,7 +12,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,19 +25,25 @@ from ray.util.placement_group import PlacementGroup
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
+from tpn_ray.data.nodes import amounts_of, has_labels, labels_of
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.schedule import Schedule
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError, TpnRayError, TrainingError
 from tpn_ray.train import run_folder, worker
-from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Mailbox, Started
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Mailbox, Notice, Started
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.train.saving import Saving
 
 TAKE_SECONDS = 0.5
-START_ATTEMPTS, GROWING_ATTEMPTS = 5, 30
-"""Times that Ray Train may fail to place its workers (60 s each) before the run gives up; by default it never does."""
+START_ATTEMPTS = 5
+"""Times that Ray Train may fail to place its workers (60 s each) before a run of fixed size and cluster gives up.
+Others only wait by the clock: Ray counts over the whole run, and every node that is lost may cost an attempt."""
+WAIT_SECONDS, GROW_SECONDS = 600.0, 1800.0
+"""Longest time without workers, on a fixed cluster and on one that adds nodes; by default Ray Train waits for ever."""
+LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
+"""How often it is looked whether the workers have their places, and after how long without them the user is told."""
 CONTROLLER_STARTS = 20
 """Times that Ray Train's controller may be lost and started again."""
 ELASTIC_START_SECONDS = 20
@@ -61,8 +67,15 @@ class Machines:
     decode_cpus: float = 1.0
     """CPUs that each decoding task holds."""
 
+    worker_resources: tuple[str, ...] = ()
+    """Custom resources that each worker holds as well, such as spot=1 or accelerator_type:H100=0.001: workers come only
+    where nodes declare them."""
+
     decode_tasks: int = 0
     """Most decoding tasks at once; 0: as many as fit."""
+
+    decode_on: tuple[str, ...] = ()
+    """Labels of the nodes that decode, such as pool=cpu; by default all nodes do."""
 
     share_clips_gb: float = 0.0
     """Local disk of each node for decoded clips that other trials of a campaign want too; 0 shares nothing."""
@@ -75,6 +88,10 @@ class Machines:
     """Set it on an autoscaling cluster: what its nodes of the moment cannot give is then waited for, for half an hour,
     and not refused."""
 
+    resize_seconds: float = 60.0
+    """With --min-workers: how often it is looked whether the cluster can give more workers. More of them begin with the
+    last checkpoint."""
+
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ConfigError(f"workers={self.workers} must be at least 1")
@@ -84,6 +101,21 @@ class Machines:
             raise ConfigError("resources must not be negative, and decode_cpus must be above 0")
         if self.share_clips_gb < 0:
             raise ConfigError(f"share_clips_gb={self.share_clips_gb} must not be negative")
+        if self.resize_seconds <= 0:
+            raise ConfigError(f"resize_seconds={self.resize_seconds:g} must be above 0")
+        amounts_of(self.worker_resources, "worker_resources")
+        labels_of(self.decode_on, "decode_on")
+
+    def decoding(self, share_with: str = "") -> data.DecodeResources:
+        """What one decoding task takes."""
+        return data.DecodeResources(
+            cpus=self.decode_cpus,
+            tasks=self.decode_tasks,
+            share_bytes=int(self.share_clips_gb * 1e9) if share_with else 0,
+            share_with=share_with,
+            on=self.decode_on,
+            patience_seconds=GROW_SECONDS if self.may_grow else data.PATIENCE_SECONDS,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +170,10 @@ def make_schedule(recipe: Recipe, manifest: Manifest, last_step: int) -> Schedul
     )
 
 
-def check_feasible(machines: Machines, recipe: Recipe, total: dict[str, float]) -> None:
-    """Refuse what the cluster, with resources `total`, can never start: Ray Train would wait for ever."""
+def check_feasible(
+    machines: Machines, recipe: Recipe, total: dict[str, float], nodes: Sequence[Mapping[str, str]]
+) -> None:
+    """Refuse what the cluster, with resources `total` and `nodes` of these labels, can never start."""
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     shares = recipe.loop.micro_batches_per_step
     if machines.workers > shares:
@@ -163,6 +197,17 @@ def check_feasible(machines: Machines, recipe: Recipe, total: dict[str, float]) 
             f"too few GPUs: {workers} workers of {machines.gpus_per_worker:g} need "
             f"{workers * machines.gpus_per_worker:g}, the cluster has {gpus:g}; use fewer --workers, "
             "or --may-grow if it adds nodes on demand"
+        )
+    for name, amount in amounts_of(machines.worker_resources, "worker_resources").items():
+        if workers * amount > total.get(name, 0.0):
+            raise ResourceError(
+                f"too little of {name}: {workers} workers of {amount:g} need {workers * amount:g}, the nodes of the "
+                f"cluster declare {total.get(name, 0.0):g}; mend --worker-resources, or give --may-grow"
+            )
+    if not any(has_labels(labels, labels_of(machines.decode_on, "decode_on")) for labels in nodes):
+        raise ResourceError(
+            f"no node has the labels {' '.join(machines.decode_on)}; mend --decode-on, or give --may-grow if the "
+            "cluster adds such nodes on demand"
         )
 
 
@@ -215,7 +260,7 @@ def run(
     complete = begun >= last_step or bool(records and records[-1].ended)
     ledger = _Ledger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()))
     if not complete:
-        check_feasible(machines, recipe, ray.cluster_resources())
+        check_feasible(machines, recipe, ray.cluster_resources(), data.node_labels())
         mailbox = _mailbox_here()
         job = worker.Job(
             recipe=recipe,
@@ -223,12 +268,7 @@ def run(
             steps=plan.steps,
             training=_source(recipe, manifest, machines, "train"),
             validation=_source(recipe, manifest, machines, "val"),
-            decoding=data.DecodeResources(
-                cpus=machines.decode_cpus,
-                tasks=machines.decode_tasks,
-                share_bytes=int(machines.share_clips_gb * 1e9),
-                share_with=storage_uri,
-            ),
+            decoding=machines.decoding(share_with=storage_uri),
             label_sets=manifest.label_sets,
             dataset_version=manifest.version,
             run_uri=run_uri,
@@ -239,7 +279,8 @@ def run(
             start_step=start_epoch * plan.steps_per_epoch,
             order_ledger=order_ledger,
         )
-        _fit(lambda: _trainer(job, machines, storage_uri, name, max_failures), mailbox, ledger)
+        longest = GROW_SECONDS if machines.may_grow else WAIT_SECONDS
+        _fit(lambda: _trainer(job, machines, storage_uri, name, max_failures), mailbox, ledger, longest)
         ledger.catch_up(run_uri)
         records = run_folder.read_records(run_uri)
     ledger.goodput.finished(time.time())
@@ -272,7 +313,7 @@ def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) 
 
 def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, max_failures: int) -> TorchTrainer:
     filesystem, path = storage.filesystem(storage_uri, attempts=storage.MAX_ATTEMPTS)
-    per_worker = {"CPU": machines.cpus_per_worker}
+    per_worker = {"CPU": machines.cpus_per_worker, **amounts_of(machines.worker_resources, "worker_resources")}
     if machines.gpus_per_worker:
         per_worker["GPU"] = machines.gpus_per_worker
     workers = machines.workers
@@ -286,6 +327,7 @@ def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, m
             num_workers=(machines.min_workers, workers) if machines.min_workers else workers,
             use_gpu=machines.gpus_per_worker > 0,
             resources_per_worker=per_worker,
+            elastic_resize_monitor_interval_s=machines.resize_seconds,
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -294,7 +336,7 @@ def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, m
             callbacks=[_FailureCallback(job.mailbox)],
             failure_config=ray.train.FailureConfig(
                 max_failures=max_failures,
-                controller_failure_limit=GROWING_ATTEMPTS if machines.may_grow else START_ATTEMPTS,
+                controller_failure_limit=-1 if machines.min_workers or machines.may_grow else START_ATTEMPTS,
             ),
         ),
     )
@@ -384,8 +426,9 @@ def _mailbox_here() -> Any:
     )
 
 
-def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger) -> None:
-    """Run the trainer in a thread of its own and handle its events here until it is done."""
+def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger, longest: float) -> None:
+    """Run the trainer in a thread of its own and handle its events here until it is done, or had no workers for the
+    `longest` time, in seconds."""
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -410,15 +453,57 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
+    places = _Places(ledger, longest, time.monotonic())
     while True:
         running = thread.is_alive()  # read before taking: what was put before the end is then taken after it
         for event in _taken(mailbox):
             ledger(event)
         if not running:
             break
+        places.look(time.monotonic())
         time.sleep(TAKE_SECONDS)
     if failure:
         raise explain(failure[0]) from failure[0]
+
+
+class _Places:
+    """Watches whether the workers have places in the cluster: without any, Ray Train waits for ever, and in silence."""
+
+    def __init__(self, ledger: _Ledger, longest: float, now: float) -> None:
+        self._ledger, self._longest = ledger, longest
+        self._placed = self._looked = now
+        self._told = False
+
+    def look(self, now: float) -> None:
+        """Called often. Tells the user of a wait, and raises ResourceError when it was the longest."""
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        if _is_placed(self._ledger.placement_group):
+            self._placed, self._told = now, False
+        elif now - self._placed > self._longest:
+            raise ResourceError(
+                f"the cluster gave the run no workers for {self._longest / 60:.0f} minutes; it has "
+                f"{_amounts(ray.cluster_resources())}. The same command with the same --name goes on"
+            )
+        elif now - self._placed > SAY_SECONDS and not self._told:
+            self._told = True
+            self._ledger(Notice(text=f"waits for workers; the cluster has {_amounts(ray.cluster_resources())}"))
+
+
+def _is_placed(placement_group: str) -> bool:
+    """Whether the workers that began last are still there."""
+    if not placement_group:
+        return False
+    group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_group)))
+    state: str = ray.util.placement_group_table(group).get("state", "")
+    return state == "CREATED"
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    hidden = (":", "_group_", "memory")  # addresses, what a placement group holds, bytes
+    shown = {name: amount for name, amount in resources.items() if not any(part in name for part in hidden)}
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(shown.items())) or "no CPUs"
 
 
 def release(placement_group: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from tpn_ray import storage
+from tpn_ray.data.driver import node_labels
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
 from tpn_ray.train import driver as train
 from tpn_ray.train.driver import Machines, check_feasible
@@ -240,7 +241,7 @@ def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str
 
 def _places(campaign: Campaign, how: How) -> int:
     total = ray.cluster_resources()
-    check_feasible(campaign.machines, campaign.recipe, total)
+    check_feasible(campaign.machines, campaign.recipe, total, node_labels())
     return trials_at_once(campaign.machines, total, how.at_once)
 
 
