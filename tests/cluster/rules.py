@@ -215,7 +215,7 @@ def capacity(documents: list[Document]) -> Iterator[str]:
             yield why
         if hasattr(flags, "recipe"):
             try:
-                check_feasible(flags.machines, flags.recipe, {})
+                check_feasible(flags.machines, flags.recipe, {}, [])
             except ResourceError as error:
                 yield str(error)
         if spec.get("enableInTreeAutoscaling"):

@@ -159,11 +159,11 @@ def test_failures_to_place_workers_before_the_last_progress_are_past(
                 raise ray.train.ControllerError(RuntimeError("a worker was lost while it started"))
 
     if progress:
-        driver._fit(Trainer, None, ledger)  # type: ignore[arg-type]
+        driver._fit(Trainer, None, ledger, 60.0)  # type: ignore[arg-type]
         assert len(fits) == 3
     else:
         with pytest.raises(TrainingError, match="a worker was lost while it started"):
-            driver._fit(Trainer, None, ledger)  # type: ignore[arg-type]
+            driver._fit(Trainer, None, ledger, 60.0)  # type: ignore[arg-type]
         assert len(fits) == 1
 
 
