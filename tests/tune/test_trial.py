@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 SMALL = {"loop.batch_clips": 8, "loop.micro_batch_clips": 8, "loop.epochs": 2, "loop.evaluate_every_epochs": 1}
 FREE_SECONDS = 60.0
-"""It takes 3 to 5; a machine that is shared may be slow, and what is not freed at all stays for good."""
+"""It should take little more than GONE_SECONDS; a shared machine may be slow, and what leaks is never freed."""
 
 
 @pytest.fixture(scope="module", autouse=True)
