@@ -19,7 +19,7 @@ from tpn_ray.data.notes import NOTHING, PLANES, from_array
 from tpn_ray.data.plan import MicroBatch
 from tpn_ray.data.seen import of_row
 from tpn_ray.data.views import parse_views
-from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows
+from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows, window_rows
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,25 @@ def test_views_of_a_block_are_those_of_each_video_alone(source: ClipSource, tmp_
         alone = view_rows(source, views, np.array([sample]))
         made = [all_views(of_row(*one), views, source.augment) for one in ((together, row), (alone, 0))]
         assert np.array_equal(*made)
+
+
+def test_blocks_that_were_put_together_keep_their_frames(source: ClipSource) -> None:
+    """As Ray Data does with windows: of one number of frames, or with a last one that has fewer."""
+    views = parse_views("1x1")
+    for length in (2.0, 3.9):
+        windows = list(window_rows(source, views, length, length, 0))
+        assert len(windows) > 1
+        pixels = [window[rows.PIXELS][0] for window in windows]
+        same = len({len(row) for row in pixels}) == 1
+        joined = {
+            name: np.concatenate([window[name] for window in windows[:2]]) for name in windows[0] if name != rows.PIXELS
+        }
+        joined[rows.PIXELS] = np.empty(2, dtype=object)
+        joined[rows.PIXELS][:] = pixels[:2]
+        whole = {**joined, rows.PIXELS: np.stack(pixels[:2])} if same else joined
+        for block in (joined, whole):
+            for row in (0, 1):
+                assert np.array_equal(of_row(block, row).frames, of_row(windows[row], 0).frames)
 
 
 def test_undeveloped_clips_become_the_same_pixels(source: ClipSource) -> None:

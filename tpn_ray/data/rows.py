@@ -12,7 +12,8 @@ CLIP = "clip"
 """uint8 (t, h, w, c): the pixels, augmented, RGB."""
 
 WHERE = "where"
-"""int64 (4,): of a video whose views are scored, where its frames begin in PIXELS, their number, height and width."""
+"""int64 (4,): of a video whose views are scored, where its frames begin in PIXELS, counted from its row's first
+byte, their number, height and width."""
 
 PLACES = "places"
 """int64 (clips, t): which of its frames make each clip."""

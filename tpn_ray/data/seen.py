@@ -25,14 +25,28 @@ def columns(made: Sequence[Seen | None], views: Views, clip: ClipConfig) -> dict
     shapes = [(0, 0, 0) if seen is None else seen.frames.shape[:3] for seen in made]
     return {
         rows.PIXELS: pixels.reshape(len(made), row_bytes),
-        rows.WHERE: np.array([(end - part.size, *shape) for end, part, shape in zip(ends, parts, shapes, strict=True)]),
+        rows.WHERE: np.array(
+            [
+                (end - part.size - row * row_bytes, *shape)
+                for row, (end, part, shape) in enumerate(zip(ends, parts, shapes, strict=True))
+            ]
+        ),
         rows.PLACES: np.stack([nowhere if seen is None else seen.places for seen in made]),
         rows.SEED: np.array([0 if seen is None else seen.seed for seen in made], dtype=np.int64),
     }
 
 
 def of_row(block: dict[str, NDArray[Any]], row: int) -> Seen:
-    """What one video shows; its frames are the block's memory, which may be read only."""
+    """What one video shows; its frames are the block's memory, which may be read only.
+
+    Ray Data may have put several blocks together: those of windows, which are handed on one by one.
+    """
     begin, frames, height, width = block[rows.WHERE][row].tolist()
-    flat = block[rows.PIXELS].reshape(-1)[begin : begin + frames * height * width * 3]
-    return Seen(flat.reshape(frames, height, width, 3), block[rows.PLACES][row], int(block[rows.SEED][row]))
+    pixels = block[rows.PIXELS]
+    if pixels.dtype == object:  # rows of different lengths, each of one window
+        flat = pixels[row]
+    else:
+        flat, begin = pixels.reshape(-1), begin + row * pixels.shape[1]
+    shape = frames, height, width, 3
+    seen = flat[begin : begin + frames * height * width * 3].reshape(shape)
+    return Seen(seen, block[rows.PLACES][row], int(block[rows.SEED][row]))
