@@ -27,7 +27,7 @@ PLANTED = {
 }
 BASIC = base64.b64encode(f"{USER}:{URI_PASSWORD}".encode()).decode()
 SECRETS = (*PLANTED.values(), URI_PASSWORD, BASIC)
-SMALL = ["--loop.epochs", "1", "--loop.batch-clips", "8", "--loop.micro-batch-clips", "4"]
+SMALL = ["--workers", "1", "--loop.epochs", "1", "--loop.batch-clips", "8", "--loop.micro-batch-clips", "4"]
 
 
 @pytest.fixture
@@ -50,13 +50,14 @@ def found_in(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_a_run_leaves_no_secret(toy_folder: Path, tmp_path: Path, sessions: Path) -> None:
     environment = {**PLANTED, "RAY_TMPDIR": str(sessions)}
     store, runs = tmp_path / "mlflow", tmp_path / "runs"
     with mlflow_server(store) as url:
         uri = url.replace("//", f"//{USER}:{URI_PASSWORD}@")
         flags = ["--data", str(toy_folder), "--storage", str(runs), "--tracking-uri", uri, "--register", "planted"]
-        status, output = run("train", "toy", *flags, *SMALL, environment=environment)
+        status, output = run("train", "toy", *flags, *SMALL, environment=environment, seconds=500)
     assert status == 0, output
     assert "best checkpoint" in output
     assert "models:/planted/1" in output
