@@ -1,4 +1,4 @@
-"""Measure speed: `python jobs/bench.py decode|ingest|share|step|train`; `--help` shows the flags of each."""
+"""Measure speed: `python jobs/bench.py decode|views|ingest|share|step|train|campaign`, each with `--help`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from tpn_ray import command_line, recipes, session
 from tpn_ray.clips.bench import DecodeBench, measure_decode
 from tpn_ray.data.bench import IngestBench, measure_ingest
 from tpn_ray.data.share_bench import ShareBench, measure_share
+from tpn_ray.data.views_bench import ViewsBench, measure_views
 from tpn_ray.model.bench import StepBench, measure_step
 from tpn_ray.train.bench import TrainBench, measure_train
+from tpn_ray.tune.bench import CampaignBench, measure_campaign
+from tpn_ray.tune.leaderboard import say
 
 
 def step(
@@ -32,6 +35,11 @@ def step(
 def decode(bench: Annotated[DecodeBench, tyro.conf.arg(name="")]) -> None:
     """Clips decoded per second of one core: this package on prepared videos, other decoders on the usual forms."""
     print(measure_decode(bench))
+
+
+def views(bench: Annotated[ViewsBench, tyro.conf.arg(name="")]) -> None:
+    """What all views of a video cost a decoding task, against decoding their frames once."""
+    print(measure_views(bench))
 
 
 def ingest(bench: Annotated[IngestBench, tyro.conf.arg(name="")]) -> None:
@@ -54,12 +62,23 @@ def train(
     print(measure_train(recipes.recipe(recipe), bench))
 
 
+def campaign(
+    bench: Annotated[CampaignBench, tyro.conf.arg(name="")],
+    recipe: Annotated[str, tyro.conf.arg(help="What is varied.")] = "toy",
+) -> None:
+    """A grid by promotion against the same grid in full: how far behind, with which share of the epochs, how idle."""
+    session.connect(bench.address, workers_cpus=bench.at_once, decode_cpus=2 * bench.at_once)
+    print(measure_campaign(recipes.recipe(recipe), bench, say=say))
+
+
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "step": step,
     "decode": decode,
+    "views": views,
     "ingest": ingest,
     "share": share,
     "train": train,
+    "campaign": campaign,
 }
 
 

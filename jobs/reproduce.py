@@ -13,7 +13,10 @@ from rich.console import Console
 
 from tpn_ray import command_line, session, storage
 from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.toy_actions import known_tempos
+from tpn_ray.errors import ConfigError
 from tpn_ray.reproduce import driver, show, tables
+from tpn_ray.tempo import driver as tempo
 from tpn_ray.train.driver import Machines
 
 PROGRAM = "python jobs/reproduce.py"
@@ -24,16 +27,17 @@ class Arguments:
     """Which table, how large, on which machines."""
 
     table: tyro.conf.Positional[str]
-    """2, 3, 4, 5, 6a, 6b, 6c or 6d."""
+    """2, 3, 4, 5, 6a, 6b, 6c or 6d; or figure1, figure4, figure5."""
 
     data: str
-    """toy: what jobs/toy.py makes; full: the paper's dataset, prepared with jobs/prepare.py."""
+    """toy: what jobs/toy.py makes, for figure1 and figure4 with --kind actions; full: the paper's dataset, prepared
+    with jobs/prepare.py."""
 
     scale: tables.Scale = "toy"
     """toy: the toy recipe with each row's change; full: the published recipe."""
 
     rows: tuple[str, ...] = ()
-    """Names of rows, by default all; the first row of the table is always there to compare with."""
+    """Names of rows, by default all that the scale has; the first row of the table is always there to compare with."""
 
     seeds: int = 3
     """Runs of each row."""
@@ -57,10 +61,17 @@ def main() -> None:
         program=PROGRAM,
         description="A table of the paper as a campaign of runs, printed beside the paper's figures.",
     )
-    table, machines = driver.rows_named(tables.table(flags.table), flags.rows), flags.machines
+    is_figure, machines = flags.table in tables.FIGURES, flags.machines
+    if is_figure and flags.rows:
+        raise ConfigError(f"{flags.table} needs all its networks: leave out --rows")
+    table = (
+        tables.figure(flags.table)
+        if is_figure
+        else driver.rows_named(tables.table(flags.table), flags.rows, flags.scale)
+    )
     folder = storage.absolute(flags.storage)
     campaign = driver.Campaign(
-        name=f"table{flags.table}-{flags.scale}",
+        name=f"{'' if is_figure else 'table'}{flags.table}-{flags.scale}",
         table=table,
         scale=flags.scale,
         seeds=flags.seeds,
@@ -73,12 +84,38 @@ def main() -> None:
     session.connect(
         flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode_cpus
     )
-    print(f"table {flags.table}: {len(table.rows)} rows x {flags.seeds} seeds, trained on {flags.data}", flush=True)
+    print(f"{table.title}: {len(table.rows)} rows x {flags.seeds} seeds, trained on {flags.data}", flush=True)
+    out = storage.join(folder, campaign.name)
+    if is_figure:
+        draw(campaign, flags.data, out)
+    else:
+        tabulate(campaign, out)
+
+
+def tabulate(campaign: driver.Campaign, out: str) -> None:
+    """Train, score, print; `out`.json holds the numbers."""
     outcomes = driver.run(campaign, on_run=show.finished, on_event=lambda event: None)
-    Console(width=120).print(show.as_table(campaign, outcomes))
+    for grid in show.as_tables(campaign, outcomes):
+        Console(width=120).print(grid)
     print("\n".join(show.remarks(campaign, outcomes)))
-    content = json.dumps([dataclasses.asdict(one) for one in outcomes], indent=1)
-    storage.write_bytes(storage.join(folder, f"{campaign.name}.json"), content.encode())
+    plain = {name: [dataclasses.asdict(one) for one in rows] for name, rows in outcomes.items()}
+    storage.write_bytes(f"{out}.json", json.dumps(plain, indent=1).encode())
+
+
+def draw(campaign: driver.Campaign, data: str, out: str) -> None:
+    """Train, and analyse as jobs/tempo.py does, into the folder `out`."""
+    found = driver.checkpoints(campaign, on_event=lambda event: None)
+    stride = campaign.recipe(campaign.table.rows[-1], 0).clip.stride_frames
+    question = tempo.Question(
+        frames=found[tables.FRAMES.name][0] if tables.FRAMES.name in found else "",
+        first=found.get(tables.BACKBONE.name, ()),
+        second=found.get(tables.TPN.name, ()),
+        strides=show.played(stride) if tables.FRAMES.name not in found else (),
+    )
+    videos = campaign.manifest.select("val")
+    tempos, report = tempo.analyse(question, videos, known_tempos(data), driver.scorers(campaign.machines))
+    tempo.write(out, tempos, report)
+    print("\n".join([*report.lines(), f"report, figures and numbers in {out}"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import pyarrow as pa
 import tyro
 
 from tpn_ray import command_line, session, storage
+from tpn_ray.clips import toy_actions
 from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.clips.toy_actions import read_tempos
-from tpn_ray.errors import ConfigError, NotFoundError
-from tpn_ray.predict import table, track
+from tpn_ray.errors import ConfigError
+from tpn_ray.predict import track
 from tpn_ray.predict.driver import Scorers
-from tpn_ray.predict.sheet import sheet, whole_videos
-from tpn_ray.tempo import analysis, driver
+from tpn_ray.tempo import driver
 
 PROGRAM = "python jobs/tempo.py"
 
@@ -33,10 +29,11 @@ class Arguments:
     frames: str
     """Checkpoint of a TSN (recipe toy_frames, k400_tsn_r50 with --model.neck none): what single frames tell."""
 
-    first: str = ""
-    """Checkpoint of the baseline; with --second, the gain of each class and the accuracy at other speeds are shown."""
+    first: tuple[str, ...] = ()
+    """Checkpoint of the baseline, or several of it with different seeds; with --second, the gain of each class and the
+    accuracy at other speeds are shown."""
 
-    second: str = ""
+    second: tuple[str, ...] = ()
     """Checkpoint of the network that is hoped to be better, trained with the same clips."""
 
     split: str = "val"
@@ -82,36 +79,20 @@ def main() -> None:
     parameters = {name: getattr(flags, name) for name in ("data", "frames", "first", "second", "split")}
     run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
     session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
-    tempos = driver.measure(flags.frames, manifest, flags.samples, machines)
-    table.write_scores(pa.Table.from_pylist([dataclasses.asdict(one) for one in tempos]), f"{folder}/tempo.parquet")
-    report = analysis.Report()
-    analysis.add_tempo(report, tempos, _truth(flags.data))
-    if flags.first:
-        trained = driver.read_checkpoint(flags.first)[0].clip.stride_frames
-        strides = sorted({trained, *flags.strides}) if flags.strides else [driver.AS_TRAINED]
-        at = [driver.at_strides(uri, manifest, strides, machines) for uri in (flags.first, flags.second)]
-        first, second = (one[trained if flags.strides else driver.AS_TRAINED] for one in at)
-        analysis.add_gain(report, tempos, first, second, flags.classes_per_bin)
-        wrong = [(manifest.ids.index(id), text) for id, text in analysis.missed(tempos, second)]
-        augment = driver.read_checkpoint(flags.second)[0].augment
-        analysis.add_missed(report, sheet(whole_videos(manifest, wrong, augment)))
-        if flags.strides:
-            analysis.add_strides(report, at[0], at[1], trained, ("first", "second"))
-    for name, png in report.pictures.items():
-        storage.write_bytes(storage.join(folder, name), png)
-    storage.write_bytes(storage.join(folder, "report.html"), report.page.html())
-    storage.write_bytes(storage.join(folder, "report.json"), json.dumps(report.numbers, indent=1).encode())
+    question = driver.Question(
+        frames=flags.frames,
+        first=flags.first,
+        second=flags.second,
+        samples=flags.samples,
+        strides=flags.strides,
+        classes_per_bin=flags.classes_per_bin,
+    )
+    tempos, report = driver.analyse(question, manifest, toy_actions.known_tempos(flags.data), machines)
+    driver.write(folder, tempos, report)
     if run is not None:
         track.log_folder(run, folder)
         run.end("FINISHED")
     print("\n".join([*report.lines(), f"report, figures and numbers in {folder}"]), flush=True)
-
-
-def _truth(data: str) -> dict[str, float]:
-    try:
-        return read_tempos(data)
-    except NotFoundError:  # of videos that were not made for this, nobody knows it
-        return {}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import tyro
 from tpn_ray import command_line, recipes, report, session, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import BudgetError
+from tpn_ray.redaction import redacted
 from tpn_ray.train.driver import Machines, recipe_for
 from tpn_ray.train.recipe import Recipe
 from tpn_ray.tune import driver, leaderboard
@@ -109,6 +110,7 @@ def main() -> None:
             parent_run=tracked.run_id,
             max_bad=flags.max_bad,
             session=command_line.fresh_name("session"),
+            fidelity=driver.fidelity_of(recipe, flags.how),
         )
         wanted = driver.search_for(
             campaign,
@@ -124,11 +126,14 @@ def main() -> None:
             status = "FINISHED"
             return
         outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say)
-        again = shlex.join([*sys.argv[1:], *([] if flags.name else ["--name", campaign_name])])
+        again = redacted(shlex.join([*sys.argv[1:], *([] if flags.name else ["--name", campaign_name])]))
         leaderboard.show(
             outcome, campaign, searched, recipe_name=name, data=flags.data, again=f"{PROGRAM} {again}", tracked=tracked
         )
         status = "KILLED" if outcome.paused else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         tracked.end(status)
     if outcome.paused:

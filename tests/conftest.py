@@ -8,9 +8,15 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before anything of the project is imported: shapes and types in signatures are checked while testing.
 jaxtyping.install_import_hook(["tpn_ray.train.step", "tpn_ray.train.loss"], "beartype.beartype")
+# A busy machine is no failure: properties are checked, not how long it takes.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+# Threads of torch that wait for each other sleep: on a busy machine, waiting busily takes the time they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -34,7 +34,7 @@ def test_a_job_that_ends_well_goes_on() -> None:
 
 def test_a_users_error_is_its_message() -> None:
     status, out, error = outcome("raise StorageError('cannot read s3://b/k: no such bucket')")
-    assert (status, out) == (2, "left\n")
+    assert (status, out) == (2, "")
     assert error == "\nStorageError: cannot read s3://b/k: no such bucket\n"
 
 
@@ -46,7 +46,7 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
 
 def test_stopping_a_job_says_how_it_goes_on() -> None:
     status, out, error = outcome("import os, signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)")
-    assert (status, out) == (130, "left\n")
+    assert (status, out) == (130, "")
     assert "same --name (or --out) goes on where this one stopped" in error
 
 

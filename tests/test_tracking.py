@@ -78,3 +78,27 @@ def test_what_a_server_missed_is_sent_when_it_is_back(tmp_path: Path, monkeypatc
         client = MlflowClient(url)
         assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")] == [(1, 3.0), (2, 2.0)]
         assert [file.path for file in client.list_artifacts(run.run_id)] == ["note.txt"]
+
+
+def test_the_page_is_shown_without_a_password() -> None:
+    assert tracking.page_command("http://user:secret@host:5000") == "open http://host:5000"
+    assert "secret" not in tracking.page_command("postgresql://user:secret@host/mlflow")
+    assert "--host 127.0.0.1" in tracking.page_command("sqlite:///runs/mlflow.db")
+
+
+def test_a_store_is_probed_and_left_as_it_was(store: str, tmp_path: Path) -> None:
+    there, here = tracking.probe_version(store)
+    assert there == here
+    tracking.probe_run(store, str(tmp_path))
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name(tracking.PROBE_EXPERIMENT)
+    assert client.search_runs([experiment.experiment_id]) == []
+
+
+@pytest.mark.cluster
+def test_a_server_is_probed(mlflow_url: str) -> None:
+    there, here = tracking.probe_version(mlflow_url)
+    assert there == here
+    tracking.probe_run(mlflow_url, None)
+    with pytest.raises(Exception, match="127.0.0.1"):
+        tracking.probe_version("http://127.0.0.1:9")

@@ -7,9 +7,8 @@ titles. When the driver dies, all of its Ray goes with it, and the same command 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.job_process import JobProcess
 from tpn_ray.train import driver, order_ledger, run_folder
 from tpn_ray.train.recipe import replace_fields
 
@@ -34,18 +34,24 @@ TITLES = {
     "mailbox": ("ray::Mailbox",),
 }
 """Kind of process -> how its title begins. A data worker between two tasks is idle."""
-KINDS = (*TITLES, "driver")
 FIELDS = {
     "loop.batch_clips": 8,
     "loop.micro_batch_clips": 4,
     "loop.evaluate_every_epochs": 10,
     "loop.log_every_steps": 1,
+    "optim.ema_decay": 0.9,  # the average of the weights is to survive as well
 }
 CHECKPOINT_STEPS = 5
 RUN_SECONDS = 300.0
 """Longest time without a new checkpoint: then the run hangs, and the attack fails."""
-MOST_STEPS, LONGEST_PAUSE_SECONDS = 20, 1.0
-"""A kill comes at a random moment so long after up to so many more steps were committed."""
+MOST_STEPS, LONGEST_PAUSE_SECONDS = 15, 0.5
+"""Half of the strikes come at a random moment so long after up to so many more steps were committed."""
+LONGEST_START_SECONDS = 15.0
+"""The other half come while the run is still starting again, up to so long after the strike before."""
+DRIVER_SHARE = 1 / 6
+"""Of the strikes, those that kill the driver."""
+MOST_AT_ONCE = 4
+"""The others kill one process to so many, within a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,10 @@ class ChaosReport:
     steps: int
     starts: int
     """Groups of workers that took part."""
+    interrupted: bool
+    """Whether Ctrl-C stopped the run once as well."""
+    sha256: str
+    """Of all tensors and numbers in the last checkpoint of the undisturbed run."""
     seconds: float
     order_faults: tuple[str, ...]
     different: tuple[str, ...]
@@ -68,11 +78,12 @@ class ChaosReport:
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {times}" for kind, times in sorted(self.killed.items()))
         return (
-            f"{sum(self.killed.values())} kills with seed {self.seed} ({kinds}) over {self.steps} steps in "
-            f"{self.seconds:.0f} s, {self.starts} starts\n"
-            f"order: {'every clip trained exactly once' if not self.order_faults else 'BROKEN'}\n"
-            f"bits:  {'the same as undisturbed' if not self.different else 'DIFFERENT in ' + ', '.join(self.different)}"
-            f"\nrecord: {'complete' if not self.missing else 'NOT COMPLETE: ' + ', '.join(self.missing)}"
+            f"{sum(self.killed.values())} kills with seed {self.seed} ({kinds}){' and Ctrl-C' * self.interrupted} over "
+            f"{self.steps} steps in {self.seconds:.0f} s, {self.starts} starts\n"
+            f"order:  {'every clip trained exactly once' if not self.order_faults else 'BROKEN'}\n"
+            f"bits:   {'the same' if not self.different else 'DIFFERENT in ' + ', '.join(self.different)}; undisturbed "
+            f"SHA-256 {self.sha256[:16]}\n"
+            f"record: {'complete' if not self.missing else 'NOT COMPLETE: ' + ', '.join(self.missing)}"
         )
 
     def check(self) -> None:
@@ -83,8 +94,8 @@ class ChaosReport:
 
 
 def epochs_for(kills: int) -> int:
-    """Epochs of four steps in which so many kills find the run still going: each waits for up to `MOST_STEPS` steps."""
-    return 20 + 7 * kills
+    """Epochs of four steps in which so many kills find the run still going."""
+    return 20 + 2 * kills
 
 
 def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
@@ -95,25 +106,41 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
     videos = here / "videos"
     write_toy(str(videos), ToyConfig(train_per_class=4, val_per_class=2))
     plain, fire = _Run(here, "undisturbed", videos, epochs), _Run(here, "under-fire", videos, epochs)
-    plain.start()
     plain.finish()
     killed, begun = Counter[str](), time.monotonic()
-    choice = random.Random(seed)
-    fire.start()
+    choice, interrupted = random.Random(seed), False
     while sum(killed.values()) < kills:
-        target, pause = fire.step + choice.randrange(MOST_STEPS), choice.uniform(0.0, LONGEST_PAUSE_SECONDS)
-        if not fire.wait_for_workers(target):
-            raise TrainingError(f"the run was over after {sum(killed.values())} of {kills} kills; give more --epochs")
-        time.sleep(pause)
-        kind = choice.choice(KINDS)
-        if fire.kill(kind, choice):
-            killed[kind] += 1
-            print(f"kill {sum(killed.values())}: {kind}, step {fire.step} is committed", flush=True)
+        _wait_for_strike(fire, choice, f"{sum(killed.values())} of {kills} kills")
+        if choice.random() < DRIVER_SHARE:
+            struck = ["driver"] * fire.job.kill()
+        elif sum(killed.values()) >= kills / 2 and not interrupted:
+            struck, interrupted = [], fire.wait_for_workers(fire.step, at_most=RUN_SECONDS)
+            fire.job.interrupt()
+            print(f"Ctrl-C; step {fire.step} is committed", flush=True)
+        else:
+            most = min(MOST_AT_ONCE, kills - sum(killed.values()))
+            struck = fire.strike(choice.randint(1, most), choice)
+        killed.update(struck)
+        if struck:
+            print(f"kill {sum(killed.values())}: {', '.join(struck)}; step {fire.step} is committed", flush=True)
     fire.finish()
-    return _compare(plain, fire, seed, dict(killed), time.monotonic() - begun)
+    return _compare(plain, fire, seed, dict(killed), interrupted, time.monotonic() - begun)
 
 
-def _compare(plain: _Run, fire: _Run, seed: int, killed: dict[str, int], seconds: float) -> ChaosReport:
+def _wait_for_strike(fire: _Run, choice: random.Random, so_far: str) -> None:
+    """Until the run trains and has committed some more steps; or until any moment of its next start."""
+    if choice.random() < 0.5:
+        going = fire.wait_for_workers(0, at_most=choice.uniform(0.0, LONGEST_START_SECONDS))
+    else:
+        going = fire.wait_for_workers(fire.step + choice.randrange(MOST_STEPS), at_most=RUN_SECONDS)
+        time.sleep(choice.uniform(0.0, LONGEST_PAUSE_SECONDS))
+    if not going:
+        raise TrainingError(f"the run was over after {so_far}; give more --epochs")
+
+
+def _compare(
+    plain: _Run, fire: _Run, seed: int, killed: dict[str, int], interrupted: bool, seconds: float
+) -> ChaosReport:
     manifest = load_manifest(str(plain.videos))
     changes = {**FIELDS, "loop.epochs": plain.epochs}
     plan = driver.make_plan(replace_fields(recipes.recipe("toy"), changes), manifest)
@@ -124,6 +151,8 @@ def _compare(plain: _Run, fire: _Run, seed: int, killed: dict[str, int], seconds
         killed=killed,
         steps=plan.steps,
         starts=len({path.name.partition("-")[0] for path in Path(fire.ledger).glob("*.jsonl")}),
+        interrupted=interrupted,
+        sha256=_sha256(one),
         seconds=seconds,
         order_faults=tuple(order_ledger.check(fire.ledger, plan)),
         different=tuple(sorted(different)),
@@ -173,99 +202,72 @@ def _same(one: object, other: object) -> bool:
     return one == other
 
 
+def _sha256(tensors: dict[str, object]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+    return digest.hexdigest()
+
+
 class _Run:
-    """One run of `jobs/train.py`, with all processes below it."""
+    """One run of `jobs/train.py`."""
 
     def __init__(self, here: Path, name: str, videos: Path, epochs: int) -> None:
         self.videos, self.epochs = videos, epochs
         self.uri, self.ledger = str(here.absolute() / name), str(here.absolute() / f"ledger-{name}")
-        self.log = here / f"{name}.log"
-        self.command = [sys.executable, "jobs/train.py", "toy", "--data", str(videos)]
-        self.command += ["--storage", str(here.absolute()), "--name", name, "--order-ledger", self.ledger]
+        command = ["jobs/train.py", "toy", "--data", str(videos), "--storage", str(here.absolute()), "--name", name]
+        command += ["--order-ledger", self.ledger, "--max-failures", "1000"]
+        command += ["--saving.every-steps", str(CHECKPOINT_STEPS)]
         for field, value in {**FIELDS, "loop.epochs": epochs}.items():
-            self.command += [f"--{field.replace('_', '-')}", str(value)]
-        self.command += ["--max-failures", "1000"]
-        self.command += ["--saving.every-steps", str(CHECKPOINT_STEPS)]
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Give the command."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT)
+            command += [f"--{field.replace('_', '-')}", str(value)]
+        self.job = JobProcess(command, here / f"{name}.log")
 
     @property
     def step(self) -> int:
         """The newest that is committed."""
         return max(run_folder.committed_steps(self.uri), default=0)
 
-    def wait_for_workers(self, target: int) -> bool:
-        """Until workers train and step `target` is committed; False if the run is over.
+    def wait_for_workers(self, target: int, at_most: float) -> bool:
+        """Until workers train and step `target` is committed, or so many seconds; False if the run is over.
 
         The command is given again if its process is gone.
         """
-        deadline = time.monotonic() + RUN_SECONDS
+        deadline = time.monotonic() + at_most
         while time.monotonic() < deadline:
-            if self.process is None or self.process.poll() is not None:
-                if self._is_over():
-                    return False
-                self.start()
+            if not self.job.keep_running():
+                return False
             if self.step >= target and len(self._found("worker")) == 2 and self._found("split coordinator"):
                 return True
-            time.sleep(0.2)
-        raise TrainingError(f"step {target} not reached within {RUN_SECONDS:g} s; see {self.log}")
+            time.sleep(0.1)
+        if at_most >= RUN_SECONDS:
+            raise TrainingError(f"step {target} not reached within {at_most:g} s; see {self.job.log}")
+        return True
 
-    def _is_over(self) -> bool:
-        assert self.process is not None
-        if self.process.returncode not in (0, -9):
-            raise TrainingError(f"the run stopped with status {self.process.returncode}; see {self.log}")
-        return self.process.returncode == 0
-
-    def kill(self, kind: str, choice: random.Random) -> bool:
-        """SIGKILL to one process of that kind; False if there is none at this moment."""
-        if kind == "driver":
-            self._kill_all()
-            return True
-        found = self._found(kind)
-        if not found:
-            return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            choice.choice(found).kill()
-            return True
-        return False
-
-    def _kill_all(self) -> None:
-        """The driver first; what it leaves of its Ray would end by itself some time later."""
-        assert self.process is not None
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.kill()
-        self.process.wait()
-        for process in below:
+    def strike(self, processes: int, choice: random.Random) -> list[str]:
+        """SIGKILL to some processes, each of a kind that is there at its moment; the kinds that were hit."""
+        struck = []
+        for _ in range(processes):
+            time.sleep(choice.uniform(0.0, 1.0 / processes))
+            kind = choice.choice(list(TITLES))
+            found = self._found(kind)
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(below, timeout=30)
+                if found:
+                    choice.choice(found).kill()
+                    struck.append(kind)
+        return struck
 
     def _found(self, kind: str) -> list[psutil.Process]:
-        if self.process is None or self.process.poll() is not None:
-            return []
-        found = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                    if " ".join(process.cmdline()).startswith(TITLES[kind]):
-                        found.append(process)
-        return sorted(found, key=lambda process: process.pid)
+        return self.job.below(TITLES[kind])
 
     def finish(self) -> None:
         """Wait for the end, giving the command again where needed. A run without progress is an error."""
         step, since = self.step, time.monotonic()
-        while True:
-            if self.process is None or self.process.poll() is not None:
-                if self.process is not None and self._is_over():
-                    return
-                self.start()
+        while self.job.keep_running():
             if self.step != step:
                 step, since = self.step, time.monotonic()
             if time.monotonic() - since > RUN_SECONDS:
-                self._kill_all()
-                raise TrainingError(f"no new checkpoint after step {step} for {RUN_SECONDS:g} s; see {self.log}")
+                self.job.kill()
+                raise TrainingError(f"no new checkpoint after step {step} for {RUN_SECONDS:g} s; see {self.job.log}")
             time.sleep(0.2)

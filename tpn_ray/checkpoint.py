@@ -91,13 +91,17 @@ def verify(uri: str) -> int:
 
 def _checked(uri: str, name: str) -> bytes:
     try:
-        hashes = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)) or "{}")
+        listed = storage.read_bytes(storage.join(uri, MANIFEST))
         data = storage.read_bytes(storage.join(uri, name))
     except NotFoundError as error:
         raise TornCheckpointError(
             f"{uri} is not a whole checkpoint ({error}); a checkpoint is a folder with {', '.join(FILES)} "
             f"and {MANIFEST}"
         ) from error
+    try:
+        hashes = json.loads(listed or "{}")
+    except ValueError as error:
+        raise TornCheckpointError(f"{uri}/{MANIFEST} is not whole ({error}): it is torn or was changed") from error
     if hashes.get(name) != hashlib.sha256(data).hexdigest():
         raise TornCheckpointError(f"{uri}/{name} does not have the SHA-256 of its manifest: it is torn or was changed")
     if name == "checkpoint.json" and json.loads(data)["format"] != FORMAT:

@@ -7,42 +7,52 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
 from tpn_ray.errors import ConfigError, TpnRayError
+from tpn_ray.redaction import redacted
 
 T = TypeVar("T")
 
-USER_ERROR, INTERRUPTED = 2, 130
+FAULT, USER_ERROR, INTERRUPTED = 1, 2, 130
 LEAVE_SECONDS = 30.0
 
 
-def run_job(job: Callable[[], None], leave: Callable[[], None]) -> None:
-    """Run a job's main function, then `leave`; a TpnRayError is its message and status 2, never a traceback."""
+def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
+    """Run a job's main function, which may give a status, then `leave`; a TpnRayError is its message and status 2,
+    never a traceback. What is printed of an error holds no secret."""
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` sends it, and waits 3 s
     try:
-        job()
-        status = 0
+        status = job() or 0
     except TpnRayError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        status = USER_ERROR
+        _end(USER_ERROR, f"\n{type(error).__name__}: {redacted(str(error))}")
     except KeyboardInterrupt:
-        print(
-            "\nstopped; the same command with the same --name (or --out) goes on where this one stopped",
-            file=sys.stderr,
-        )
-        status = INTERRUPTED
+        _end(INTERRUPTED, "\nstopped; the same command with the same --name (or --out) goes on where this one stopped")
+    except Exception:  # a fault of the program
+        _end(FAULT, redacted(traceback.format_exc()))
+    if status:
+        _end(status)
     leaving = threading.Thread(target=leave, daemon=True)
     leaving.start()
     leaving.join(LEAVE_SECONDS)  # a cluster that does not answer must not hold the job's exit
-    if status:
-        # A thread may still wait for a run that was given up.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+
+
+def _end(status: int, message: str = "") -> NoReturn:
+    """End this process now, without leaving the cluster first.
+
+    Threads may still wait for runs that were given up. While a driver leaves, such a thread joins again, or Ray ends
+    the process with a status of its own. A driver that is gone is noticed: a cluster frees what it held, and the kernel
+    ends a Ray that it started (the last, idle agents of it some 90 s later).
+    """
+    if message:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Re
         "dataset_version": manifest.version,
         "storage": storage.join(folder, name),
         "mlflow.source.name": Path(sys.argv[0]).name,
-        **_commit(),
+        **_code(),
         "mlflow.note.content": _note(recipe, manifest),
     }
     tracked = tracking.begin(uri, experiment, name, parameters=flat(recipe), tags=tags, artifact_root=root)
@@ -45,8 +46,15 @@ def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Re
     return tracked
 
 
+def _code() -> dict[str, str]:
+    """Which code runs: a digest of its files, and the commit where it runs in a clone (`ray job submit` sends none)."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return {"code_sha256": digest.hexdigest(), **_commit()}
+
+
 def _commit() -> dict[str, str]:
-    """The commit of the code that runs, if it runs in a clone."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"],

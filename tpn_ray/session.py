@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import warnings
 
 import ray
+import ray._private.ray_constants
 import ray._private.ray_logging
 import ray.data
+import ray.exceptions
 
 from tpn_ray.errors import ResourceError
 
 LOCAL_STORE_BYTES = 1024**3
 """Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
+KNOCK_SECONDS = 10.0
 
 
 def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> None:
@@ -38,16 +42,31 @@ def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> 
             f"too few cores: the workers need {workers_cpus:g} CPUs, this machine has {cores}; use fewer "
             "--workers or smaller --cpus-per-worker, or --address of a cluster"
         )
-    ray.init(
-        address="local",
-        num_cpus=max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)),
-        object_store_memory=LOCAL_STORE_BYTES,
-        include_dashboard=True,  # Ray Train's clean-up of stopped trials asks its State API
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    _start(max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)))
     # Several Rays may run on this machine; what asks for "the" Ray must find this one.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def _start(cpus: int) -> None:
+    # A local Ray is for this machine alone: with this, its default elsewhere than on Linux, everything that it opens
+    # listens on the loopback address. It has no other switch for it; the variable is for the processes that it starts.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=LOCAL_STORE_BYTES,
+            include_dashboard=True,  # Ray Train's clean-up of stopped trials asks its State API
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray's own class for a start that takes too long is just this one
+        said = str(error).strip() or type(error).__name__
+        raise ResourceError(
+            f"Ray could not be started on this machine: {said.splitlines()[0]}\n"
+            "Is it busy with other work, or short of memory? Then try again, or give --address of a cluster"
+        ) from error
 
 
 def _quieten() -> None:
@@ -74,13 +93,21 @@ def _anchor() -> None:
 
 def _join(address: str) -> None:
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(
             f"no Ray cluster answers at {address!r}: {lines[0] if lines else type(error).__name__}\n"
             "Check --address (or RAY_ADDRESS), and RAY_AUTH_MODE=token if the cluster asks for a token"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at host:port: Ray itself would try for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def disconnect() -> None:

@@ -17,15 +17,17 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from tpn_ray.errors import ConfigError, NotFoundError, StorageError
+from tpn_ray.redaction import redacted, refuse_credentials
 
 CONNECT_SECONDS = 3.0
 REQUEST_SECONDS = 5.0  # without a byte; a stalled store is given up after three times that
@@ -48,8 +50,11 @@ class StoredFile:
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """The one spelling of a URI: s3://bucket/key, or an absolute local path. Raises ConfigError for other schemes."""
+    """The one spelling of a URI: s3://bucket/key, or an absolute local path. Raises ConfigError for other schemes, and
+    for credentials in a URI."""
     text = os.fspath(uri)
+    if "://" in text and ("@" in text or "=" in text):
+        refuse_credentials("the URI", text)
     if text.startswith("s3://"):
         bucket, _, key = text[len("s3://") :].partition("/")
         if not bucket:
@@ -124,7 +129,7 @@ def endpoint() -> str | None:
     """The S3-compatible store that the environment names; None means Amazon S3."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if url and urlsplit(url).scheme not in ("http", "https"):
-        raise ConfigError(f"AWS_ENDPOINT_URL is {url!r}; it must begin with http:// or https://")
+        raise ConfigError(f"AWS_ENDPOINT_URL is {redacted(url)!r}; it must begin with http:// or https://")
     return url
 
 
@@ -440,6 +445,8 @@ def _remedy(code: str, said: str, bucket: str) -> str:
         return "SignatureDoesNotMatch: the secret does not fit the key; check AWS_SECRET_ACCESS_KEY"
     if code in ("ExpiredToken", "InvalidToken"):
         return f"{code}: the session has ended; renew AWS_SESSION_TOKEN and the two keys with it"
+    if code == "RequestTimeTooSkewed":
+        return "RequestTimeTooSkewed: this machine's clock and the store's differ; set it by NTP"
     if code in ("AccessDenied", "403", "AllAccessDisabled"):
         return f"AccessDenied: these credentials may not do this in bucket {bucket!r}; check the policy and AWS_PROFILE"
     if code == "NoCredentials":
@@ -453,8 +460,6 @@ def _remedy(code: str, said: str, bucket: str) -> str:
 
 def _ask_s3(uri: str, verb: str) -> tuple[str | None, str]:
     """Ask the store once more with boto3, which reports its error code; (None, "") if it now answers well."""
-    import boto3
-    from botocore.config import Config
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -465,15 +470,8 @@ def _ask_s3(uri: str, verb: str) -> tuple[str | None, str]:
     )
 
     bucket, _, key = uri[len("s3://") :].partition("/")
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=REQUEST_SECONDS,
-        retries={"total_max_attempts": 1},
-        s3={"addressing_style": "path" if endpoint() else "auto"},
-    )
     try:
-        # A session of its own: boto3's default session keeps the credentials that it saw first.
-        client = boto3.Session().client("s3", endpoint_url=endpoint(), region_name=_region(bucket), config=config)
+        client = _boto3_client(bucket)
         if verb == "read":
             client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
         elif verb == "write":
@@ -491,6 +489,42 @@ def _ask_s3(uri: str, verb: str) -> tuple[str | None, str]:
     except BotoCoreError as error:
         return "error", _first_line(str(error))
     return None, ""
+
+
+def clock_skew_seconds(uri: str) -> float | None:
+    """How far this machine's clock is ahead of the store's, by the Date of an answer; None where it names none.
+
+    Raises StorageError where the store does not answer; one that refuses has answered.
+    """
+    if not is_s3(uri):
+        return None
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket = absolute(uri)[len("s3://") :].partition("/")[0]
+    before = time.time()
+    try:
+        response = _boto3_client(bucket).head_bucket(Bucket=bucket)
+    except ClientError as error:
+        response = error.response
+    except BotoCoreError as error:
+        said = _remedy("Unreachable", type(error).__name__, bucket)
+        raise StorageError(f"cannot ask {endpoint() or 'Amazon S3'} for its time: {said}") from error
+    date = response["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return (before + time.time()) / 2 - parsedate_to_datetime(date).timestamp() if date else None
+
+
+def _boto3_client(bucket: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=REQUEST_SECONDS,
+        retries={"total_max_attempts": 1},
+        s3={"addressing_style": "path" if endpoint() else "auto"},
+    )
+    # A session of its own: boto3's default session keeps the credentials that it saw first.
+    return boto3.Session().client("s3", endpoint_url=endpoint(), region_name=_region(bucket), config=config)
 
 
 def _curl_reason(message: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,17 +19,21 @@ from typing import Any
 import tpn_ray
 from tpn_ray import storage
 from tpn_ray.errors import TrackingError
+from tpn_ray.redaction import redacted
 
 # Read by mlflow when it is imported: by default an unreachable server is asked for many minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it reports every migration of a new database
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that it may hold
 
 import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 SERVED = Path(__file__).parent / "predict" / "served.py"
 """The code that MLflow stores beside the checkpoint and runs to load it."""
@@ -51,10 +54,14 @@ def local_uri(folder: str) -> str:
 
 
 def page_command(tracking_uri: str) -> str:
-    """What to type to see the runs."""
+    """What to type to see the runs; a password is left out."""
+    shown = redacted(tracking_uri)
     if tracking_uri.startswith("http"):
-        return f"open {tracking_uri}"
-    return f".venv/bin/mlflow server --backend-store-uri {tracking_uri} --port 5000   # then open http://127.0.0.1:5000"
+        return f"open {shown.replace('***@', '')}"
+    return (
+        f".venv/bin/mlflow server --host 127.0.0.1 --backend-store-uri {shown} --port 5000"
+        "   # then open http://127.0.0.1:5000"
+    )
 
 
 @dataclass
@@ -64,6 +71,7 @@ class TrackedRun:
     client: MlflowClient
     run_id: str
     tracking_uri: str
+    """May hold a password: not to be printed or stored."""
     waiting: list[Metric] = field(default_factory=list)
     waiting_tags: dict[str, str] = field(default_factory=dict)
     waiting_texts: dict[str, str] = field(default_factory=dict)
@@ -198,16 +206,43 @@ def begin(
     return TrackedRun(client=client, run_id=run_id, tracking_uri=tracking_uri)
 
 
+PROBE_EXPERIMENT = "tpn_ray_doctor"
+
+
+def probe_version(tracking_uri: str) -> tuple[str, str]:
+    """The version of the MLflow that answers at the URI, and the one here; of a store without a server, twice that."""
+    if not tracking_uri.startswith("http"):
+        MlflowClient(tracking_uri).search_experiments(max_results=1)
+        return mlflow.__version__, mlflow.__version__
+    answer = http_request(get_default_host_creds(tracking_uri), "/version", "GET", timeout=15, max_retries=1)
+    if answer.status_code in (401, 403):
+        raise TrackingError(f"the server refuses these credentials (HTTP {answer.status_code})")
+    if answer.status_code != 200:
+        raise TrackingError(f"what answers there is no MLflow server (HTTP {answer.status_code} at /version)")
+    return answer.text.strip(), mlflow.__version__
+
+
+def probe_run(tracking_uri: str, artifact_root: str | None) -> None:
+    """Make a run, write what jobs write, read it back and delete it. Raises whatever the client raises."""
+    client = MlflowClient(tracking_uri)
+    experiment = _experiment(client, PROBE_EXPERIMENT, artifact_root)
+    run_id = client.create_run(experiment, run_name="doctor").info.run_id
+    try:
+        client.log_batch(run_id, metrics=[Metric("x", 1.0, 0, 1)], params=[Param("p", "1")])
+        client.log_text(run_id, "doctor", "doctor.txt")
+        with tempfile.TemporaryDirectory() as folder:
+            back = Path(client.download_artifacts(run_id, "doctor.txt", folder)).read_text()
+        if back != "doctor" or client.get_run(run_id).data.metrics != {"x": 1.0}:
+            raise TrackingError("what was written to the server does not come back")
+    finally:
+        client.delete_run(run_id)
+
+
 def settle(tracking_uri: str, run_id: str, status: str, tags: Mapping[str, str]) -> None:
     """End a run whose own process is gone. What the server does not take is left as it is: nothing depends on it."""
     run = TrackedRun(client=MlflowClient(tracking_uri), run_id=run_id, tracking_uri=tracking_uri)
     run.set_tags(tags)
     run.end(status)
-
-
-def redacted(text: str) -> str:
-    """A text whose URIs have lost the user and password that they may carry."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
 def _experiment(client: MlflowClient, name: str, artifact_root: str | None) -> str:

@@ -34,6 +34,11 @@ def bomb(packets: int = 3000, height: int = 1080, width: int = 1920) -> bytes:
     return file.getvalue()
 
 
+def colours() -> bytes:
+    """A video whose colours are stored in a way that FFmpeg does not convert."""
+    return videos.encode(options={"x264-params": "colormatrix=YCgCo"})
+
+
 def false_length() -> bytes:
     """A Matroska that announces an hour and holds two seconds."""
     data = bytearray(videos.encode(container="matroska"))
@@ -66,6 +71,13 @@ def no_frames() -> bytes:
     return file.getvalue()
 
 
+def strip() -> bytes:
+    """A video so wide that no H.264 encoder takes it, with few pixels."""
+    return videos.encode(
+        "ffv1", "matroska", frames=5, size=(16, 20_000), draw=lambda n, h, w: np.full((h, w, 3), n, np.uint8)
+    )
+
+
 FASTSTART = {"movflags": "faststart"}
 
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -82,8 +94,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "false_length.mkv": (false_length, "truncated"),
     "flipped.mp4": (lambda: flipped(videos.encode(b_frames=2, container_options=FASTSTART), 3000), "damaged"),
     "flipped.mkv": (lambda: flipped(videos.encode(container="matroska", b_frames=2), 1000), "damaged"),
+    "colours.mp4": (colours, "no_picture"),
     "short.mp4": (lambda: videos.encode(frames=2), "too_short"),
     "huge.mp4": (lambda: videos.encode(frames=5, size=(1088, 1930)), "too_large"),
+    "strip.mkv": (strip, "too_large"),
     "bomb.mp4": (bomb, "timeout"),
 }
 """File name -> (maker, reason), within LIMITS."""

@@ -199,3 +199,31 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     nameless = write(tmp_path / "list.csv", "label,youtube_id,time_start,time_end\nrun,a,0,10\n")
     with pytest.raises(ManifestError, match="does not tell its split; put train, val, test"):
         load_annotated("kinetics", [nameless], videos)
+
+
+KINETICS_COLUMNS = "label,youtube_id,time_start,time_end\n"
+EPIC_ROW = "video_id,start_timestamp,stop_timestamp,verb_class,noun_class\na,00:00:01,00:00:02,"
+TEMPLATE = '[{"id": "a", "template": "Doing"}]'
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "label_maps", "message"),
+    [
+        ("kinetics", f"{KINETICS_COLUMNS}run,a,soon,10\n", [], "has time_start 'soon' in a row; seconds from 0"),
+        ("kinetics", f"{KINETICS_COLUMNS}run,a,,10\n", [], "has time_start '' in a row"),
+        ("kinetics", f"{KINETICS_COLUMNS}run,a,0,nan\n", [], "has time_end 'nan' in a row"),
+        ("kinetics", KINETICS_COLUMNS, [], "names no video; check --annotations"),
+        ("kinetics", f"{KINETICS_COLUMNS}run,a,0,10\n", ["run\n", "run\n"], r"2 label maps for 1 label set \(action\)"),
+        ("something-v2", '[{"id": "a", "template": null}]', [], "an entry without id or template"),
+        ("something-v2", TEMPLATE, ['{"Doing": "first"}'], "has Doing 'first' in a row; a whole number from 0"),
+        ("epic", f"{EPIC_ROW}open,0\n", [], "has verb_class 'open' in a row; a whole number from 0"),
+        ("epic", f"{EPIC_ROW}0,-1\n", [], "has noun_class '-1' in a row"),
+    ],
+)
+def test_values_that_cannot_be_are_named(
+    format: str, text: str, label_maps: list[str], message: str, tmp_path: Path
+) -> None:
+    videos = put(tmp_path / "videos", "a.mp4")
+    maps = [write(tmp_path / f"map{number}", text) for number, text in enumerate(label_maps)]
+    with pytest.raises(ManifestError, match=message):
+        load_annotated(format, [write(tmp_path / "train", text)], videos, maps)

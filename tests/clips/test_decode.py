@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.clips import videos
+from tests.clips import hostile, videos
 from tpn_ray.clips.decode import DecodeLimits, Video, open_video
 from tpn_ray.clips.planes import Cut, whole
 from tpn_ray.errors import BadVideo, ConfigError
@@ -200,6 +200,14 @@ def verdict(data: bytes, seed: int) -> str | bytes:
             return video.frames(np.random.default_rng(seed).integers(0, video.frame_count, 8)).tobytes()
     except BadVideo as bad:
         return bad.reason
+
+
+def test_colours_that_cannot_be_converted() -> None:
+    with open_video(hostile.colours()) as video:
+        assert video.planes([0]) is None
+        with pytest.raises(BadVideo, match=r"cannot be converted to RGB \(matrix 8 of yuv420p") as caught:
+            video.frames([0])
+    assert caught.value.reason == "no_picture"
 
 
 def test_limits() -> None:

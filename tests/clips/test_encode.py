@@ -11,7 +11,7 @@ import pytest
 from av.video.frame import PictureType
 from numpy.typing import NDArray
 
-from tests.clips import videos
+from tests.clips import hostile, videos
 from tests.clips.test_decode import made
 from tpn_ray.clips import bitstream
 from tpn_ray.clips.decode import open_video
@@ -111,6 +111,12 @@ def test_colours_stay(colours: dict[str, str]) -> None:
     options = {"x264-params": ":".join(marks[value] for value in colours.values()), "crf": "8"}
     data = videos.encode(frames=8, options=options if colours else {"crf": "8"})
     assert error(videos.decode_all(prepare(data).video), videos.decode_all(data)) < 4
+
+
+def test_a_picture_that_the_encoder_does_not_take() -> None:
+    with pytest.raises(BadVideo, match="stored at 20000 x 16 pixels; H.264 takes 16384 a side") as caught:
+        prepare(hostile.strip())
+    assert caught.value.reason == "too_large"
 
 
 # --- segments

@@ -55,17 +55,14 @@ def test_memory(good: Path, tmp_path: Path) -> None:
 
 def test_a_child_that_sleeps_or_crashes_or_is_ended(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve = "from tpn_ray.clips.sandbox import serve; serve()"
-    replies = {
-        "import time; time.sleep(100)": ("timeout", "no reply within 2 s"),
-        "import os; os.abort()": ("damaged", "the decoder crashed on it (SIGABRT)"),
-    }
     start = sandbox.subprocess.Popen
-    program = [serve]
+    program = ["import time; time.sleep(100)"]
     monkeypatch.setattr(sandbox.subprocess, "Popen", lambda command, **rest: start([*command[:-1], program[0]], **rest))
     with closing(Sandbox(SandboxLimits(wall_seconds=2))) as box:
-        for code, expected in replies.items():
-            program[0] = code
-            assert verdict(box, good) == expected
+        assert verdict(box, good) == ("timeout", "no reply within 2 s")
+    with closing(Sandbox()) as box:
+        program[0] = "import os; os.abort()"
+        assert verdict(box, good) == ("damaged", "the decoder crashed on it (SIGABRT)")
         program[0] = serve
         assert box.prepare(good, None, EncodeConfig()).times_us
         assert box._child is not None
@@ -89,6 +86,17 @@ def test_the_child_knows_no_secrets_and_writes_nothing(good: Path, monkeypatch: 
         assert "Max file size             0 " in limits
         child = box._child
     assert child.poll() is not None, "it ends with the sandbox"
+
+
+def test_what_nobody_foresaw_ends_its_video_and_not_the_job(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = "import tpn_ray.clips.sandbox as s; s.prepare_video = lambda *_: [][0]; s.serve()"
+    start = sandbox.subprocess.Popen
+    monkeypatch.setattr(sandbox.subprocess, "Popen", lambda command, **rest: start([*command[:-1], broken], **rest))
+    with closing(Sandbox()) as box:
+        assert verdict(box, good) == ("damaged", "it cannot be converted: IndexError: list index out of range")
+        child = box._child
+        assert verdict(box, good)[0] == "damaged"
+        assert box._child is child, "the child lives on"
 
 
 def test_segments(good: Path) -> None:

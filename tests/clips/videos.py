@@ -118,6 +118,9 @@ MADE: dict[str, Callable[[], bytes]] = {
     "hevc sub-layers": lambda: encode(
         "libx265", b_frames=4, options={"x265-params": "log-level=error:temporal-layers=2:b-adapt=0"}
     ),
+    "hevc 10 bit": lambda: encode(
+        "libx265", pixel_format="yuv420p10le", b_frames=3, options={"x265-params": "log-level=error"}
+    ),
     "hevc ts": lambda: encode("libx265", "mpegts", b_frames=3, options={"x265-params": "log-level=error"}),
     "vp8": lambda: encode(
         "libvpx", "webm", options={"deadline": "realtime", "auto-alt-ref": "1", "lag-in-frames": "16"}

@@ -44,3 +44,5 @@ def test_what_cannot_be_measured_is_refused() -> None:
         IngestBench(data="x", device="tpu")
     with pytest.raises(ConfigError, match="rounds=0 must be above 0"):
         IngestBench(data="x", rounds=0)
+    with pytest.raises(ConfigError, match="its folder is not there; make it first"):
+        IngestBench(data="x", json="nowhere/figures.json")

@@ -62,11 +62,11 @@ def stream(source: Any, plan: Plan, workers: int, first_step: int) -> list[list[
     return ranks
 
 
-@pytest.mark.parametrize("per_video", [1, 2])
-def test_each_rank_gets_its_slots_from_any_step(toy_folder: Path, cluster: None, per_video: int) -> None:
-    clip = ClipConfig(frames=4, stride_frames=2, clips_per_video=per_video)
+def test_each_rank_gets_its_slots_from_any_step(toy_folder: Path, cluster: None) -> None:
+    """With two clips of each video; with one, the tests of training and survival see the same."""
+    clip = ClipConfig(frames=4, stride_frames=2, clips_per_video=2)
     source = ray.put(source_of(toy_folder, clip, 32))
-    plan = Plan(samples=32, seed=5, epochs=9, batch_clips=6, micro_batch_clips=2, clips_per_video=per_video)
+    plan = Plan(samples=32, seed=5, epochs=5, batch_clips=6, micro_batch_clips=2, clips_per_video=2)
     whole = stream(source, plan, 2, 0)
     for rank, got in enumerate(whole):
         slots = [plan.slot(index, 2) for index in range(rank, plan.slots(2), 2)]

@@ -15,7 +15,8 @@ from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.clips.toy import ToyConfig, draw_toy, encode_toy
-from tpn_ray.data.views import CROPS, FIVE, Views, cut_clips, cut_views, parse_views, windows
+from tpn_ray.data.cut import all_views
+from tpn_ray.data.views import CROPS, FIVE, Seen, Views, parse_views, see, windows
 from tpn_ray.errors import ConfigError
 
 CLIP = ClipConfig(frames=4, stride_frames=8)
@@ -35,17 +36,22 @@ def wide(frames: int = 2) -> np.ndarray:
     return np.repeat(np.stack([rows, columns, rows], axis=-1)[None], frames, axis=0)
 
 
+def views_of(frames: np.ndarray, text: str, seed: int = 0) -> np.ndarray:
+    """The views of one clip of all these frames."""
+    return all_views(Seen(frames, np.arange(len(frames))[None], seed), parse_views(text), AUGMENT)
+
+
 def test_three_crops_are_the_published_ones() -> None:
-    frames, places = wide(), np.array([[0, 1]])
-    views = cut_clips(frames, places, parse_views("1x3"), AUGMENT, 0)
+    frames = wide()
+    views = views_of(frames, "1x3")
     published = [augment.test_view(frames, AUGMENT, crop) for crop in augment.THREE_CROPS]
     assert np.array_equal(views, np.stack(published))
-    centre = cut_clips(frames, places, parse_views("1x1"), AUGMENT, 0)
+    centre = views_of(frames, "1x1")
     assert np.array_equal(centre[0], augment.test_view(frames, AUGMENT))
 
 
 def test_ten_crops_are_four_corners_the_centre_and_their_mirrors() -> None:
-    views = cut_clips(wide(), np.array([[0, 1]]), parse_views("ten_crop"), AUGMENT, 0)
+    views = views_of(wide(), "ten_crop")
     assert views.shape == (10, 2, 32, 32, 3)
     corners = [tuple(view[0, 0, 0, :2].tolist()) for view in views[:5]]
     assert corners == [(0, 0), (0, 48), (16, 0), (16, 48), (8, 24)]
@@ -53,8 +59,7 @@ def test_ten_crops_are_four_corners_the_centre_and_their_mirrors() -> None:
 
 
 def test_random_crops_depend_on_the_video_alone() -> None:
-    views, places = parse_views("1x3 random"), np.array([[0, 1]])
-    first, again, other = (cut_clips(wide(), places, views, AUGMENT, seed) for seed in (1, 1, 2))
+    first, again, other = (views_of(wide(), "1x3 random", seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.shape == (3, 2, 48, 48, 3)
@@ -73,7 +78,8 @@ def test_segments_and_strides_replace_the_clip_of_the_recipe(data: bytes) -> Non
     with pytest.raises(ConfigError, match="the recipe's segments have none"):
         parse_views("1x1 stride 4").clip(ClipConfig(sampling="segments"))
     with open_video(data) as video:
-        assert cut_views(video, data, parse_views("segments 8"), CLIP, AUGMENT).shape == (1, 8, 32, 32, 3)
+        seen = see(video, data, parse_views("segments 8"), CLIP, AUGMENT)
+    assert all_views(seen, parse_views("segments 8"), AUGMENT).shape == (1, 8, 32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +101,17 @@ def test_all_views_cost_one_pass(data: bytes, monkeypatch: pytest.MonkeyPatch) -
     resized = []
     monkeypatch.setattr(augment, "test_size", lambda frames, config: resized.append(len(frames)) or frames[:, :48, :48])
     with open_video(data) as video:
-        pixels = cut_views(video, data, parse_views("10x10"), CLIP, AUGMENT)
+        seen = see(video, data, parse_views("10x10"), CLIP, AUGMENT)
     starts = np.round(np.arange(10) * (104 - 25) / 9)
     distinct = {int(start) + 8 * step for start in starts for step in range(4)}
-    assert sum(resized) == len(distinct)
-    assert pixels.shape == (100, 4, 32, 32, 3)
+    assert sum(resized) == len(seen.frames) == len(distinct)
+    assert all_views(seen, parse_views("10x10"), AUGMENT).shape == (100, 4, 32, 32, 3)
+
+
+def test_of_the_only_crop_nothing_else_is_handed_on(data: bytes) -> None:
+    with open_video(data) as video:
+        seen = see(video, data, parse_views("2x1"), CLIP, AUGMENT)
+    assert seen.frames.shape[1:] == (32, 32, 3)
 
 
 def test_windows_cover_every_frame_and_carry_their_times(data: bytes) -> None:
@@ -121,7 +133,7 @@ def test_a_window_is_a_video_of_its_own(data: bytes, tmp_path: Path) -> None:
     """The views of a window are those of its frames alone."""
     with open_video(data) as video:
         window = windows(video, 2.0, 2.0)[1]
-        pixels = cut_views(video, data, parse_views("2x1"), CLIP, AUGMENT, window)
+        pixels = all_views(see(video, data, parse_views("2x1"), CLIP, AUGMENT, window), parse_views("2x1"), AUGMENT)
         expected = [50 + start + 8 * step for start in (0, 25) for step in range(4)]
         frames = video.frames(expected)
     assert np.array_equal(pixels, np.stack([augment.test_view(part, AUGMENT) for part in (frames[:4], frames[4:])]))

@@ -11,12 +11,15 @@ import torch
 
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.clips.toy import ToyConfig, draw_toy, encode_toy
 from tpn_ray.data import reader, rows
+from tpn_ray.data.cut import all_views
 from tpn_ray.data.develop import clips_of_block, develop
 from tpn_ray.data.notes import NOTHING, PLANES, from_array
 from tpn_ray.data.plan import MicroBatch
+from tpn_ray.data.seen import of_row
 from tpn_ray.data.views import parse_views
-from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows
+from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows, window_rows
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +118,48 @@ def test_empty_places_are_black_and_without_reason(source: ClipSource) -> None:
 
 def test_views_are_clips_before_crops(source: ClipSource) -> None:
     made = view_rows(source, parse_views("2x3"), np.array([0]))
-    assert made[rows.VIEWS].shape == (1, 6, 16, 48, 48, 3)
+    assert all_views(of_row(made, 0), parse_views("2x3"), source.augment).shape == (6, 16, 48, 48, 3)
     one = view_rows(source, parse_views("1x1"), np.array([0]))
-    assert np.array_equal(one[rows.VIEWS][0, 0], evaluation_rows(source, np.array([0]))[rows.CLIP][0])
+    views = all_views(of_row(one, 0), parse_views("1x1"), source.augment)
+    assert np.array_equal(views, evaluation_rows(source, np.array([0]))[rows.CLIP])
+
+
+def test_views_of_a_block_are_those_of_each_video_alone(source: ClipSource, tmp_path: Path) -> None:
+    """Whatever their sizes, and beside a bad one."""
+    wide = draw_toy(ToyConfig(size_px=96), 0, 1)[:, 24:72]
+    (tmp_path / "wide.mp4").write_bytes(encode_toy(wide, ToyConfig()))
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    uris = [*source.manifest.uris]
+    uris[1], uris[2] = str(tmp_path / "wide.mp4"), str(tmp_path / "empty.mp4")
+    source = dataclasses.replace(source, manifest=dataclasses.replace(source.manifest, uris=uris))
+    views = parse_views("2x3 random")
+    together = view_rows(source, views, np.array([2, 0, 1, 3]))
+    assert together[rows.REASON].tolist() == ["empty", "", "", ""]
+    assert np.isnan(together[rows.SECONDS][0, 1])
+    assert of_row(together, 2).frames.shape[1:3] == (48, 96)
+    for row, sample in enumerate([0, 1, 3], 1):
+        alone = view_rows(source, views, np.array([sample]))
+        made = [all_views(of_row(*one), views, source.augment) for one in ((together, row), (alone, 0))]
+        assert np.array_equal(*made)
+
+
+def test_blocks_that_were_put_together_keep_their_frames(source: ClipSource) -> None:
+    """As Ray Data does with windows: of one number of frames, or with a last one that has fewer."""
+    views = parse_views("1x1")
+    for length in (2.0, 3.9):
+        windows = list(window_rows(source, views, length, length, 0))
+        assert len(windows) > 1
+        pixels = [window[rows.PIXELS][0] for window in windows]
+        same = len({len(row) for row in pixels}) == 1
+        joined = {
+            name: np.concatenate([window[name] for window in windows[:2]]) for name in windows[0] if name != rows.PIXELS
+        }
+        joined[rows.PIXELS] = np.empty(2, dtype=object)
+        joined[rows.PIXELS][:] = pixels[:2]
+        whole = {**joined, rows.PIXELS: np.stack(pixels[:2])} if same else joined
+        for block in (joined, whole):
+            for row in (0, 1):
+                assert np.array_equal(of_row(block, row).frames, of_row(windows[row], 0).frames)
 
 
 def test_undeveloped_clips_become_the_same_pixels(source: ClipSource) -> None:

@@ -1,13 +1,19 @@
-"""Jobs as a user runs them: as processes, from the repository's root."""
+"""Jobs as a user runs them: as processes, from the repository's root; or, for what is refused at once, by `main`."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from unittest import mock
+
+from tpn_ray.errors import TpnRayError
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,3 +60,23 @@ def submit(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
 def without_ray() -> dict[str, str]:
     """This environment without the address of a Ray that another test runs, and without wrapping of messages."""
     return {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, "COLUMNS": "200"}
+
+
+def refusal(job: str, *arguments: str) -> str:
+    """What `python jobs/<job>.py ...` prints before it gives up, by its `main` in this process: a new one takes seconds
+    to import everything. That such an error is one line and status 2 is in tests/test_command_line.py."""
+    main, said = importlib.import_module(f"jobs.{job}").main, io.StringIO()
+    argv, environment = [f"jobs/{job}.py", *arguments], {**without_ray(), "COLUMNS": "200"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sys, "argv", argv))
+        stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
+        stack.enter_context(contextlib.redirect_stdout(said))
+        stack.enter_context(contextlib.redirect_stderr(said))
+        try:
+            main()
+        except TpnRayError as error:
+            return f"{said.getvalue()}{error}"
+        except SystemExit as left:  # of a flag that is not known
+            assert left.code == 2
+            return said.getvalue()
+    raise AssertionError(f"{' '.join(argv)} was not refused; it printed:\n{said.getvalue()}")

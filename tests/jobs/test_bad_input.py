@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.processes import start
+from tests.jobs.processes import refusal, start
 from tests.servers import S3Server
 
 pytestmark = pytest.mark.cluster
@@ -26,14 +26,9 @@ def refused(cases: list[list[str]], environment: dict[str, str] | None = None) -
 
 def test_recipes_and_fields(toy_folder: Path) -> None:
     data = ["--data", str(toy_folder)]
-    recipe, field, choice, value = refused(
-        [
-            ["tony", *data],
-            ["toy", *data, "--optim.rate", "1"],
-            ["toy", *data, "--optim.schedule", "linear"],
-            ["toy", *data, "--optim.lr", "-1"],
-        ]
-    )
+    recipe, field = refused([["tony", *data], ["toy", *data, "--optim.rate", "1"]])
+    choice = refusal("train", "toy", *data, "--optim.schedule", "linear")
+    value = refusal("train", "toy", *data, "--optim.lr", "-1")
     assert "unknown recipe 'tony'; known: toy" in recipe
     assert "--optim.lr" in field
     assert "linear" in choice
@@ -46,7 +41,7 @@ def test_videos_that_are_not_there(tmp_path: Path, toy_folder: Path) -> None:
     real = next((toy_folder / "train" / "period_10").iterdir())
     (tmp_path / "labels.csv").write_text(f"uri,label\n{real},walk\nabsent.mp4,run\n")
     places = [str(tmp_path / name) for name in ("nowhere", "empty", "labels.csv")]
-    nowhere, empty, labels = refused([["toy", "--data", place] for place in places])
+    nowhere, empty, labels = (refusal("train", "toy", "--data", place) for place in places)
     assert "nothing at" in nowhere
     assert "check the spelling" in nowhere
     assert str(tmp_path / "empty") in empty
@@ -66,13 +61,8 @@ def test_object_storage(s3: S3Server) -> None:
 
 def test_machines_and_servers(toy_folder: Path, tmp_path: Path) -> None:
     common = ["toy", "--data", str(toy_folder), "--storage", str(tmp_path)]
-    cores, views, server = refused(
-        [
-            [*common, "--workers", "500"],
-            [*common, "--views", "3x7"],
-            [*common, "--tracking-uri", "http://127.0.0.1:9"],
-        ]
-    )
+    cores, views = (refusal("train", *common, *wrong) for wrong in (["--workers", "500"], ["--views", "3x7"]))
+    (server,) = refused([[*common, "--tracking-uri", "http://127.0.0.1:9"]])
     assert "too few cores: the workers need 500 CPUs" in cores
     assert "views '3x7' are not known" in views
     assert "Check --tracking-uri" in server

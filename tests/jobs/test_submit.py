@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import time
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -16,8 +19,13 @@ from tests.servers import S3Server
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage, tracking
 from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.train import run_folder
 
 pytestmark = pytest.mark.cluster
+
+SUBMIT = [str(BIN / "ray"), "job", "submit"]
+EPOCHS = 40
+"""Of one step each."""
 
 
 def test_train_from_s3_on_a_cluster(
@@ -28,8 +36,8 @@ def test_train_from_s3_on_a_cluster(
     data, runs = f"s3://{s3.bucket}/toy", f"s3://{s3.bucket}/runs"
     write_toy(data, ToyConfig(train_per_class=4, val_per_class=2))
     storage.write_bytes(f"{data}/val/period_10/broken.mp4", b"this is not a video")
-    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", "jobs/train.py", "toy"]
-    command += [
+    job = ["--working-dir", ".", "--", "python", "jobs/train.py", "toy"]
+    job += [
         "--data",
         data,
         "--storage",
@@ -41,12 +49,14 @@ def test_train_from_s3_on_a_cluster(
         "--register",
         "toy_actions",
     ]
-    command += ["--loop.epochs", "2", "--loop.evaluate-every-epochs", "1", "--max-bad", "0.05"]
+    job += ["--loop.epochs", str(EPOCHS), "--loop.evaluate-every-epochs", str(EPOCHS // 2), "--max-bad", "0.05"]
+    job += ["--saving.every-steps", "2"]
     with ray_head(4, s3.environment) as head:
         client = {**head.environment, "RAY_ADDRESS": head.jobs_url}
-        status, output = submit(command, client)
+        _stop_after_a_checkpoint(job, client, f"{runs}/submitted")
+        status, output = submit([*SUBMIT, *job], client)
     assert status == 0, output
-    assert "training begins with 2 workers" in output
+    assert re.search(r"training goes on from step \d+ with 2 workers", output), output
     assert "bad video (not_video)" in output
     assert "best checkpoint" in output
     _check_checkpoint(f"{runs}/submitted")
@@ -56,9 +66,22 @@ def test_train_from_s3_on_a_cluster(
     assert s3.secret_key not in output
 
 
+def _stop_after_a_checkpoint(job: list[str], environment: dict[str, str], run: str) -> None:
+    status, output = submit([*SUBMIT, "--no-wait", "--submission-id", "first", *job], environment)
+    assert status == 0, output
+    deadline = time.monotonic() + 200
+    while not run_folder.committed_steps(run):
+        assert time.monotonic() < deadline, "no checkpoint in 200 s"
+        time.sleep(0.2)
+    command = [str(BIN / "ray"), "job", "stop", "first"]
+    stopped = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert run_folder.committed_steps(run)[-1] < EPOCHS, "it was over before it was stopped"
+
+
 def _check_checkpoint(run: str) -> None:
-    saved = checkpoints.load(f"{run}/step-00000002")
-    assert saved.step == 2
+    saved = checkpoints.load(f"{run}/step-{EPOCHS:08d}")
+    assert saved.step == EPOCHS
     assert len(saved.label_sets["action"]) == 8
 
 
@@ -86,13 +109,15 @@ def _check_mlflow(url: str) -> None:
     experiment = client.get_experiment_by_name("tpn_ray")
     (run,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "submitted"]
     assert run.info.status == "FINISHED"
+    steps = list(range(2, EPOCHS + 1, 2))  # each once, though the run was stopped in between
     assert run.data.params["model.backbone"] == "slowonly_toy"
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == steps
     assert {"val/top1", "test/top1", "train/lr", "train/waiting_for_data"} <= set(run.data.metrics)
     assert experiment.tags[tracking.KIND_TAG] == tracking.KIND
     assert "TPN over res(4, 5)" in run.data.tags["mlflow.note.content"]
-    assert run.data.tags["best_checkpoint"].endswith(("step-00000001", "step-00000002"))
+    assert run.data.tags["best_checkpoint"].endswith((f"step-{EPOCHS // 2:08d}", f"step-{EPOCHS:08d}"))
+    assert len(run.data.tags["code_sha256"]) == 64
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"recipe.json", "classes.json", "scores.json", "bad.json"} <= files
     recipe = json.loads(Path(client.download_artifacts(run.info.run_id, "recipe.json")).read_text())
-    assert recipe["loop"]["epochs"] == 2
+    assert recipe["loop"]["epochs"] == EPOCHS

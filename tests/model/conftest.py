@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import zlib
@@ -51,6 +52,7 @@ def weight_by_name(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(value, dtype=np.float32))
 
 
+@functools.lru_cache(maxsize=1)  # making the weights takes longer than the tests of one network
 def reference(case: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights and recorded results of a published network, from a folder beside the checkout."""
     if not (REFERENCE / f"{case}.io.pt").exists():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -57,14 +58,24 @@ def test_features_and_scores(published: tuple[Recognizer, torch.Tensor, dict[str
     with torch.no_grad():
         stages = model.backbone(fold(clips), 8)
         scores = model(clips).action
-        seed, shape = recorded["multiview_input_seed_shape"]
     for stage, theirs in zip((4, 5), recorded["backbone_feats"], strict=True):
         ours = unfold(stages[stage], 8) if theirs.ndim == 5 else stages[stage]
         assert relative(ours, theirs) < 1e-4
     assert relative(scores, recorded["logits"]) < 1e-4
     torch.testing.assert_close(scores.softmax(1), recorded["probs"], rtol=1e-4, atol=1e-7)
-    assert isinstance(seed, int)
-    assert shape
+
+
+def test_views_of_a_video(published: tuple[Recognizer, torch.Tensor, dict[str, Any]]) -> None:
+    """Frames that are not square, and the mean of the views' probabilities."""
+    model, _, recorded = published
+    model.eval()
+    seed, shape = recorded["multiview_input_seed_shape"]
+    pixels = torch.from_numpy(np.random.RandomState(seed).standard_normal(shape)).float()
+    # views c t h w, or the frames of all views one after the other
+    views = pixels[0] if pixels.ndim == 6 else pixels[0].unflatten(0, (-1, 8)).transpose(1, 2)
+    with torch.no_grad():
+        found = model(views).action.softmax(1).mean(0, keepdim=True)
+    torch.testing.assert_close(found, recorded["multiview_predict_score"], rtol=1e-4, atol=1e-7)
 
 
 def test_three_training_steps(published: tuple[Recognizer, torch.Tensor, dict[str, Any]]) -> None:

@@ -182,6 +182,7 @@ def test_several_label_sets_share_one_layer() -> None:
         ({"levels": (5,), "rates": (0, 1)}, r"rates=\(0, 1\)"),
         ({"alpha": (8,)}, "1 entries, the pyramid has 2 levels"),
         ({"alpha": (0, 8)}, r"alpha=\(0, 8\)"),
+        ({"alpha": (2.5, 5)}, r"alpha=\(2.5, 5\) must be whole numbers"),
         ({"alpha": (8, 4)}, "multiple of the one before"),
         ({"alpha": (3, 8)}, "multiple of the one before"),
         ({"dropout": 1.0}, "dropout=1.0"),

@@ -16,6 +16,7 @@ from tests.servers import S3Server
 from tpn_ray import session, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.views import parse_views
+from tpn_ray.errors import ConfigError
 from tpn_ray.predict import answers, driver, evaluate
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import unlabelled
@@ -123,6 +124,14 @@ def test_windows_of_long_videos_stream_in_order(cluster: None, untrained: str, s
     assert [(answer["start_seconds"], answer["end_seconds"]) for answer in good[:2]] == [(0.0, 2.0), (1.0, 3.0)]
     bad = [answer for answer in found if answer["reason"]]
     assert [answer["reason"] for answer in bad] == ["empty", "not_video"]
+
+
+def test_what_ray_raises_is_told_by_its_innermost_error() -> None:
+    outer = RuntimeError("a task failed\nTo change retry attempts, configure Ray")
+    outer.__cause__ = MemoryError("no 3 GB left\nmore")
+    assert str(driver.explain(outer)) == "scoring failed: MemoryError: no 3 GB left"
+    outer.__cause__ = ConfigError("a wrong field")
+    assert str(driver.explain(outer)) == "a wrong field"
 
 
 def test_on_object_storage(cluster: None, s3: S3Server, untrained: str, some_bad: Path) -> None:

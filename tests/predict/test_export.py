@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tpn_ray.clips.decode import open_video
-from tpn_ray.data.views import cut_views, parse_views
+from tpn_ray.data.cut import all_views
+from tpn_ray.data.views import Seen, parse_views, see
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict import export
 from tpn_ray.predict.predictor import Predictor, load
@@ -26,7 +27,8 @@ def predictor(untrained: str) -> Predictor:
 def clips(predictor: Predictor, toy_folder: Path) -> np.ndarray:
     data = next((toy_folder / "val" / "period_25").iterdir()).read_bytes()
     with open_video(data) as video:
-        return cut_views(video, data, parse_views("3x1"), predictor.recipe.clip, predictor.recipe.augment)
+        seen = see(video, data, parse_views("3x1"), predictor.recipe.clip, predictor.recipe.augment)
+    return all_views(seen, parse_views("3x1"), predictor.recipe.augment)
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
@@ -37,7 +39,8 @@ def test_the_file_computes_what_the_network_does(
     assert export.export(predictor, clips, str(out)) < 1e-5
     run = export._run_saved if suffix == ".pt2" else export._run_onnx
     five = np.concatenate([clips, clips[:2]])
-    expected = np.concatenate([predictor.view_scores(one[None]) for one in five])
+    each = [Seen(one, np.arange(len(one))[None], 0) for one in five]
+    expected = np.concatenate([predictor.view_scores(one, parse_views("1x1")) for one in each])
     np.testing.assert_allclose(run(out.read_bytes(), five), expected, atol=1e-5)
 
 

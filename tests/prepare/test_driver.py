@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from tpn_ray import storage
 from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.entries import Entry
 from tpn_ray.clips.manifest import build
+from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.clips.shards import CLAIM, DATASET, INDEX, SHARDS, shard_bytes
-from tpn_ray.errors import ConfigError, StorageError
+from tpn_ray.errors import BudgetError, ConfigError, StorageError
 from tpn_ray.prepare import driver
-from tpn_ray.prepare.layout import ShardPlan
+from tpn_ray.prepare.driver import Tasks
+from tpn_ray.prepare.layout import ShardConfig, ShardPlan
 from tpn_ray.prepare.report import progress_line, size
-from tpn_ray.prepare.worker import Totals
+from tpn_ray.prepare.worker import PrepareJob, Totals
 
 
 def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
@@ -57,6 +60,32 @@ def test_leftovers_of_a_killed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(mine) + len(others)
     driver.remove_leftovers(str(tmp_path))
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
+
+
+def test_the_budget_holds_for_what_the_tasks_told_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [Entry("a", "/videos/a.mp4", ("x",), "train"), Entry("b", "/videos/b.mp4", ("x",), "train")]
+    manifest = build(entries, dict.fromkeys(("/videos/a.mp4", "/videos/b.mp4"), 1000), source="test")
+
+    def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) -> Totals:
+        for plan in job.shards:
+            bad = [(row, manifest.uris[row], "empty", "it has no bytes") for row in plan.rows]
+            data = shard_bytes([], bad, job=job.settings_hash, split=plan.split)
+            storage.write_bytes(storage.join(job.folder, SHARDS, plan.name), data)
+        return Totals()
+
+    monkeypatch.setattr(driver, "make_shards", make_shards)
+    with pytest.raises(BudgetError, match="2 of 2 videos are bad"):
+        driver.run(
+            manifest,
+            str(tmp_path),
+            EncodeConfig(),
+            limits=SandboxLimits(),
+            shards=ShardConfig(),
+            tasks=Tasks(),
+            max_bad=0.5,
+            on_progress=lambda progress: None,
+        )
+    assert not (tmp_path / DATASET).exists()
 
 
 def test_segments_are_not_copied() -> None:

@@ -85,6 +85,7 @@ def test_shares() -> None:
 def test_the_budget() -> None:
     bad = {row: (row, f"/a/{row}.mp4", "empty" if row else "timeout", "why") for row in range(8)}
     check_budget(bad, 800, 0.01)
+    check_budget(dict.fromkeys(range(29), (0, "u", "empty", "why")), 100, parse_share("29%"))
     with pytest.raises(BudgetError) as caught:
         check_budget(bad, 799, 0.01)
     message = str(caught.value)

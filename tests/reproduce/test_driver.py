@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tpn_ray import storage
 from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.errors import ConfigError
 from tpn_ray.predict.table import LABEL_SETS_KEY, write_scores
 from tpn_ray.reproduce import driver, show
 from tpn_ray.reproduce.driver import Campaign, rows_named
@@ -22,7 +24,7 @@ from tpn_ray.train.driver import Machines
 def campaign(toy_folder: Path, tmp_path: Path) -> Campaign:
     return Campaign(
         name="table6c-toy",
-        table=rows_named(table("6c"), ["parallel"]),
+        table=rows_named(table("6c"), ["parallel"], "toy"),
         scale="toy",
         seeds=3,
         epochs=2,
@@ -40,7 +42,9 @@ def save(campaign: Campaign, row: int, seed: int, right: int) -> None:
     columns = {"id": videos.ids, "labels": videos.labels.tolist(), "reason": [""] * 16, "scores": scores.tolist()}
     name = campaign.run_name(campaign.table.rows[row], seed)
     uri = storage.join(campaign.storage_uri, name, "table_scores.parquet")
-    write_scores(pa.table(columns, metadata={LABEL_SETS_KEY: json.dumps(videos.label_sets)}), uri)
+    about = json.dumps(driver._about(campaign, campaign.table.rows[row], seed))
+    keys = {LABEL_SETS_KEY: json.dumps(videos.label_sets), driver.ABOUT_KEY: about}
+    write_scores(pa.table(columns, metadata=keys), uri)
 
 
 def test_rows_and_seeds_come_together(campaign: Campaign) -> None:
@@ -48,16 +52,25 @@ def test_rows_and_seeds_come_together(campaign: Campaign) -> None:
         save(campaign, 0, seed, baseline)
         save(campaign, 1, seed, pyramid)
     seen = list[str]()
-    outcomes = driver.run(campaign, on_run=lambda name, top1: seen.append(name), on_event=lambda event: None)
+    found = driver.run(campaign, on_run=lambda name, top1: seen.append(name), on_event=lambda event: None)
     assert seen[:2] == ["table6c-toy-none-i3d-50-seed0", "table6c-toy-parallel-seed0"]
     assert len(seen) == 6
+    (outcomes,) = found.values()
     assert outcomes[1].top1 == (12 / 16, 14 / 16, 12 / 16)
     assert outcomes[1].gain == pytest.approx(25 / 48)
     assert outcomes[1].is_better
-    said = "\n".join(show.remarks(campaign, outcomes))
+    said = "\n".join(show.remarks(campaign, found))
     assert "outside the interval: parallel" in said
     assert "this is the toy" in said
-    assert show.as_table(campaign, outcomes).row_count == 2
+    assert [table.row_count for table in show.as_tables(campaign, found)] == [2]
+
+
+def test_scores_of_other_settings_are_not_taken_for_these(campaign: Campaign) -> None:
+    """Fewer epochs under the same name would be another table."""
+    save(campaign, 0, 0, 4)
+    longer = dataclasses.replace(campaign, epochs=3)
+    with pytest.raises(ConfigError, match=r"scored with other settings:\n  loop.epochs: 2 then, 3 now"):
+        driver.run(longer, on_run=lambda name, top1: None, on_event=lambda event: None)
 
 
 def test_recipes_of_a_campaign(campaign: Campaign) -> None:

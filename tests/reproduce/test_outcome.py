@@ -10,7 +10,7 @@ from tpn_ray.reproduce.outcome import outcome
 
 def runs(tops: list[float], videos: int = 400, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
-    return np.stack([random.random(videos) < top for top in tops])
+    return np.stack([np.where(random.random(videos) < top, 0, 4) for top in tops])
 
 
 def test_a_clear_gain_is_one() -> None:
@@ -18,6 +18,7 @@ def test_a_clear_gain_is_one() -> None:
     assert found.gain == pytest.approx(0.19, abs=0.05)
     assert found.gain_interval[0] > 0
     assert found.is_better
+    assert found.top5 == (1.0, 1.0, 1.0)
     assert found.mean == pytest.approx(np.mean(found.top1))
     assert found.spread == pytest.approx(np.std(found.top1, ddof=1))
 

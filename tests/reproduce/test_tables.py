@@ -8,7 +8,8 @@ import torch
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import build_model
 from tpn_ray.reproduce.driver import rows_named
-from tpn_ray.reproduce.tables import TABLES, table
+from tpn_ray.reproduce.show import played
+from tpn_ray.reproduce.tables import FIGURES, FRAMES, TABLES, figure, table
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -18,15 +19,15 @@ def test_rows_are_recipes_whose_networks_can_be_built(name: str) -> None:
     assert len({row.name for row in made.rows}) == len(made.rows)
     recipes = [row.recipe("toy", seed=5) for row in made.rows]
     assert all(recipe.loop.seed == 5 for recipe in recipes)
-    for recipe in recipes:
+    for recipe in {str((one.model, one.clip)): one for one in recipes}.values():
         model = build_model(recipe.model, "fast").eval()
         clip = recipe.clip
         with torch.inference_mode():
             scores = model(torch.zeros(1, 3, clip.frames, 32, 32)).action
         assert scores.shape == (1, 8)
     with torch.device("meta"):
-        for row in made.rows:
-            build_model(row.recipe("full", seed=0).model, "published")
+        for config in {row.recipe("full", seed=0).model for row in made.rows}:
+            build_model(config, "published")
 
 
 def test_rows_that_only_the_backbone_distinguishes_differ() -> None:
@@ -36,10 +37,29 @@ def test_rows_that_only_the_backbone_distinguishes_differ() -> None:
 
 
 def test_some_rows_beside_the_first() -> None:
-    assert [row.name for row in rows_named(table("6a"), ["res{4,5}"]).rows] == ["none (I3D-50)", "res{4,5}"]
-    assert len(rows_named(table("6a"), []).rows) == 5
+    assert [row.name for row in rows_named(table("6a"), ["res{4,5}"], "toy").rows] == ["none (I3D-50)", "res{4,5}"]
+    assert len(rows_named(table("6a"), [], "toy").rows) == 5
+    assert len(rows_named(table("6d"), [], "full").rows) == 12
+    assert len(rows_named(table("6d"), [], "toy").rows) == 6  # the toy has one depth
     with pytest.raises(ConfigError, match=r"has no row 'res9'; it has: none"):
-        rows_named(table("6a"), ["res9"])
+        rows_named(table("6a"), ["res9"], "toy")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_networks_of_figures_can_be_built(name: str) -> None:
+    made = figure(name)
+    assert (FRAMES in made.rows) == (name != "figure5")
+    with torch.device("meta"):
+        for row in made.rows:
+            build_model(row.recipe("toy", seed=1).model, "fast")
+            build_model(row.recipe("full", seed=1).model, "published")
+    frames = FRAMES.recipe("toy", seed=1)
+    assert (frames.model.backbone[:3], frames.model.neck, frames.loop.seed) == ("tsn", "none", 1)
+
+
+def test_speeds_of_figure_5_are_the_papers() -> None:
+    assert played(8) == (2, 4, 6, 8, 10, 12, 14, 16)
+    assert played(2) == (1, 2, 3, 4)
 
 
 def test_unknown_table() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.train import driver
-from tpn_ray.train.bench import TrainBench, check_same, compare, speed, waiting, without_ray
+from tpn_ray.train.bench import TrainBench, check_same, checkpoint_seconds, compare, speed, waiting, without_ray
 from tpn_ray.train.recipe import replace_fields
 
 
@@ -34,6 +35,14 @@ def test_sides_that_computed_something_else_are_refused() -> None:
     check_same([stretch(1, 0.5, 1.0, 0.0)], [stretch(1, 0.5, 2.0, 0.0)])
     with pytest.raises(TrainingError, match="loss 0.5 at step 1 with Ray, 0.25 at step 1"):
         check_same([stretch(1, 0.5, 1.0, 0.0)], [stretch(1, 0.25, 1.0, 0.0)])
+
+
+def test_what_a_checkpoint_makes_a_step_wait() -> None:
+    seconds = checkpoint_seconds(recipes.toy(), TrainBench(data="d"))
+    assert seconds > 0
+    slow = [stretch(1, 1.0, 10.0, 0.0)]
+    report = dataclasses.replace(compare([(slow, slow)]), checkpoint_seconds=0.3)
+    assert "a checkpoint makes a step wait 300 ms: 0.100% of the 300 s between two" in str(report)
 
 
 def test_nonsense_is_refused() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import ray.train
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes
@@ -140,6 +141,30 @@ def test_bad_videos_are_booked_once_and_held_to_the_budget(manifest: Manifest) -
     with pytest.raises(BudgetError, match=r"3 of 48 videos are bad, the budget allows 2(.|\n)*--max-bad"):
         ledger(BadVideos(split="val", found=((0, "damaged", "c"),)))
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_failures_to_place_workers_before_the_last_progress_are_past(
+    progress: bool, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train gives up after some of them in all, which a run of weeks on nodes that come and go would meet."""
+    ledger, fits = ledger_of(manifest, []), list[int]()
+    monkeypatch.setattr(driver, "_taken", lambda mailbox: [])
+
+    class Trainer:
+        def fit(self) -> None:
+            fits.append(len(fits))
+            ledger.committed += progress
+            if len(fits) < 3:
+                raise ray.train.ControllerError(RuntimeError("a worker was lost while it started"))
+
+    if progress:
+        driver._fit(Trainer, None, ledger, 60.0)  # type: ignore[arg-type]
+        assert len(fits) == 3
+    else:
+        with pytest.raises(TrainingError, match="a worker was lost while it started"):
+            driver._fit(Trainer, None, ledger, 60.0)  # type: ignore[arg-type]
+        assert len(fits) == 1
 
 
 def test_the_projects_own_error_is_found_inside_what_ray_raises() -> None:

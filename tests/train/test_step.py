@@ -17,6 +17,7 @@ from tpn_ray.model.recognizer import ModelConfig
 from tpn_ray.train.loss import LossConfig
 from tpn_ray.train.optim import OptimConfig
 from tpn_ray.train.step import LoopConfig, MicroBatch, Training, random_seed
+from tpn_ray.train.writer import copied
 
 MODEL = ModelConfig(backbone="slowonly_toy", classes=5, alpha=(1, 2), dropout=0.3)
 LOSS = LossConfig(lambdas=(0.5,))
@@ -26,19 +27,23 @@ STEPS = 3
 NORM = "backbone.stem.norm.running_mean"
 
 
-def training(*, ordered: bool = False, optim: OptimConfig = OPTIM) -> Training:
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def training(*, ordered: bool = False, optim: OptimConfig = OPTIM, device: str = "cpu") -> Training:
     torch.set_num_threads(1)
-    return Training(MODEL, LOSS, optim, dataclasses.replace(LOOP, ordered_reduction=ordered), "cpu")
+    loop = dataclasses.replace(LOOP, ordered_reduction=ordered, deterministic=device != "cpu")
+    return Training(MODEL, LOSS, optim, loop, device)
 
 
-def step_of(step: int) -> list[MicroBatch]:
+def step_of(step: int, device: str = "cpu") -> list[MicroBatch]:
     """The four micro-batches of a step; the last clip of each is bad and left out."""
     random = torch.Generator().manual_seed(step)
     made = []
     for number in range(4):
         clips = torch.randint(0, 256, (3, 4, 32, 32, 3), dtype=torch.uint8, generator=random)
         labels = torch.randint(0, 5, (3, 1), generator=random)
-        made.append(MicroBatch(number, clips[:2], labels[:2]))
+        made.append(MicroBatch(number, clips[:2].to(device), labels[:2].to(device)))
     return made
 
 
@@ -138,23 +143,25 @@ def test_frozen_parts_keep_their_weights_and_their_statistics() -> None:
     assert not any(name.startswith("backbone") and not name.endswith("num_batches_tracked") for name in changed)
 
 
-def test_two_runs_give_the_same_bits() -> None:
-    first, second = training(), training()
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_runs_give_the_same_bits(device: str) -> None:
+    first, second = training(device=device), training(device=device)
     for step in range(STEPS):
-        sums = [trained.train_step(step_of(step), STEPS) for trained in (first, second)]
+        sums = [trained.train_step(step_of(step, device), STEPS) for trained in (first, second)]
         assert torch.equal(sums[0].losses, sums[1].losses)
     assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
 
 
-def test_a_step_restored_from_its_state_dicts_gives_the_same_bits() -> None:
-    straight = training()
-    straight.train_step(step_of(0), STEPS)
-    weights, rest = copy.deepcopy(straight.state())
-    resumed = training()
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_restored_from_its_state_dicts_gives_the_same_bits(device: str) -> None:
+    straight = training(device=device)
+    straight.train_step(step_of(0, device), STEPS)
+    weights, rest = copied(straight.state())
+    resumed = training(device=device)
     resumed.load(weights, rest, 1)
     for step in range(1, STEPS):
-        straight.train_step(step_of(step), STEPS)
-        resumed.train_step(step_of(step), STEPS)
+        straight.train_step(step_of(step, device), STEPS)
+        resumed.train_step(step_of(step, device), STEPS)
     assert all(torch.equal(a, b) for a, b in zip(state(straight).values(), state(resumed).values(), strict=True))
 
 

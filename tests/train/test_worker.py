@@ -23,3 +23,10 @@ def test_bf16_that_cannot_be_trusted_is_given_up_with_a_warning(trusted: bool, m
     texts = [event.text for event in told if isinstance(event, Notice)]
     assert len(texts) == (0 if trusted else 1)
     assert all("float32" in text and "stem" in text for text in texts)
+
+
+def test_a_run_ends_when_its_evaluations_rise_no_more() -> None:
+    assert worker.why_end([0.1, 0.3, 0.2], 2) == ""
+    assert worker.why_end([0.1, 0.3, 0.2, 0.3], 2) == "the last 2 evaluations did not reach more than 30.0% top-1"
+    assert worker.why_end([0.3, 0.2, 0.2, 0.31], 2) == ""
+    assert worker.why_end([0.3, 0.2, 0.2, 0.2], 0) == ""

@@ -1,12 +1,14 @@
 """A whole promotion campaign whose training is a made curve: for tests of what survives a kill.
 
-`python -m tests.tune.fake_campaign FOLDER KILLS` runs it in processes of which KILLS are killed at random times, and
-prints the table. FOLDER/trained.log gets a line for every epoch that was trained.
+`python -m tests.tune.fake_campaign FOLDER KILLS` runs it in processes that are killed at random times, and prints its
+table to FOLDER/0/table.txt. A campaign that is over before KILLS processes were killed is followed by another one, in
+FOLDER/1, and so on. trained.log beside the table gets a line for every epoch that was trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import random
 import signal
@@ -83,9 +85,17 @@ def killed(folder: Path) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+def attack(folder: Path, kills: int) -> None:
+    """Campaigns one after the other until so many processes were killed; the last one then ends in peace."""
+    for campaign in itertools.count():
+        place = folder / str(campaign)
+        place.mkdir()
+        while kills and killed(place):
+            kills -= 1
+        (place / "table.txt").write_text(table(run(place)))
+        if not kills:
+            return
+
+
 if __name__ == "__main__":
-    place, kills = Path(sys.argv[1]), 0
-    for _ in range(int(sys.argv[2])):
-        kills += killed(place)
-    print(table(run(place)))
-    print(f"killed {kills} times")
+    attack(Path(sys.argv[1]), int(sys.argv[2]))

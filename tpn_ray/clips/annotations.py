@@ -46,6 +46,8 @@ def load_annotated(format: str, annotations: Sequence[str], videos: str, label_m
     files, maps = [_read(uri) for uri in annotations], [_read(uri) for uri in label_map]
     folder = VideoFolder(videos, SUFFIXES)
     found = FORMATS[format](files, folder, maps)
+    if not found.entries:
+        raise ManifestError(f"{', '.join(file.uri for file in files)} names no video; check --annotations and --format")
     sizes = {entry.uri: folder.sizes.get(entry.uri, -1) for entry in found.entries}
     source = ", ".join(file.uri for file in files)
     absent = sorted(uri for uri, size in sizes.items() if size < 0)

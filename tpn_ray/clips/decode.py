@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tpn_ray.clips import bitstream, packets
 from tpn_ray.clips.packets import DecodeLimits
-from tpn_ray.clips.planes import Cut, PlaneCollector, Planes, plane_rows, whole
+from tpn_ray.clips.planes import Cut, PlaneCollector, Planes, plane_rows, to_rgb, whole
 from tpn_ray.clips.tracks import open_track
 from tpn_ray.errors import BadVideo
 
@@ -291,7 +291,7 @@ class Video:
     def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """One frame (h, w, 3) as displayed. Frames of a video that changes its size get the size of its first one."""
         self._stored = height, width = self._stored or (frame.height, frame.width)
-        rgb = self._reformatter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
+        rgb = to_rgb(self._reformatter, frame, width, height)
         pixels = plane_rows(rgb.planes[0])[:height, : width * 3].reshape(height, width, 3)
         return np.rot90(pixels, _quarter_turns(frame)) if frame.rotation else pixels
 

@@ -22,11 +22,14 @@ from tpn_ray.clips import packets
 from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.mp4_writer import open_mp4
 from tpn_ray.clips.packets import DecodeLimits
-from tpn_ray.clips.planes import plane_rows
+from tpn_ray.clips.planes import plane_rows, to_rgb
 from tpn_ray.clips.source_frames import Segment, refuse_false_length, segment_frames, whole_frames
 from tpn_ray.errors import BadVideo, ConfigError
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+MOST_SIDE_PX = 16384
+"""x264 makes no larger pictures."""
+
 MOST_TICKS_PER_SECOND = 1_000_000
 """Finer times than microseconds are rounded: an MP4 counts its whole length in ticks."""
 
@@ -157,14 +160,17 @@ class Encoder:
         self._origin = ticks
         fine = tick_seconds < Fraction(1, MOST_TICKS_PER_SECOND)
         self._tick = Fraction(1, MOST_TICKS_PER_SECOND) if fine else tick_seconds
-        self._stored = (frame.width, frame.height)
+        turned = round(frame.rotation / 90) % 2 == 1
+        width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        scale = min(1.0, self.config.short_side_px / min(width, height))
+        width, height = even(width * scale), even(height * scale)
+        if max(width, height) > MOST_SIDE_PX:
+            raise BadVideo("too_large", f"stored at {width} x {height} pixels; H.264 takes {MOST_SIDE_PX} a side")
+        to_rgb(VideoReformatter(), frame, 16, 16)  # colours that cannot be converted: now, not while training
         self._output = open_mp4(self._file)
         # The rate only sets x264's expectation of a frame's duration; times come with the frames.
         self._stream = self._output.add_stream("libx264", rate=25, options=self._options())
-        turned = round(frame.rotation / 90) % 2 == 1
-        width, height = self._stored[::-1] if turned else self._stored
-        scale = min(1.0, self.config.short_side_px / min(width, height))
-        self._stream.width, self._stream.height = even(width * scale), even(height * scale)
+        self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv420p"
         self._stream.thread_count = 1  # the number of threads changes x264's bytes
         context = self._stream.codec_context

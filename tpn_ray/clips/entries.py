@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,22 @@ class AnnotationFile:
             )
         return [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in table]
 
+    def seconds(self, row: dict[str, str], column: str) -> float:
+        """A time in seconds. Raises ManifestError."""
+        try:
+            value = float(row[column])
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise ManifestError(f"{self.uri} has {column} {row[column]!r} in a row; seconds from 0 were expected")
+        return value
+
+    def class_number(self, row: dict[str, str], column: str) -> int:
+        """The number of a class. Raises ManifestError."""
+        if not row[column].isdecimal():
+            raise ManifestError(f"{self.uri} has {column} {row[column]!r} in a row; a whole number from 0 was expected")
+        return int(row[column])
+
 
 def split_by_name(uri: str) -> str:
     """The split that a file's name tells, as in "something-something-v2-validation.json". Raises ManifestError."""
@@ -76,6 +93,11 @@ def class_names(files: Sequence[AnnotationFile], label_sets: tuple[str, ...]) ->
     """Label maps with one name a line, in the order of the numbers; None where none are given."""
     if not files:
         return None
+    if len(files) != len(label_sets):
+        raise ManifestError(
+            f"{len(files)} label maps for {len(label_sets)} label set ({', '.join(label_sets)}): "
+            f"{some_of([file.uri for file in files])}; give one for each"
+        )
     lists = [tuple(line.strip() for line in file.text.splitlines() if line.strip()) for file in files]
     return dict(zip(label_sets, lists, strict=True))
 

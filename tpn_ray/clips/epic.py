@@ -19,6 +19,9 @@ def read(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Sequen
     """
     needed = ["video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class"]
     rows = [(file, row) for file in files for row in file.table(needed)]
+    for file, row in rows:
+        for name in LABEL_SETS:
+            file.class_number(row, f"{name}_class")
     tables = [row for _, row in rows]
     classes = {name: _from_map(name, label_map) or _from_narrations(name, tables) for name in LABEL_SETS}
     entries = [_entry(row, file, videos, classes) for file, row in rows]
@@ -33,7 +36,7 @@ def _from_map(name: str, label_map: Sequence[AnnotationFile]) -> tuple[str, ...]
             number = next((column for column in (f"{name}_id", "id") if rows and column in rows[0]), None)
             if number is None or key not in rows[0]:
                 raise ManifestError(f"{file.uri} has no columns id and key; give the published file of {name} classes")
-            return tuple(row[key] for row in sorted(rows, key=lambda row: int(row[number])))
+            return tuple(row[key] for row in sorted(rows, key=lambda row: file.class_number(row, number)))
     return None
 
 

@@ -26,7 +26,8 @@ def _entry(row: dict[str, str], file: AnnotationFile, videos: VideoFolder) -> En
     split = SPLIT_NAMES.get(row["split"]) if row.get("split") else split_by_name(file.uri)
     if split is None:
         raise ManifestError(f"{file.uri} has split {row['split']!r}; known: {', '.join(SPLIT_NAMES)}")
-    begin, end = float(row["time_start"]), float(row.get("time_end") or float(row["time_start"]) + 10)
+    begin = file.seconds(row, "time_start")
+    end = file.seconds(row, "time_end") if row.get("time_end") else begin + 10
     name = f"{row['youtube_id']}_{int(begin):06d}_{int(end):06d}"
     # The published crawlers cut the ten seconds out and put them into the name, some with leading zeros, some without.
     found = videos.find([name, f"{row['youtube_id']}_{int(begin)}_{int(end)}"], inside=label)

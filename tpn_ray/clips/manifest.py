@@ -100,12 +100,16 @@ class Manifest:
         if not rows:
             known = ", ".join(sorted(set(self.splits)))
             raise ManifestError(f"the dataset has no videos in split {split!r}; it has {known}")
+        return self.rows(rows)
+
+    def rows(self, rows: list[int]) -> Manifest:
+        """Only these rows. The version stays the dataset's."""
         return replace(
             self,
             ids=[self.ids[row] for row in rows],
             uris=[self.uris[row] for row in rows],
             labels=self.labels[rows],
-            splits=[split] * len(rows),
+            splits=[self.splits[row] for row in rows],
             sizes_bytes=self.sizes_bytes[rows],
             segments_seconds=None if self.segments_seconds is None else self.segments_seconds[rows],
             placement=self.placement and self.placement.select(rows),

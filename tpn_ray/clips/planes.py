@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+
+from tpn_ray.clips.packets import said
+from tpn_ray.errors import BadVideo
 
 PLANAR = {"yuv420p": False, "yuvj420p": True}
 """Pixel formats that are taken -> whether the range is full whatever the stream says."""
@@ -45,6 +50,15 @@ def whole(height: int, width: int) -> Box:
 def plane_rows(plane: VideoPlane) -> NDArray[np.uint8]:
     """A plane's memory as it is, (lines, bytes of a line); what is behind the picture's edge is filling."""
     return np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload, no-any-return]
+
+
+def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, width: int, height: int) -> VideoFrame:
+    """A frame as RGB in the given size. Raises BadVideo for colours that swscale does not know, such as YCgCo."""
+    try:
+        return reformatter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
+    except av.FFmpegError as error:
+        why = f"matrix {frame.colorspace} of {frame.format.name}: {said(error)}"
+        raise BadVideo("no_picture", f"its colours cannot be converted to RGB ({why})") from error
 
 
 class PlaneCollector:

@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import av
+
+from tpn_ray.clips import packets
 from tpn_ray.clips.encode import EncodeConfig, Prepared, prepare_video
 from tpn_ray.clips.packets import DecodeLimits
 from tpn_ray.clips.source_frames import Segment
@@ -216,11 +219,16 @@ def _allow_cpu_seconds(seconds: int) -> None:
 
 def _reply(request: dict[str, Any], limits: SandboxLimits) -> tuple[dict[str, Any], bytes]:
     segment = Segment(**request["segment"]) if request["segment"] else None
-    try:
-        with Path(request["path"]).open("rb") as source:
+    with Path(request["path"]).open("rb") as source:
+        try:
             made = prepare_video(source, segment, EncodeConfig(**request["config"]), limits.decode)
-    except (BadVideo, MemoryError) as error:
-        return _refusal(error, limits), b""
+        except (BadVideo, MemoryError) as error:
+            return _refusal(error, limits), b""
+        except (av.FFmpegError, ArithmeticError, AssertionError, LookupError, ValueError) as error:
+            # Nobody knows all that a hostile file can make of the libraries. It ends its own conversion, not the job;
+            # should it be a fault of this code, the budget stops a job of which every video ends so.
+            reason = BadVideo("damaged", f"it cannot be converted: {type(error).__name__}: {packets.said(error)}")
+            return _refusal(reason, limits), b""
     fields = {one.name: getattr(made, one.name) for one in dataclasses.fields(made) if one.name != "video"}
     return {"prepared": fields, "near_limit": _is_near_limit(limits)}, made.video
 

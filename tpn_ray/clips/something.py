@@ -35,7 +35,7 @@ def read_v2(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Seq
     entries = []
     for file in files:
         for video in _json(file, list):
-            if not isinstance(video, dict) or "id" not in video or "template" not in video:
+            if not isinstance(video, dict) or "id" not in video or not isinstance(video.get("template"), str):
                 raise ManifestError(
                     f"{file.uri} has an entry without id or template: {str(video)[:80]};"
                     " published test lists carry no templates; leave them out"
@@ -44,7 +44,8 @@ def read_v2(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Seq
             entries.append(_entry(str(video["id"]), template, file, videos))
     classes = None
     if label_map:
-        numbers = {name: int(number) for name, number in _json(label_map[0], dict).items()}
+        given = {name: str(number) for name, number in _json(label_map[0], dict).items()}
+        numbers = {name: label_map[0].class_number(given, name) for name in given}
         classes = {"action": tuple(sorted(numbers, key=lambda name: numbers[name]))}
     return Annotated(entries, ("action",), classes)
 

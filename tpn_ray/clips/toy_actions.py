@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tpn_ray import storage
 from tpn_ray.clips.augment import generator
 from tpn_ray.clips.toy import ToyConfig, encode_toy
+from tpn_ray.errors import NotFoundError
 
 COLOURS = {
     "blue": (60, 90, 255),
@@ -70,6 +71,14 @@ def read_tempos(folder_uri: str) -> dict[str, float]:
     """The true width of every video in seconds, by its id."""
     text = storage.read_bytes(storage.join(storage.absolute(folder_uri), TEMPOS)).decode()
     return {row["id"]: float(row["width_seconds"]) for row in csv.DictReader(io.StringIO(text))}
+
+
+def known_tempos(folder_uri: str) -> dict[str, float]:
+    """`read_tempos`; empty for videos that were not made for this, whose truth nobody knows."""
+    try:
+        return read_tempos(folder_uri)
+    except NotFoundError:
+        return {}
 
 
 def _videos(config: ToyConfig) -> Iterator[tuple[Action, bytes]]:

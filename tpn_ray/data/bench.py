@@ -80,6 +80,8 @@ class IngestBench:
         for field in ("micro_batch_clips", "blocks", "rounds", "gpu_clips_per_second"):
             if getattr(self, field) <= 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be above 0")
+        if self.json and not Path(self.json).expanduser().parent.is_dir():
+            raise ConfigError(f"json={self.json!r}: its folder is not there; make it first")
         if self.device not in ("cuda", "cpu"):
             raise ConfigError(f"device={self.device!r} must be cuda or cpu")
 
@@ -158,7 +160,7 @@ def measure_ingest(bench: IngestBench) -> IngestReport:
         bad_videos=bad,
     )
     if bench.json:
-        Path(bench.json).write_text(json.dumps(asdict(report), indent=1) + "\n")
+        Path(bench.json).expanduser().write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
 
 

@@ -118,7 +118,7 @@ def run_clips(
 def video_views(
     source: ray.ObjectRef[ClipSource], views: Views, samples: int, video_bytes: int, resources: DecodeResources
 ) -> ray.data.Dataset:
-    """Every video once, in stored order; columns of `worker.view_rows`. `video_bytes`: of all views of one video."""
+    """Every video once, in stored order; columns of `worker.view_rows`. `video_bytes`: of what one video shows."""
     videos = max(1, min(VIEW_VIDEOS, VIEW_BLOCK_BYTES // video_bytes))
 
     def decode(slot: Rows) -> Rows:

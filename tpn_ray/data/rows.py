@@ -11,8 +11,15 @@ SAMPLE = "sample"
 CLIP = "clip"
 """uint8 (t, h, w, c): the pixels, augmented, RGB."""
 
-VIEWS = "views"
-"""uint8 (v, t, h, w, c): every view of one video, for evaluation and prediction."""
+WHERE = "where"
+"""int64 (4,): of a video whose views are scored, where its frames begin in PIXELS, counted from its row's first
+byte, their number, height and width."""
+
+PLACES = "places"
+"""int64 (clips, t): which of its frames make each clip."""
+
+SEED = "seed"
+"""int64: decides where its random crops are."""
 
 SECONDS = "seconds"
 """float64 (2,): begin and end of a video, or of a window within it; nan where it could not be read."""
@@ -28,7 +35,8 @@ MESSAGE = "message"
 
 PIXELS = "pixels"
 """uint8 (k,): instead of CLIP, the clips of a block as decoded, one after the other; the k-th part of them in each row.
-Flat again, they are what `tpn_ray.data.develop` takes. Clips differ in size, and so a row is not a clip."""
+Flat again, they are what `tpn_ray.data.develop` takes. Clips differ in size, and so a row is not a clip. The same, of
+the frames that views show, is what `tpn_ray.data.seen` takes."""
 
 NOTES = "notes"
 """float64 (22,): where a clip is in PIXELS and what is still to be done to it: `tpn_ray.data.notes.Note`."""

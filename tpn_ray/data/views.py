@@ -1,4 +1,4 @@
-"""Views: the clips and crops by which a video is tested, and cutting them. Pure; runs anywhere.
+"""Views: the clips and crops by which a video is tested, and the frames that they show. Pure; runs anywhere.
 
     1x1              the middle clip in its centre crop
     10x3             ten clips spread over the video, each in three crops at the short side (the published test)
@@ -89,10 +89,11 @@ class Views:
         """Height and width of a view: three crops take the whole short side, as published."""
         return config.test_short_side_px if self.crops[0].whole else config.crop_px
 
-    def shape(self, clip: ClipConfig, config: AugmentConfig) -> tuple[int, int, int, int, int]:
-        """(v, t, h, w, c) of the views of one video."""
-        side = self.side_px(config)
-        return self.count, self.clip(clip).frames, side, side, 3
+    def most_bytes(self, clip: ClipConfig, config: AugmentConfig) -> int:
+        """Of what is decoded for one video (`Seen`) of the usual shape, if no frame is in two clips."""
+        high = self.side_px(config) if len(self.crops) == 1 else config.test_short_side_px
+        wide = high if len(self.crops) == 1 else high * 16 // 9
+        return self.clips * self.clip(clip).frames * high * wide * 3
 
 
 def parse_views(text: str) -> Views:
@@ -163,37 +164,66 @@ def duration_seconds(seconds: NDArray[np.float64]) -> float:
     return float(seconds[-1] * (1 + 1 / steps))
 
 
-# --- pixels
+# --- what is decoded, and the squares that are cut out of it
 
 
-def cut_views(
+@dataclass(frozen=True)
+class Seen:
+    """What the views of a video show, each frame once; `cut.py` makes the views of it where the network is."""
+
+    frames: Pixels
+    """(f, h, w, c), resized; for views of one crop already cut."""
+    places: NDArray[np.int64]
+    """(clips, t): which frames make each clip."""
+    seed: int
+    """Decides where random crops are."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """Where one view is."""
+
+    clip: int
+    top: int
+    left: int
+    mirrored: bool
+
+
+def see(
     video: Video, data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig, window: Window | None = None
-) -> Pixels:
-    """uint8 (v, t, h, w, c): all views of a video, or of a window, from one pass in which each frame is decoded and
-    resized once. `data` is the file, from which the random crops are drawn."""
+) -> Seen:
+    """The frames of all views of a video, or of a window, from one pass in which each is decoded and resized once.
+
+    `data` is the file, from which the random crops are drawn. The views are not cut here: thirty of them hold each
+    frame many times, and writing them cost as much as decoding.
+    """
     begin, end = (window.begin, window.end) if window else (0, video.frame_count)
     indices = begin + sampling.test_indices(views.clip(clip), end - begin, views.clips)
     distinct, places = np.unique(indices, return_inverse=True)
-    frames = video.frames(distinct, lambda frame: augment.test_size(frame[None], config)[0])
-    return cut_clips(frames, places.reshape(indices.shape), views, config, zlib.crc32(data))
+    seed, side = zlib.crc32(data), views.side_px(config)
+
+    def shown(frame: Pixels) -> Pixels:
+        resized: Pixels = augment.test_size(frame[None], config)[0]
+        if len(views.crops) > 1:
+            return resized
+        height, width = resized.shape[:2]
+        (one,) = _crops(views.crops, height, width, side, seed, clips=1)
+        return resized[one.top : one.top + side, one.left : one.left + side]
+
+    return Seen(video.frames(distinct, shown), places.reshape(indices.shape), seed)
 
 
-def cut_clips(frames: Pixels, places: NDArray[np.int64], views: Views, config: AugmentConfig, seed: int) -> Pixels:
-    """Views out of resized frames (f, h, w, c); `places` (clips, t) says which of them make each clip."""
-    random, side = np.random.default_rng(seed), views.side_px(config)
-    # Written once, in place: for long clips in many crops, copying costs more than decoding.
-    pixels = np.empty((views.count, places.shape[1], side, side, 3), dtype=np.uint8)
-    for number in range(views.count):
-        clip, crop = places[number // len(views.crops)], views.crops[number % len(views.crops)]
-        square = _cut(frames, crop, side, random)
-        for target, place in zip(pixels[number], clip.tolist(), strict=True):
-            target[:] = square[place]
-    return pixels
+def squares(seen: Seen, views: Views, config: AugmentConfig) -> list[Square]:
+    """Of every view, clips before crops."""
+    height, width = seen.frames.shape[1:3]
+    return _crops(views.crops, height, width, views.side_px(config), seen.seed, views.clips)
 
 
-def _cut(frames: Pixels, crop: Crop, side: int, random: np.random.Generator) -> Pixels:
-    """The crop of all frames, without copying."""
-    drawn = random.random(2) if crop.down is None or crop.across is None else (crop.down, crop.across)
-    top, left = (round((size - side) * share) for size, share in zip(frames.shape[1:3], drawn, strict=True))
-    square = frames[:, top : top + side, left : left + side]
-    return square[:, :, ::-1] if crop.mirrored else square
+def _crops(crops: tuple[Crop, ...], height: int, width: int, side: int, seed: int, clips: int) -> list[Square]:
+    random, found = np.random.default_rng(seed), list[Square]()
+    for clip in range(clips):
+        for crop in crops:
+            drawn = random.random(2) if crop.down is None or crop.across is None else (crop.down, crop.across)
+            top, left = (round((size - side) * share) for size, share in zip((height, width), drawn, strict=True))
+            found.append(Square(clip, top, left, crop.mirrored))
+    return found

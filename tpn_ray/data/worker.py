@@ -17,11 +17,11 @@ from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.decode import Video, open_video
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data import handover, reader, rows
+from tpn_ray.data import handover, reader, rows, seen
 from tpn_ray.data.handover import Parts
 from tpn_ray.data.notes import Note
 from tpn_ray.data.plan import Int64Array, MicroBatch
-from tpn_ray.data.views import Views, cut_views, duration_seconds, windows
+from tpn_ray.data.views import Seen, Views, duration_seconds, see, windows
 from tpn_ray.errors import BadVideo
 
 READERS = 8
@@ -30,7 +30,6 @@ READERS = 8
 FETCHED_AHEAD = 16
 """Most videos whose bytes are held, or on their way, while one is decoded."""
 
-Clip = NDArray[np.uint8]
 Rows = dict[str, NDArray[Any]]
 Made = TypeVar("Made")
 Fetch = Callable[[Manifest, int], bytes]
@@ -113,18 +112,17 @@ def _clip_rows(
 
 
 def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
-    """All views of each video from one pass over it: `views` has shape (n, v, t, h, w, c), clips before crops."""
+    """What all views of each video show, from one pass over it: columns of `seen.columns`."""
+    found: list[Seen | None] = [None] * len(samples)
+    seconds = np.tile([0.0, np.nan], (len(samples), 1))
 
-    durations = dict[int, float]()
-
-    def views_of(data: bytes, sample: int) -> Clip:
+    def see_all(data: bytes, place: int) -> list[Seen]:
         with open_video(data) as video:
-            durations[sample] = duration_seconds(video.seconds())
-            return cut_views(video, data, views, source.clip, source.augment)
+            seconds[place, 1] = duration_seconds(video.seconds())
+            return [see(video, data, views, source.clip, source.augment)]
 
-    shape = views.shape(source.clip, source.augment)
-    made = decode_rows(source.manifest, samples, views_of, rows.VIEWS, shape)
-    return {**made, rows.SECONDS: np.array([[0.0, durations.get(sample, np.nan)] for sample in samples.tolist()])}
+    about = make_each(source.manifest, samples, see_all, found.__setitem__)
+    return {**seen.columns(found, views, source.clip), rows.SECONDS: seconds, **about}
 
 
 def window_rows(
@@ -142,29 +140,13 @@ def window_rows(
         with open_video(data) as video:
             for window in windows(video, length_seconds, hop_seconds):
                 start = window.start_seconds
-                pixels = cut_views(video, data, views, source.clip, source.augment, window)
+                one = see(video, data, views, source.clip, source.augment, window)
                 times = np.array([[window.start_seconds, window.end_seconds]])
-                yield {rows.VIEWS: pixels[None], rows.SECONDS: times, **about, **fine}
+                yield {**seen.columns([one], views, source.clip), rows.SECONDS: times, **about, **fine}
     except BadVideo as bad:
-        black = np.zeros((1, *views.shape(source.clip, source.augment)), dtype=np.uint8)
+        nothing = seen.columns([None], views, source.clip)
         why = {rows.REASON: np.array([bad.reason]), rows.MESSAGE: np.array([str(bad)])}
-        yield {rows.VIEWS: black, rows.SECONDS: np.array([[start, np.nan]]), **about, **why}
-
-
-def decode_rows(
-    manifest: Manifest,
-    samples: Int64Array,
-    make: Callable[[bytes, int], Clip],
-    column: str,
-    shape: tuple[int, ...],
-) -> Rows:
-    """Make pixels of `shape` for each sample; a bad video, or an empty place (-1), is black and says why."""
-    pixels = np.zeros((len(samples), *shape), dtype=np.uint8)
-
-    def made(data: bytes, place: int) -> list[Clip]:
-        return [make(data, int(samples[place]))]
-
-    return {column: pixels, **make_each(manifest, samples, made, pixels.__setitem__)}
+        yield {**nothing, rows.SECONDS: np.array([[start, np.nan]]), **about, **why}
 
 
 def make_each(

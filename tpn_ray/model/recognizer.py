@@ -117,7 +117,7 @@ class ModelConfig:
         depth = len(self.rates) or len(self.levels)
         if len(self.alpha) != depth:
             raise ConfigError(f"alpha={self.alpha!r} has {len(self.alpha)} entries, the pyramid has {depth} levels")
-        if min(self.alpha) < 1:
+        if min(self.alpha) < 1 or any(pool % 1 for pool in self.alpha):
             raise ConfigError(f"alpha={self.alpha!r} must be whole numbers from 1")
         strides = [rate * pool for rate, pool in zip(self.rates or (1,) * depth, self.alpha, strict=True)]
         if any(upper % lower for lower, upper in pairwise(strides)):

@@ -73,10 +73,10 @@ def score(
 ) -> Iterator[Rows]:
     """Blocks of scored videos, each exactly once and in the manifest's order; columns of `worker.Scorer`."""
     clip, augment = recipe.clip, recipe.augment
-    video_bytes = int(np.prod(views.shape(clip, augment)))
+    video_bytes = views.most_bytes(clip, augment)
     decoded = data.video_views(_source(recipe, manifest), views, len(manifest), video_bytes, scorers.decode)
     next_sample = 0
-    for block in _scored(decoded, checkpoint_uri, scorers, alphas, keep_views):
+    for block in _scored(decoded, checkpoint_uri, views, scorers, alphas, keep_views):
         expected = np.arange(next_sample, next_sample + len(block[rows.SAMPLE]))
         if not np.array_equal(block[rows.SAMPLE], expected):
             raise AssertionError(f"videos {block[rows.SAMPLE]} came where {expected} were due")
@@ -109,7 +109,7 @@ def score_windows(
     """Blocks of scored windows of long videos, in order."""
     source = _source(recipe, manifest)
     decoded = data.video_windows(source, views, window_seconds, hop_seconds, len(manifest), scorers.decode)
-    yield from _scored(decoded, checkpoint_uri, scorers, (TRAINED,), False)
+    yield from _scored(decoded, checkpoint_uri, views, scorers, (TRAINED,), False)
 
 
 def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
@@ -117,13 +117,18 @@ def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
 
 
 def _scored(
-    decoded: ray.data.Dataset, checkpoint_uri: str, scorers: Scorers, alphas: Sequence[Alpha], keep_views: bool
+    decoded: ray.data.Dataset,
+    checkpoint_uri: str,
+    views: Views,
+    scorers: Scorers,
+    alphas: Sequence[Alpha],
+    keep_views: bool,
 ) -> Iterator[Rows]:
     # Named, not looked for: a worker that holds no GPU may see those of its node all the same.
     device = "cuda" if scorers.gpus else "cpu"
     scored = decoded.map_batches(
         Scorer,
-        fn_constructor_args=(checkpoint_uri, max(1, int(scorers.cpus)), tuple(alphas), keep_views, device),
+        fn_constructor_args=(checkpoint_uri, views, max(1, int(scorers.cpus)), tuple(alphas), keep_views, device),
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=scorers.actors),
         num_cpus=scorers.cpus,
@@ -137,12 +142,14 @@ def _scored(
 
 
 def explain(error: BaseException) -> Exception:
-    """The project's own error inside what Ray raised, or a ResourceError with its last line."""
+    """The project's own error inside what Ray raised, or a ResourceError with the innermost one."""
     causes: list[BaseException | None] = [error]
     for cause in causes:
         if isinstance(cause, TpnRayError):
             return cause
         inner = (getattr(cause, "cause", None), getattr(cause, "__cause__", None))
         causes += [one for one in inner if isinstance(one, BaseException) and one not in causes]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ResourceError(f"scoring failed: {lines[-1] if lines else type(error).__name__}")
+    # Not the last line of what Ray raised: that is advice about Ray's settings.
+    innermost = causes[-1] or error
+    lines = [line.strip() for line in str(innermost).splitlines() if line.strip()]
+    return ResourceError(f"scoring failed: {type(innermost).__name__}: {lines[0] if lines else 'no message'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from tpn_ray.predict.compare import ClassGain
 BLUE, ORANGE, GREY = "#2a6fb0", "#d1652a", "#8a8a8a"
 NAMED = 40
 """Most classes whose names fit beside a figure."""
+NAME_LETTERS = 34
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -24,6 +26,19 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes = made.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return made, axes
+
+
+def short(name: str) -> str:
+    """A class's name as it fits beside a figure: names of whole sentences differ at their beginnings and their ends."""
+    if len(name) <= NAME_LETTERS:
+        return name
+    half = (NAME_LETTERS - 1) // 2
+    return f"{name[:half].rstrip()}…{name[-half:].lstrip()}"
+
+
+def title(made: Figure, text: str) -> None:
+    """Over the whole figure, not over its axes alone: names beside them take much of the width."""
+    made.suptitle(textwrap.fill(text, int(12 * made.get_figwidth())), x=0.01, ha="left", fontsize=10)
 
 
 def png(made: Figure) -> bytes:
@@ -44,14 +59,16 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
     bar.set_label("share of the class's videos")
     axes.set_xlabel("predicted")
     axes.set_ylabel("class")
+    names = [short(name) for name in classes]
     if len(classes) <= NAMED:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(classes)), classes)
+        axes.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), names)
     if len(classes) <= 15:
+        letters_pt = 8 if matrix.max() < 1000 else 6
         for (row, column), count in np.ndenumerate(matrix):
             if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+                text = axes.text(column, row, str(count), ha="center", va="center", fontsize=letters_pt)
+                text.set_color("white" if shares[row, column] > 0.5 else "black")
     return png(made)
 
 
@@ -63,25 +80,27 @@ def per_class(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
     made, axes = figure(7.5, 1.2 + 0.24 * len(shown))
     values = [float(right[i] / counts[i]) for i in shown]
     axes.barh(range(len(shown)), values, color=BLUE)
-    axes.set_yticks(range(len(shown)), [f"{classes[i]} ({counts[i]})" for i in shown])
+    axes.set_yticks(range(len(shown)), [f"{short(classes[i])} ({counts[i]})" for i in shown])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_xlabel("top-1 (number of videos in brackets)")
+    axes.set_xlabel("top-1 (videos in brackets)")
     mean = float(np.mean([right[i] / counts[i] for i in order])) if order else 0.0
     axes.axvline(mean, color=ORANGE, linewidth=1)
-    axes.set_title(f"mean class accuracy {mean:.1%}", fontsize=10, loc="left")
+    title(made, f"mean class accuracy {mean:.1%}")
     return png(made)
 
 
-def class_gains(classes: Sequence[ClassGain], title: str) -> bytes:
+def class_gains(classes: Sequence[ClassGain], said: str) -> bytes:
     """Gain of each class as a bar, in the order given; of many classes the first 20 and the last 20."""
     shown = list(classes) if len(classes) <= NAMED else [*classes[: NAMED // 2], *classes[-NAMED // 2 :]]
     made, axes = figure(7.5, 1.4 + 0.24 * len(shown))
     colours = [BLUE if one.gain >= 0 else ORANGE for one in shown]
     axes.barh(range(len(shown)), [100 * one.gain for one in shown], color=colours)
-    axes.set_yticks(range(len(shown)), [f"{one.name} ({one.videos})" for one in shown])
+    axes.set_yticks(range(len(shown)), [f"{short(one.name)} ({one.videos})" for one in shown])
     axes.invert_yaxis()
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set_xlabel("gain in top-1, percentage points (number of videos in brackets)")
-    axes.set_title(title, fontsize=10, loc="left")
+    if not any(one.gain for one in shown):
+        axes.set_xlim(-1, 1)
+    axes.set_xlabel("gain in top-1, percentage points (videos in brackets)")
+    title(made, said)
     return png(made)

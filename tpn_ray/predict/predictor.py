@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
 from tpn_ray.clips.decode import open_video
-from tpn_ray.data.views import Window, cut_views, parse_views, windows
+from tpn_ray.data.cut import cut
+from tpn_ray.data.transfer import upload
+from tpn_ray.data.views import Seen, Views, Window, parse_views, see, squares, windows
 from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.metrics import average_views, probabilities
 from tpn_ray.model.pixels import normalise
@@ -64,8 +66,8 @@ class Predictor:
         """The scores of a video on disk or in object storage. Raises BadVideo with the reason."""
         data, chosen = self._read(path), parse_views(views)
         with open_video(data) as video:
-            pixels = cut_views(video, data, chosen, self.recipe.clip, self.recipe.augment)
-        return Prediction(average_views(self.view_scores(pixels)), self.label_sets)
+            seen = see(video, data, chosen, self.recipe.clip, self.recipe.augment)
+        return Prediction(average_views(self.view_scores(seen, chosen)), self.label_sets)
 
     def predict_windows(
         self, path: str, window_seconds: float, hop_seconds: float = 0.0, views: str = "1x1"
@@ -75,18 +77,20 @@ class Predictor:
         data, chosen = self._read(path), parse_views(views)
         with open_video(data) as video:
             for window in windows(video, window_seconds, hop_seconds or window_seconds):
-                pixels = cut_views(video, data, chosen, self.recipe.clip, self.recipe.augment, window)
-                yield Prediction(average_views(self.view_scores(pixels)), self.label_sets, window)
+                seen = see(video, data, chosen, self.recipe.clip, self.recipe.augment, window)
+                yield Prediction(average_views(self.view_scores(seen, chosen)), self.label_sets, window)
 
     @torch.inference_mode()
-    def view_scores(self, views: NDArray[np.uint8], alpha: Alpha = ()) -> ViewScores:
-        """uint8 (v, t, h, w, c) -> the scores of every view; with another alpha than the trained one if given."""
+    def view_scores(self, seen: Seen, views: Views, alpha: Alpha = ()) -> ViewScores:
+        """The scores of every view of what was seen; with another alpha than the trained one if given."""
         if self.model.neck is not None or alpha:
             set_alpha(self.model, alpha or self.trained_alpha)
-        at_once = max(1, PIXELS_AT_ONCE // int(np.prod(views.shape[1:4])))
-        pixels = torch.tensor(views)  # a copy: the views may be read-only memory of the object store
+        side, wanted = views.side_px(self.recipe.augment), squares(seen, views, self.recipe.augment)
+        at_once = max(1, PIXELS_AT_ONCE // (seen.places.shape[1] * side * side))
+        frames, places = (upload(array, str(self.device)) for array in (seen.frames, seen.places))
+        portions = [wanted[at : at + at_once] for at in range(0, len(wanted), at_once)]
         with _threads(self.threads):
-            outputs = [self.model(normalise(part.to(self.device))).action for part in torch.split(pixels, at_once)]
+            outputs = [self.model(normalise(cut(frames, places, part, side))).action for part in portions]
             return probabilities(torch.cat(outputs), self.recipe.model.label_sets).cpu().numpy()
 
     def _read(self, path: str) -> bytes:

@@ -35,9 +35,11 @@ class Strip:
 def sheet(strips: Sequence[Strip]) -> bytes:
     """A PNG with one strip below the other; of longer clips FRAMES frames, evenly spread."""
     columns = max((min(len(strip.frames), FRAMES) for strip in strips), default=1)
-    high = TEXT_PX + SIDE_PX + GAP_PX
-    picture = Image.new("RGB", (columns * (SIDE_PX + GAP_PX), max(1, len(strips)) * high), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    high, font = TEXT_PX + SIDE_PX + GAP_PX, ImageFont.load_default(12)
+    # Text is never cut: it is often wider than a strip of one frame.
+    wide = max([columns * (SIDE_PX + GAP_PX), *(int(font.getlength(strip.text)) + 5 for strip in strips)])
+    picture = Image.new("RGB", (wide, max(1, len(strips)) * high), "white")
+    draw = ImageDraw.Draw(picture)
     for row, strip in enumerate(strips):
         draw.text((2, row * high + 2), strip.text, fill="black", font=font)
         places = np.linspace(0, len(strip.frames) - 1, min(len(strip.frames), FRAMES)).round().astype(int)

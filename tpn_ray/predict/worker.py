@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tpn_ray.data import rows
+from tpn_ray.data.seen import of_row
+from tpn_ray.data.views import Views
 from tpn_ray.data.worker import Rows
 from tpn_ray.metrics import average_views
 from tpn_ray.predict.predictor import Alpha, load
@@ -24,19 +26,26 @@ class Scorer:
     """A network of a checkpoint, scored with each of `alphas` (an empty one is the trained one)."""
 
     def __init__(
-        self, checkpoint_uri: str, threads: int, alphas: Sequence[Alpha], keep_views: bool, device: str = "cpu"
+        self,
+        checkpoint_uri: str,
+        views: Views,
+        threads: int,
+        alphas: Sequence[Alpha],
+        keep_views: bool,
+        device: str = "cpu",
     ) -> None:
         self.predictor = load(checkpoint_uri, device=device, threads=threads)
-        self.alphas, self.keep_views = alphas, keep_views
+        self.views, self.alphas, self.keep_views = views, alphas, keep_views
 
     def __call__(self, batch: Rows) -> Rows:
-        views = batch[rows.VIEWS]
         classes = sum(self.predictor.recipe.model.label_sets)
-        scores = np.zeros((len(views), len(self.alphas), views.shape[1], classes), dtype=np.float32)
+        shape = (len(batch[rows.REASON]), len(self.alphas), self.views.count, classes)
+        scores = np.zeros(shape, dtype=np.float32)
         for row, reason in enumerate(batch[rows.REASON]):
             if not reason:
+                seen = of_row(batch, row)
                 for place, alpha in enumerate(self.alphas):
-                    scores[row, place] = self.predictor.view_scores(views[row], alpha)
+                    scores[row, place] = self.predictor.view_scores(seen, self.views, alpha)
         averaged = [[average_views(one) for one in video] for video in scores]
         scored = {column: batch[column] for column in KEPT if column in batch}
         scored[SCORES] = np.array(averaged, dtype=np.float32)

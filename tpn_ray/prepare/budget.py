@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import floor
 
 from tpn_ray.clips.shards import Bad
 from tpn_ray.errors import BudgetError, ConfigError
@@ -24,7 +25,7 @@ def parse_share(text: str) -> float:
 
 def check_budget(bad: Mapping[int, Bad], videos: int, max_bad: float) -> None:
     """Raise BudgetError when more than the share `max_bad` of all `videos` is bad."""
-    allowed = int(max_bad * videos)
+    allowed = floor(max_bad * videos + 1e-6)  # 29% of 100 are 29, which 0.29 * 100 is not
     if len(bad) <= allowed:
         return
     counts: dict[str, int] = {}

@@ -136,6 +136,8 @@ def run(
 
     totals = make_shards(job, tasks, watch) if job.shards else Totals()
     done = finished(folder, plans, settings_hash(settings))
+    # What the tasks told last may not have arrived while they ran; the shards have it all.
+    check_budget({bad[0]: bad for summary in done.values() for bad in summary.bad}, len(manifest), max_bad)
     dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings)
     return Summary(
         dataset=dataset,

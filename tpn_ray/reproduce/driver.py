@@ -7,9 +7,11 @@ are scored.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +19,19 @@ import pyarrow as pa
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data.views import parse_views
-from tpn_ray.errors import ConfigError
+from tpn_ray.errors import ConfigError, difference
 from tpn_ray.predict import driver as predict
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.summary import by_label_set
 from tpn_ray.predict.table import read_scores, video_tables, write_scores
-from tpn_ray.reproduce.outcome import Outcome, outcome
-from tpn_ray.reproduce.tables import Row, Scale, Table
+from tpn_ray.reproduce.outcome import Outcome, Ranks, outcome
+from tpn_ray.reproduce.tables import FRAMES, Row, Scale, Table
 from tpn_ray.train import driver as train
 from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import Event
-from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
+
+ABOUT_KEY = b"tpn_ray.run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,11 @@ class Campaign:
     machines: Machines
     storage_uri: str
 
+    @property
+    def views(self) -> str:
+        """What every row is tested in."""
+        return "1x1" if self.scale == "toy" else self.table.views
+
     def recipe(self, row: Row, seed: int) -> Recipe:
         """What is trained."""
         recipe = row.recipe(self.scale, seed)
@@ -57,61 +66,107 @@ class Campaign:
         return f"{self.name}-{plain}-seed{seed}"
 
 
-def rows_named(table: Table, names: Sequence[str]) -> Table:
-    """Only some rows; the first one stays, since the others are compared with it."""
+def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
+    """The rows of that scale, or only some; the first one stays, since the others are compared with it."""
     known = [row.name for row in table.rows]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"the table has no row {unknown[0]!r}; it has: {', '.join(known)}")
-    kept = [row for row in table.rows if not names or row.name in names or row is table.baseline]
+    usual = [row.name for row in table.rows if scale == "full" or not row.only_full]
+    kept = [row for row in table.rows if row.name in (names or usual) or row is table.baseline]
     return Table(title=table.title, data=table.data, views=table.views, rows=tuple(kept), toy_shows=table.toy_shows)
 
 
-def run(campaign: Campaign, on_run: Callable[[str, float], None], on_event: Callable[[Event], None]) -> list[Outcome]:
-    """Train and score every row with every seed; what they say together, in the table's order."""
-    hits: dict[str, list[list[bool]]] = {row.name: [] for row in campaign.table.rows}
+def run(
+    campaign: Campaign, on_run: Callable[[str, dict[str, float]], None], on_event: Callable[[Event], None]
+) -> dict[str, list[Outcome]]:
+    """Train and score every row with every seed; for each label set what they say together, in the table's order."""
+    ranks: dict[str, dict[str, list[Ranks]]] = {name: {} for name in campaign.manifest.label_sets}
     for seed in range(campaign.seeds):
-        for (
-            row
-        ) in campaign.table.rows:  # a seed at a time, so that a campaign that is cut short compares like with like
-            right = _hits(campaign, row, seed, on_event)
-            hits[row.name].append(right)
-            on_run(campaign.run_name(row, seed), float(np.mean(right)))
-    baseline = np.array(hits[campaign.table.baseline.name])
-    return [outcome(name, np.array(right), baseline) for name, right in hits.items()]
+        # A seed at a time, so that a campaign that is cut short compares like with like.
+        for row in campaign.table.rows:
+            found = _ranks(campaign, row, seed, on_event)
+            for name, places in found.items():
+                ranks[name].setdefault(row.name, []).append(places)
+            on_run(campaign.run_name(row, seed), {name: float((places == 0).mean()) for name, places in found.items()})
+    return {
+        name: [outcome(row, np.array(one), np.array(rows[campaign.table.baseline.name])) for row, one in rows.items()]
+        for name, rows in ranks.items()
+    }
 
 
-def _hits(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], None]) -> list[bool]:
-    """Of every validation video that could be used, whether all its labels were told."""
-    name = campaign.run_name(row, seed)
-    uri = storage.join(campaign.storage_uri, name, "table_scores.parquet")
+def checkpoints(campaign: Campaign, on_event: Callable[[Event], None]) -> dict[str, tuple[str, ...]]:
+    """Of every row one for each seed; of what only measures tempo, one."""
+    return {
+        row.name: tuple(
+            checkpoint(campaign, row, seed, on_event) for seed in range(1 if row is FRAMES else campaign.seeds)
+        )
+        for row in campaign.table.rows
+    }
+
+
+def checkpoint(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], None]) -> str:
+    """The last checkpoint of a row, trained if it is not there."""
+    return train.run(
+        campaign.recipe(row, seed),
+        campaign.manifest,
+        campaign.machines,
+        storage_uri=campaign.storage_uri,
+        name=campaign.run_name(row, seed),
+        on_event=on_event,
+    ).last
+
+
+def _ranks(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], None]) -> dict[str, Ranks]:
+    """For each label set the place of the right class, of every validation video that could be used."""
+    uri = storage.join(campaign.storage_uri, campaign.run_name(row, seed), "table_scores.parquet")
     videos = campaign.manifest.select("val")
-    table = read_scores(uri)[0] if storage.exists(uri) else _train_and_score(campaign, row, seed, videos, on_event)
-    write_scores(table, uri)
-    sets = by_label_set(table, videos.label_sets)
-    usable = sorted(set.intersection(*(set(one.rows.tolist()) for one in sets)))
-    places = {one.name: dict(zip(one.rows.tolist(), one.ranks.tolist(), strict=True)) for one in sets}
-    return [all(places[name][video] == 0 for name in places) for video in usable]
+    if storage.exists(uri):
+        table = read_scores(uri)[0]
+        _refuse_another(campaign, row, seed, table, uri)
+    else:
+        table = _train_and_score(campaign, row, seed, videos, on_event)
+        write_scores(table, uri)
+    return {one.name: one.ranks for one in by_label_set(table, videos.label_sets)}
+
+
+def _about(campaign: Campaign, row: Row, seed: int) -> dict[str, Any]:
+    """What decides the scores of a run."""
+    about = {
+        "recipe": to_plain(campaign.recipe(row, seed)),
+        "dataset_version": campaign.manifest.version,
+        "views": campaign.views,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(about))
+    return plain
+
+
+def _refuse_another(campaign: Campaign, row: Row, seed: int, table: pa.Table, uri: str) -> None:
+    """Raise ConfigError where scores that are there are not those of this row, such as of fewer epochs."""
+    before = json.loads((table.schema.metadata or {}).get(ABOUT_KEY, b"{}"))
+    if changed := difference(before, _about(campaign, row, seed)):
+        raise ConfigError(
+            f"{uri} was scored with other settings:\n  "
+            + "\n  ".join(line.removeprefix("recipe.") for line in changed)
+            + "\nSet them back, or give another --storage"
+        )
 
 
 def _train_and_score(
     campaign: Campaign, row: Row, seed: int, videos: Manifest, on_event: Callable[[Event], None]
 ) -> pa.Table:
-    recipe, machines = campaign.recipe(row, seed), campaign.machines
-    result = train.run(
-        recipe,
-        campaign.manifest,
-        machines,
-        storage_uri=campaign.storage_uri,
-        name=campaign.run_name(row, seed),
-        on_event=on_event,
-    )
-    scorers = Scorers(
+    recipe, last = campaign.recipe(row, seed), checkpoint(campaign, row, seed, on_event)
+    views = parse_views(campaign.views)
+    (table,) = video_tables(videos, predict.score(last, recipe, videos, views, scorers(campaign.machines)))
+    about = json.dumps(_about(campaign, row, seed)).encode()
+    return table.replace_schema_metadata({**table.schema.metadata, ABOUT_KEY: about})
+
+
+def scorers(machines: Machines) -> Scorers:
+    """As much of the cluster as training takes."""
+    return Scorers(
         actors=machines.workers,
         cpus=machines.cpus_per_worker or 1.0,
         gpus=machines.gpus_per_worker,
         resources=machines.worker_resources,
         decode=machines.decoding(),
     )
-    views = parse_views("1x1" if campaign.scale == "toy" else campaign.table.views)
-    (table,) = video_tables(videos, predict.score(result.last, recipe, videos, views, scorers))
-    return table

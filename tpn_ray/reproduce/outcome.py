@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Int
 from numpy.typing import NDArray
 
 from tpn_ray.metrics import RESAMPLES
 
-Hits = Bool[np.ndarray, "s v"]
-"""Right or not, by seed and video."""
+Ranks = Int[np.ndarray, "s v"]
+"""Place of the right class among the scores, from 0, by seed and video."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Outcome:
     name: str
     top1: tuple[float, ...]
     """Of each seed."""
+    top5: tuple[float, ...]
     gain: float
     """Mean top-1 above the baseline's."""
     gain_interval: tuple[float, float]
@@ -37,6 +38,10 @@ class Outcome:
         return float(np.mean(self.top1))
 
     @property
+    def mean_top5(self) -> float:
+        return float(np.mean(self.top5))
+
+    @property
     def spread(self) -> float:
         """Standard deviation over seeds (n - 1); nan for one seed."""
         return float(np.std(self.top1, ddof=1)) if len(self.top1) > 1 else float("nan")
@@ -47,15 +52,16 @@ class Outcome:
         return self.gain_interval[0] > 0 and min(self.gains) > 0
 
 
-def outcome(name: str, hits: Hits, baseline: Hits) -> Outcome:
+def outcome(name: str, ranks: Ranks, baseline: Ranks) -> Outcome:
     """A row beside its baseline, on the same videos and with the same seeds."""
-    if hits.shape != baseline.shape:
-        raise ValueError(f"{hits.shape} hits of {name} cannot be compared with {baseline.shape} of the baseline")
-    differences = hits.astype(np.float64) - baseline
+    if ranks.shape != baseline.shape:
+        raise ValueError(f"{ranks.shape} ranks of {name} cannot be compared with {baseline.shape} of the baseline")
+    differences = (ranks == 0).astype(np.float64) - (baseline == 0)
     low, high = np.percentile(resampled_twice(differences), [2.5, 97.5])
     return Outcome(
         name=name,
-        top1=tuple(hits.mean(axis=1).tolist()),
+        top1=tuple((ranks == 0).mean(axis=1).tolist()),
+        top5=tuple((ranks < 5).mean(axis=1).tolist()),
         gain=float(differences.mean()),
         gain_interval=(float(low), float(high)),
         gains=tuple(differences.mean(axis=1).tolist()),

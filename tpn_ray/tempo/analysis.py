@@ -19,8 +19,8 @@ from tpn_ray.tempo.page import Page
 MISSED = 10
 """Videos in the picture of mistakes."""
 
-Hits = dict[str, bool]
-"""Id -> right or not."""
+Hits = dict[str, float]
+"""Id -> 1 for right, 0 for wrong; of a network trained with several seeds, the share of them that is right."""
 
 
 @dataclass
@@ -79,8 +79,7 @@ def add_gain(report: Report, tempos: Sequence[Tempo], first: Hits, second: Hits,
     common = [one for one in tempos if one.id in first and one.id in second]
     known = class_tempos([one.name for one in common], np.array([one.seconds for one in common]))
     gains = [
-        float(np.mean([float(second[one.id]) - first[one.id] for one in common if one.name == cls.name]))
-        for cls in known
+        float(np.mean([second[one.id] - first[one.id] for one in common if one.name == cls.name])) for cls in known
     ]
     variance, gain = np.array([cls.variance for cls in known]), np.array(gains)
     line, binned = fit_line(variance, gain), bins(variance, gain, per_bin)
@@ -102,7 +101,7 @@ def add_gain(report: Report, tempos: Sequence[Tempo], first: Hits, second: Hits,
 
 def missed(tempos: Sequence[Tempo], right: Hits, count: int = MISSED) -> list[tuple[str, str]]:
     """(id, text) of videos that the network gets wrong, evenly spread from the fastest to the slowest."""
-    wrong = [one for one in tempos if right.get(one.id) is False and not math.isnan(one.seconds)]
+    wrong = [one for one in tempos if right.get(one.id, 1) < 0.5 and not math.isnan(one.seconds)]
     ordered = sorted(wrong, key=lambda one: one.seconds)
     places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)).tolist()
     return [(ordered[i].id, f"{ordered[i].name}, {ordered[i].seconds:.2f} s wide   {ordered[i].id}") for i in places]

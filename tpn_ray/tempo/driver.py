@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
@@ -13,9 +18,12 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.predict import driver as predict
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import LabelSets, match_classes
+from tpn_ray.predict.sheet import sheet, whole_videos
 from tpn_ray.predict.summary import by_label_set
-from tpn_ray.predict.table import video_tables
+from tpn_ray.predict.table import video_tables, write_scores
 from tpn_ray.predict.worker import VIEW_SCORES
+from tpn_ray.tempo import analysis
+from tpn_ray.tempo.analysis import Hits, Report
 from tpn_ray.tempo.fwhm import Tempo, width
 from tpn_ray.train.recipe import Recipe, from_plain, replace_fields
 
@@ -65,8 +73,14 @@ def measure(checkpoint: str, manifest: Manifest, frames: int, scorers: Scorers) 
     return found
 
 
-def hits(checkpoint: str, manifest: Manifest, views: str, scorers: Scorers) -> dict[str, bool]:
-    """Whether each usable video with a label is put into its class (of several label sets, the first one)."""
+def hits(checkpoints: Sequence[str], manifest: Manifest, views: str, scorers: Scorers) -> Hits:
+    """How many of the checkpoints, of the same network with several seeds, put each usable video with a label into its
+    class (of several label sets, the first one)."""
+    each = [_hits(one, manifest, views, scorers) for one in checkpoints]
+    return {id: sum(one[id] for one in each) / len(each) for id in each[0] if all(id in one for one in each)}
+
+
+def _hits(checkpoint: str, manifest: Manifest, views: str, scorers: Scorers) -> dict[str, bool]:
     recipe, label_sets = read_checkpoint(checkpoint)
     matched = match_classes(manifest, label_sets, checkpoint).manifest
     scored = predict.score(storage.absolute(checkpoint), recipe, matched, parse_views(views), scorers)
@@ -76,8 +90,58 @@ def hits(checkpoint: str, manifest: Manifest, views: str, scorers: Scorers) -> d
 
 
 def at_strides(
-    checkpoint: str, manifest: Manifest, strides: Sequence[int], scorers: Scorers
-) -> dict[int, dict[str, bool]]:
+    checkpoints: Sequence[str], manifest: Manifest, strides: Sequence[int], scorers: Scorers
+) -> dict[int, Hits]:
     """`hits` with clips of other strides than the trained one: the same videos, played faster or slower."""
     views = {stride: "1x1" if stride == AS_TRAINED else f"1x1 stride {stride}" for stride in strides}
-    return {stride: hits(checkpoint, manifest, one, scorers) for stride, one in views.items()}
+    return {stride: hits(checkpoints, manifest, one, scorers) for stride, one in views.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be analysed."""
+
+    frames: str = ""
+    """Checkpoint of a TSN; without one, tempo is not measured."""
+    first: tuple[str, ...] = ()
+    second: tuple[str, ...] = ()
+    """Checkpoints of the two networks, one for each seed; both or none."""
+    samples: int = 64
+    """Single frames of each video."""
+    strides: tuple[int, ...] = ()
+    """To score both at, beside the trained one."""
+    classes_per_bin: int = 10
+
+
+def analyse(
+    question: Question, manifest: Manifest, true_seconds: dict[str, float], scorers: Scorers
+) -> tuple[list[Tempo], Report]:
+    """Everything that was asked for: the tempo of every video, and the report."""
+    report, tempos = Report(), list[Tempo]()
+    if question.frames:
+        tempos = measure(question.frames, manifest, question.samples, scorers)
+        analysis.add_tempo(report, tempos, true_seconds)
+    if question.first:
+        trained = read_checkpoint(question.first[0])[0].clip.stride_frames
+        own = trained if question.strides else AS_TRAINED
+        strides = sorted({own, *question.strides})
+        at = [at_strides(uris, manifest, strides, scorers) for uris in (question.first, question.second)]
+        if tempos:
+            analysis.add_gain(report, tempos, at[0][own], at[1][own], question.classes_per_bin)
+            wrong = [(manifest.ids.index(id), text) for id, text in analysis.missed(tempos, at[1][own])]
+            augment = read_checkpoint(question.second[0])[0].augment
+            analysis.add_missed(report, sheet(whole_videos(manifest, wrong, augment)))
+        if question.strides:
+            analysis.add_strides(report, at[0], at[1], trained, ("first", "second"))
+    return tempos, report
+
+
+def write(folder: str, tempos: list[Tempo], report: Report) -> None:
+    """tempo.parquet, the figures, report.html and report.json."""
+    if tempos:
+        table = pa.Table.from_pylist([dataclasses.asdict(one) for one in tempos])
+        write_scores(table, storage.join(folder, "tempo.parquet"))
+    for name, png in report.pictures.items():
+        storage.write_bytes(storage.join(folder, name), png)
+    storage.write_bytes(storage.join(folder, "report.html"), report.page.html())
+    storage.write_bytes(storage.join(folder, "report.json"), json.dumps(report.numbers, indent=1).encode())

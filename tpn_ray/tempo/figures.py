@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tpn_ray.predict.plots import BLUE, GREY, ORANGE, figure, png
+from tpn_ray.predict.plots import BLUE, GREY, NAMED, ORANGE, figure, png, short, title
 from tpn_ray.tempo.gain import Bin, ClassTempo, Line
-
-NAMED = 40
 
 
 def variances(classes: Sequence[ClassTempo]) -> bytes:
     """Figure 1, bottom: the variance of tempo of every class, greatest first."""
     ordered = sorted(classes, key=lambda one: -one.variance)
-    made, axes = figure(8, 4.2 if len(ordered) <= NAMED else 3.2)
+    names = [short(one.name) for one in ordered]
+    made, axes = figure(8, 3.2 + (0.07 * max(map(len, names), default=0) if len(ordered) <= NAMED else 0))
     axes.bar(range(len(ordered)), [one.variance for one in ordered], color=BLUE)
     axes.set_ylabel("variance of the width (s²)")
     if len(ordered) <= NAMED:
-        names = [one.name for one in ordered]
         axes.set_xticks(range(len(ordered)), names, rotation=50, ha="right", rotation_mode="anchor")
     else:
         axes.set_xlabel(f"{len(ordered)} classes, by variance")
-    axes.set_title("Variance of visual tempo of each class", fontsize=10, loc="left")
+    title(made, "Variance of visual tempo of each class")
     return png(made)
 
 
@@ -39,12 +38,12 @@ def gain_against_variance(
         ends = np.array([variance.min(), variance.max()])
         axes.plot(ends, 100 * (line.intercept + line.slope * ends), color=BLUE, label="least squares over classes")
         low, high = line.slope_interval
-        title = f"slope {100 * line.slope:+.2f} points per s² (95 %: {100 * low:+.2f} to {100 * high:+.2f})"
-        axes.set_title(title, fontsize=10, loc="left")
+        said = f"slope {100 * line.slope:+.2f} points per s² (95 %: {100 * low:+.2f} to {100 * high:+.2f})"
+        title(made, said)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xlabel("variance of visual tempo (s²)")
     axes.set_ylabel("gain in top-1 (percentage points)")
-    axes.legend(frameon=False, fontsize=9)
+    _legend(made)
     return png(made)
 
 
@@ -55,12 +54,11 @@ def against_stride(
     made, axes = figure(6.4, 4.0)
     for values, name, colour, style in zip((first, second), names, (BLUE, ORANGE), ("o--", "o-"), strict=True):
         axes.plot(strides, [100 * value for value in values], style, color=colour, label=name, markersize=5)
-    axes.axvline(trained, color=GREY, linewidth=0.8, linestyle=":")
-    axes.annotate("trained", (trained, axes.get_ylim()[0]), xytext=(4, 4), textcoords="offset points", color=GREY)
+    axes.axvline(trained, color=GREY, linewidth=0.8, linestyle=":", label="stride in training")
     axes.set_xticks(list(strides))
     axes.set_xlabel("stride in frames (to the right: played faster)")
     axes.set_ylabel("top-1 (%)")
-    axes.legend(frameon=False, fontsize=9)
+    _legend(made)
     return png(made)
 
 
@@ -70,5 +68,10 @@ def measured_against_true(true: NDArray[np.float64], measured: NDArray[np.float6
     axes.scatter(true, measured, s=12, color=BLUE, alpha=0.6)
     axes.set_xlabel("true width (s)")
     axes.set_ylabel("measured width (s)")
-    axes.set_title(f"Spearman {correlation:.3f}", fontsize=10, loc="left")
+    title(made, f"Spearman {correlation:.3f}")
     return png(made)
+
+
+def _legend(made: Figure) -> None:
+    """Below the axes, where it hides no point."""
+    made.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)

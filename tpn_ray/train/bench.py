@@ -11,9 +11,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest, load_manifest
@@ -23,8 +26,12 @@ from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import Committed, Event
 from tpn_ray.train.plain_run import Settings
 from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
+from tpn_ray.train.saving import Saving
+from tpn_ray.train.step import Training
+from tpn_ray.train.writer import copied
 
 PLAIN_SECONDS = 1800
+COPIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +83,21 @@ class TrainReport:
     """Share of step time."""
     plain_waiting_for_data: float
     steps: int
+    checkpoint_seconds: float = 0.0
+    """What one checkpoint makes a step wait: the copy of weights, momenta and the rest; writing goes on beside."""
 
     def __str__(self) -> str:
         low, high = self.spread
+        every = Saving().every_seconds
         return (
             f"Ray Train + Ray Data    {self.ray_clips_per_second:8.1f} clips/s, "
             f"waiting for data {self.ray_waiting_for_data:.0%}\n"
             f"torchrun + DataLoader   {self.plain_clips_per_second:8.1f} clips/s, "
             f"waiting for data {self.plain_waiting_for_data:.0%}\n"
             f"{self.ray_over_plain:.2f} times as fast ({low:.2f}-{high:.2f}); "
-            f"the same losses in all {self.steps} steps on record"
+            f"the same losses in all {self.steps} steps on record\n"
+            f"a checkpoint makes a step wait {1000 * self.checkpoint_seconds:.0f} ms: "
+            f"{self.checkpoint_seconds / every:.3%} of the {every:g} s between two"
         )
 
 
@@ -107,7 +119,7 @@ def measure_train(recipe: Recipe, bench: TrainBench) -> TrainReport:
             pairs.append((with_ray(recipe, manifest, bench, folder, f"round-{number}"), plain))
     for ray_side, plain_side in pairs:
         check_same(ray_side, plain_side)
-    report = compare(pairs)
+    report = dataclasses.replace(compare(pairs), checkpoint_seconds=checkpoint_seconds(recipe, bench))
     if bench.json:
         storage.write_bytes(storage.absolute(bench.json), json.dumps(dataclasses.asdict(report), indent=1).encode())
     return report
@@ -125,6 +137,19 @@ def compare(pairs: Sequence[tuple[Measured, Measured]]) -> TrainReport:
         plain_waiting_for_data=statistics.median(waiting(plain_side) for _, plain_side in pairs),
         steps=len(pairs[0][0]),
     )
+
+
+def checkpoint_seconds(recipe: Recipe, bench: TrainBench) -> float:
+    """Median time that a copy of all that a checkpoint holds takes, where the network is."""
+    device = "cuda" if bench.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    training, times = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device), list[float]()
+    for parameter in training.trained:  # as after a step
+        training.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for _ in range(COPIES):
+        begun = time.perf_counter()
+        copied(training.state())
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
 
 
 def speed(measured: Measured) -> float:

@@ -236,14 +236,16 @@ def run(
     max_failures: int = 3,
     until_epoch: int = 0,
     start_from: str = "",
+    start_epoch: int = 0,
     order_ledger: str = "",
 ) -> RunResult:
     """Train to the end, going on where a run of this name in this storage stopped.
 
     With `until_epoch` the run pauses at that epoch, evaluated and with a checkpoint; continued, it ends with the same
     weights, bit for bit, as one that never paused. With `start_from`, a new run begins with the weights, momenta and
-    position of that checkpoint, whose settings may have been others as long as the weights fit. In `order_ledger`, a
-    folder, every worker writes down what it trains on.
+    position of that checkpoint, whose settings may have been others as long as the weights fit; where its epochs had
+    another number of steps, `start_epoch` says at which epoch of its own this run begins. In `order_ledger`, a folder,
+    every worker writes down what it trains on.
 
     `recipe` has the dataset's number of classes (`recipe_for`). Raises TrainingError when training fails for good,
     BudgetError when more than the share `max_bad` of the videos are bad, and whatever `on_event` raises.
@@ -274,6 +276,7 @@ def run(
             mailbox=mailbox,
             threads=max(1, int(machines.cpus_per_worker)),
             start_from=start_from,
+            start_step=start_epoch * plan.steps_per_epoch,
             order_ledger=order_ledger,
         )
         longest = GROW_SECONDS if machines.may_grow else WAIT_SECONDS
@@ -430,14 +433,20 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
 
     def fit() -> None:
         for attempt in range(CONTROLLER_STARTS):
+            committed = ledger.committed
             try:
                 make_trainer().fit()
                 return
             except ray.exceptions.RayActorError as error:  # the controller was killed; a new one goes on
                 mailbox.put.remote(Failed(at=time.time()))
-                _release(ledger.placement_group)
+                release(ledger.placement_group)
                 if attempt + 1 == CONTROLLER_STARTS:
                     failure.append(error)
+            except ray.train.ControllerError as error:
+                # Ray Train counts failures to place workers over its whole life; what was before progress is past.
+                if attempt + 1 == CONTROLLER_STARTS or ledger.committed == committed:
+                    failure.append(error)
+                    return
             except BaseException as error:  # passed on to the calling thread
                 failure.append(error)
                 return
@@ -497,10 +506,10 @@ def _amounts(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(shown.items())) or "no CPUs"
 
 
-def _release(placement_group: str) -> None:
+def release(placement_group: str) -> None:
     """Free what the workers of a dead controller held: by default it stays until the job ends.
 
-    Ray Train has a helper for it, which cannot find its cluster where two Rays run on one machine.
+    Ray Train has a helper for it, which needs the dashboard, and cannot find it where two Rays run on one machine.
     """
     if placement_group:
         group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_group)))

@@ -23,6 +23,7 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import top_k_hits
 from tpn_ray.model.pixels import normalise
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
+from tpn_ray.redaction import refuse_credentials
 from tpn_ray.train.loss import LossConfig, cross_entropy, total_loss
 from tpn_ray.train.optim import OptimConfig, frozen_modules, learning_rate, make_optimizer
 
@@ -85,6 +86,7 @@ class LoopConfig:
             raise ConfigError(f"seed={self.seed} must not be negative")
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"precision={self.precision!r} must be fp32 or bf16")
+        refuse_credentials("weights", self.weights)
 
     @property
     def micro_batches_per_step(self) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,8 @@ class Job:
     threads: int
     start_from: str = ""
     """Checkpoint that a new run begins from: another run's, perhaps of other settings."""
+    start_step: int = 0
+    """The step that it then begins at; 0: the checkpoint's own."""
     order_ledger: str = ""
     """Folder for an `OrderLedger`; empty for none."""
 
@@ -187,10 +189,7 @@ class _Rank:
         if videos == 0:
             raise TrainingError("no validation video could be used")
         self.top1.append(first / videos)
-        patience = self.job.recipe.loop.patience_evaluations
-        stale = len(self.top1) - 1 - self.top1.index(max(self.top1))
-        if patience and stale >= patience:
-            self.ended = f"the last {stale} evaluations did not reach more than {max(self.top1):.1%} top-1"
+        self.ended = why_end(self.top1, self.job.recipe.loop.patience_evaluations)
         return {"val_loss": loss / videos, "val_top1": first / videos, "val_top5": five / videos, "val_videos": videos}
 
     def _commit(self, scores: dict[str, float]) -> None:
@@ -217,6 +216,14 @@ class _Rank:
             self.saved_at = time.monotonic()
 
 
+def why_end(top1: Sequence[float], patience: int) -> str:
+    """Why a run with these evaluations ends early; empty if it goes on."""
+    stale = len(top1) - 1 - list(top1).index(max(top1))
+    if not patience or stale < patience:
+        return ""
+    return f"the last {stale} evaluations did not reach more than {max(top1):.1%} top-1"
+
+
 def _begin(training: Training, job: Job, rank: int) -> Beginning:
     """Rank 0 chooses the newest whole checkpoint; all load it, or the weights that the recipe begins with."""
     told: list[Beginning | None] = [_choose(job) if rank == 0 else None]
@@ -227,7 +234,7 @@ def _begin(training: Training, job: Job, rank: int) -> Beginning:
     if beginning.checkpoint:
         saved = checkpoints.load(beginning.checkpoint)
         try:
-            training.load(saved.weights, saved.training, saved.step)
+            training.load(saved.weights, saved.training, beginning.step)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{beginning.checkpoint} belongs to another network: {error}") from error
     elif job.recipe.loop.weights:
@@ -247,7 +254,7 @@ def _choose(job: Job) -> Beginning:
     uri = run_folder.checkpoint_uri(job.run_uri, step) if step else job.start_from
     scored = [record for record in run_folder.read_records(job.run_uri) if record.scores]
     return Beginning(
-        step=step or (checkpoints.load(uri).step if uri else 0),
+        step=step or job.start_step or (checkpoints.load(uri).step if uri else 0),
         checkpoint=uri,
         start=time.time_ns() // 1_000_000,
         top1=tuple(record.scores["val_top1"] for record in scored),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.tune.search import Searcher
 
 from tpn_ray import storage
 from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.train.driver import release
 from tpn_ray.tune import search
 from tpn_ray.tune.climb import Search
 from tpn_ray.tune.distributions import Choice, Distribution, Uniform
@@ -35,6 +37,8 @@ TRIAL_CPUS = 0.01
 RETRIES = 3
 """Times that a trial whose process was lost is begun again, from its last checkpoint."""
 LOOK_SECONDS = 1.0
+GONE_SECONDS = 3.0
+"""After which the processes of a stopped or paused trial are gone, and do not replace what is taken from them."""
 IN_FLIGHT = ("loss.", "optim.", "model.alpha", "model.dropout")
 """Fields that may change while a network trains: they change no weight's shape and no clip."""
 
@@ -228,10 +232,32 @@ def everything_seen(trials: list[Trial], objectives: Objectives) -> list[Seen]:
 
 
 class Watch(ray.tune.Callback):  # type: ignore[misc]
-    """Says what is reported; writes down who was stopped, and whose process was lost for good."""
+    """Says what is reported; writes down who was stopped, and whose process was lost for good; frees what they held."""
 
     def __init__(self, campaign: Campaign, say: Callable[[str], None]) -> None:
         self.campaign, self.say = campaign, say
+        self.idle_since: dict[str, float] = {}
+        """Tune's id of a trial that has no process now -> since when."""
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        for trial in trials:
+            if trial.status in ("PENDING", "RUNNING"):
+                self.idle_since.pop(trial.trial_id, None)
+            elif trial.trial_id not in self.idle_since:
+                self.idle_since[trial.trial_id] = time.monotonic()
+            elif time.monotonic() - self.idle_since[trial.trial_id] - GONE_SECONDS > 0:
+                self.idle_since[trial.trial_id] = math.inf  # once
+                self._free(trial)
+
+    def on_experiment_end(self, trials: Any, **info: Any) -> None:
+        for trial in trials:
+            if self.idle_since.get(trial.trial_id) != math.inf:
+                self._free(trial)
+
+    def _free(self, trial: Any) -> None:
+        known = self._known(trial)
+        if known:
+            release(known.placement_group)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if METRIC in result:

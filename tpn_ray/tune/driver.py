@@ -15,10 +15,11 @@ from tpn_ray.errors import BudgetError, ConfigError, ResourceError
 from tpn_ray.train import driver as train
 from tpn_ray.train.driver import Machines, check_feasible
 from tpn_ray.train.events import Committed, Event, Started
-from tpn_ray.train.recipe import to_plain
-from tpn_ray.tune import asynchronous_driver, rungs, search
+from tpn_ray.train.recipe import Recipe, to_plain
+from tpn_ray.tune import asynchronous_driver, fidelity, rungs, search
 from tpn_ray.tune.climb import Search, climb
 from tpn_ray.tune.cost import gmacs
+from tpn_ray.tune.fidelity import Fidelity
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.repeats import repeat
 from tpn_ray.tune.rungs import Ladder
@@ -46,6 +47,9 @@ class How:
     """Trials side by side; 0: as many as fit."""
     budget_hours: float = 0.0
     """Wall-clock time over all submissions; 0: no limit."""
+    fidelity: tuple[str, ...] = ()
+    """promote: what trials have less of at the lower rungs, FIELD=VALUE,... with a value for each rung, such as
+    clip.frames=4,8,16 augment.crop_px=96,160,224 videos=0.25,0.5,1 (the share of the training videos)."""
     repeats: int = 0
     """Further seeds for each of the best."""
     repeat_best: int = 3
@@ -57,6 +61,8 @@ class How:
         for name in ("at_once", "budget_hours", "repeats"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if self.fidelity and self.scheduler != PROMOTE:
+            raise ConfigError(f"--fidelity belongs to the rungs of --scheduler {PROMOTE}, not to {self.scheduler!r}")
         if self.repeats and self.repeat_best < 1:
             raise ConfigError(f"repeat_best={self.repeat_best} must be at least 1")
 
@@ -83,8 +89,13 @@ def search_for(
     if (samples < 1 and searcher != "grid") or samples < 0 or wave < 0:
         raise ConfigError(f"samples={samples} must be at least 1, and wave={wave} not negative")
 
+    for name in campaign.fidelity.fields:
+        if name in space:
+            raise ConfigError(f"{name} cannot be both searched and what --fidelity changes from rung to rung")
+
     def is_valid(sample: Sample) -> bool:
-        return not problem(campaign.recipe, sample)
+        rungs = range(max(1, len(campaign.fidelity.epochs)))
+        return not any(problem(campaign.recipe, {**sample, **campaign.fidelity.changes(rung)}) for rung in rungs)
 
     def value(trial: Trial, epoch: int) -> tuple[float, ...]:
         point = trial.at(epoch)
@@ -128,9 +139,14 @@ def trials_at_once(machines: Machines, total: dict[str, float], wanted: int) -> 
     return min(fit, wanted) if wanted else fit
 
 
-def ladder_of(campaign: Campaign, how: How) -> Ladder:
-    """Its rungs."""
-    return rungs.ladder(campaign.recipe.loop.epochs, rungs=how.rungs, keep=how.keep)
+def ladder_of(recipe: Recipe, how: How) -> Ladder:
+    """The rungs of a campaign around a recipe."""
+    return rungs.ladder(recipe.loop.epochs, rungs=how.rungs, keep=how.keep)
+
+
+def fidelity_of(recipe: Recipe, how: How) -> Fidelity:
+    """What its trials have less of at the lower rungs."""
+    return fidelity.parse(how.fidelity, recipe, ladder_of(recipe, how).epochs)
 
 
 def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
@@ -147,6 +163,7 @@ def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
         "scheduler": how.scheduler,
         "rungs": how.rungs,
         "keep": how.keep,
+        **({"fidelity": campaign.fidelity.written} if campaign.fidelity.fields else {}),
     }
 
 
@@ -176,7 +193,7 @@ class Cost:
 def cost(campaign: Campaign, wanted: Search, how: How) -> Cost:
     """What it will take, repeats included."""
     whole, repeats = campaign.recipe.loop.epochs, how.repeats * min(how.repeat_best, wanted.samples)
-    ladder = ladder_of(campaign, how)
+    ladder = ladder_of(campaign.recipe, how)
     epochs, starts = wanted.samples * whole, wanted.samples
     if how.scheduler == PROMOTE:
         epochs, starts = rungs.planned(wanted.waves(ladder), ladder)
@@ -261,7 +278,7 @@ def _run(
         return train_to(trial, epoch, campaign=campaign, say=say)
 
     if how.scheduler == PROMOTE:
-        ladder = ladder_of(campaign, how)
+        ladder = ladder_of(campaign.recipe, how)
         trials = climb(campaign.journal, wanted, ladder, train=train_trial, at_once=at_once, look=look, say=say)
     else:
         asynchronous_driver.run(campaign, wanted, how.scheduler, at_once=at_once, look=look, say=say)

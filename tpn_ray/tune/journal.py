@@ -71,6 +71,8 @@ class Trial:
     start_from: str = ""
     """The other trial's checkpoint that this run began from."""
     mlflow_run: str = ""
+    placement_group: str = ""
+    """Id of what holds, or held, the resources of its workers."""
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from tpn_ray.progress import track
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.train import driver, run_folder
 from tpn_ray.train.events import Committed, Event, Notice, Started
-from tpn_ray.train.recipe import Recipe, flat, to_plain
+from tpn_ray.train.recipe import Recipe, flat, replace_fields, to_plain
 from tpn_ray.train.saving import Saving
+from tpn_ray.tune.fidelity import Fidelity
 from tpn_ray.tune.journal import Held, Journal, Point, Trial
 from tpn_ray.tune.space import Sample, apply
 
@@ -48,10 +49,16 @@ class Campaign:
     max_bad: float
     session: str
     """The process of the driver."""
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    """What trials have less of at the lower rungs."""
 
     @property
     def journal(self) -> Journal:
         return Journal(uri=self.uri)
+
+    def recipe_at(self, sample: Sample, rung: int) -> Recipe:
+        """The recipe of a sample, as it is trained up to a rung."""
+        return replace_fields(apply(self.recipe, sample), self.fidelity.changes(rung))
 
 
 def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str], None]) -> Trial:
@@ -59,20 +66,37 @@ def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str
     known = campaign.journal.read(trial.number)
     if known:  # from its last evaluation; what it is promoted for, the campaign has just decided
         trial = dataclasses.replace(known, lineage=trial.lineage)
-    book = Book(campaign, trial, say)
+    rung = campaign.fidelity.rung(epoch)
+    trial = _at_rung(trial, rung)
+    book, name = Book(campaign, trial, say), trial.run or trial.name
+    begin_at = trial.at(campaign.fidelity.epochs[rung - 1]) if rung else None  # None: a repeat is whole from its start
     try:
-        result = _run(campaign, book, trial.sample, name=trial.name, until_epoch=epoch)
+        result = _run(
+            campaign,
+            book,
+            trial.sample,
+            name=name,
+            until_epoch=epoch,
+            start_from=begin_at.checkpoint if begin_at else "",
+            start_epoch=begin_at.epoch if begin_at else 0,
+            rung=rung,
+        )
     except TpnRayError as error:
         book.end("FAILED", {"state": f"failed: {error}"[:400]})
         raise
-    book.trial = recovered(campaign.journal, book.trial, storage.join(campaign.uri, trial.name))
+    book.trial = recovered(campaign.journal, book.trial, storage.join(campaign.uri, name))
     if result.ended and book.trial.points and book.trial.at(epoch) is None:
         book.end_early(epoch, result.ended)
     if book.trial.at(epoch) is None:
-        raise CheckpointError(f"{campaign.uri}/{trial.name} has no evaluation after epoch {epoch} on record")
+        raise CheckpointError(f"{campaign.uri}/{name} has no evaluation after epoch {epoch} on record")
     done = epoch == apply(campaign.recipe, trial.sample).loop.epochs
     book.end("FINISHED" if done else "", {"state": "complete" if done else f"paused at epoch {epoch}"})
     return book.trial
+
+
+def _at_rung(trial: Trial, rung: int) -> Trial:
+    """Above the first rung of a fidelity, other settings are trained: in a run of their own."""
+    return dataclasses.replace(trial, run=f"{trial.name}-rung-{rung}") if rung else trial
 
 
 def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> None:
@@ -85,6 +109,7 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     number, sample = number_of(tune.get_context().get_trial_id(), config), config["sample"]
     trial = campaign.journal.read(number) or Trial(number=number, sample=sample)
+    driver.release(trial.placement_group)  # what it held when it was paused, or its process was lost
     pointer = _pointer()
     trial, name, start_from = _incarnation(trial, sample, pointer)
     trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
@@ -176,11 +201,13 @@ def _run(
     name: str,
     until_epoch: int = 0,
     start_from: str = "",
+    start_epoch: int = 0,
+    rung: int = 0,
     saving: Saving | None = None,
 ) -> driver.RunResult:
     return driver.run(
-        apply(campaign.recipe, sample),
-        campaign.manifest,
+        campaign.recipe_at(sample, rung),
+        campaign.fidelity.videos(campaign.manifest, rung),
         campaign.machines,
         storage_uri=campaign.uri,
         name=name,
@@ -189,6 +216,7 @@ def _run(
         max_bad=campaign.max_bad,
         until_epoch=until_epoch,
         start_from=start_from,
+        start_epoch=start_epoch,
     )
 
 
@@ -211,8 +239,9 @@ class Book:
         self.trial = self.before
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started) and not self.started:
-            self.started = time.time()
+        if isinstance(event, Started):
+            self.started = self.started or time.time()
+            self.hold(event.placement_group)
         if isinstance(event, Notice):
             self.say(f"{self.trial.name}: warning: {event.text}")
         point = point_of(event) if isinstance(event, Committed) and event.scores else None
@@ -223,6 +252,12 @@ class Book:
         if point:
             self.say(f"{self.trial.name}  epoch {point.epoch}  validation top-1 {point.top1:.1%}")
             self.report(point)
+
+    def hold(self, placement_group: str) -> None:
+        """Write down what holds its resources, for who ends the trial to free."""
+        self.before = dataclasses.replace(self.before, placement_group=placement_group)
+        self.trial = dataclasses.replace(self.trial, placement_group=placement_group)
+        self.journal.write(self.trial)
 
     def enter(self, point: Point) -> None:
         """Write an evaluation down, with how long the trial has held its resources by now."""

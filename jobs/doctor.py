@@ -1,0 +1,45 @@
+"""Run it first on a cluster: what the jobs need, and what to do where it fails. `python jobs/doctor.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from tpn_ray import command_line, session, storage
+from tpn_ray.doctor import driver, show
+from tpn_ray.doctor.driver import Examination
+from tpn_ray.doctor.findings import FAIL
+
+PROGRAM = "python jobs/doctor.py"
+SOME_FAILED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Give the flags that the jobs will get."""
+
+    json: str = ""
+    """File to write every row to."""
+
+    examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
+
+
+def main() -> int:
+    description = "Check storage, tracking server, nodes and network. Status 0: all passed; 1: some check failed."
+    flags = command_line.parse(Arguments(), sys.argv[1:], program=PROGRAM, description=description)
+    wanted = flags.examination
+    findings = driver.services(wanted)
+    findings += driver.cluster(wanted, lambda: session.connect(wanted.address, workers_cpus=1, decode_cpus=1))
+    Console().print(show.as_table(findings))
+    print(show.summary(findings), flush=True)
+    if flags.json:
+        storage.write_bytes(storage.absolute(flags.json), show.as_json(findings).encode())
+    return SOME_FAILED if any(finding.result == FAIL for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    command_line.run_job(main, leave=session.disconnect)

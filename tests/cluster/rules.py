@@ -1,0 +1,336 @@
+"""What the project itself asks of its manifests; each check takes the documents of a folder and gives what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from tests.cluster import job_flags
+from tests.cluster.manifests import (
+    ROOT,
+    Document,
+    cluster_specs,
+    command,
+    constrained,
+    container,
+    environment,
+    groups,
+    name,
+    of_kind,
+    pod_specs,
+    quantity,
+    rendered,
+)
+from tpn_ray.capacity import Demand, NodeGroup, problem
+from tpn_ray.errors import ResourceError
+from tpn_ray.predict.driver import Scorers
+from tpn_ray.prepare.driver import Tasks
+from tpn_ray.train.driver import check_feasible
+from tpn_ray.tune.driver import cpus_per_trial
+
+GPU = "nvidia.com/gpu"
+SPOT_NOTICE_SECONDS = 120
+NODE_SECONDS = 900
+"""A GPU machine of a cloud, its image included, is there after so long."""
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+SECRET_NAME = re.compile(r"(?i)password|secret|token|access_key|credential")
+MACHINES = {"m7i.2xlarge": (8, 32, 0), "c7i.8xlarge": (32, 64, 0), "g6.12xlarge": (48, 192, 4)}
+"""CPUs, GiB and GPUs of the instance types that are named."""
+OURS = 0.94
+"""Share of a machine's CPUs and memory that Kubernetes leaves to pods, at least."""
+
+
+def versions(documents: list[Document]) -> Iterator[str]:
+    """One version of Ray: of the specification, the images and the constraints."""
+    ray = constrained("ray")
+    for spec in cluster_specs(documents):
+        if spec["rayVersion"] != ray:
+            yield f"rayVersion {spec['rayVersion']}, constraints.txt has {ray}"
+        for group in groups(spec):
+            kind = "cuda" if gpus(group) else "cpu"
+            if not container(group)["image"].endswith(f"tpn-ray:{ray}-{kind}"):
+                yield f"{name(group)}: image {container(group)['image']}, not tpn-ray:{ray}-{kind}"
+
+
+def tokens(documents: list[Document]) -> Iterator[str]:
+    """Nobody gets in without the token."""
+    for spec in cluster_specs(documents):
+        if spec.get("authOptions", {}).get("mode") != "token":
+            yield "authOptions.mode is not token"
+
+
+def heads(documents: list[Document]) -> Iterator[str]:
+    """The head runs drivers, and stays."""
+    for spec in cluster_specs(documents):
+        head = spec["headGroupSpec"]
+        if head["rayStartParams"].get("num-cpus") != "0":
+            yield "head: num-cpus is not 0, so that it gets tasks"
+        if "market" in head.get("labels", {}) or head["template"]["spec"]["nodeSelector"] != {"tpn-ray/pool": "head"}:
+            yield "head: not on the on-demand pool"
+
+
+def places(documents: list[Document]) -> Iterator[str]:
+    """Every group goes to its own pool, and tolerates what keeps others from there."""
+    for spec in cluster_specs(documents):
+        for group in groups(spec):
+            pool = group["labels"]["pool"]
+            selected = group["template"]["spec"].get("nodeSelector", {}).get("tpn-ray/pool")
+            if selected != pool:
+                yield f"{name(group)}: labelled pool={pool}, on machines of {selected}"
+            wanted = ["tpn-ray/spot"] * (group["labels"].get("market") == "spot") + [GPU] * bool(gpus(group))
+            for key in wanted:
+                if not tolerates(group["template"]["spec"], {"key": key, "effect": "NoSchedule"}):
+                    yield f"{name(group)}: does not tolerate the taint {key}"
+
+
+def machines(documents: list[Document]) -> Iterator[str]:
+    """The machines that eksctl.yaml makes hold the pods, and take them."""
+    pools = yaml.safe_load((ROOT / "cluster" / "eksctl.yaml").read_text())["managedNodeGroups"]
+    for spec in cluster_specs(documents):
+        sidecar = spec.get("autoscalerOptions", {}).get("resources", {}).get("requests", {})
+        for group in groups(spec):
+            pod = group["template"]["spec"]
+            found = [one for one in pools if pod["nodeSelector"].items() <= one.get("labels", {}).items()]
+            if len(found) != 1:
+                yield f"{name(group)}: {len(found)} pools have the labels {pod['nodeSelector']}"
+                continue
+            for taint in found[0].get("taints", []):
+                if not tolerates(pod, taint):
+                    yield f"{name(group)}: does not tolerate the taint {taint['key']} of its machines"
+            kind = found[0].get("instanceType") or found[0]["instanceTypes"][0]
+            cpus, gib, cards = MACHINES[kind]
+            asked = container(group)["resources"]["requests"]
+            extra = sidecar if name(group) == "head" else {}
+            if quantity(asked["cpu"]) + quantity(extra.get("cpu", 0)) > OURS * cpus:
+                yield f"{name(group)}: {asked['cpu']} CPUs do not fit a {kind}"
+            if quantity(asked["memory"]) + quantity(extra.get("memory", 0)) > OURS * gib * 2**30:
+                yield f"{name(group)}: {asked['memory']} do not fit a {kind}"
+            if gpus(group) != cards:
+                yield f"{name(group)}: {gpus(group)} GPUs of a {kind}, which has {cards}"
+
+
+def shared_memory(documents: list[Document]) -> Iterator[str]:
+    """Ray's object store fits /dev/shm, which counts against the container's memory."""
+    for spec in cluster_specs(documents):
+        for group in groups(spec):
+            mounted = {one["mountPath"]: one["name"] for one in container(group).get("volumeMounts", [])}
+            volumes = {one["name"]: one for one in group["template"]["spec"].get("volumes", [])}
+            volume = volumes.get(mounted.get("/dev/shm", ""), {}).get("emptyDir", {})
+            if volume.get("medium") != "Memory":
+                yield f"{name(group)}: no memory at /dev/shm"
+                continue
+            store, room = int(group["rayStartParams"]["object-store-memory"]), quantity(volume["sizeLimit"])
+            if not store < room < 0.5 * quantity(container(group)["resources"]["limits"]["memory"]):
+                yield f"{name(group)}: an object store of {store} bytes, {room:g} in /dev/shm, and the memory's limit"
+
+
+def notices(documents: list[Document]) -> Iterator[str]:
+    """A node that must go has time to say so: Ray waits less than Kubernetes, which waits less than the cloud."""
+    for spec in cluster_specs(documents):
+        for group in spec["workerGroupSpecs"]:
+            grace = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+            drain = float(environment(container(group)).get(DRAIN, 30))
+            if not drain + 5 <= grace <= SPOT_NOTICE_SECONDS - 10:
+                yield f"{name(group)}: Ray drains for {drain:g} s, Kubernetes waits {grace} s"
+
+
+def locks(documents: list[Document]) -> Iterator[str]:
+    """Nobody is root, workers have no business with Kubernetes, and no secret is written down."""
+    for owner, pod in pod_specs(documents):
+        user = pod.get("securityContext", {})
+        if not user.get("runAsNonRoot") or not user.get("runAsUser") or "seccompProfile" not in user:
+            yield f"{owner}: may run as root"
+        if owner not in ("head",) and pod.get("automountServiceAccountToken") is not False:
+            yield f"{owner}: gets a token for Kubernetes"
+        for one in pod["containers"]:
+            locked = one.get("securityContext", {})
+            if locked.get("allowPrivilegeEscalation") is not False or locked.get("capabilities") != {"drop": ["ALL"]}:
+                yield f"{owner}: {one['name']} may gain privileges"
+            yield from (
+                f"{owner}: {variable} stands in the manifest"
+                for variable in environment(one)
+                if SECRET_NAME.search(variable)
+            )
+    for document in of_kind(documents, "ConfigMap"):
+        yield from (f"{key} stands in a ConfigMap" for key in document["data"] if SECRET_NAME.search(key))
+    yield from ("a Secret stands in the manifests" for _ in of_kind(documents, "Secret"))
+
+
+def references(documents: list[Document]) -> Iterator[str]:
+    """Accounts and settings that pods name are there."""
+    there = rendered("settings")
+    accounts = {one["metadata"]["name"] for one in of_kind(there, "ServiceAccount")}
+    maps = {one["metadata"]["name"] for one in of_kind(there, "ConfigMap")}
+    for owner, pod in pod_specs(documents):
+        if pod.get("serviceAccountName", "default") not in accounts | {"default"}:
+            yield f"{owner}: no account {pod['serviceAccountName']}"
+        for source in (source for one in pod["containers"] for source in one.get("envFrom", [])):
+            if "configMapRef" in source and source["configMapRef"]["name"] not in maps:
+                yield f"{owner}: no ConfigMap {source['configMapRef']['name']}"
+    for document in (one for one in documents if one["kind"] in ("RayCluster", "RayJob")):
+        if document["metadata"].get("namespace") != "tpn-ray":
+            yield f"{document['kind']}: in another namespace than its settings"
+
+
+def clean_up(documents: list[Document]) -> Iterator[str]:
+    """A finished or hung job costs nothing for long."""
+    for document in of_kind(documents, "RayJob"):
+        spec = document["spec"]
+        if not spec.get("shutdownAfterJobFinishes") or not 0 < spec.get("ttlSecondsAfterFinished", 0) <= 3600:
+            yield "the cluster of a finished job stays"
+        if "activeDeadlineSeconds" not in spec or "preRunningDeadlineSeconds" not in spec:
+            yield "a job without a deadline"
+    for spec in cluster_specs(documents):
+        for group in spec["workerGroupSpecs"]:
+            if spec.get("enableInTreeAutoscaling") and (group["minReplicas"] or not group.get("idleTimeoutSeconds")):
+                yield f"{name(group)}: does not shrink to nothing"
+
+
+def entrypoints(documents: list[Document]) -> Iterator[str]:
+    """Each job exists, takes these flags, and goes on under its name when it is begun again."""
+    for document in of_kind(documents, "RayJob"):
+        try:
+            flags = job_flags.parse(*command(document["spec"]["entrypoint"]))
+        except ValueError as error:
+            yield str(error)
+            continue
+        resumable = getattr(flags, "name", "") or getattr(flags, "out", "") or hasattr(flags, "checkpoint")
+        if document["spec"].get("backoffLimit") and not resumable:
+            yield "begun again, the job would be another one: it has no --name"
+
+
+def capacity(documents: list[Document]) -> Iterator[str]:
+    """What the flags ask for fits the node groups at their largest."""
+    for document in of_kind(documents, "RayJob"):
+        spec = document["spec"]["rayClusterSpec"]
+        try:
+            flags = job_flags.parse(*command(document["spec"]["entrypoint"]))
+        except ValueError:
+            continue  # entrypoints says so
+        why = problem(demand(flags), node_groups(spec))
+        if why:
+            yield why
+        if hasattr(flags, "recipe"):
+            try:
+                check_feasible(flags.machines, flags.recipe, {}, [])
+            except ResourceError as error:
+                yield str(error)
+        if spec.get("enableInTreeAutoscaling"):
+            yield from _patience(flags)
+
+
+def _patience(flags: Any) -> Iterator[str]:
+    """Nodes take minutes to come."""
+    for part in (getattr(flags, "machines", None), getattr(flags, "tasks", None)):
+        if getattr(part, "may_grow", True) is False:
+            yield "without --may-grow the job refuses a cluster that has no nodes yet"
+        if getattr(getattr(part, "decode", None), "patience_seconds", NODE_SECONDS) < NODE_SECONDS:
+            yield f"--decode.patience-seconds below {NODE_SECONDS}: it gives up before nodes are there"
+
+
+def node_groups(spec: Document) -> list[NodeGroup]:
+    """At their largest, as Ray counts them. The head runs no tasks."""
+    return [
+        NodeGroup(
+            name=name(group),
+            nodes=group["maxReplicas"],
+            cpus=quantity(container(group)["resources"]["limits"]["cpu"]),
+            gpus=gpus(group),
+        )
+        for group in spec["workerGroupSpecs"]
+    ]
+
+
+def demand(flags: Any) -> Demand:
+    """What a job with these flags must have at once."""
+    if hasattr(flags, "tasks"):
+        tasks: Tasks = flags.tasks
+        return Demand(decoders=1, decode_cpus=tasks.cpus_per_task)
+    machines = flags.machines
+    if isinstance(machines, Scorers):
+        return Demand(
+            workers=machines.actors,
+            cpus_per_worker=machines.cpus,
+            gpus_per_worker=machines.gpus,
+            decode_cpus=machines.decode.cpus,
+        )
+    trials = max(1, flags.how.at_once) if hasattr(flags, "how") else 1
+    per_trial = (cpus_per_trial(machines) - machines.workers * machines.cpus_per_worker) / machines.decode_cpus
+    return Demand(
+        workers=trials * machines.workers,
+        cpus_per_worker=machines.cpus_per_worker,
+        gpus_per_worker=machines.gpus_per_worker,
+        decoders=round(trials * per_trial),
+        decode_cpus=machines.decode_cpus,
+    )
+
+
+def quotas(documents: list[Document]) -> Iterator[str]:
+    """A job that waits in a queue can be admitted: its pods fit the quotas of the queue that it names."""
+    there = rendered("kueue")
+    queues = {one["metadata"]["name"]: one["spec"]["clusterQueue"] for one in of_kind(there, "LocalQueue")}
+    pools = {one["metadata"]["name"]: one["spec"]["nodeLabels"] for one in of_kind(there, "ResourceFlavor")}
+    limits = {
+        one["metadata"]["name"]: {
+            pools[flavor["name"]]["tpn-ray/pool"]: {
+                resource["name"]: quantity(resource["nominalQuota"]) for resource in flavor["resources"]
+            }
+            for group in one["spec"]["resourceGroups"]
+            for flavor in group["flavors"]
+        }
+        for one in of_kind(there, "ClusterQueue")
+    }
+    for document in of_kind(documents, "RayJob"):
+        queue = document["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
+        if queue is None:
+            continue
+        if queue not in queues:
+            yield f"no queue {queue}"
+            continue
+        spec = document["spec"]
+        if spec["rayClusterSpec"].get("enableInTreeAutoscaling"):
+            yield "the autoscaler asks for nodes that the queue did not admit"
+        asked: dict[str, dict[str, float]] = {}
+        pods = [(group["template"]["spec"], group.get("replicas", 1)) for group in groups(spec["rayClusterSpec"])]
+        for pod, count in [*pods, (spec["submitterPodTemplate"]["spec"], 1)]:
+            pool = asked.setdefault(pod["nodeSelector"]["tpn-ray/pool"], {})
+            for resource, amount in pod["containers"][0]["resources"]["requests"].items():
+                pool[resource] = pool.get(resource, 0) + count * quantity(amount)
+        for pool_name, resources in asked.items():
+            for resource, amount in resources.items():
+                if amount > limits[queues[queue]].get(pool_name, {}).get(resource, 0):
+                    yield f"{amount:g} {resource} of pool {pool_name} are more than the quota"
+
+
+def gpus(group: Document) -> int:
+    return int(container(group)["resources"]["limits"].get(GPU, 0))
+
+
+def tolerates(pod: Document, taint: Document) -> bool:
+    """Whether the pod may be on a machine with this taint."""
+    return any(
+        one.get("key") in (None, taint["key"])
+        and one.get("effect") in (None, taint["effect"])
+        and (one.get("operator") == "Exists" or one.get("value") == taint.get("value"))
+        for one in pod.get("tolerations", [])
+    )
+
+
+RULES = (
+    versions,
+    tokens,
+    heads,
+    places,
+    machines,
+    shared_memory,
+    notices,
+    locks,
+    references,
+    clean_up,
+    entrypoints,
+    capacity,
+    quotas,
+)

@@ -1,0 +1,67 @@
+"""A plan as a user asks for it, on a small dataset: measured, computed, and flags that the jobs take."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import tyro
+
+from jobs import train, tune
+from tests.jobs.processes import run, start
+from tpn_ray import command_line, recipes
+
+pytestmark = pytest.mark.cluster
+
+T = TypeVar("T")
+SMALL = ["--seconds", "5", "--loop.epochs", "9", "--loop.batch-clips", "16"]
+
+
+@pytest.mark.timeout(600)
+def test_a_plan_is_measured_and_gives_flags(toy_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    prices = ["--price-cpu-hour", "0.05", "--samples", "9", "--json", str(out)]
+    status, output = run("plan", "toy", "--data", str(toy_folder), *SMALL, *prices, seconds=500)
+    assert status == 0, output
+    found = json.loads(out.read_text())
+    measured, plan = found["measured"], found["plan"]
+    low, middle, high = measured["decode_clips_per_second"]
+    assert 0 < low <= middle <= high
+    assert measured["step_clips_per_second"][0] > 0
+    assert measured["train_clips"] == 32
+    assert measured["preparing"]["videos"] >= 1
+    assert plan["campaign"]["epochs"] == 9 + 3 * 2 + 6
+    assert plan["run"]["price"][1] > 0
+    for words in ("measured", "assumed", "computed", "The dataset is not prepared", "--object-store-memory"):
+        assert words in output, output
+    trained = parsed(train.Arguments(data=tyro.MISSING, recipe=recipes.toy()), output, "train")
+    assert trained.recipe.loop.epochs == 9
+    assert trained.machines.decode_tasks == plan["nodes"]["decode_tasks"]
+    searched = parsed(tune.Arguments(data=tyro.MISSING, recipe=recipes.toy()), output, "tune")
+    assert (searched.samples, searched.how.rungs) == (9, 3)
+
+
+def parsed(default: T, output: str, job: str) -> T:
+    """The printed command, taken by the job's own flags."""
+    command = re.search(rf"python jobs/{job}\.py toy (.*)", output)
+    assert command, output
+    return command_line.parse(default, shlex.split(command[1]), program="p", description="")
+
+
+def test_what_this_cluster_cannot_measure(toy_folder: Path) -> None:
+    data = ["toy", "--data", str(toy_folder)]
+    cases = {
+        "give --step-clips-per-second": [*data, "--gpus-per-worker", "1"],
+        "no worker of 4 GPUs": [*data, "--gpus-per-worker", "4"],
+        "seconds=0.0 must be above 0": [*data, "--seconds", "0"],
+    }
+    jobs = {words: start("plan", *arguments) for words, arguments in cases.items()}
+    for words, job in jobs.items():
+        output, _ = job.communicate(timeout=250)
+        assert job.returncode == 2, output
+        assert words in output
+        assert "Traceback" not in output

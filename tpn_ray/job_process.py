@@ -1,0 +1,92 @@
+"""A job as the process that a user starts, with everything below it: for attacks on it. Runs on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from tpn_ray.errors import TrainingError
+
+END_SECONDS = 60.0
+INTERRUPTED = 130
+"""Status of a job after Ctrl-C."""
+
+
+class JobProcess:
+    """`python jobs/....py ...`, given again and again; its output is appended to a file."""
+
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        self.command, self.log = [sys.executable, *arguments], log
+        self._process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        self.over = False
+        """Whether it has ended by itself, and well."""
+
+    def keep_running(self) -> bool:
+        """Give the command if it does not run; False if it is over. Raises TrainingError if it gave up."""
+        if self._process is not None and self._process.poll() is not None:
+            if self._process.returncode not in (0, -signal.SIGKILL):
+                raise TrainingError(f"the job stopped with status {self._process.returncode}; see {self.log}")
+            self.over = self._process.returncode == 0
+            self._process = None
+        if self._process is None and not self.over:
+            with self.log.open("ab") as log:
+                # A group of its own, as a terminal gives it.
+                self._process = subprocess.Popen(
+                    self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            self.starts += 1
+        return not self.over
+
+    def below(self, titles: tuple[str, ...]) -> list[psutil.Process]:
+        """Processes below it whose title begins with one of `titles`, by id."""
+        found = []
+        for process in self._children():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if " ".join(process.cmdline()).startswith(titles):
+                    found.append(process)
+        return sorted(found, key=lambda process: process.pid)
+
+    def kill(self) -> bool:
+        """SIGKILL, and to all below, which would end by itself some time later; False if it does not run."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        below = self._children()
+        self._process.kill()
+        self._process.wait()
+        for process in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(below, timeout=END_SECONDS)
+        return True
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does: SIGINT to its group. Raises TrainingError if it does not end as it should."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        below = self._children()
+        os.killpg(self._process.pid, signal.SIGINT)
+        try:
+            status = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise TrainingError(f"the job did not end within {END_SECONDS:g} s of Ctrl-C; see {self.log}") from None
+        _, left = psutil.wait_procs(below, timeout=END_SECONDS)
+        if left:
+            raise TrainingError(f"{len(left)} process(es) of the job did not end after Ctrl-C; see {self.log}")
+        self._process = None
+        if status not in (0, INTERRUPTED):
+            raise TrainingError(f"Ctrl-C ended the job with status {status}; see {self.log}")
+
+    def _children(self) -> list[psutil.Process]:
+        if self._process is None or self._process.poll() is not None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).children(recursive=True)
+        return []

@@ -1,0 +1,326 @@
+"""The arithmetic of a plan: from what was measured to cores, memory, nodes, hours and prices. Pure; runs anywhere.
+
+Every quantity is a span: its lowest, middle and highest value. Measured ones span their rounds; assumed ones what is
+usual; what is computed of both spans all that they allow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tpn_ray.errors import ConfigError
+from tpn_ray.tune import rungs
+
+
+class Span(NamedTuple):
+    """Lowest, middle, highest."""
+
+    low: float
+    middle: float
+    high: float
+
+    def __truediv__(self, other: Span) -> Span:
+        """Of positive spans."""
+        return Span(self.low / other.high, self.middle / other.middle, self.high / other.low)
+
+    def times(self, factor: float) -> Span:
+        return Span(self.low * factor, self.middle * factor, self.high * factor)
+
+    def plus(self, other: Span) -> Span:
+        return Span(self.low + other.low, self.middle + other.middle, self.high + other.high)
+
+
+def exactly(value: float) -> Span:
+    """A span of one value."""
+    return Span(value, value, value)
+
+
+def slower(one: Span, other: Span) -> Span:
+    """The smaller of two speeds."""
+    return Span(min(one.low, other.low), min(one.middle, other.middle), min(one.high, other.high))
+
+
+EFFICIENCY = Span(0.75, 0.9, 1.0)
+"""Assumed: what is left of a worker's speed beside the optimiser, the all-reduce, checkpoints and logging."""
+START_SECONDS = Span(20.0, 60.0, 180.0)
+"""Assumed: from a run's command to its first step and from its last to its end; nodes that must come up take longer."""
+BLOCKS_PER_TASK = Span(2.0, 2.5, 3.0)
+"""Assumed: blocks in the object store for each decoding task: in the making, and waiting."""
+BLOCKS_PER_WORKER = exactly(3.0)
+"""Blocks that a training worker holds: two fetched ahead, one in use."""
+STORE_SHARE = 0.5
+"""Of the object store: what Ray Data uses."""
+STORE_FLOOR_BYTES = 500e6
+RESERVED_CPUS = 1
+"""Of each node, for Ray and the system; assumed."""
+RESERVED_BYTES = 2e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparing:
+    """What jobs/prepare.py would bring, from a few videos that were prepared."""
+
+    videos: int
+    """So many were tried."""
+    speedup: Span
+    """Clips decoded per second of a core, over those of the videos as they are."""
+    bytes_share: float
+    """Bytes of prepared videos over those of the videos as they are."""
+    core_seconds_per_video: Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured on the cluster, with the recipe's clips and network."""
+
+    decode_clips_per_second: Span
+    """Of one decoding core, from storage to the worker."""
+    decode_task_bytes: float
+    """Peak memory of a decoding process."""
+    block_bytes: float
+    """Of one block of clips in the object store."""
+    step_clips_per_second: Span
+    """Of one worker: forward, loss, backward."""
+    step_given: bool
+    """Whether that was given by the user and not measured."""
+    score_clips_per_second: float
+    """Of one worker in evaluation; 0 where it was not measured."""
+    worker_bytes: float
+    """Peak memory of a worker's process; 0 where it was not measured."""
+    worker_gpu_bytes: float
+    train_clips: int
+    """Clips of an epoch."""
+    val_videos: int
+    train_videos: int
+    prepared: bool
+    preparing: Preparing | None = None
+    seconds: float = 0.0
+    """That the measurement took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """What there is to train on, and at what price."""
+
+    workers: int = 2
+    """Training workers of a run, each with one copy of the network."""
+
+    gpus_per_worker: float = 0.0
+    """GPUs of each; 0 plans training on CPUs."""
+
+    cpus_per_worker: float = 1.0
+    """CPUs of each worker, beside those that decode for it."""
+
+    node_cpus: int = 16
+    """Cores of a node that decodes."""
+
+    gpu_node_gpus: int = 1
+    """GPUs of a node that trains."""
+
+    gpu_node_cpus: int = 8
+    """Cores of a node that trains."""
+
+    price_gpu_hour: float = 0.0
+    """Of one GPU with its share of its node; 0 leaves prices out."""
+
+    price_cpu_hour: float = 0.0
+    """Of one core of a node that decodes."""
+
+    def __post_init__(self) -> None:
+        for field in ("workers", "node_cpus", "gpu_node_gpus", "gpu_node_cpus"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+        for field in ("gpus_per_worker", "cpus_per_worker", "price_gpu_hour", "price_cpu_hour"):
+            if getattr(self, field) < 0:
+                raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
+        if self.node_cpus <= RESERVED_CPUS:
+            raise ConfigError(f"node_cpus={self.node_cpus}: {RESERVED_CPUS} is kept for Ray, so at least 2 are needed")
+        if self.workers_per_node < 1:
+            raise ConfigError(
+                f"no worker of {self.gpus_per_worker:g} GPUs and {self.cpus_per_worker:g} CPUs fits a node of "
+                f"gpu_node_gpus={self.gpu_node_gpus} and gpu_node_cpus={self.gpu_node_cpus}"
+            )
+
+    @property
+    def workers_per_node(self) -> int:
+        """How many fit on a node that trains."""
+        if self.gpus_per_worker:
+            by_gpus = int(self.gpu_node_gpus / self.gpus_per_worker)
+            return min(by_gpus, _fit(self.gpu_node_cpus, self.cpus_per_worker))
+        return _fit(self.gpu_node_cpus - RESERVED_CPUS, self.cpus_per_worker)
+
+
+def _fit(has: float, takes: float) -> int:
+    return math.floor(has / takes + 1e-9) if takes else 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """The campaign that is planned, as for jobs/tune.py with promotion."""
+
+    samples: int = 16
+    """Trials."""
+
+    rungs: int = 3
+    """Times that trials are compared, the end included."""
+
+    keep: int = 3
+    """One trial in so many goes on."""
+
+    at_once: int = 1
+    """Trials side by side, each on machines of its own."""
+
+    def __post_init__(self) -> None:
+        for field in ("samples", "rungs", "at_once"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """How many, and what each must have."""
+
+    training: int
+    decoding: int
+    """Nodes that only decode."""
+    decode_tasks: int
+    """At once, over all nodes."""
+    spare_cpus: int
+    """Cores of each node that trains which decode there."""
+    training_store_bytes: Span
+    decoding_store_bytes: Span
+    training_memory_bytes: Span
+    decoding_memory_bytes: Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hours:
+    """What something takes."""
+
+    hours: Span
+    """Wall clock."""
+    price: Span
+    """0 where no price was given."""
+    epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is advised."""
+
+    cores_per_worker: Span
+    nodes: Nodes
+    clips_per_second: Span
+    """Of the whole run."""
+    decoding_limits: bool
+    """Whether decoding, and not the workers, sets that speed."""
+    epochs_per_hour: Span
+    run: Hours
+    campaign: Hours
+    rungs: tuple[int, ...]
+    """Epochs at which trials are compared."""
+
+
+def plan(measured: Measured, machines: Machines, trials: Trials, *, epochs: int, evaluate_every: int) -> Plan:
+    """The advice for a run of so many epochs and a campaign of such runs."""
+    cores = cores_per_worker(measured)
+    nodes = nodes_for(measured, machines, math.ceil(cores.high))
+    speed, limits = speed_of(measured, machines, nodes)
+    epoch = epoch_seconds(measured, machines, nodes, speed, evaluate_every)
+    ladder = rungs.ladder(epochs, rungs=trials.rungs, keep=trials.keep)
+    trained, starts = rungs.planned([trials.samples], ladder)
+    each = price_per_hour(machines, nodes)
+    return Plan(
+        cores_per_worker=cores,
+        nodes=nodes,
+        clips_per_second=speed,
+        decoding_limits=limits,
+        epochs_per_hour=exactly(3600) / epoch,
+        run=hours_of(epochs, 1, epoch, each, at_once=1),
+        campaign=hours_of(trained, starts, epoch, each, at_once=min(trials.at_once, trials.samples)),
+        rungs=ladder.epochs,
+    )
+
+
+def cores_per_worker(measured: Measured) -> Span:
+    """Decoding cores that keep one worker from waiting."""
+    return measured.step_clips_per_second / measured.decode_clips_per_second
+
+
+def nodes_for(measured: Measured, machines: Machines, cores: int) -> Nodes:
+    """Nodes for all workers, and for `cores` decoding cores for each of them."""
+    training = math.ceil(machines.workers / machines.workers_per_node)
+    here = min(machines.workers, machines.workers_per_node)
+    spare = max(0, math.floor(machines.gpu_node_cpus - here * machines.cpus_per_worker) - RESERVED_CPUS)
+    needed = cores * machines.workers
+    tasks_here = min(spare, math.ceil(needed / training))
+    elsewhere = max(0, needed - training * spare)
+    decoding = math.ceil(elsewhere / (machines.node_cpus - RESERVED_CPUS))
+    tasks_there = math.ceil(elsewhere / decoding) if decoding else 0
+    training_store = store_bytes(measured, tasks=tasks_here, workers=here)
+    decoding_store = store_bytes(measured, tasks=tasks_there, workers=0)
+    processes = here * measured.worker_bytes + tasks_here * measured.decode_task_bytes
+    return Nodes(
+        training=training,
+        decoding=decoding,
+        decode_tasks=needed,
+        spare_cpus=spare,
+        training_store_bytes=training_store,
+        decoding_store_bytes=decoding_store,
+        training_memory_bytes=training_store.plus(exactly(processes + RESERVED_BYTES)),
+        decoding_memory_bytes=decoding_store.plus(exactly(tasks_there * measured.decode_task_bytes + RESERVED_BYTES)),
+    )
+
+
+def store_bytes(measured: Measured, *, tasks: int, workers: int) -> Span:
+    """Object store of a node on which so many tasks decode and workers train."""
+    blocks = BLOCKS_PER_TASK.times(tasks).plus(BLOCKS_PER_WORKER.times(workers))
+    needed = blocks.times(measured.block_bytes / STORE_SHARE)
+    return Span(*(max(STORE_FLOOR_BYTES, value) for value in needed))
+
+
+def speed_of(measured: Measured, machines: Machines, nodes: Nodes) -> tuple[Span, bool]:
+    """Clips per second of the run, and whether decoding sets it."""
+    step = measured.step_clips_per_second
+    training = Span(*(value * share * machines.workers for value, share in zip(step, EFFICIENCY, strict=True)))
+    decoding = measured.decode_clips_per_second.times(nodes.decode_tasks)
+    return slower(training, decoding), decoding.middle < training.middle
+
+
+def epoch_seconds(measured: Measured, machines: Machines, nodes: Nodes, speed: Span, evaluate_every: int) -> Span:
+    """An epoch with its share of an evaluation, which is as fast as training where it was not measured."""
+    training, scoring = exactly(measured.train_clips) / speed, speed
+    if measured.score_clips_per_second:
+        scored = exactly(measured.score_clips_per_second * machines.workers)
+        scoring = slower(scored, measured.decode_clips_per_second.times(nodes.decode_tasks))
+    return training.plus((exactly(measured.val_videos) / scoring).times(1 / evaluate_every))
+
+
+def price_per_hour(machines: Machines, nodes: Nodes) -> float:
+    """Of everything that one run holds."""
+    gpus = nodes.training * machines.gpu_node_gpus if machines.gpus_per_worker else 0
+    cores = nodes.decoding * machines.node_cpus
+    if not machines.gpus_per_worker:
+        cores += nodes.training * machines.gpu_node_cpus
+    return gpus * machines.price_gpu_hour + cores * machines.price_cpu_hour
+
+
+def hours_of(epochs: int, starts: int, epoch: Span, price_per_hour: float, *, at_once: int) -> Hours:
+    """Of so many epochs in runs that begin so often."""
+    held = epoch.times(epochs).plus(START_SECONDS.times(starts)).times(1 / 3600)
+    return Hours(hours=held.times(1 / at_once), price=held.times(price_per_hour), epochs=epochs)
+
+
+def after_preparing(measured: Measured) -> Span:
+    """Decoding cores for a worker when the dataset is prepared."""
+    assert measured.preparing is not None
+    return cores_per_worker(measured) / measured.preparing.speedup
+
+
+def preparing_core_hours(measured: Measured) -> Span:
+    """What jobs/prepare.py takes for the whole dataset."""
+    assert measured.preparing is not None
+    videos = measured.train_videos + measured.val_videos
+    return measured.preparing.core_seconds_per_video.times(videos / 3600)

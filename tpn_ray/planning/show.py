@@ -1,0 +1,159 @@
+"""A plan as tables, and as the flags to use. Runs on the driver."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+from rich.text import Text
+
+from tpn_ray.planning import figures
+from tpn_ray.planning.figures import Hours, Machines, Measured, Plan, Span, Trials
+from tpn_ray.progress import duration
+
+MEASURED, ASSUMED, GIVEN, COMPUTED = "measured", "assumed", "given", "computed"
+
+Row = tuple[str, str, str]
+"""Quantity, value with its span, and where it comes from."""
+
+
+def as_table(title: str, rows: list[Row]) -> Table:
+    """Three columns."""
+    table = Table(title=title, title_justify="left", show_edge=True)
+    for column in ("quantity", "value (lowest to highest)", "from"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def measured_rows(measured: Measured) -> list[Row]:
+    """What goes into the plan."""
+    rows: list[Row] = [
+        ("decoding, one core", f"{span(measured.decode_clips_per_second)} clips/s", MEASURED),
+        (
+            "training step, one worker",
+            f"{span(measured.step_clips_per_second)} clips/s",
+            GIVEN if measured.step_given else MEASURED,
+        ),
+    ]
+    if measured.score_clips_per_second:
+        rows.append(("scoring, one worker", f"{measured.score_clips_per_second:.3g} clips/s", MEASURED))
+    rows += [
+        ("left of a step's speed in a run", span(figures.EFFICIENCY), ASSUMED),
+        ("start and end of a run", f"{span(figures.START_SECONDS)} s", ASSUMED),
+        ("block in the object store", size(measured.block_bytes), MEASURED),
+        ("blocks for each decoding task", span(figures.BLOCKS_PER_TASK), ASSUMED),
+        ("memory of a decoding task", size(measured.decode_task_bytes), f"{MEASURED}, its peak"),
+    ]
+    if measured.worker_bytes:
+        rows.append(("memory of a worker", size(measured.worker_bytes), f"{MEASURED}, with room for its state"))
+    if measured.worker_gpu_bytes:
+        rows.append(("GPU memory of a worker", size(measured.worker_gpu_bytes), f"{MEASURED}, with room for its state"))
+    return rows
+
+
+def advice_rows(measured: Measured, plan: Plan, machines: Machines) -> list[Row]:
+    """Machines, speed, hours."""
+    nodes, what = plan.nodes, "GPU" if machines.gpus_per_worker == 1 else "worker"
+    rows: list[Row] = [
+        (f"decoding cores for each {what}", span(plan.cores_per_worker), COMPUTED),
+        ("nodes that train", f"{nodes.training}, {nodes.spare_cpus} cores of each decode", COMPUTED),
+        (
+            f"nodes of {machines.node_cpus} cores that decode",
+            f"{nodes.decoding}, that is {nodes.decoding / nodes.training:.2g} for each that trains",
+            f"{COMPUTED}, for the highest",
+        ),
+        ("object store, node that trains", sizes(nodes.training_store_bytes), COMPUTED),
+        ("memory, node that trains", sizes(nodes.training_memory_bytes), COMPUTED),
+    ]
+    if nodes.decoding:
+        rows += [
+            ("object store, node that decodes", sizes(nodes.decoding_store_bytes), COMPUTED),
+            ("memory, node that decodes", sizes(nodes.decoding_memory_bytes), COMPUTED),
+        ]
+    limit = "decoding sets it" if plan.decoding_limits else "training sets it"
+    return [
+        *rows,
+        ("speed of a run", f"{span(plan.clips_per_second)} clips/s, {limit}", COMPUTED),
+        ("epochs per hour", span(plan.epochs_per_hour), COMPUTED),
+        (f"a run of {plan.run.epochs} epochs", taking(plan.run, machines), COMPUTED),
+        (
+            f"a campaign of {plan.campaign.epochs} epochs, rungs at {', '.join(map(str, plan.rungs))}",
+            taking(plan.campaign, machines),
+            COMPUTED,
+        ),
+    ]
+
+
+def shards(measured: Measured, plan: Plan, data: str) -> list[str]:
+    """Whether to prepare, and what it would bring."""
+    if measured.prepared:
+        return ["The dataset is prepared: nothing to gain there."]
+    found = measured.preparing
+    if found is None:
+        return ["What preparing would bring could not be measured: no video of the first ones can be used."]
+    cores, hours = figures.after_preparing(measured), figures.preparing_core_hours(measured)
+    lines = [
+        f"The dataset is not prepared. {found.videos} videos were, to compare (measured): clips of them cost "
+        f"1/{found.speedup.middle:.2g} ({found.speedup.low:.2g} to {found.speedup.high:.2g} times as fast), and they "
+        f"take {found.bytes_share:.2g} of the bytes.",
+        f"All of it would take {span(hours)} core-hours, once; a worker would then need {span(cores)} decoding cores "
+        f"instead of {span(plan.cores_per_worker)} (computed).",
+    ]
+    if found.speedup.middle > 1.1:
+        return [*lines, f"  python jobs/prepare.py --data {data} --out PREPARED"]
+    return [*lines, "For these videos it is hardly worth it."]
+
+
+def train_flags(machines: Machines, plan: Plan) -> str:
+    """For jobs/train.py."""
+    return (
+        f"--workers {machines.workers} --gpus-per-worker {machines.gpus_per_worker:g} "
+        f"--cpus-per-worker {machines.cpus_per_worker:g} --decode-tasks {plan.nodes.decode_tasks}"
+    )
+
+
+def tune_flags(machines: Machines, trials: Trials, plan: Plan) -> str:
+    """For jobs/tune.py."""
+    return (
+        f"--samples {trials.samples} --rungs {trials.rungs} --keep {trials.keep} --at-once {trials.at_once} "
+        f"{train_flags(machines, plan)}"
+    )
+
+
+def store_flags(plan: Plan) -> list[str]:
+    """For `ray start` on each kind of node."""
+    lines = [
+        f"nodes that train:  ray start ... --object-store-memory {math.ceil(plan.nodes.training_store_bytes.high)}"
+    ]
+    if plan.nodes.decoding:
+        store = math.ceil(plan.nodes.decoding_store_bytes.high)
+        lines.append(f"nodes that decode: ray start ... --object-store-memory {store}")
+    return lines
+
+
+def taking(hours: Hours, machines: Machines) -> str:
+    """Time, and its price where prices are known."""
+    low, middle, high = (duration(value * 3600) for value in hours.hours)
+    text = f"{middle} ({low} to {high})"
+    return f"{text}, price {span(hours.price)}" if machines.price_gpu_hour or machines.price_cpu_hour else text
+
+
+def span(value: Span) -> str:
+    """Middle, and the ends where they differ."""
+    low, middle, high = (number(one) for one in value)
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def size(value: float) -> str:
+    return f"{value / 1e9:.2g} GB" if value >= 1e8 else f"{value / 1e6:.2g} MB"
+
+
+def sizes(value: Span) -> str:
+    low, middle, high = (size(one) for one in value)
+    return middle if low == high else f"{middle} ({low} to {high})"

@@ -1,0 +1,121 @@
+"""What is measured on the nodes: decoding, a training step, preparing. Runs in Ray tasks; takes plain values."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+
+import torch
+
+from tpn_ray.clips.encode import EncodeConfig, prepare_video
+from tpn_ray.clips.packets import DecodeLimits
+from tpn_ray.data import bench, reader, rows, worker
+from tpn_ray.data.plan import Plan
+from tpn_ray.data.worker import ClipSource
+from tpn_ray.errors import BadVideo
+from tpn_ray.model.bench import StepBench, measure_step
+from tpn_ray.model.recognizer import build_model
+from tpn_ray.planning.figures import Preparing, Span
+
+DECODINGS = 3
+"""Times that a video is decoded in each form."""
+STATE_COPIES = 3
+"""Of the weights, which a step is measured without: momenta, buckets of gradients, the copy that is being saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Blocks made by one decoding process."""
+
+    seconds_per_block: float
+    block_bytes: float
+    peak_bytes: float
+    """Of the process, whatever it held before."""
+    bad_videos: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """A network's training step in one process."""
+
+    clips_per_second: Span
+    score_clips_per_second: float
+    peak_bytes: float
+    peak_gpu_bytes: float
+
+
+def decode(source: ClipSource, plan: Plan, seconds: float) -> Decoded:
+    """Make blocks for so long, at least two; the first is not counted."""
+    spent, sizes, bad, begun = list[float](), list[int](), 0, time.perf_counter()
+    for number in range(plan.blocks(1)):
+        begin = time.perf_counter()
+        block = worker.training_rows(source, plan.block(number, 1))
+        spent.append(time.perf_counter() - begin)
+        sizes.append(sum(column.nbytes for column in block.values()))
+        bad += int((block[rows.REASON] != "").sum())
+        if len(spent) > 1 and time.perf_counter() - begun > seconds:
+            break
+    return Decoded(
+        seconds_per_block=statistics.median(spent[1:] or spent),
+        block_bytes=max(sizes),
+        peak_bytes=peak_bytes(),
+        bad_videos=bad,
+    )
+
+
+def step(wanted: StepBench) -> Stepped:
+    """Measure the first form of the bench."""
+    row = measure_step(wanted).rows[0]
+    slow, usual, fast = max(row.train_seconds), statistics.median(row.train_seconds), min(row.train_seconds)
+    weights = sum(one.numel() * one.element_size() for one in build_model(wanted.model, "fast").parameters())
+    on_gpu = torch.device(wanted.device).type == "cuda"
+    gpu = torch.cuda.max_memory_allocated() + STATE_COPIES * weights if on_gpu else 0
+    return Stepped(
+        clips_per_second=Span(wanted.batch / slow, wanted.batch / usual, wanted.batch / fast),
+        score_clips_per_second=wanted.batch / statistics.median(row.infer_seconds),
+        peak_bytes=peak_bytes() + STATE_COPIES * weights,
+        peak_gpu_bytes=gpu,
+    )
+
+
+def prepare_some(source: ClipSource, config: EncodeConfig, seconds: float) -> Preparing | None:
+    """Prepare the first videos for so long, and decode a clip of each in both forms; None where none can be used."""
+    ratios, encoding = list[float](), list[float]()
+    before, after, begun = 0, 0, time.perf_counter()
+    for sample in range(len(source.manifest)):
+        try:
+            data = reader.fetch(source.manifest, sample)
+            prepared, spent = bench.timed(partial(prepare_video, BytesIO(data), None, config, DecodeLimits()))
+            ratios.append(decode_seconds(source, data) / decode_seconds(source, prepared.video))
+        except BadVideo:
+            continue
+        encoding.append(spent)
+        before, after = before + len(data), after + len(prepared.video)
+        if time.perf_counter() - begun > seconds:
+            break
+    if not ratios:
+        return None
+    return Preparing(
+        videos=len(ratios),
+        speedup=Span(min(ratios), statistics.median(ratios), max(ratios)),
+        bytes_share=after / before,
+        core_seconds_per_video=Span(min(encoding), statistics.fmean(encoding), max(encoding)),
+    )
+
+
+def decode_seconds(source: ClipSource, data: bytes) -> float:
+    """CPU seconds of one clip, opening included; the least of some tries. Raises BadVideo."""
+    indices = bench.clip_indices(source, data)
+    if indices is None:
+        raise BadVideo("damaged", "no clip can be decoded")
+    clips = [(data, indices)]
+    return min(bench.timed(partial(bench.decode_each, clips, source.developed))[1] for _ in range(DECODINGS))
+
+
+def peak_bytes() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

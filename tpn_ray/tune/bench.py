@@ -1,0 +1,176 @@
+"""What promotion saves, and what it costs in quality: the same grid by promotion and in full. Runs on the driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpn_ray import storage, tracking
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.train.driver import Machines, recipe_for
+from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.tune import driver
+from tpn_ray.tune.driver import How
+from tpn_ray.tune.journal import Trial
+from tpn_ray.tune.report.numbers import hours
+from tpn_ray.tune.space import space
+from tpn_ray.tune.trial import Campaign
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignBench:
+    """A grid of settings, searched by promotion and trained in full, with several seeds."""
+
+    data: str
+    """Dataset, as jobs/train.py takes it."""
+
+    vary: tuple[str, ...] = (
+        "optim.lr=choice(0.01,0.05,0.2)",
+        "model.alpha=choice((1,1),(1,2),(4,8))",
+        "loss.lambdas.0=choice(0.1,0.5,1.5)",
+    )
+    """The fields of the grid, each as FIELD=choice(...)."""
+
+    seeds: int = 3
+    """Of order, augmentation and first weights: one promotion and one full grid with each."""
+
+    epochs: int = 9
+    """Of a trial in full."""
+
+    rungs: int = 3
+    """Times that trials are compared, the end included."""
+
+    keep: int = 3
+    """One trial in so many goes on."""
+
+    at_once: int = 2
+    """Trials side by side."""
+
+    folder: str = "runs/bench-campaign"
+    """Where campaigns are kept; the same command goes on there."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS, else a local Ray."""
+
+    json: str = ""
+    """File to write the figures to."""
+
+    def __post_init__(self) -> None:
+        for field in ("seeds", "epochs", "at_once"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+
+    @property
+    def machines(self) -> Machines:
+        """Of each trial."""
+        return Machines(workers=1, share_clips_gb=4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedReport:
+    """One seed."""
+
+    promoted: float
+    """Top-1 of the best that promotion trained to the end."""
+    grid: float
+    """Of the best of the grid in full."""
+    epochs: int
+    grid_epochs: int
+    idle: float
+    """Share of the trials' places that nobody held while promotion ran."""
+
+    @property
+    def behind(self) -> float:
+        """Points of top-1."""
+        return 100 * (self.grid - self.promoted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignBenchReport:
+    """All seeds."""
+
+    settings: int
+    at_once: int
+    seeds: tuple[SeedReport, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {number}: promotion {one.promoted:.1%}, grid {one.grid:.1%} ({one.behind:.1f} points), "
+            f"{one.epochs} of {one.grid_epochs} epochs ({one.epochs / one.grid_epochs:.0%}), idle {one.idle:.0%}"
+            for number, one in enumerate(self.seeds)
+        ]
+        lines.append(
+            f"{self.settings} settings, {self.at_once} at once, mean of {len(self.seeds)} seeds: "
+            f"{statistics.mean(one.behind for one in self.seeds):.1f} points behind the grid with "
+            f"{statistics.mean(one.epochs / one.grid_epochs for one in self.seeds):.0%} of its epochs, idle "
+            f"{statistics.mean(one.idle for one in self.seeds):.0%}"
+        )
+        return "\n".join(lines)
+
+
+def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str], None]) -> CampaignBenchReport:
+    """Run both kinds of campaigns with every seed, one after the other."""
+    manifest, folder = load_manifest(bench.data), storage.absolute(bench.folder)
+    changes = {"loop.epochs": bench.epochs, "loop.evaluate_every_epochs": bench.epochs}
+    seeds, settings = [], 0
+    for seed in range(bench.seeds):
+        seeded = replace_fields(recipe_for(recipe, manifest), {**changes, "loop.seed": seed})
+        promote = How(rungs=bench.rungs, keep=bench.keep, at_once=bench.at_once)
+        found = {
+            name: _campaign(seeded, manifest, bench, how, storage.join(folder, f"seed-{seed}-{name}"), say)
+            for name, how in (("promotion", promote), ("grid", dataclasses.replace(promote, rungs=1)))
+        }
+        seeds.append(_compared(found["promotion"], found["grid"], bench))
+        settings = len(found["grid"])
+        say(str(seeds[-1]))
+    report = CampaignBenchReport(settings=settings, at_once=bench.at_once, seeds=tuple(seeds))
+    if bench.json:
+        Path(bench.json).write_text(json.dumps(dataclasses.asdict(report), indent=1))
+    return report
+
+
+def _campaign(
+    recipe: Recipe, manifest: Manifest, bench: CampaignBench, how: How, uri: str, say: Callable[[str], None]
+) -> list[Trial]:
+    name = storage.name(uri)
+    local = storage.absolute("runs") if storage.is_s3(uri) else storage.absolute(bench.folder)
+    store = tracking.local_uri(local)
+    tracked = tracking.begin(store, "bench", name, parameters={}, tags={})
+    campaign = Campaign(
+        recipe=recipe,
+        manifest=manifest,
+        machines=bench.machines,
+        uri=uri,
+        name=name,
+        tracking_uri=store,
+        experiment="bench",
+        artifact_root=None,
+        parent_run=tracked.run_id,
+        max_bad=0.0,
+        session=uuid.uuid4().hex,
+    )
+    fields = space("none", recipe, bench.vary)
+    wanted = driver.search_for(campaign, fields, searcher="grid", samples=0, seed=0, wave=0, objectives="top1")
+    outcome = driver.run(campaign, wanted, how, say=say)
+    tracked.end("FINISHED")
+    return outcome.trials
+
+
+def _compared(promotion: Sequence[Trial], grid: Sequence[Trial], bench: CampaignBench) -> SeedReport:
+    failed = [f"{trial.name}: {trial.failure}" for trial in (*promotion, *grid) if trial.failure]
+    if failed:
+        raise TrainingError("trials failed, so nothing is compared:\n  " + "\n  ".join(failed[:5]))
+    spent = hours(promotion, bench.epochs, bench.at_once)
+    return SeedReport(
+        promoted=promotion[0].top1,
+        grid=max(trial.top1 for trial in grid),
+        epochs=spent.epochs,
+        grid_epochs=sum(trial.epochs for trial in grid),
+        idle=spent.idle,
+    )
