@@ -1,7 +1,7 @@
 """A cloud on one machine, for Ray's own autoscaler: its nodes are real raylets beside the head's.
 
 `FakeCloud` is loaded by the autoscaler's process. How many nodes of a type the cloud has to give stands in a file: with
-fewer than there are, it takes some back without a word, as a cloud does with spot nodes.
+fewer than there are, it takes some back, as a cloud does with spot nodes.
 """
 
 from __future__ import annotations
@@ -47,12 +47,17 @@ class FakeCloud(FakeMultiNodeProvider):  # type: ignore[misc]  # Ray's classes a
         super()._create_node_with_resources_and_labels(node_config, tags, count, resources, labels)
 
     def _capacity(self) -> dict[str, int]:
-        capacity: dict[str, int] = json.loads(Path(self.provider_config["capacity_file"]).read_text())
+        capacity: dict[str, int] = self._file()["nodes"]
         return capacity
 
     def _of(self, kind: str) -> list[str]:
-        """Nodes of a type, the oldest first."""
-        return sorted(node for node in self._nodes if self.node_tags(node)[TAG_RAY_USER_NODE_TYPE] == kind)
+        """Nodes of a type, those last that go first."""
+        first = self._file()["first"]
+        found = [node for node in self._nodes if self.node_tags(node)[TAG_RAY_USER_NODE_TYPE] == kind]
+        return sorted(found, key=lambda node: (node == first, node))
+
+    def _file(self) -> Any:
+        return json.loads(Path(self.provider_config["capacity_file"]).read_text())
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,11 @@ class AutoscalingHead:
     head: RayHead
     capacity_file: Path
 
-    def set_capacity(self, **nodes: int) -> None:
-        """From now on the cloud has so many nodes of these types, and takes back the newest of those above."""
+    def set_capacity(self, first: str = "", **nodes: int) -> None:
+        """From now on the cloud has so many nodes of these types, and takes back those above: the node `first` if it is
+        one of them, then the newest."""
         written = self.capacity_file.with_suffix(".new")
-        written.write_text(json.dumps(nodes))
+        written.write_text(json.dumps({"first": first, "nodes": nodes}))
         written.replace(self.capacity_file)
 
 

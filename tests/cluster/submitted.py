@@ -12,8 +12,8 @@ from ray.job_submission import JobSubmissionClient
 from tests.jobs.processes import ROOT, submit
 from tests.ray_head import BIN, RayHead
 
-LONGEST = 300.0
-"""For every single thing that is waited for: seconds where nothing else runs."""
+LONGEST = 600.0
+"""For every single thing that is waited for: some seconds where nothing else runs."""
 
 
 class Submitted:
@@ -55,12 +55,18 @@ class Submitted:
     def alive(self, *pools: str) -> list[str]:
         return sorted(node for node, (pool, alive) in self.nodes().items() if alive and pool in pools)
 
+    def _autoscaler(self) -> str:
+        """The end of what the autoscaler wrote."""
+        path = self.head.folder / "session_latest" / "logs" / "monitor.log"
+        return path.read_text(errors="replace")[-6000:] if path.exists() else ""
+
     def wait_for(self, what: str, happened: Callable[[], bool]) -> float:
         """Seconds until then."""
         begun = time.monotonic()
         while not happened():
-            assert self.status() in ("PENDING", "RUNNING", "SUCCEEDED"), f"no {what}; the job said\n{self.output()}"
-            assert time.monotonic() - begun < LONGEST, f"no {what}; {self.nodes()}; the job said\n{self.output()}"
+            status = self.status()
+            if status not in ("PENDING", "RUNNING", "SUCCEEDED") or time.monotonic() - begun > LONGEST:
+                raise AssertionError(f"no {what}; {status}; {self.nodes()}\n{self._autoscaler()}\n{self.output()}")
             time.sleep(0.2)
         print(f"{time.monotonic() - begun:.0f} s until {what}", flush=True)
         return time.monotonic() - begun

@@ -22,7 +22,7 @@ from tpn_ray.clips.toy import ToyConfig, write_toy
 from tpn_ray.train import driver, order_ledger
 from tpn_ray.train.recipe import replace_fields
 
-pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(3000)]
 
 FIELDS = {
     "loop.epochs": 24,

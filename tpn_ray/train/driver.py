@@ -47,6 +47,9 @@ LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
 CONTROLLER_STARTS = 20
 """Times that Ray Train's controller may be lost and started again."""
 ELASTIC_START_SECONDS = 20
+DATA_SHARE_SECONDS = 45
+"""How long a lost decoding keeps its share of the cluster's CPUs, which the next one has too little without. By default
+it is three minutes; a living one asks for its share again every ten seconds."""
 ANSWER_SECONDS = 120
 """Longest wait for the cluster's answer to a question that takes it milliseconds."""
 
@@ -334,6 +337,7 @@ def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, m
             storage_path=path,
             storage_filesystem=filesystem,
             callbacks=[_FailureCallback(job.mailbox)],
+            worker_runtime_env={"env_vars": {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_SHARE_SECONDS)}},
             failure_config=ray.train.FailureConfig(
                 max_failures=max_failures,
                 controller_failure_limit=-1 if machines.min_workers or machines.may_grow else START_ATTEMPTS,
