@@ -70,7 +70,6 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
         name="search",
         tracking_uri=store,
         experiment="tests",
-        artifact_root=None,
         parent_run=tracking.begin(store, "tests", "search", parameters={}, tags={}).run_id,
         max_bad=0.0,
         session="first",

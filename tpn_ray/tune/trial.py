@@ -44,7 +44,6 @@ class Campaign:
     name: str
     tracking_uri: str
     experiment: str
-    artifact_root: str | None
     parent_run: str
     max_bad: float
     session: str
@@ -320,7 +319,6 @@ def begin_child(campaign: Campaign, trial: Trial, say: Callable[[str], None]) ->
             f"{campaign.name}-{trial.name}",
             parameters=flat(recipe),
             tags={"storage": storage.join(campaign.uri, trial.run or trial.name), **sample},
-            artifact_root=campaign.artifact_root,
             parent=campaign.parent_run,
         )
     except TrackingError as error:
