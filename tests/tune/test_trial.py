@@ -61,7 +61,8 @@ def manifest(toy_folder: Path) -> Manifest:
 
 @pytest.fixture
 def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
-    store = tracking.local_uri(str(tmp_path))
+    store, artifacts = tracking.local_uri(str(tmp_path)), str(tmp_path / "mlflow-artifacts")
+    parent = tracking.begin(store, "tests", "search", parameters={}, tags={}, artifact_root=artifacts)
     return Campaign(
         recipe=recipe_for(replace_fields(recipes.toy(), SMALL), manifest),
         manifest=manifest,
@@ -70,8 +71,8 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
         name="search",
         tracking_uri=store,
         experiment="tests",
-        artifact_root=None,
-        parent_run=tracking.begin(store, "tests", "search", parameters={}, tags={}).run_id,
+        artifact_root=artifacts,
+        parent_run=parent.run_id,
         max_bad=0.0,
         session="first",
     )

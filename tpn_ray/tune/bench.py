@@ -141,7 +141,8 @@ def _campaign(
     name = storage.name(uri)
     local = storage.absolute("runs") if storage.is_s3(uri) else storage.absolute(bench.folder)
     store = tracking.local_uri(local)
-    tracked = tracking.begin(store, "bench", name, parameters={}, tags={})
+    artifacts = storage.join(local, "mlflow-artifacts")
+    tracked = tracking.begin(store, "bench", name, parameters={}, tags={}, artifact_root=artifacts)
     campaign = Campaign(
         recipe=recipe,
         manifest=manifest,
@@ -150,7 +151,7 @@ def _campaign(
         name=name,
         tracking_uri=store,
         experiment="bench",
-        artifact_root=None,
+        artifact_root=artifacts,
         parent_run=tracked.run_id,
         max_bad=0.0,
         session=uuid.uuid4().hex,
