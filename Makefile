@@ -25,7 +25,7 @@ lint: install
 test: lint browser
 	$(BIN)/python -m pytest
 
-# What takes too long for every day: a node is taken away from a run.
+# What takes too long for every day: one of several hosts is cut off from a run. Skipped without root and Linux.
 test-long: install
 	$(BIN)/python -m pytest -m long
 

@@ -31,6 +31,8 @@ class RayHead:
     address: str
     """Of its GCS."""
     environment: dict[str, str]
+    folder: Path
+    """Short, and gone with the head, as are all processes that inherit its environment."""
 
 
 @contextlib.contextmanager
@@ -51,7 +53,7 @@ def ray_head(
         started = subprocess.run(command, check=False, env=own, capture_output=True, text=True, timeout=START_SECONDS)
         if started.returncode:
             raise RuntimeError(f"ray start failed:\n{started.stdout}\n{started.stderr}")
-        yield RayHead(f"http://{ip}:{dashboard}", f"{ip}:{port}", own)
+        yield RayHead(f"http://{ip}:{dashboard}", f"{ip}:{port}", own, folder)
     finally:
         stop(folder)
         shutil.rmtree(folder, ignore_errors=True)

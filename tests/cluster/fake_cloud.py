@@ -90,7 +90,7 @@ def autoscaling_head(folder: Path, types: dict[str, NodeType], **capacity: int) 
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes that it starts then have a loopback address, as the head has
-        "PYTHONPATH": str(Path(__file__).parents[2]),  # for this module
+        "PYTHONPATH": str(Path(__file__).parents[2]),  # for this module, and for the job on every node
     }
     flags = [f"--autoscaling-config={config}"]
     AutoscalingHead(None, capacity_file).set_capacity(**capacity)  # type: ignore[arg-type]

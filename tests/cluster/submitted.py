@@ -9,7 +9,7 @@ from pathlib import Path
 from ray._raylet import GcsClient
 from ray.job_submission import JobSubmissionClient
 
-from tests.jobs.processes import submit
+from tests.jobs.processes import ROOT, submit
 from tests.ray_head import BIN, RayHead
 
 LONGEST = 300.0
@@ -17,12 +17,16 @@ LONGEST = 300.0
 
 
 class Submitted:
-    """`jobs/train.py toy` with an ordered reduction, under way."""
+    """`jobs/train.py toy`, under way; with `upload` the code goes along, else the nodes have it."""
 
-    def __init__(self, head: RayHead, name: str, ledger: Path, flags: list[str], fields: Mapping[str, object]) -> None:
+    def __init__(
+        self, head: RayHead, name: str, ledger: Path, flags: list[str], fields: Mapping[str, object], *, upload: bool
+    ) -> None:
         self.head, self._name, self._ledger = head, name, ledger
-        command = [str(BIN / "ray"), "job", "submit", "--no-wait", "--submission-id", name, "--working-dir", "."]
-        command += ["--", "python", "jobs/train.py", "toy", "--name", name, "--order-ledger", str(ledger), *flags]
+        command = [str(BIN / "ray"), "job", "submit", "--no-wait", "--submission-id", name]
+        command += ["--working-dir", ".", "--", "python"] if upload else ["--", "python"]
+        command += ["jobs/train.py" if upload else str(ROOT / "jobs" / "train.py"), "toy", "--name", name]
+        command += ["--order-ledger", str(ledger), *flags]
         command += [part for field, value in fields.items() if value is not True for part in (f"--{field}", str(value))]
         command += [f"--{field}" for field, value in fields.items() if value is True]
         status, said = submit(command, {**head.environment, "RAY_ADDRESS": head.jobs_url})
