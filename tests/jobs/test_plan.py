@@ -18,7 +18,7 @@ from tpn_ray import command_line, recipes
 pytestmark = pytest.mark.cluster
 
 T = TypeVar("T")
-SMALL = ["--seconds", "5", "--loop.epochs", "9", "--loop.batch-clips", "16"]
+SMALL = ["--seconds", "5", "--loop.epochs", "9"]
 
 
 @pytest.mark.timeout(600)
