@@ -111,7 +111,8 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
     driver.release(trial.placement_group)  # what it held when it was paused, or its process was lost
     pointer = _pointer()
     trial, name, start_from = _incarnation(trial, sample, pointer)
-    trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
+    if not trial.stopped:  # what a stopped one trained before its processes were gone does not count
+        trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
     reported = pointer.get("epoch", 0)
 
     def report(point: Point) -> None:
