@@ -106,7 +106,6 @@ def main() -> None:
             name=campaign_name,
             tracking_uri=tracked.tracking_uri,
             experiment=flags.experiment,
-            artifact_root=None if flags.tracking_uri else storage.join(folder, "mlflow-artifacts"),
             parent_run=tracked.run_id,
             max_bad=flags.max_bad,
             session=command_line.fresh_name("session"),

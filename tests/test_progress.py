@@ -1,9 +1,14 @@
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from tpn_ray.progress import LOG_SECONDS, Terminal, duration, line
-from tpn_ray.train.events import BadVideos, Committed, Progress, Started
+import pytest
+from mlflow import MlflowClient
+
+from tpn_ray import tracking
+from tpn_ray.progress import LOG_SECONDS, Terminal, catch_up, duration, line
+from tpn_ray.train.events import BadVideos, Committed, Progress, Started, StepMetrics
+from tpn_ray.train.run_folder import Record
 
 PROGRESS = Progress(
     step=30, steps=240, epoch=2, epochs=10, loss=1.5, top1=0.25, clips_per_second=99.6, waiting=0.031, seconds_left=200
@@ -38,6 +43,18 @@ def test_starts_are_counted_and_a_bad_video_is_named_once(capsys: pytest.Capture
         "bad video (empty): x.mp4 has no bytes",
         "checkpoint c",
     ]
+
+
+def test_what_a_killed_driver_had_sent_of_a_commit_is_not_sent_again(tmp_path: Path) -> None:
+    store = tracking.local_uri(str(tmp_path))
+    run = tracking.begin(store, "experiment", "run", parameters={}, tags={})
+    run.log_metrics({"train/loss": 3.0}, 2)  # killed before the other steps and the evaluation
+    history = tuple(StepMetrics(step=step, values={"loss": 5.0 - step}) for step in (2, 4))
+    for _ in range(2):
+        catch_up(run, [Record(step=4, epoch=1, scores={"val_top1": 0.5}, history=history)], "runs/x")
+    for name, expected in {"train/loss": [(2, 3.0), (4, 1.0)], "val/top1": [(4, 0.5)], "epoch": [(4, 1.0)]}.items():
+        found = MlflowClient(store).get_metric_history(run.run_id, name)
+        assert [(metric.step, metric.value) for metric in found] == expected
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])

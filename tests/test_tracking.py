@@ -22,8 +22,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tracking.local_uri(str(tmp_path_factory.mktemp("store")))
 
 
-def test_a_run_holds_parameters_metrics_tags_and_artefacts(store: str, tmp_path: Path) -> None:
-    run = begin(store, artifact_root=str(tmp_path))
+def test_a_run_holds_parameters_metrics_tags_and_artefacts(store: str) -> None:
+    run = begin(store)
     run.log_metrics({"loss": 2.0}, 1)
     run.log_metrics({"loss": 1.0}, 2)
     run.set_tags({"last_checkpoint": "here"})
@@ -36,6 +36,7 @@ def test_a_run_holds_parameters_metrics_tags_and_artefacts(store: str, tmp_path:
     assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")] == [(1, 2.0), (2, 1.0)]
     assert stored.data.tags["last_checkpoint"] == "here"
     assert [file.path for file in client.list_artifacts(run.run_id)] == ["recipe.json"]
+    assert stored.info.artifact_uri.startswith(f"{Path(store.removeprefix(tracking.SQLITE)).parent}/mlflow-artifacts/")
 
 
 def test_an_unfinished_run_goes_on_and_a_finished_one_does_not(store: str) -> None:
@@ -86,10 +87,10 @@ def test_the_page_is_shown_without_a_password() -> None:
     assert "--host 127.0.0.1" in tracking.page_command("sqlite:///runs/mlflow.db")
 
 
-def test_a_store_is_probed_and_left_as_it_was(store: str, tmp_path: Path) -> None:
+def test_a_store_is_probed_and_left_as_it_was(store: str) -> None:
     there, here = tracking.probe_version(store)
     assert there == here
-    tracking.probe_run(store, str(tmp_path))
+    tracking.probe_run(store)
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name(tracking.PROBE_EXPERIMENT)
     assert client.search_runs([experiment.experiment_id]) == []
@@ -99,6 +100,6 @@ def test_a_store_is_probed_and_left_as_it_was(store: str, tmp_path: Path) -> Non
 def test_a_server_is_probed(mlflow_url: str) -> None:
     there, here = tracking.probe_version(mlflow_url)
     assert there == here
-    tracking.probe_run(mlflow_url, None)
+    tracking.probe_run(mlflow_url)
     with pytest.raises(Exception, match="127.0.0.1"):
         tracking.probe_version("http://127.0.0.1:9")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+import psutil
 import tyro
 
 from tpn_ray.errors import ConfigError, TpnRayError
@@ -46,13 +48,25 @@ def _end(status: int, message: str = "") -> NoReturn:
 
     Threads may still wait for runs that were given up. While a driver leaves, such a thread joins again, or Ray ends
     the process with a status of its own. A driver that is gone is noticed: a cluster frees what it held, and the kernel
-    ends a Ray that it started (the last, idle agents of it some 90 s later).
+    ends a Ray that it started.
     """
     if message:
         print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    _kill_what_outlives_a_raylet()
     os._exit(status)
+
+
+def _kill_what_outlives_a_raylet() -> None:
+    """The agents of a raylet that dies look for it for a minute and a half. It is frozen first: its own death, or that
+    of its agents, would make it end this process."""
+    with contextlib.suppress(psutil.Error):
+        for raylet in psutil.Process().children():
+            if raylet.name() == "raylet":
+                raylet.suspend()
+                for process in raylet.children(recursive=True):
+                    process.kill()
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -102,10 +103,13 @@ def track(run: TrackedRun, event: Event) -> None:
 
 def catch_up(run: TrackedRun, records: Sequence[Record], run_uri: str) -> None:
     """Track what is on record of an earlier time of this run and MLflow does not have."""
-    known = run.last_step("epoch")
+    known, measured = run.last_step("epoch"), run.last_step(_metric("loss"))
     for record in records:
         if record.step > known:
-            track(run, Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step)))
+            # A driver that was killed while it tracked this commit had sent a part of its steps.
+            new = tuple(metrics for metrics in record.history if metrics.step > measured)
+            committed = Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step))
+            track(run, dataclasses.replace(committed, history=new))
 
 
 def _metric(name: str) -> str:

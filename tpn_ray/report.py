@@ -29,7 +29,6 @@ from tpn_ray.train.recipe import Recipe, flat, to_plain
 def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Recipe, manifest: Manifest) -> TrackedRun:
     """Begin the MLflow run: every field of the recipe as a parameter, the recipe itself as an artefact."""
     uri = tracking_uri or tracking.local_uri(_local(folder))
-    root = None if tracking_uri else storage.join(_local(folder), "mlflow-artifacts")
     tags = {
         "dataset_version": manifest.version,
         "storage": storage.join(folder, name),
@@ -37,7 +36,7 @@ def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Re
         **_code(),
         "mlflow.note.content": _note(recipe, manifest),
     }
-    tracked = tracking.begin(uri, experiment, name, parameters=flat(recipe), tags=tags, artifact_root=root)
+    tracked = tracking.begin(uri, experiment, name, parameters=flat(recipe), tags=tags)
     tracked.log_json(to_plain(recipe), "recipe.json")
     tracked.log_json({name: list(classes) for name, classes in manifest.label_sets.items()}, "classes.json")
     tracked.log_json(_environment(), "environment.json")

@@ -38,6 +38,7 @@ from mlflow.utils.rest_utils import http_request
 SERVED = Path(__file__).parent / "predict" / "served.py"
 """The code that MLflow stores beside the checkpoint and runs to load it."""
 MAX_MODEL_BYTES = 8 * 1024**3
+SQLITE = "sqlite:///"
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 """Opens the experiment in the page for training, with its curves, rather than in the one for language models."""
@@ -50,7 +51,7 @@ CLOSE_SECONDS = 60.0
 def local_uri(folder: str) -> str:
     """A tracking store on local disk that needs no server."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder}/mlflow.db"
+    return f"{SQLITE}{folder}/mlflow.db"
 
 
 def page_command(tracking_uri: str) -> str:
@@ -180,14 +181,13 @@ def begin(
     *,
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
-    artifact_root: str | None = None,
     parent: str | None = None,
 ) -> TrackedRun:
     """Begin a run, or go on with the one of this name that did not finish. Raises TrackingError if the store is not
     to be used: better now than after a night of training."""
     try:
         client = MlflowClient(tracking_uri)
-        experiment_id = _experiment(client, experiment, artifact_root)
+        experiment_id = _experiment(client, experiment)
         run_id = _unfinished(client, experiment_id, name, parent)
         if run_id is None:
             all_tags = {"mlflow.user": _user(), **tags, **({PARENT_TAG: parent} if parent else {})}
@@ -222,10 +222,10 @@ def probe_version(tracking_uri: str) -> tuple[str, str]:
     return answer.text.strip(), mlflow.__version__
 
 
-def probe_run(tracking_uri: str, artifact_root: str | None) -> None:
+def probe_run(tracking_uri: str) -> None:
     """Make a run, write what jobs write, read it back and delete it. Raises whatever the client raises."""
     client = MlflowClient(tracking_uri)
-    experiment = _experiment(client, PROBE_EXPERIMENT, artifact_root)
+    experiment = _experiment(client, PROBE_EXPERIMENT)
     run_id = client.create_run(experiment, run_name="doctor").info.run_id
     try:
         client.log_batch(run_id, metrics=[Metric("x", 1.0, 0, 1)], params=[Param("p", "1")])
@@ -245,12 +245,16 @@ def settle(tracking_uri: str, run_id: str, status: str, tags: Mapping[str, str])
     run.end(status)
 
 
-def _experiment(client: MlflowClient, name: str, artifact_root: str | None) -> str:
+def _experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
+    root = None
+    if client.tracking_uri.startswith(SQLITE):  # beside the store, not in whatever folder this process runs in
+        file = storage.absolute(client.tracking_uri.removeprefix(SQLITE))
+        root = storage.join(storage.parent(file), "mlflow-artifacts")
     try:
-        return str(client.create_experiment(name, artifact_location=artifact_root, tags={KIND_TAG: KIND}))
+        return str(client.create_experiment(name, artifact_location=root, tags={KIND_TAG: KIND}))
     except MlflowException:  # another process was faster
         found = client.get_experiment_by_name(name)
         if found is None:

@@ -31,7 +31,6 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
         name="search",
         tracking_uri="",
         experiment="",
-        artifact_root=None,
         parent_run="",
         max_bad=0.0,
         session="now",

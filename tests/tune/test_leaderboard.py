@@ -23,9 +23,8 @@ from tpn_ray.tune.trial import Campaign, begin_child
 
 @pytest.fixture
 def parent(tmp_path: Path) -> TrackedRun:
-    root = str(tmp_path / "artefacts")
     uri = tracking.local_uri(str(tmp_path))
-    return tracking.begin(uri, "tpn_ray", "search", parameters={}, tags={}, artifact_root=root)
+    return tracking.begin(uri, "tpn_ray", "search", parameters={}, tags={})
 
 
 @pytest.fixture
@@ -34,7 +33,6 @@ def tracked_campaign(campaign: Campaign, parent: TrackedRun, tmp_path: Path) -> 
         campaign,
         tracking_uri=parent.tracking_uri,
         experiment="tpn_ray",
-        artifact_root=str(tmp_path / "artefacts"),
         parent_run=parent.run_id,
     )
 

@@ -70,7 +70,6 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
         name="search",
         tracking_uri=store,
         experiment="tests",
-        artifact_root=None,
         parent_run=tracking.begin(store, "tests", "search", parameters={}, tags={}).run_id,
         max_bad=0.0,
         session="first",
@@ -127,9 +126,20 @@ def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, mo
     free = next(at for at, groups, is_stopped in held if is_stopped and not groups)
     print(f"free {free - stopped:.1f} s after the stop, asked once a second")
     assert free - stopped < FREE_SECONDS
-    again = dataclasses.replace(campaign, session="second")  # the journal is the state: nothing is trained again
+    # The journal is the state: nothing is trained again. What is told to Tune is neither stored nor logged.
+    planted = {"AWS_SECRET_ACCESS_KEY": "planted-secret-key", "AWS_SESSION_TOKEN": "planted-session-token"}
+    for name, value in planted.items():
+        monkeypatch.setenv(name, value)
+    uri = "http://someone:planted-password@127.0.0.1:9"
+    again = dataclasses.replace(campaign, session="second", tracking_uri=uri)
+    wanted = searched(again, "tpe")
     asynchronous_driver.run(again, wanted, "asha", at_once=1, look=lambda: None, say=lambda line: None)
     assert campaign.journal.trials() == trials
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    assert (Path(campaign.uri) / "tune" / "second" / "tuner.pkl").exists()
+    assert (logs / "runtime_env_agent.log").exists()
+    for folder in (Path(campaign.uri), logs):
+        assert [path for path in folder.rglob("*") if path.is_file() and b"planted-" in path.read_bytes()] == []
 
 
 def test_the_worst_of_a_population_goes_on_from_the_best(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:

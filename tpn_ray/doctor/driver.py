@@ -120,7 +120,6 @@ def services(wanted: Examination) -> list[Finding]:
 def examine_tracking(tracking_uri: str, folder: str, seconds: float) -> list[Finding]:
     """Reachable, of which version, and whether a run can be made and deleted."""
     local = storage.absolute("runs") if storage.is_s3(folder) else folder
-    root = None if tracking_uri else storage.join(local, "mlflow-artifacts")
 
     def uri() -> str:
         return tracking_uri or tracking.local_uri(local)
@@ -132,7 +131,7 @@ def examine_tracking(tracking_uri: str, folder: str, seconds: float) -> list[Fin
         return warned(f"MLflow {there} there, {here} here", "use the server version of constraints.txt")
 
     def run() -> Verdict:
-        tracking.probe_run(uri(), root)
+        tracking.probe_run(uri())
         return passed("a run was made, read back with its artefact, and deleted")
 
     where = tracking_uri or "SQLite below --storage"

@@ -53,7 +53,7 @@ def measure(
     recipe: Recipe, manifest: Manifest, machines: Machines, how: Measurement, *, say: Callable[[str], None]
 ) -> Measured:
     """Measure decoding, preparing and a step one after the other, with nothing else running."""
-    check_possible(machines, how, ray.cluster_resources())
+    check_possible(recipe, machines, how, ray.cluster_resources())
     begun = time.monotonic()
     train = manifest.select("train")
     # As the training job has it: GPUs take clips as decoded.
@@ -104,8 +104,14 @@ def measure(
     )
 
 
-def check_possible(machines: Machines, how: Measurement, total: dict[str, float]) -> None:
-    """Refuse what would wait for ever on a cluster with resources `total`."""
+def check_possible(recipe: Recipe, machines: Machines, how: Measurement, total: dict[str, float]) -> None:
+    """Refuse what no run can be, and what would wait for ever on a cluster with resources `total`."""
+    shares = recipe.loop.micro_batches_per_step
+    if machines.workers > shares:
+        raise ConfigError(
+            f"{machines.workers} workers cannot share the {shares} micro-batches of a step: plan at most {shares} "
+            "--workers, or smaller --loop.micro-batch-clips"
+        )
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     needed = 1.0 if how.step_clips_per_second else max(1.0, machines.cpus_per_worker)
     if cpus < needed:

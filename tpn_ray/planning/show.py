@@ -65,7 +65,11 @@ def advice_rows(measured: Measured, plan: Plan, machines: Machines) -> list[Row]
             f"{COMPUTED}, for the highest",
         ),
         ("object store, node that trains", sizes(nodes.training_store_bytes), COMPUTED),
-        ("memory, node that trains", sizes(nodes.training_memory_bytes), COMPUTED),
+        (
+            f"memory, node that trains{'' if measured.worker_bytes else ', without its workers'}",
+            sizes(nodes.training_memory_bytes),
+            COMPUTED,
+        ),
     ]
     if nodes.decoding:
         rows += [

@@ -14,19 +14,15 @@ from tpn_ray.predict.table import METRICS
 from tpn_ray.tracking import TrackedRun
 
 PICTURES = (".png", ".html")
-SQLITE = "sqlite:///"
 
 
 def begin(
     tracking_uri: str, experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
 ) -> TrackedRun | None:
-    """Begin a run, if there is a server or store to begin it on. Artefacts of an SQLite store lie beside its file."""
+    """Begin a run, if there is a server or store to begin it on."""
     if not tracking_uri:
         return None
-    root = None
-    if tracking_uri.startswith(SQLITE):
-        root = storage.join(storage.parent(tracking_uri.removeprefix(SQLITE)), "mlflow-artifacts")
-    return tracking.begin(tracking_uri, experiment, name, parameters=parameters, tags=tags, artifact_root=root)
+    return tracking.begin(tracking_uri, experiment, name, parameters=parameters, tags=tags)
 
 
 def about(question: Question) -> tuple[dict[str, str], dict[str, str]]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import ray.tune
 from ray.tune import schedulers
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from tpn_ray import storage
@@ -37,6 +38,7 @@ TRIAL_CPUS = 0.01
 RETRIES = 3
 """Times that a trial whose process was lost is begun again, from its last checkpoint."""
 LOOK_SECONDS = 1.0
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 GONE_SECONDS = 3.0
 """After which the processes of a stopped or paused trial are gone, and do not replace what is taken from them."""
 IN_FLIGHT = ("loss.", "optim.", "model.alpha", "model.dropout")
@@ -120,6 +122,9 @@ def run(
     say: Callable[[str], None],
 ) -> None:
     """Run the campaign, or go on with it; what it finds is in the journal."""
+    # Tune hands the driver's keys to trials in their runtime environment, which Ray logs and its dashboard shows. Nodes
+    # have keys of their own.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
     pointers = scheduler in WITH_POINTERS
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, campaign=campaign, pointers=pointers), {"CPU": TRIAL_CPUS}
@@ -145,7 +150,7 @@ def run(
             storage_filesystem=filesystem,
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[Watch(campaign, say)],
+            callbacks=[Watch(campaign.journal, campaign.recipe.loop.epochs, say)],
         ),
     )
     _fit(tuner, look)
@@ -234,8 +239,9 @@ def everything_seen(trials: list[Trial], objectives: Objectives) -> list[Seen]:
 class Watch(ray.tune.Callback):  # type: ignore[misc]
     """Says what is reported; writes down who was stopped, and whose process was lost for good; frees what they held."""
 
-    def __init__(self, campaign: Campaign, say: Callable[[str], None]) -> None:
-        self.campaign, self.say = campaign, say
+    def __init__(self, journal: Journal, epochs: int, say: Callable[[str], None]) -> None:
+        """Tune stores it: it must not hold the campaign, whose tracking server may be named with a password."""
+        self.journal, self.epochs, self.say = journal, epochs, say
         self.idle_since: dict[str, float] = {}
         """Tune's id of a trial that has no process now -> since when."""
 
@@ -265,9 +271,9 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         known = self._known(trial)
-        if known and not known.failure and not known.stopped and known.epochs < self.campaign.recipe.loop.epochs:
+        if known and not known.failure and not known.stopped and known.epochs < self.epochs:
             line = f"stopped at epoch {known.epochs}"
-            self.campaign.journal.write(dataclasses.replace(known, stopped=True, lineage=(*known.lineage, line)))
+            self.journal.write(dataclasses.replace(known, stopped=True, lineage=(*known.lineage, line)))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         number = number_of(trial.trial_id, trial.config)
@@ -275,10 +281,10 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
         if trial.num_failures > RETRIES:
             said = str(trial.get_error() or "no message").strip().splitlines()[-1]
             failure = f"its process failed {RETRIES + 1} times, at last with: {said}"
-            self.campaign.journal.write(dataclasses.replace(known, failure=failure))
+            self.journal.write(dataclasses.replace(known, failure=failure))
 
     def _known(self, trial: Any) -> Trial | None:
-        return self.campaign.journal.read(number_of(trial.trial_id, trial.config))
+        return self.journal.read(number_of(trial.trial_id, trial.config))
 
 
 def _mutation(distribution: Distribution) -> Any:

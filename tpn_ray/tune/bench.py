@@ -150,7 +150,6 @@ def _campaign(
         name=name,
         tracking_uri=store,
         experiment="bench",
-        artifact_root=None,
         parent_run=tracked.run_id,
         max_bad=0.0,
         session=uuid.uuid4().hex,

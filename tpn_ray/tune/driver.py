@@ -89,18 +89,20 @@ def search_for(
     if (samples < 1 and searcher != "grid") or samples < 0 or wave < 0:
         raise ConfigError(f"samples={samples} must be at least 1, and wave={wave} not negative")
 
-    for name in campaign.fidelity.fields:
+    # Tune stores these functions: they must not hold the campaign, whose tracking server may be named with a password.
+    recipe, fidelity = campaign.recipe, campaign.fidelity
+    for name in fidelity.fields:
         if name in space:
             raise ConfigError(f"{name} cannot be both searched and what --fidelity changes from rung to rung")
 
     def is_valid(sample: Sample) -> bool:
-        rungs = range(max(1, len(campaign.fidelity.epochs)))
-        return not any(problem(campaign.recipe, {**sample, **campaign.fidelity.changes(rung)}) for rung in rungs)
+        rungs = range(max(1, len(fidelity.epochs)))
+        return not any(problem(recipe, {**sample, **fidelity.changes(rung)}) for rung in rungs)
 
     def value(trial: Trial, epoch: int) -> tuple[float, ...]:
         point = trial.at(epoch)
         top1 = point.top1 if point else -1.0
-        return (top1,) if objectives == "top1" else (top1, -gmacs(apply(campaign.recipe, trial.sample)))
+        return (top1,) if objectives == "top1" else (top1, -gmacs(apply(recipe, trial.sample)))
 
     if searcher == "grid":
         count = samples or GRID_AT_MOST

@@ -44,7 +44,6 @@ class Campaign:
     name: str
     tracking_uri: str
     experiment: str
-    artifact_root: str | None
     parent_run: str
     max_bad: float
     session: str
@@ -112,7 +111,8 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
     driver.release(trial.placement_group)  # what it held when it was paused, or its process was lost
     pointer = _pointer()
     trial, name, start_from = _incarnation(trial, sample, pointer)
-    trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
+    if not trial.stopped:  # what a stopped one trained before its processes were gone does not count
+        trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
     reported = pointer.get("epoch", 0)
 
     def report(point: Point) -> None:
@@ -320,7 +320,6 @@ def begin_child(campaign: Campaign, trial: Trial, say: Callable[[str], None]) ->
             f"{campaign.name}-{trial.name}",
             parameters=flat(recipe),
             tags={"storage": storage.join(campaign.uri, trial.run or trial.name), **sample},
-            artifact_root=campaign.artifact_root,
             parent=campaign.parent_run,
         )
     except TrackingError as error:
