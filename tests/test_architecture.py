@@ -20,7 +20,7 @@ LAYERS = [
     ["data", "tracking"],
     ["checkpoint"],
     ["clips", "model", "metrics"],
-    ["storage", "capacity"],
+    ["storage"],
     ["redaction"],
     ["errors"],
 ]

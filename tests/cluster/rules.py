@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tests.cluster import job_flags
+from tests.cluster.capacity import Demand, NodeGroup, problem
 from tests.cluster.manifests import (
     ROOT,
     Document,
@@ -24,7 +25,6 @@ from tests.cluster.manifests import (
     quantity,
     rendered,
 )
-from tpn_ray.capacity import Demand, NodeGroup, problem
 from tpn_ray.errors import ResourceError
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.prepare.driver import Tasks

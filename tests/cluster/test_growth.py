@@ -19,8 +19,8 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.core.generated.autoscaler_pb2 import GangResourceRequest, ResourceRequest, ResourceRequestByCount
 
 from tests.cluster import job_flags, rules
+from tests.cluster.capacity import Demand
 from tests.cluster.manifests import ROOT, cluster_specs, command, of_kind, rendered
-from tpn_ray.capacity import Demand
 
 
 class _NoEvents(AutoscalerEventLogger):  # type: ignore[misc]  # Ray's classes are untyped here

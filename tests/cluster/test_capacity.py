@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tpn_ray.capacity import Demand, NodeGroup, problem
+from tests.cluster.capacity import Demand, NodeGroup, problem
 from tpn_ray.errors import ConfigError
 
 CPU = NodeGroup(name="cpu", nodes=2, cpus=30)
