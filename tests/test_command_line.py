@@ -44,6 +44,23 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
     assert "Traceback" in error
 
 
+def test_nothing_is_said_where_nobody_reads_on() -> None:
+    job = JOB.format(body="[print('line', flush=True) for _ in range(100_000)]")
+    with subprocess.Popen([sys.executable, "-c", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()  # as `| head -1` does
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
+def test_another_broken_pipe_is_a_fault() -> None:
+    status, _, error = outcome("raise BrokenPipeError('of a socket')")
+    assert status == 1
+    assert "of a socket" in error
+
+
 def test_stopping_a_job_says_how_it_goes_on() -> None:
     status, out, error = outcome("import os, signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)")
     assert (status, out) == (130, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -34,6 +35,8 @@ def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
         _end(USER_ERROR, f"\n{type(error).__name__}: {redacted(str(error))}")
     except KeyboardInterrupt:
         _end(INTERRUPTED, "\nstopped; the same command with the same --name (or --out) goes on where this one stopped")
+    except BrokenPipeError:  # who reads the output may have had enough, as in `| head`
+        _end(FAULT, "" if _nobody_reads() else redacted(traceback.format_exc()))
     except Exception:  # a fault of the program
         _end(FAULT, redacted(traceback.format_exc()))
     if status:
@@ -52,10 +55,18 @@ def _end(status: int, message: str = "") -> NoReturn:
     """
     if message:
         print(message, file=sys.stderr)
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     sys.stderr.flush()
     _kill_what_outlives_a_raylet()
     os._exit(status)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _kill_what_outlives_a_raylet() -> None:

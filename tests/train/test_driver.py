@@ -43,6 +43,15 @@ def test_what_can_never_start_is_refused(machines: Machines, total: dict[str, fl
         driver.check_feasible(machines, recipes.toy(), total, [{}])
 
 
+def test_workers_that_cannot_share_batch_norm_are_refused() -> None:
+    together = replace_fields(recipes.toy(), {"loop.sync_batch_norm": 2})
+    driver.check_feasible(Machines(workers=2), together, {"CPU": 3.0}, [{}])
+    with pytest.raises(ResourceError, match="1 workers cannot form groups of 2"):
+        driver.check_feasible(Machines(workers=1), together, {"CPU": 3.0}, [{}])
+    with pytest.raises(ResourceError, match="--min-workers 1 lets a run have any number"):
+        driver.check_feasible(Machines(workers=2, min_workers=1), together, {"CPU": 3.0}, [{}])
+
+
 def test_what_fits_is_not_refused() -> None:
     driver.check_feasible(Machines(workers=2), recipes.toy(), {"CPU": 3.0}, [{}])
     driver.check_feasible(Machines(workers=2, may_grow=True, decode_on=("pool=cpu",)), recipes.toy(), {"CPU": 1.0}, [])

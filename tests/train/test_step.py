@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
+from tpn_ray.errors import ConfigError
 from tpn_ray.model.pixels import normalise
 from tpn_ray.model.recognizer import ModelConfig
 from tpn_ray.train.loss import LossConfig
@@ -57,6 +59,79 @@ def run(trained: Training, rank: int = 0, workers: int = 1) -> dict[str, torch.T
     return state(trained)
 
 
+def spawn(worker: Callable[[int, int, int, str], None], workers: int, folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(worker, args=(workers, port, str(folder)), nprocs=workers)
+
+
+def synced(together: int, *, micro_batch_clips: int = 3) -> Training:
+    """Several workers' micro-batches as one; without dropout, whose numbers belong to a micro-batch."""
+    torch.set_num_threads(1)
+    loop = dataclasses.replace(
+        LOOP, ordered_reduction=True, sync_batch_norm=together, micro_batch_clips=micro_batch_clips
+    )
+    return Training(dataclasses.replace(MODEL, dropout=0.0), LOSS, OPTIM, loop, "cpu")
+
+
+def _synced_worker(rank: int, workers: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    torch.save(run(synced(2), rank, workers), Path(folder) / f"{workers}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_batch_norm_sees_the_micro_batches_of_several_workers_as_one(tmp_path: Path) -> None:
+    """Two by two, of two workers or of four: the same bits, and the step of one worker with twice the clips at once."""
+    made = []
+    for workers in (2, 4):
+        spawn(_synced_worker, workers, tmp_path)
+        made += [torch.load(tmp_path / f"{workers}-{rank}.pt") for rank in range(workers)]
+    alone, apart = synced(1, micro_batch_clips=6), synced(1)
+    begin = state(alone)
+    for step in range(STEPS):
+        batches = step_of(step)
+        pairs = [
+            MicroBatch(
+                number, *(torch.cat(parts) for parts in zip(*(b[1:] for b in batches[2 * number :][:2]), strict=True))
+            )
+            for number in range(2)
+        ]
+        alone.train_step(pairs, STEPS)
+        apart.train_step(batches, STEPS)
+    for name, tensor in state(alone).items():
+        assert all(torch.equal(rank[name], made[0][name]) for rank in made), name
+        error, change = (made[0][name] - tensor).float().norm(), (tensor - begin[name]).float().norm()
+        assert error <= 1e-2 * change, f"{name}: {error} of a change of {change}"
+    weight = "backbone.stem.conv.weight"
+    assert (state(apart)[weight] - made[0][weight]).norm() > 1e-2 * (state(alone)[weight] - begin[weight]).norm()
+
+
+def test_workers_that_cannot_form_groups_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 workers cannot form groups of sync_batch_norm=2"):
+        synced(2)
+    with pytest.raises(ConfigError, match="sync_batch_norm=3 does not divide the 4 micro-batches"):
+        dataclasses.replace(LOOP, sync_batch_norm=3)
+    with pytest.raises(ConfigError, match="sync_batch_norm=2 cannot be compiled"):
+        dataclasses.replace(LOOP, sync_batch_norm=2, compile=True)
+
+
+@pytest.mark.long
+def test_a_compiled_network_takes_the_same_step() -> None:
+    """But for dropout, whose numbers a compiler draws in an order of its own; from the same seed they are the same."""
+    still, dropping = dataclasses.replace(MODEL, dropout=0.0), MODEL
+    loop = dataclasses.replace(LOOP, compile=True)
+    eager, compiled = Training(still, LOSS, OPTIM, LOOP, "cpu"), Training(still, LOSS, OPTIM, loop, "cpu")
+    first, second = (Training(dropping, LOSS, OPTIM, loop, "cpu") for _ in range(2))
+    begin = state(eager)
+    for trained in (eager, compiled, first, second):
+        trained.train_step(step_of(0), STEPS)
+    for name, tensor in state(eager).items():
+        error, change = (state(compiled)[name] - tensor).float().norm(), (tensor - begin[name]).float().norm()
+        assert error <= 1e-2 * change, f"{name}: {error} of a change of {change}"
+    assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
+
+
 def _worker(rank: int, workers: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     made = {ordered: run(training(ordered=ordered), rank, workers) for ordered in (False, True)}
@@ -69,10 +144,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[bool,
     """Number of workers -> rank -> whether the reduction is ordered -> the state after the steps."""
     folder, made = tmp_path_factory.mktemp("ranks"), {}
     for workers in (2, 3):  # four micro-batches: with three workers, one has two of them
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        multiprocessing.spawn(_worker, args=(workers, port, str(folder)), nprocs=workers)
+        spawn(_worker, workers, folder)
         made[workers] = [torch.load(folder / f"{workers}-{rank}.pt") for rank in range(workers)]
     return made
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
 MANY_CHANNELS = 512
@@ -64,8 +65,13 @@ def convolve(convolution: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tenso
 
 
 def batch_norm(norm: nn.BatchNorm2d, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """`norm(x)`."""
+    """`norm(x)`, or, where a `SharedStatistics` is set at `norm.shared`, the same over the clips of several workers."""
     rows = x.numel() // x.shape[1]
+    shared: SharedStatistics | None = getattr(norm, "shared", None)
+    if norm.training and shared is not None:
+        y, mean, variance, total = BatchNormOverWorkers.apply(x, norm.weight, norm.bias, norm.eps, shared)  # type: ignore[no-untyped-call]
+        remember(norm, mean, variance, rows=total)
+        return y  # type: ignore[no-any-return]
     if norm.training and on_cpu(x) and x.dtype == torch.float32 and rows > 1:  # torch refuses a single row
         y, mean, variance = BatchNormRows.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
         remember(norm, mean, variance, rows=rows)
@@ -75,11 +81,16 @@ def batch_norm(norm: nn.BatchNorm2d, x: Float[Tensor, "n c h w"]) -> Float[Tenso
 
 
 @torch.no_grad()
-def remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, rows: int) -> None:
-    """Move the running statistics as the module itself would."""
+def remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, rows: int | Tensor) -> None:
+    """Move the running statistics as the module itself would; not at all for a tensor that says 0 rows."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     assert norm.momentum is not None
     norm.num_batches_tracked.add_(1)
+    if isinstance(rows, Tensor):  # without a look at its value, for which a GPU would have to be waited for
+        unbiased, momentum = rows / (rows - 1).clamp(min=1), norm.momentum * rows.clamp(max=1)
+        norm.running_mean += momentum * (mean - norm.running_mean)
+        norm.running_var += momentum * (variance * unbiased - norm.running_var)
+        return
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance * (rows / max(rows - 1, 1)), norm.momentum)
 
@@ -237,3 +248,60 @@ def statistics(rows: Float[Tensor, "rows c"]) -> tuple[Float[Tensor, "c"], Float
     mean = means.mean(0)
     variance = variances.mean(0) + (means - mean).square().mean(0)
     return mean.float(), variance.float()
+
+
+class SharedStatistics:
+    """The workers that take BatchNorm's statistics together (SyncBN), each with a micro-batch of the same turn.
+
+    torch's SyncBatchNorm adds up in an order that NCCL chooses, runs on CUDA only, and knows no worker without clips.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.counts = True
+        """Whether this worker's clips of the moment are seen by the others: not those in place of unusable ones."""
+
+    def gather(self, mine: Float[Tensor, "c"]) -> Float[Tensor, "r c"]:
+        """Every worker's, in the order of their ranks."""
+        everybody = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(everybody, mine, group=self.group)
+        return torch.stack(everybody)
+
+
+class BatchNormOverWorkers(torch.autograd.Function):
+    """Batch norm in training over the rows of all workers of a group; also gives the mean, the (biased) variance and
+    the number of these rows. The same bits on every worker, as sums are in the order of ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, shared: SharedStatistics
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        count = torch.full_like(mean[:1], float(shared.counts * x.numel() // x.shape[1]))
+        parts = shared.gather(torch.cat((count, mean, variance)).double())
+        counts, (means, variances) = parts[:, :1], parts[:, 1:].chunk(2, dim=1)
+        total = counts.sum()
+        shares = counts / total.clamp(min=1)
+        mean = (shares * means).sum(0)
+        variance = (shares * (variances + (means - mean).square())).sum(0)
+        ctx.save_for_backward(x, weight, mean, variance, total)
+        ctx.eps, ctx.shared, ctx.counts = eps, shared, shared.counts
+        y = F.batch_norm(x, mean.float(), variance.float(), weight, bias, training=False, eps=eps)
+        results = mean.float(), variance.float(), total.float()
+        ctx.mark_non_differentiable(*results)
+        return y, *results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, mean, variance, total = ctx.saved_tensors
+
+        def along(channels: Tensor) -> Tensor:
+            return channels.float().view(1, -1, 1, 1)
+
+        scale, gradient = (variance + ctx.eps).rsqrt(), gradients[0].float() * ctx.counts
+        normalised = (x.float() - along(mean)) * along(scale)
+        for_bias, for_weight = gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))
+        means = ctx.shared.gather(torch.cat((for_bias, for_weight)).double()).sum(0) / total.clamp(min=1)
+        constant, slope = means.chunk(2)
+        for_x = along(weight * scale) * (gradient - along(constant) - normalised * along(slope))
+        return for_x.to(x.dtype) * ctx.counts, for_weight, for_bias, None, None

@@ -184,6 +184,17 @@ def check_feasible(
             f"{machines.workers} workers cannot share the {shares} micro-batches of a step: "
             f"use at most {shares} workers, or smaller --loop.micro-batch-clips"
         )
+    together = recipe.loop.sync_batch_norm
+    if machines.workers % together:
+        raise ResourceError(
+            f"{machines.workers} workers cannot form groups of {together}: give a multiple of it as --workers, or "
+            "another --loop.sync-batch-norm"
+        )
+    if together > 1 and machines.min_workers not in (0, machines.workers):
+        raise ResourceError(
+            f"--min-workers {machines.min_workers} lets a run have any number of workers, but with "
+            f"--loop.sync-batch-norm {together} it must stay a multiple of {together}: leave one of them out"
+        )
     if machines.may_grow:
         return
     workers = machines.min_workers or machines.workers

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import top_k_hits
+from tpn_ray.model.layers import SharedStatistics
 from tpn_ray.model.pixels import normalise
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
 from tpn_ray.redaction import refuse_credentials
@@ -40,6 +41,10 @@ class LoopConfig:
 
     micro_batch_clips: int = 8
     """Clips that are computed together, and that BatchNorm sees; workers share out the micro-batches of a step."""
+
+    sync_batch_norm: int = 1
+    """Workers whose micro-batches BatchNorm sees as one (SyncBN); their number must be a multiple of it. 1: each
+    micro-batch alone, as in the published training."""
 
     evaluate_every_epochs: int = 5
     """How often the validation videos are scored (one centre view) and a checkpoint is kept; always at the end."""
@@ -61,7 +66,7 @@ class LoopConfig:
     number of workers. Costs memory for one gradient per micro-batch, and their traffic."""
 
     compile: bool = False
-    """Compile the network with torch.compile before the first step."""
+    """Compile the network with torch.compile before the first step. Dropout then draws other numbers than without."""
 
     weights: str = ""
     """Weights to begin with: a file, folder or URI of any layout that is known (ours, mmaction2's, the official TPN's,
@@ -71,12 +76,23 @@ class LoopConfig:
     """Stop early when this many evaluations one after the other did not reach a higher top-1; 0 does not."""
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_clips", "micro_batch_clips", "evaluate_every_epochs", "log_every_steps"):
+        for field in ("epochs", "batch_clips", "micro_batch_clips", "sync_batch_norm", "evaluate_every_epochs"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
         if self.batch_clips % self.micro_batch_clips:
             raise ConfigError(
                 f"batch_clips={self.batch_clips} is not a multiple of micro_batch_clips={self.micro_batch_clips}"
+            )
+        if self.log_every_steps < 1:
+            raise ConfigError(f"log_every_steps={self.log_every_steps} must be at least 1")
+        if self.micro_batches_per_step % self.sync_batch_norm:
+            raise ConfigError(
+                f"sync_batch_norm={self.sync_batch_norm} does not divide the {self.micro_batches_per_step} "
+                f"micro-batches of a step (batch_clips={self.batch_clips} / micro_batch_clips={self.micro_batch_clips})"
+            )
+        if self.sync_batch_norm > 1 and self.compile:
+            raise ConfigError(
+                f"sync_batch_norm={self.sync_batch_norm} cannot be compiled: leave out compile, or the other"
             )
         if self.micro_batch_clips < 2:
             raise ConfigError(f"micro_batch_clips={self.micro_batch_clips}: BatchNorm needs at least 2 clips")
@@ -132,6 +148,7 @@ class Training:
             else None
         )
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.shared = share_statistics(self.model, loop.sync_batch_norm) if loop.sync_batch_norm > 1 else None
         if loop.compile:
             self.model.compile()
         # Buffers are not broadcast: `train_step` averages the statistics over all micro-batches instead.
@@ -197,6 +214,8 @@ class Training:
     def _forward(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
         # Dropout's numbers belong to the place in the run, not to the worker or to what it computed before.
         torch.manual_seed(random_seed(self.loop.seed, self.step, micro_batch.number))
+        if self.shared:
+            self.shared.counts = len(micro_batch.labels) > 0
         if len(micro_batch.labels) == 0:
             return self._forward_nothing(micro_batch)
         with self.autocast():
@@ -210,6 +229,10 @@ class Training:
             scores = self.parallel(normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
         nothing = sum((part.sum() for part in scores.auxiliary), scores.action.sum()) * 0.0
         return nothing, scores.action[:0].float()
+
+    def statistics_after(self, micro_batch: MicroBatch, before: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
+        """BatchNorm's, after a micro-batch was computed; those before it where nobody had usable clips."""
+        return self.statistics if self.shared or len(micro_batch.labels) else before
 
     def _refresh_average(self) -> None:
         """The average is one of parameters; its BatchNorm statistics are the network's of the moment."""
@@ -256,7 +279,7 @@ class FastReduction:
 
     def add(self, micro_batch: MicroBatch) -> None:
         """Take over what the backward pass of a micro-batch left."""
-        self._summed += self._training.statistics if len(micro_batch.labels) else self.before
+        self._summed += self._training.statistics_after(micro_batch, self.before)
 
     def finish(self) -> Float[Tensor, " s"]:
         """The step's statistics: new = (1 - momentum) old + momentum * (mean over its micro-batches).
@@ -280,7 +303,7 @@ class OrderedReduction:
 
     def add(self, micro_batch: MicroBatch) -> None:
         """Take over what the backward pass of a micro-batch left."""
-        statistics = self._training.statistics if len(micro_batch.labels) else self.before
+        statistics = self._training.statistics_after(micro_batch, self.before)
         self._own.append(
             torch.cat([*(p.grad.flatten() for p in self._training.trained if p.grad is not None), statistics])
         )
@@ -321,12 +344,34 @@ def random_seed(seed: int, step: int, number: int) -> int:
     return (value ^ (value >> 31)) >> 1
 
 
+def share_statistics(model: nn.Module, together: int) -> SharedStatistics:
+    """Let BatchNorm see the micro-batches of `together` workers as one. All workers must call it.
+
+    Worker i has slots i, i + workers, ... of a step, so workers next to each other have slots next to each other, and
+    who belongs together does not depend on the number of workers. The groups' traffic has a road of its own, as DDP
+    sends gradients meanwhile.
+    """
+    workers = dist.get_world_size() if dist.is_initialized() else 1
+    if workers % together:
+        raise ConfigError(f"{workers} workers cannot form groups of sync_batch_norm={together}")
+    groups = [dist.new_group(list(range(first, first + together))) for first in range(0, workers, together)]
+    shared = SharedStatistics(groups[dist.get_rank() // together])
+    for norm in batch_norms(model):
+        norm.shared = shared  # type: ignore[assignment]
+    return shared
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """All of a network."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 def join_batch_norm_statistics(model: nn.Module) -> tuple[Float[Tensor, " s"], Int[Tensor, " b"]]:
     """Two flat tensors that all running means and variances, and all counters, of the model are views of.
 
     So the statistics of a step are one copy and one all-reduce.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(model)
     statistics = _join([(norm, name) for norm in norms for name in ("running_mean", "running_var")])
     return statistics, _join([(norm, "num_batches_tracked") for norm in norms])
 
