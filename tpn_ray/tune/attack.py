@@ -24,7 +24,9 @@ SPACE = "lambda_alpha+schedule"
 LONGEST_SECONDS = 40.0
 """Half of the kills come at any moment so long after the start of the driver."""
 AFTER_SECONDS = 3.0
-"""The other half, and those that would come later than that, come so long after one more evaluation."""
+"""The other half, and those that would come later than that, come so long after an evaluation further on."""
+LAST_STRIKE = 0.9
+"""Share of the campaign's evaluations over which the kills are spread."""
 STUCK_SECONDS = 300.0
 """Longest time without a new evaluation: then the campaign hangs, and the attack fails."""
 
@@ -68,8 +70,10 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int, samples: int) -> 
     _to_its_end(_job(here, "undisturbed", videos, epochs, samples), here / "undisturbed")
     job, choice, begun = _job(here, "under-fire", videos, epochs, samples), random.Random(seed), time.monotonic()
     done, kept = 0, dict[tuple[int, int], float]()
+    last = int(LAST_STRIKE * len(_losses(here / "undisturbed")))
+    places = sorted(choice.randint(0, last) for _ in range(kills))
     while done < kills:
-        if not _wait_for_strike(job, here / "under-fire", choice):
+        if not _wait_for_strike(job, here / "under-fire", choice, places[done]):
             raise TrainingError(f"the campaign was over after {done} of {kills} kills; give more --samples or --epochs")
         done += job.kill()
         kept |= _losses(here / "under-fire")
@@ -89,12 +93,13 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int, samples: int) -> 
     )
 
 
-def _wait_for_strike(job: JobProcess, folder: Path, choice: random.Random) -> bool:
-    """Until the moment of the next kill; False if the campaign is over."""
+def _wait_for_strike(job: JobProcess, folder: Path, choice: random.Random, place: int) -> bool:
+    """Until the moment of the next kill; False if the campaign is over. It comes soon after a start of the driver, or
+    when `place` evaluations are measured, and one more than now."""
     at_most = choice.uniform(0.0, LONGEST_SECONDS) if choice.random() < 0.5 else STUCK_SECONDS
     measured, begun = len(_losses(folder)), time.monotonic()
     while job.keep_running() and time.monotonic() - begun < at_most:
-        if len(_losses(folder)) > measured:
+        if len(_losses(folder)) > max(measured, place - 1):
             time.sleep(choice.uniform(0.0, AFTER_SECONDS))
             break
         time.sleep(0.1)
