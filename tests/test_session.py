@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import ray
@@ -63,3 +64,48 @@ def test_a_ray_that_cannot_start_is_one_clear_message(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ResourceError, match=r"could not be started .* timed out during startup.\nIs it busy"):
         session.connect(None, workers_cpus=1, decode_cpus=1)
+
+
+BESIDE = """
+import subprocess, sys
+import ray
+from ray.util.state import get_actor
+from tpn_ray import session
+
+class Asks:
+    def of_myself(self):
+        return get_actor(ray.get_runtime_context().get_actor_id()).state
+
+session.connect(None, workers_cpus=1, decode_cpus=1)
+if sys.argv[1:] == ["other"]:
+    print("ready", flush=True)
+    sys.stdin.read()
+else:
+    other = subprocess.Popen([sys.executable, sys.argv[1], "other"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert any(line.startswith(b"ready") for line in other.stdout)
+    print(ray.get(ray.remote(Asks).remote().of_myself.remote()))
+    other.communicate()
+session.disconnect()
+"""
+
+
+@pytest.mark.cluster
+def test_its_state_is_found_beside_another_ray(tmp_path: Path) -> None:
+    """Ray Train's clean-up asks for it from within; where it is not found, a killed controller's CPUs stay taken."""
+    sessions = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    program = tmp_path / "beside.py"
+    program.write_text(BESIDE)
+    try:
+        done = subprocess.run(
+            [sys.executable, str(program), str(program)],
+            cwd=ROOT,
+            env={**without_ray(), "RAY_TMPDIR": sessions, "PYTHONPATH": str(ROOT)},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    finally:
+        shutil.rmtree(sessions, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "ALIVE"

@@ -21,6 +21,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.data.driver import PATIENCE_SECONDS
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.job_process import JobProcess
 from tpn_ray.train import driver, order_ledger, run_folder
@@ -42,8 +43,10 @@ FIELDS = {
     "optim.ema_decay": 0.9,  # the average of the weights is to survive as well
 }
 CHECKPOINT_STEPS = 5
-RUN_SECONDS = 300.0
-"""Longest time without a new checkpoint: then the run hangs, and the attack fails."""
+RUN_SECONDS = PATIENCE_SECONDS + 300.0
+"""Longest time without a new checkpoint: then the run hangs, and the attack fails. Longer than a run itself waits for
+clips: Ray may lose a decoding task whose data workers and split coordinator die within the same second, and only that
+wait ends it."""
 MOST_STEPS, LONGEST_PAUSE_SECONDS = 15, 0.5
 """Half of the strikes come at a random moment so long after up to so many more steps were committed."""
 LONGEST_START_SECONDS = 15.0
@@ -69,6 +72,8 @@ class ChaosReport:
     sha256: str
     """Of all tensors and numbers in the last checkpoint of the undisturbed run."""
     seconds: float
+    standstill: float
+    """Longest time, in seconds, that passed from one commit on record to the next, kills and starts included."""
     order_faults: tuple[str, ...]
     different: tuple[str, ...]
     """Tensors of the last checkpoint that are not, bit for bit, those of the undisturbed run."""
@@ -79,7 +84,8 @@ class ChaosReport:
         kinds = ", ".join(f"{kind} {times}" for kind, times in sorted(self.killed.items()))
         return (
             f"{sum(self.killed.values())} kills with seed {self.seed} ({kinds}){' and Ctrl-C' * self.interrupted} over "
-            f"{self.steps} steps in {self.seconds:.0f} s, {self.starts} starts\n"
+            f"{self.steps} steps in {self.seconds:.0f} s, {self.starts} starts, "
+            f"{self.standstill:.0f} s at most from one checkpoint to the next\n"
             f"order:  {'every clip trained exactly once' if not self.order_faults else 'BROKEN'}\n"
             f"bits:   {'the same' if not self.different else 'DIFFERENT in ' + ', '.join(self.different)}; undisturbed "
             f"SHA-256 {self.sha256[:16]}\n"
@@ -105,8 +111,9 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
         raise ConfigError(f"--folder {folder} is not empty")
     videos = here / "videos"
     write_toy(str(videos), ToyConfig(train_per_class=4, val_per_class=2))
-    plain, fire = _Run(here, "undisturbed", videos, epochs), _Run(here, "under-fire", videos, epochs)
+    plain = _Run(here, "undisturbed", videos, epochs)
     plain.finish()
+    fire = _Run(here, "under-fire", videos, epochs)
     killed, begun = Counter[str](), time.monotonic()
     choice, interrupted = random.Random(seed), False
     while sum(killed.values()) < kills:
@@ -154,6 +161,7 @@ def _compare(
         interrupted=interrupted,
         sha256=_sha256(one),
         seconds=seconds,
+        standstill=fire.standstill,
         order_faults=tuple(order_ledger.check(fire.ledger, plan)),
         different=tuple(sorted(different)),
         missing=tuple(_record_faults(plain.uri, fire.uri)),
@@ -223,11 +231,16 @@ class _Run:
         for field, value in {**FIELDS, "loop.epochs": epochs}.items():
             command += [f"--{field.replace('_', '-')}", str(value)]
         self.job = JobProcess(command, here / f"{name}.log")
+        self._seen, self._since, self.standstill = 0, time.monotonic(), 0.0
 
     @property
     def step(self) -> int:
         """The newest that is committed."""
-        return max(run_folder.committed_steps(self.uri), default=0)
+        newest, now = max(run_folder.committed_steps(self.uri), default=0), time.monotonic()
+        self.standstill = max(self.standstill, now - self._since)
+        if newest > self._seen:
+            self._seen, self._since = newest, now
+        return newest
 
     def wait_for_workers(self, target: int, at_most: float) -> bool:
         """Until workers train and step `target` is committed, or so many seconds; False if the run is over.
@@ -242,6 +255,7 @@ class _Run:
                 return True
             time.sleep(0.1)
         if at_most >= RUN_SECONDS:
+            self.job.kill()
             raise TrainingError(f"step {target} not reached within {at_most:g} s; see {self.job.log}")
         return True
 

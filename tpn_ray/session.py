@@ -19,6 +19,8 @@ from tpn_ray.errors import ResourceError
 LOCAL_STORE_BYTES = 1024**3
 """Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
 KNOCK_SECONDS = 10.0
+API_SERVER = "RAY_API_SERVER_ADDRESS"
+"""Ray's variable for the address of the State API."""
 
 
 def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> None:
@@ -52,12 +54,18 @@ def _start(cpus: int) -> None:
     # listens on the loopback address. It has no other switch for it; the variable is for the processes that it starts.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    # Ray Train's clean-up of what a killed controller or a stopped trial held asks the State API. On a machine with
+    # several Rays it finds none by itself, and the CPUs that it should free are lost: the run would wait for ever.
+    port = _free_port()
+    before = os.environ.get(API_SERVER)
+    os.environ[API_SERVER] = f"http://127.0.0.1:{port}"  # for the processes that Ray starts
     try:
         ray.init(
             address="local",
             num_cpus=cpus,
             object_store_memory=LOCAL_STORE_BYTES,
-            include_dashboard=True,  # Ray Train's clean-up of stopped trials asks its State API
+            include_dashboard=True,
+            dashboard_port=port,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -67,6 +75,17 @@ def _start(cpus: int) -> None:
             f"Ray could not be started on this machine: {said.splitlines()[0]}\n"
             "Is it busy with other work, or short of memory? Then try again, or give --address of a cluster"
         ) from error
+    finally:
+        os.environ.pop(API_SERVER)
+        if before is not None:
+            os.environ[API_SERVER] = before
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _quieten() -> None:
