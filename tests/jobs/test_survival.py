@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.jobs.processes import run
 from tpn_ray import chaos
+from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.job_process import JobProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 KILLS, SEED = 20, 1
 EPOCHS = chaos.epochs_for(KILLS)
+
+
+def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_taken(tmp_path: Path) -> None:
+    """Nobody else knows of these: the next workers would find no CPU for decoding, again and again."""
+    write_toy(str(tmp_path / "videos"), ToyConfig(train_per_class=4, val_per_class=2))
+    command = ["jobs/train.py", "toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "run"]
+    fields = {**chaos.FIELDS, "loop.epochs": 2, "loop.evaluate-every-epochs": 2}
+    job = JobProcess(
+        [*command, *(part for name, value in fields.items() for part in (f"--{name}", str(value)))], tmp_path / "log"
+    )
+    deadline, killed = time.monotonic() + 600, 0
+    while job.keep_running():
+        assert time.monotonic() < deadline, job.log.read_text()
+        if not killed and job.below(chaos.TITLES["worker"]):
+            (controller,) = job.below(chaos.TITLES["controller"])
+            controller.kill()
+            killed = controller.pid
+        time.sleep(0.05)
+    output = job.log.read_text()
+    assert killed
+    assert output.count("training begins with 2 workers") == 1, output
+    assert "run/step-00000008" in output
+    assert job.starts == 1
 
 
 def test_kills_at_random(tmp_path: Path) -> None:

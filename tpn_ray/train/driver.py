@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,8 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup
+from ray.util.state import list_actors, list_placement_groups
+from ray.util.state.exception import RayStateApiException
 
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest
@@ -51,6 +55,11 @@ DATA_SHARE_SECONDS = 45
 """How long a lost decoding keeps its share of the cluster's CPUs, which the next one has too little without. By default
 it is three minutes; a living one asks for its share again every ten seconds."""
 ANSWER_SECONDS = 120
+ABANDONED_SECONDS, ABANDONED_LOOKS = 120.0, 3
+"""How long after a controller was killed it is looked for places without actors, and in how many looks one after the
+other they must be seen."""
+STATE_SECONDS, MOST_LISTED = 20, 10_000
+"""Of a question to Ray's State API."""
 """Longest wait for the cluster's answer to a question that takes it milliseconds."""
 
 
@@ -455,6 +464,7 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
             except ray.exceptions.RayActorError as error:  # the controller was killed; a new one goes on
                 mailbox.put.remote(Failed(at=time.time()))
                 release(ledger.placement_group)
+                places.controller_lost()
                 if attempt + 1 == CONTROLLER_STARTS:
                     failure.append(error)
             except ray.train.ControllerError as error:
@@ -466,9 +476,9 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
                 failure.append(error)
                 return
 
+    places = _Places(ledger, longest, time.monotonic())
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    places = _Places(ledger, longest, time.monotonic())
     while True:
         running = thread.is_alive()  # read before taking: what was put before the end is then taken after it
         for event in _taken(mailbox):
@@ -488,12 +498,20 @@ class _Places:
         self._ledger, self._longest = ledger, longest
         self._placed = self._looked = now
         self._told = False
+        self._lost = -math.inf
+        self._abandoned = Counter[str]()
+
+    def controller_lost(self) -> None:
+        """Look for places that nobody holds: of workers that had not begun when their controller was killed."""
+        self._lost = time.monotonic()
 
     def look(self, now: float) -> None:
         """Called often. Tells the user of a wait, and raises ResourceError when it was the longest."""
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
+        if now - self._lost < ABANDONED_SECONDS:
+            self._free_abandoned()
         if _is_placed(self._ledger.placement_group):
             self._placed, self._told = now, False
         elif now - self._placed > self._longest:
@@ -504,6 +522,14 @@ class _Places:
         elif now - self._placed > SAY_SECONDS and not self._told:
             self._told = True
             self._ledger(Notice(text=f"waits for workers; the cluster has {_amounts(ray.cluster_resources())}"))
+
+    def _free_abandoned(self) -> None:
+        """Places without an actor in several looks; those of other trials get theirs within moments."""
+        without = _without_actors()
+        self._abandoned = Counter({group: self._abandoned[group] + 1 for group in without})
+        for group, looks in self._abandoned.items():
+            if looks == ABANDONED_LOOKS:
+                release(group)
 
 
 def _is_placed(placement_group: str) -> bool:
@@ -524,12 +550,28 @@ def _amounts(resources: Mapping[str, float]) -> str:
 def release(placement_group: str) -> None:
     """Free what the workers of a dead controller held: by default it stays until the job ends.
 
-    Ray Train has a helper for it, which needs the dashboard, and cannot find it where two Rays run on one machine.
+    Ray Train has a helper for it, which needs the dashboard, and knows of no workers that had not begun.
     """
     if placement_group:
         group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_group)))
         with contextlib.suppress(ray.exceptions.RayError, ValueError):  # it may be gone already
             ray.util.remove_placement_group(group)
+
+
+def _without_actors() -> set[str]:
+    """This job's placement groups that are given and hold no actor; none where Ray's State API does not answer."""
+    job = ray.get_runtime_context().get_job_id()
+    groups_of, actors_of = (
+        [("creator_job_id", "=", job), ("state", "=", "CREATED")],
+        [("job_id", "=", job), ("state", "!=", "DEAD")],
+    )
+    try:
+        groups = list_placement_groups(filters=groups_of, limit=MOST_LISTED, timeout=STATE_SECONDS)
+        actors = list_actors(filters=actors_of, detail=True, limit=MOST_LISTED, timeout=STATE_SECONDS)
+    except (RayStateApiException, ConnectionError):
+        return set()
+    held = {actor.placement_group_id for actor in actors}
+    return {group.placement_group_id for group in groups if group.placement_group_id not in held}
 
 
 def _taken(mailbox: Any) -> Sequence[Event]:
