@@ -32,14 +32,14 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.cluster
-def test_everything_listens_on_the_loopback_address() -> None:
+def last_line(*arguments: str) -> str:
+    """What a program printed last that has Rays of its own."""
     sessions = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     try:
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, *arguments],
             cwd=ROOT,
-            env={**without_ray(), "RAY_TMPDIR": sessions},
+            env={**without_ray(), "RAY_TMPDIR": sessions, "PYTHONPATH": str(ROOT)},
             check=False,
             capture_output=True,
             text=True,
@@ -48,7 +48,12 @@ def test_everything_listens_on_the_loopback_address() -> None:
     finally:
         shutil.rmtree(sessions, ignore_errors=True)
     assert done.returncode == 0, done.stderr
-    listening = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.cluster
+def test_everything_listens_on_the_loopback_address() -> None:
+    listening = json.loads(last_line("-c", PROGRAM))
     assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
     assert [one for one in listening if not one[1].startswith(("127.", "::1", "::ffff:127."))] == []
 
@@ -92,20 +97,6 @@ session.disconnect()
 @pytest.mark.cluster
 def test_its_state_is_found_beside_another_ray(tmp_path: Path) -> None:
     """Ray Train's clean-up asks for it from within; where it is not found, a killed controller's CPUs stay taken."""
-    sessions = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     program = tmp_path / "beside.py"
     program.write_text(BESIDE)
-    try:
-        done = subprocess.run(
-            [sys.executable, str(program), str(program)],
-            cwd=ROOT,
-            env={**without_ray(), "RAY_TMPDIR": sessions, "PYTHONPATH": str(ROOT)},
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-    finally:
-        shutil.rmtree(sessions, ignore_errors=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "ALIVE"
+    assert last_line(str(program), str(program)) == "ALIVE"

@@ -22,7 +22,7 @@ def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_t
     """Nobody else knows of these: the next workers would find no CPU for decoding, again and again."""
     write_toy(str(tmp_path / "videos"), ToyConfig(train_per_class=4, val_per_class=2))
     command = ["jobs/train.py", "toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "run"]
-    fields = {**chaos.FIELDS, "loop.epochs": 2, "loop.evaluate-every-epochs": 2}
+    fields = {**chaos.FIELDS, "loop.epochs": 2, "loop.evaluate_every_epochs": 2}
     job = JobProcess(
         [*command, *(part for name, value in fields.items() for part in (f"--{name}", str(value)))], tmp_path / "log"
     )

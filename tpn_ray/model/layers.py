@@ -253,7 +253,7 @@ def statistics(rows: Float[Tensor, "rows c"]) -> tuple[Float[Tensor, "c"], Float
 class SharedStatistics:
     """The workers that take BatchNorm's statistics together (SyncBN), each with a micro-batch of the same turn.
 
-    torch's SyncBatchNorm adds up in an order that NCCL chooses, runs on CUDA only, and knows no worker without clips.
+    torch's SyncBatchNorm runs on CUDA only, and adds up its gradients in whatever order an all-reduce takes.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:

@@ -76,15 +76,14 @@ class LoopConfig:
     """Stop early when this many evaluations one after the other did not reach a higher top-1; 0 does not."""
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_clips", "micro_batch_clips", "sync_batch_norm", "evaluate_every_epochs"):
+        counts = ("epochs", "batch_clips", "micro_batch_clips", "sync_batch_norm", "evaluate_every_epochs")
+        for field in (*counts, "log_every_steps"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
         if self.batch_clips % self.micro_batch_clips:
             raise ConfigError(
                 f"batch_clips={self.batch_clips} is not a multiple of micro_batch_clips={self.micro_batch_clips}"
             )
-        if self.log_every_steps < 1:
-            raise ConfigError(f"log_every_steps={self.log_every_steps} must be at least 1")
         if self.micro_batches_per_step % self.sync_batch_norm:
             raise ConfigError(
                 f"sync_batch_norm={self.sync_batch_norm} does not divide the {self.micro_batches_per_step} "
