@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,9 @@ def test_nothing_that_is_stored_is_unpickled() -> None:
         barred = {f"{owner}.{name}" for owner, names in UNPICKLING.items() for name in names}
         assert not imports(path) & barred, f"{path.relative_to(ROOT)} imports {imports(path) & barred}"
     assert all(seen.values()), f"no such call was found, so nothing was checked: {seen}"
+
+
+def test_the_mailbox_begins_without_torch() -> None:
+    """A process of its own in every run: seconds of each start, and of each trial's."""
+    program = "import sys, tpn_ray.train.events; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

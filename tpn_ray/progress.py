@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.train import run_folder
 from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started
-from tpn_ray.train.run_folder import Record
+from tpn_ray.train.record import Record
 
 LOG_SECONDS = 10.0
 """Between two progress lines in a log file; a terminal shows every one in place."""

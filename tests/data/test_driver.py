@@ -101,3 +101,24 @@ def test_a_slow_consumer_spills_nothing(cluster: None, tmp_path: Path) -> None:
     assert seen == 2000 * 8 * 112 * 112 * 3
     assert seen > 2.5 * STORE_BYTES
     assert most < SHARE * STORE_BYTES, f"{most / STORE_BYTES:.2f} of the object store"
+
+
+def test_scheduling_does_not_spin_while_clips_wait(
+    toy_folder: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ray.put(source_of(toy_folder, ClipConfig(frames=4, stride_frames=2), 32))
+    plan = Plan(samples=32, seed=0, epochs=20, batch_clips=4, micro_batch_clips=4)
+    rounds, paced = list[float](), driver.Pace.on_execution_step
+
+    def counted(self: driver.Pace, executor: object) -> None:
+        rounds.append(time.monotonic())
+        paced(self, executor)
+
+    monkeypatch.setattr(driver.Pace, "on_execution_step", counted)
+    clips = driver.training_clips(source, plan, 1, 0, DecodeResources(cpus=1))
+    for number, _ in enumerate(clips.iter_batches(batch_size=4)):
+        time.sleep(0.1)
+        if number == 30:
+            break
+    assert len(rounds) > 10
+    assert rounds[-1] - rounds[0] > 0.99 * driver.LOOK_SECONDS * (len(rounds) - 1)

@@ -16,7 +16,7 @@ from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Notice
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.recipe import replace_fields, to_plain
-from tpn_ray.train.run_folder import Record
+from tpn_ray.train.record import Record
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tpn_ray import storage
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.train import run_folder
 from tpn_ray.train.events import Committed, Event
-from tpn_ray.train.run_folder import Record
+from tpn_ray.train.record import Record
 from tpn_ray.train.saving import Saving
 from tpn_ray.train.step import Training
 from tpn_ray.train.writer import Writer, copied

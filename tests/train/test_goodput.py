@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tpn_ray.train.goodput import METRIC, PARTS, Clock, Goodput
-from tpn_ray.train.run_folder import StepMetrics
+from tpn_ray.train.record import StepMetrics
 
 
 def test_a_clock_books_every_second_to_one_part() -> None:

@@ -9,7 +9,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import CheckpointError
 from tpn_ray.train import run_folder
-from tpn_ray.train.run_folder import Record, StepMetrics
+from tpn_ray.train.record import Record, StepMetrics
 
 
 def commit(run: str, step: int, top1: float | None = None) -> None:

@@ -12,7 +12,7 @@ from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import StorageError, TrainingError
 from tpn_ray.train import run_folder, writer
 from tpn_ray.train.events import Committed, Event, Notice
-from tpn_ray.train.run_folder import Record
+from tpn_ray.train.record import Record
 from tpn_ray.train.saving import Saving
 from tpn_ray.train.writer import FAILURES_ALLOWED, Writer, copied
 

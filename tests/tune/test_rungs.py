@@ -105,3 +105,13 @@ def test_what_a_campaign_takes() -> None:
     assert planned([9], Ladder(epochs=(1, 3, 9))) == (9 + 3 * 2 + 6, 13)
     assert planned([9, 2], Ladder(epochs=(1, 3, 9))) == (21 + 2 + 2 + 6, 13 + 4)
     assert planned([4], Ladder(epochs=(5,))) == (20, 4)
+    assert planned([9, 1], Ladder(epochs=(1, 3, 9), finalists=2)) == (9 + 3 * 2 + 2 * 6 + 9, 14 + 3)
+
+
+def test_some_go_on_at_least() -> None:
+    ladder = Ladder(epochs=(1, 3), keep=3, finalists=2)
+    wave = [trial(0, 0.1), trial(1, 0.3), trial(2, 0.2), trial(3, 0.0)]
+    assert [(one.trial.number, one.epoch) for one in due(wave, ladder, top1)] == [(1, 3), (2, 3)]
+    assert [one.trial.number for one in due(wave[:1], ladder, top1)] == [0]  # one alone is enough
+    with pytest.raises(ConfigError, match="finalists=0"):
+        Ladder(epochs=(1, 3), finalists=0)

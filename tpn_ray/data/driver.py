@@ -7,6 +7,7 @@ batch, this way 5 s. `preserve_order` and equal blocks make the split over ranks
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from tpn_ray.data import worker
 from tpn_ray.data.nodes import Labels, labels_of
@@ -29,6 +31,8 @@ VIEW_BLOCK_BYTES = 64 * 1024**2
 VIEW_VIDEOS = 8
 KEPT_COPIES = 2  # a run's training and validation videos
 PATIENCE_SECONDS = 300.0
+LOOK_SECONDS = 0.05
+"""Shortest time between two rounds of Ray Data's scheduling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,23 @@ def node_labels() -> list[Labels]:
     return [node["Labels"] or {} for node in ray.nodes() if node["Alive"]]
 
 
+class Pace(ExecutionCallback):  # type: ignore[misc]  # Ray's classes are untyped here
+    """Keeps Ray Data's scheduling from spinning, in whichever process it runs.
+
+    While decoded clips wait for a slower consumer its loop has nothing to wait for, and turns without a pause: half a
+    core for nothing, measured where training was the bottleneck. A look every few hundredths of a second is as good: a
+    task takes longer, and while tasks run the loop waits up to 0.1 s for them by itself.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def on_execution_step(self, executor: object) -> None:
+        """Called after each round."""
+        time.sleep(max(0.0, self._last + LOOK_SECONDS - time.monotonic()))
+        self._last = time.monotonic()
+
+
 def configure_context(cpus: float | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Settings of Ray Data for the calling process; datasets made afterwards carry them.
 
@@ -67,6 +88,7 @@ def configure_context(cpus: float | None = None, patience_seconds: float = PATIE
     context.enable_progress_bars = False
     context.target_max_block_size = None  # one task, one block: a micro-batch is never cut
     context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [Pace]
     context.execution_no_progress_timeout_s = int(patience_seconds)  # by default it waits 30 minutes for a CPU
 
 

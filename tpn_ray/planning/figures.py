@@ -169,11 +169,14 @@ class Trials:
     keep: int = 3
     """One trial in so many goes on."""
 
+    finalists: int = 2
+    """But at least so many."""
+
     at_once: int = 1
     """Trials side by side, each on machines of its own."""
 
     def __post_init__(self) -> None:
-        for field in ("samples", "rungs", "at_once"):
+        for field in ("samples", "rungs", "finalists", "at_once"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
 
@@ -229,7 +232,7 @@ def plan(measured: Measured, machines: Machines, trials: Trials, *, epochs: int,
     nodes = nodes_for(measured, machines, math.ceil(cores.high))
     speed, limits = speed_of(measured, machines, nodes)
     epoch = epoch_seconds(measured, machines, nodes, speed, evaluate_every)
-    ladder = rungs.ladder(epochs, rungs=trials.rungs, keep=trials.keep)
+    ladder = rungs.ladder(epochs, rungs=trials.rungs, keep=trials.keep, finalists=trials.finalists)
     trained, starts = rungs.planned([trials.samples], ladder)
     each = price_per_hour(machines, nodes)
     return Plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tpn_ray.train.run_folder import Record, StepMetrics
+from tpn_ray.train.record import Record, StepMetrics
 
 
 @dataclass(frozen=True, kw_only=True)

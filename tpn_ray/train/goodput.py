@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tpn_ray.train.run_folder import StepMetrics
+from tpn_ray.train.record import StepMetrics
 
 PARTS = ("compute", "data", "evaluation", "checkpoint", "other")
 """What a worker books: steps, waiting for clips, scoring, what a checkpoint makes the step wait, all else."""

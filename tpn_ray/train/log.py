@@ -13,7 +13,7 @@ from tpn_ray.data.plan import Plan
 from tpn_ray.errors import TrainingError
 from tpn_ray.train.events import Diverged, Event, Progress
 from tpn_ray.train.goodput import METRIC, PARTS, Clock
-from tpn_ray.train.run_folder import StepMetrics
+from tpn_ray.train.record import StepMetrics
 from tpn_ray.train.step import StepSums, Training
 
 MEGABYTE = 1024**2

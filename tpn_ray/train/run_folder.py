@@ -13,38 +13,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, NotFoundError, TornCheckpointError, difference
+from tpn_ray.train.record import Record, StepMetrics
 
 FORMAT = 1
 ABOUT = "run.json"
 RECORDS = "records"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """The mean over the steps since the last one of these, over all workers' clips."""
-
-    step: int
-    values: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What one checkpoint has on record."""
-
-    step: int
-    epoch: int
-    scores: dict[str, float] = field(default_factory=dict)
-    """On the validation videos, where they were scored at this step."""
-    history: tuple[StepMetrics, ...] = ()
-    """Of the steps since the record before this one."""
-    ended: str = ""
-    """Why the run ended here before its last step; empty if it did not."""
 
 
 def name_of(step: int) -> str:

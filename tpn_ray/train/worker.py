@@ -35,7 +35,7 @@ from tpn_ray.train.goodput import Clock
 from tpn_ray.train.log import DivergedError, Log
 from tpn_ray.train.order_ledger import OrderLedger
 from tpn_ray.train.recipe import Recipe, to_plain
-from tpn_ray.train.run_folder import Record
+from tpn_ray.train.record import Record
 from tpn_ray.train.saving import Saving
 from tpn_ray.train.step import Training
 from tpn_ray.train.stream import Stream

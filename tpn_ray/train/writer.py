@@ -17,7 +17,7 @@ from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import StorageError, TrainingError
 from tpn_ray.train import run_folder
 from tpn_ray.train.events import Committed, Event, Notice
-from tpn_ray.train.run_folder import Record
+from tpn_ray.train.record import Record
 from tpn_ray.train.saving import Saving
 
 FAILURES_ALLOWED = 3

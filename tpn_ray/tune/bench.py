@@ -49,6 +49,9 @@ class CampaignBench:
     keep: int = 3
     """One trial in so many goes on."""
 
+    finalists: int = 2
+    """But at least so many."""
+
     at_once: int = 2
     """Trials side by side."""
 
@@ -121,7 +124,7 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
     seeds, settings = [], 0
     for seed in range(bench.seeds):
         seeded = replace_fields(recipe_for(recipe, manifest), {**changes, "loop.seed": seed})
-        promote = How(rungs=bench.rungs, keep=bench.keep, at_once=bench.at_once)
+        promote = How(rungs=bench.rungs, keep=bench.keep, finalists=bench.finalists, at_once=bench.at_once)
         found = {
             name: _campaign(seeded, manifest, bench, how, storage.join(folder, f"seed-{seed}-{name}"), say)
             for name, how in (("promotion", promote), ("grid", dataclasses.replace(promote, rungs=1)))

@@ -43,6 +43,9 @@ class How:
     """promote: times that trials are compared, the end included."""
     keep: int = 3
     """promote: one trial in so many goes on, and rungs are so many times apart."""
+    finalists: int = 2
+    """promote: but at least so many go on: where more trials fit side by side, the places of the others would be
+    idle at the end, and the runner-up shows what the best one's lead is worth."""
     at_once: int = 0
     """Trials side by side; 0: as many as fit."""
     budget_hours: float = 0.0
@@ -143,7 +146,7 @@ def trials_at_once(machines: Machines, total: dict[str, float], wanted: int) -> 
 
 def ladder_of(recipe: Recipe, how: How) -> Ladder:
     """The rungs of a campaign around a recipe."""
-    return rungs.ladder(recipe.loop.epochs, rungs=how.rungs, keep=how.keep)
+    return rungs.ladder(recipe.loop.epochs, rungs=how.rungs, keep=how.keep, finalists=how.finalists)
 
 
 def fidelity_of(recipe: Recipe, how: How) -> Fidelity:
@@ -165,6 +168,7 @@ def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
         "scheduler": how.scheduler,
         "rungs": how.rungs,
         "keep": how.keep,
+        "finalists": how.finalists,
         **({"fidelity": campaign.fidelity.written} if campaign.fidelity.fields else {}),
     }
 

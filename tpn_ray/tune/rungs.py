@@ -1,9 +1,9 @@
 """Synchronous rungs: which trials go on, and what may be suggested when. Pure functions of what was measured.
 
-A campaign's trials come in waves. In each, all trials train to the first rung; the best of them, one in `keep`, go on
-to the next, and so on; the others stay paused where they are. Waves overlap: wave w is suggested when wave w - 1 has
-done its first rung, wave w - 2 its second, and so on, and may know these scores and no others. So machines are not idle
-while the last trial of a wave trains, and yet every suggestion is a function of the seed alone.
+A campaign's trials come in waves. In each, all trials train to the first rung; the best of them, one in `keep` but some
+at least, go on to the next, and so on; the others stay paused where they are. Waves overlap: wave w is suggested when
+wave w - 1 has done its first rung, wave w - 2 its second, and so on, and may know these scores and no others. So
+machines are not idle while the last trial of a wave trains, and yet every suggestion is a function of the seed alone.
 """
 
 from __future__ import annotations
@@ -28,19 +28,28 @@ class Ladder:
     """Rising; the last is the whole run."""
     keep: int = 3
     """One trial in this many goes on."""
+    finalists: int = 1
+    """But at least so many trials, where there are as many."""
 
     def __post_init__(self) -> None:
+        if self.finalists < 1:
+            raise ConfigError(f"finalists={self.finalists} must be at least 1")
         if self.keep < 2:
             raise ConfigError(f"keep={self.keep}: one in at least 2 must go on, or nothing is saved")
         if not self.epochs or list(self.epochs) != sorted(set(self.epochs)) or self.epochs[0] < 1:
             raise ConfigError(f"rungs at epochs {self.epochs} must be rising and begin at 1 or later")
 
+    def promoted(self, entered: int) -> int:
+        """How many of so many trials go on from a rung."""
+        return min(entered, max(self.finalists, entered // self.keep))
 
-def ladder(epochs: int, *, rungs: int, keep: int) -> Ladder:
+
+def ladder(epochs: int, *, rungs: int, keep: int, finalists: int = 1) -> Ladder:
     """Rungs at 1/keep, 1/keep^2 ... of the epochs, at most `rungs` with the last."""
     if rungs < 1:
         raise ConfigError(f"rungs={rungs} must be at least 1")
-    return Ladder(epochs=tuple(sorted({math.ceil(epochs / keep**power) for power in range(rungs)})), keep=keep)
+    at = sorted({math.ceil(epochs / keep**power) for power in range(rungs)})
+    return Ladder(epochs=tuple(at), keep=keep, finalists=finalists)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,7 @@ def frontier(wave: Sequence[Trial], ladder: Ladder, objectives: Objectives) -> t
         pending = [trial for trial in entered if not trial.failure and trial.at(epoch) is None]
         if pending:
             return rung, pending
-        entered = best(entered, epoch, max(1, len(entered) // ladder.keep), objectives)
+        entered = best(entered, epoch, ladder.promoted(len(entered)), objectives)
     return len(ladder.epochs), []
 
 
@@ -118,7 +127,7 @@ def planned(waves: Sequence[int], ladder: Ladder) -> tuple[int, int]:
         for epoch in ladder.epochs:
             epochs += left * (epoch - before)
             starts += left
-            before, left = epoch, max(1, left // ladder.keep)
+            before, left = epoch, ladder.promoted(left)
     return epochs, starts
 
 
