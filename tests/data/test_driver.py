@@ -120,5 +120,6 @@ def test_scheduling_does_not_spin_while_clips_wait(
         time.sleep(0.1)
         if number == 30:
             break
+    rounds_per_second = (len(rounds) - 1) / (rounds[-1] - rounds[0])
     assert len(rounds) > 10
-    assert rounds[-1] - rounds[0] > 0.99 * driver.LOOK_SECONDS * (len(rounds) - 1)
+    assert rounds_per_second < 50, "measured: 15, and without pauses 800 and more"

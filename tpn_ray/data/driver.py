@@ -31,8 +31,10 @@ VIEW_BLOCK_BYTES = 64 * 1024**2
 VIEW_VIDEOS = 8
 KEPT_COPIES = 2  # a run's training and validation videos
 PATIENCE_SECONDS = 300.0
-LOOK_SECONDS = 0.05
-"""Shortest time between two rounds of Ray Data's scheduling."""
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.001, 0.05
+"""Between rounds of Ray Data's scheduling that found nothing to wait for."""
+WAITED_SECONDS = 0.01
+"""A round that took longer has waited for a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +67,22 @@ class Pace(ExecutionCallback):  # type: ignore[misc]  # Ray's classes are untype
     """Keeps Ray Data's scheduling from spinning, in whichever process it runs.
 
     While decoded clips wait for a slower consumer its loop has nothing to wait for, and turns without a pause: half a
-    core for nothing, measured where training was the bottleneck. A look every few hundredths of a second is as good: a
-    task takes longer, and while tasks run the loop waits up to 0.1 s for them by itself.
+    core for nothing, measured where training was the bottleneck. So rounds that wait for nothing are followed by
+    pauses that grow. A fixed pause is worse: decoding one block takes several rounds, and where it is the bottleneck
+    50 ms after each cost a quarter of the speed.
     """
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._pause, self._since = 0.0, time.monotonic()
 
     def on_execution_step(self, executor: object) -> None:
         """Called after each round."""
-        time.sleep(max(0.0, self._last + LOOK_SECONDS - time.monotonic()))
-        self._last = time.monotonic()
+        if time.monotonic() - self._since > WAITED_SECONDS:
+            self._pause = 0.0
+        else:
+            self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause or SHORTEST_PAUSE_SECONDS)
+            time.sleep(self._pause)
+        self._since = time.monotonic()
 
 
 def configure_context(cpus: float | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
