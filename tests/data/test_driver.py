@@ -122,4 +122,4 @@ def test_scheduling_does_not_spin_while_clips_wait(
             break
     rounds_per_second = (len(rounds) - 1) / (rounds[-1] - rounds[0])
     assert len(rounds) > 10
-    assert rounds_per_second < 50, "measured: 15, and without pauses 800 and more"
+    assert rounds_per_second < 50

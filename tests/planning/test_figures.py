@@ -88,8 +88,8 @@ def test_epochs_runs_and_campaigns() -> None:
     each = 8 * 3.0 + 4 * 17 * 0.05
     assert plan.run.price.middle == pytest.approx(plan.run.hours.middle * each)
     assert plan.rungs == (1, 3, 9)
-    assert plan.campaign.epochs == 9 + 3 * 2 + 2 * 6
-    held = (14 * 60 + 27 * epoch) / 3600
+    assert plan.campaign.epochs == 9 + 3 * 2 + 6
+    held = (13 * 60 + 21 * epoch) / 3600
     assert plan.campaign.hours.middle == pytest.approx(held / 3)
     assert plan.campaign.price.middle == pytest.approx(held * each)
     assert plan.campaign.hours.low < plan.campaign.hours.middle < plan.campaign.hours.high

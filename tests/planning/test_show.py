@@ -13,7 +13,7 @@ def test_the_flags_are_those_of_the_jobs() -> None:
     flags = "--workers 8 --gpus-per-worker 1 --cpus-per-worker 1 --decode-tasks 64"
     assert show.train_flags(GPUS, PLAN) == flags
     tune = show.tune_flags(GPUS, Trials(samples=9, at_once=2), PLAN)
-    assert tune == f"--samples 9 --rungs 3 --keep 3 --finalists 2 --at-once 2 {flags}"
+    assert tune == f"--samples 9 --rungs 3 --keep 3 --finalists 1 --at-once 2 {flags}"
     assert show.store_flags(PLAN) == [
         "nodes that train:  ray start ... --object-store-memory 1920000000",
         "nodes that decode: ray start ... --object-store-memory 3360000000",

@@ -169,7 +169,7 @@ class Trials:
     keep: int = 3
     """One trial in so many goes on."""
 
-    finalists: int = 2
+    finalists: int = 1
     """But at least so many."""
 
     at_once: int = 1

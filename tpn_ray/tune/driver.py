@@ -43,9 +43,8 @@ class How:
     """promote: times that trials are compared, the end included."""
     keep: int = 3
     """promote: one trial in so many goes on, and rungs are so many times apart."""
-    finalists: int = 2
-    """promote: but at least so many go on: where more trials fit side by side, the places of the others would be
-    idle at the end, and the runner-up shows what the best one's lead is worth."""
+    finalists: int = 1
+    """promote: but at least so many go on. As many as fit side by side keep all places busy at the end."""
     at_once: int = 0
     """Trials side by side; 0: as many as fit."""
     budget_hours: float = 0.0
