@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -37,7 +37,7 @@ class JobProcess:
             self.over = self._process.returncode == 0
             self._process = None
         if self._process is None and not self.over:
-            with self.log.open("ab") as log:
+            with self.log.open("ab") as log, _heeding_interrupts():
                 # A group of its own, as a terminal gives it.
                 self._process = subprocess.Popen(
                     self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -90,3 +90,17 @@ class JobProcess:
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self._process.pid).children(recursive=True)
         return []
+
+
+@contextlib.contextmanager
+def _heeding_interrupts() -> Iterator[None]:
+    """What a shell starts with & ignores Ctrl-C, and so would all below it, also a job that Ctrl-C is to stop."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
