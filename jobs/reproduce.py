@@ -30,8 +30,8 @@ class Arguments:
     """2, 3, 4, 5, 6a, 6b, 6c or 6d; or figure1, figure4, figure5."""
 
     data: str
-    """toy: what jobs/toy.py makes, for figure1 and figure4 with --kind actions; full: the paper's dataset, prepared
-    with jobs/prepare.py."""
+    """toy: what jobs/toy.py makes, for figure1 and figure4 with --kind actions, for table 5 with --kind kitchen and
+    prepared; full: the paper's dataset, prepared with jobs/prepare.py."""
 
     scale: tables.Scale = "toy"
     """toy: the toy recipe with each row's change; full: the published recipe."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -12,6 +13,13 @@ import tyro
 from tpn_ray import command_line, storage
 from tpn_ray.clips.toy import TOY_CLASSES, ToyConfig, write_toy
 from tpn_ray.clips.toy_actions import write_actions
+from tpn_ray.clips.toy_kitchen import write_kitchen
+
+WRITERS: dict[str, Callable[[str, ToyConfig], object]] = {
+    "tempo": write_toy,
+    "actions": write_actions,
+    "kitchen": write_kitchen,
+}
 
 
 @dataclass(frozen=True)
@@ -21,8 +29,9 @@ class Arguments:
     folder: tyro.conf.Positional[str]
     """Folder or s3://bucket/prefix to write to."""
 
-    kind: Literal["tempo", "actions"] = "tempo"
-    """tempo: a pulse whose period is the class. actions: something happens once, at its own tempo (jobs/tempo.py)."""
+    kind: Literal["tempo", "actions", "kitchen"] = "tempo"
+    """tempo: a pulse whose period is the class. actions: something happens once, at its own tempo (jobs/tempo.py).
+    kitchen: long videos with verbs (tempos) and nouns (forms), for jobs/prepare.py --format epic."""
 
     toy: Annotated[ToyConfig, tyro.conf.arg(name="")] = field(default_factory=ToyConfig)
 
@@ -30,12 +39,10 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, prog="python jobs/toy.py", description="Make videos whose class is their tempo.")
     begin = time.monotonic()
-    if arguments.kind == "actions":
-        write_actions(arguments.folder, arguments.toy)
-    else:
-        write_toy(arguments.folder, arguments.toy)
-    videos = (arguments.toy.train_per_class + arguments.toy.val_per_class) * len(TOY_CLASSES)
-    print(f"{videos} videos in {storage.absolute(arguments.folder)} ({time.monotonic() - begin:.0f} s)")
+    WRITERS[arguments.kind](arguments.folder, arguments.toy)
+    made = (arguments.toy.train_per_class + arguments.toy.val_per_class) * len(TOY_CLASSES)
+    things = "segments of long videos" if arguments.kind == "kitchen" else "videos"
+    print(f"{made} {things} in {storage.absolute(arguments.folder)} ({time.monotonic() - begin:.0f} s)")
 
 
 if __name__ == "__main__":

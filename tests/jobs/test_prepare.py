@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from tests.checkpoints import save_untrained
 from tests.clips.hostile import HOSTILE
 from tests.jobs.processes import ROOT, refusal, run, without_ray
 from tests.servers import S3Server
@@ -109,6 +111,18 @@ def test_training_from_a_prepared_dataset(prepared: Path, s3: S3Server, tmp_path
     scores = pq.read_table(tmp_path / "r" / "scores.parquet").to_pylist()
     assert len(scores) == 16
     assert all(row["id"].startswith("val/period_") and not row["reason"] for row in scores)
+
+
+def test_the_score_with_and_without_what_was_quarantined(prepared: Path, tmp_path: Path) -> None:
+    flags = ["--checkpoint", save_untrained(tmp_path / "untrained"), "--data", str(prepared), "--split", "train"]
+    status, output = run("evaluate", *flags, "--out", str(tmp_path / "scores"))
+    assert status == 0, output
+    assert "32 videos scored; 0 could not be used, 5 were quarantined" in output
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    numbers = metrics["numbers"]
+    assert numbers["top5"] > 0
+    assert numbers["top5_of_all"] == pytest.approx(numbers["top5"] * 32 / 37)
+    assert {storage.name(row["uri"]) for row in metrics["quarantined"]} == set(BAD)
 
 
 def test_the_budget(sources: str, prepared: Path, s3: S3Server) -> None:

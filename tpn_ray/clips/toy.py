@@ -78,8 +78,11 @@ def write_toy(folder_uri: str, config: ToyConfig, *, progress: Callable[[int, in
                 progress(done, total)
 
 
-def draw_toy(config: ToyConfig, label: int, number: int) -> NDArray[np.uint8]:
-    """The frames (t, h, w, 3) of one video. Everything but the period is drawn in the same way for every class."""
+def draw_toy(config: ToyConfig, label: int, number: int, *, power: float | None = None) -> NDArray[np.uint8]:
+    """The frames (t, h, w, 3) of one video. Everything but the period is drawn in the same way for every class.
+
+    `power` of the norm sets the shape's form, which else is drawn.
+    """
     random = generator(config.seed, 0, label * 1_000_000 + number, 0)
     size = config.size_px
     period = TOY_PERIODS_FRAMES[label] * random.uniform(0.98, 1.02)
@@ -87,7 +90,7 @@ def draw_toy(config: ToyConfig, label: int, number: int) -> NDArray[np.uint8]:
     pulse = np.sin(phase) * random.choice([-1, 1])
     radius = size * random.uniform(0.22, 0.30) * (1 + random.uniform(0.35, 0.45) * pulse)
     glow = random.uniform(0.55, 0.65) * (1 + random.uniform(0.2, 0.4) * np.sin(phase + random.uniform(0, 2 * math.pi)))
-    distance = _distance(size, random)
+    distance = _distance(size, random, power)
     inside = np.clip(radius[:, None, None] - distance[None] + 0.5, 0, 1)[..., None].astype(np.float32)
     shape = (random.uniform(120, 255, size=3) * glow[:, None])[:, None, None].astype(np.float32)
     background = _background(size, random)[None].astype(np.float32)
@@ -97,7 +100,7 @@ def draw_toy(config: ToyConfig, label: int, number: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _distance(size: int, random: np.random.Generator) -> NDArray[np.float64]:
+def _distance(size: int, random: np.random.Generator, power: float | None) -> NDArray[np.float64]:
     """Distance (h, w) of each pixel from the shape's centre, in a norm that makes it a disc, a square or a diamond."""
     centre = size * random.uniform(0.4, 0.6, size=2)
     angle = random.uniform(0, math.pi / 2)
@@ -105,7 +108,8 @@ def _distance(size: int, random: np.random.Generator) -> NDArray[np.float64]:
     down, across = rows - centre[0], columns - centre[1]
     one = np.abs(math.cos(angle) * down + math.sin(angle) * across)
     two = np.abs(math.cos(angle) * across - math.sin(angle) * down)
-    power = random.choice([1.0, 2.0, 6.0])
+    drawn = random.choice([1.0, 2.0, 6.0])
+    power = drawn if power is None else power
     distance: NDArray[np.float64] = (one**power + two**power) ** (1 / power)
     return distance
 

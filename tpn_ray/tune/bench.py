@@ -93,6 +93,12 @@ class SeedReport:
         """Points of top-1."""
         return 100 * (self.grid - self.promoted)
 
+    def __str__(self) -> str:
+        return (
+            f"promotion {self.promoted:.1%}, grid {self.grid:.1%} ({self.behind:.1f} points), {self.epochs} of "
+            f"{self.grid_epochs} epochs ({self.epochs / self.grid_epochs:.0%}), idle {self.idle:.0%}"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignBenchReport:
@@ -103,11 +109,7 @@ class CampaignBenchReport:
     seeds: tuple[SeedReport, ...]
 
     def __str__(self) -> str:
-        lines = [
-            f"seed {number}: promotion {one.promoted:.1%}, grid {one.grid:.1%} ({one.behind:.1f} points), "
-            f"{one.epochs} of {one.grid_epochs} epochs ({one.epochs / one.grid_epochs:.0%}), idle {one.idle:.0%}"
-            for number, one in enumerate(self.seeds)
-        ]
+        lines = [f"seed {number}: {one}" for number, one in enumerate(self.seeds)]
         lines.append(
             f"{self.settings} settings, {self.at_once} at once, mean of {len(self.seeds)} seeds: "
             f"{statistics.mean(one.behind for one in self.seeds):.1f} points behind the grid with "
@@ -131,7 +133,7 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
         }
         seeds.append(_compared(found["promotion"], found["grid"], bench))
         settings = len(found["grid"])
-        say(str(seeds[-1]))
+        say(f"seed {seed}: {seeds[-1]}")
     report = CampaignBenchReport(settings=settings, at_once=bench.at_once, seeds=tuple(seeds))
     if bench.json:
         Path(bench.json).write_text(json.dumps(dataclasses.asdict(report), indent=1))
