@@ -17,7 +17,7 @@ from tpn_ray.clips.toy_actions import known_tempos
 from tpn_ray.errors import ConfigError
 from tpn_ray.reproduce import driver, show, tables
 from tpn_ray.tempo import driver as tempo
-from tpn_ray.train.driver import Machines
+from tpn_ray.train.machines import Machines
 
 PROGRAM = "python jobs/reproduce.py"
 

@@ -13,8 +13,8 @@ from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.progress import Terminal, track
 from tpn_ray.train import driver
-from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import Event
+from tpn_ray.train.machines import Machines, check_division
 from tpn_ray.train.recipe import Recipe
 from tpn_ray.train.saving import Saving
 
@@ -69,12 +69,12 @@ def main() -> None:
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Train the recipe {name}.")
     views = parse_views(flags.views)
     manifest = load_manifest(flags.data)
-    recipe = driver.recipe_for(flags.recipe, manifest)
+    recipe, machines = driver.recipe_for(flags.recipe, manifest), flags.machines
+    check_division(machines, recipe)
     folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
     storage.check_writable(folder)
     driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
-    machines = flags.machines
     session.connect(
         flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode_cpus
     )

@@ -13,7 +13,8 @@ from tpn_ray import command_line, recipes, report, session, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import BudgetError
 from tpn_ray.redaction import redacted
-from tpn_ray.train.driver import Machines, recipe_for
+from tpn_ray.train.driver import recipe_for
+from tpn_ray.train.machines import Machines, check_division
 from tpn_ray.train.recipe import Recipe
 from tpn_ray.tune import driver, leaderboard
 from tpn_ray.tune.space import space
@@ -85,11 +86,11 @@ def main() -> None:
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Search around {name}.")
     manifest = load_manifest(flags.data)
-    recipe = recipe_for(flags.recipe, manifest)
+    recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
+    check_division(machines, recipe)
     searched = space(flags.space or ("none" if flags.vary else "all"), recipe, flags.vary)
     folder, campaign_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(f"{name}-tune")
     storage.check_writable(folder)
-    machines = flags.machines
     session.connect(
         flags.address,
         workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.how.at_once, 1),

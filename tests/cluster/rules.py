@@ -28,7 +28,7 @@ from tests.cluster.manifests import (
 from tpn_ray.errors import ResourceError
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.prepare.driver import Tasks
-from tpn_ray.train.driver import check_feasible
+from tpn_ray.train.machines import check_division
 from tpn_ray.tune.driver import cpus_per_trial
 
 GPU = "nvidia.com/gpu"
@@ -215,7 +215,7 @@ def capacity(documents: list[Document]) -> Iterator[str]:
             yield why
         if hasattr(flags, "recipe"):
             try:
-                check_feasible(flags.machines, flags.recipe, {}, [])
+                check_division(flags.machines, flags.recipe)
             except ResourceError as error:
                 yield str(error)
         if spec.get("enableInTreeAutoscaling"):

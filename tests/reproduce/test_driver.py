@@ -17,7 +17,7 @@ from tpn_ray.predict.table import LABEL_SETS_KEY, write_scores
 from tpn_ray.reproduce import driver, show
 from tpn_ray.reproduce.driver import Campaign, rows_named
 from tpn_ray.reproduce.tables import table
-from tpn_ray.train.driver import Machines
+from tpn_ray.train.machines import Machines
 
 
 @pytest.fixture

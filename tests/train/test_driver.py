@@ -10,9 +10,8 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.errors import BudgetError, CheckpointError, ConfigError, ResourceError, StorageError, TrainingError
+from tpn_ray.errors import BudgetError, CheckpointError, ResourceError, StorageError, TrainingError
 from tpn_ray.train import driver, run_folder
-from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Notice
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.recipe import replace_fields, to_plain
@@ -22,56 +21,6 @@ from tpn_ray.train.record import Record
 @pytest.fixture(scope="module")
 def manifest(toy_folder: Path) -> Manifest:
     return load_manifest(str(toy_folder))
-
-
-@pytest.mark.parametrize(
-    ("machines", "total", "message"),
-    [
-        (Machines(workers=3), {"CPU": 100.0}, "3 workers cannot share the 2 micro-batches"),
-        (Machines(workers=2), {"CPU": 2.0}, "too few CPUs: .* need 3, the cluster has 2; .*--workers"),
-        (
-            Machines(workers=2, gpus_per_worker=1),
-            {"CPU": 9.0, "GPU": 1.0},
-            "too few GPUs: .* need 2, the cluster has 1",
-        ),
-        (Machines(workers=2, worker_resources=("spot=1",)), {"CPU": 9.0, "spot": 1.0}, "too little of spot: .* need 2"),
-        (Machines(workers=2, decode_on=("pool=cpu",)), {"CPU": 9.0}, "no node has the labels pool=cpu; .*--decode-on"),
-    ],
-)
-def test_what_can_never_start_is_refused(machines: Machines, total: dict[str, float], message: str) -> None:
-    with pytest.raises(ResourceError, match=message):
-        driver.check_feasible(machines, recipes.toy(), total, [{}])
-
-
-def test_workers_that_cannot_share_batch_norm_are_refused() -> None:
-    together = replace_fields(recipes.toy(), {"loop.sync_batch_norm": 2})
-    driver.check_feasible(Machines(workers=2), together, {"CPU": 3.0}, [{}])
-    with pytest.raises(ResourceError, match="1 workers cannot form groups of 2"):
-        driver.check_feasible(Machines(workers=1), together, {"CPU": 3.0}, [{}])
-    with pytest.raises(ResourceError, match="--min-workers 1 lets a run have any number"):
-        driver.check_feasible(Machines(workers=2, min_workers=1), together, {"CPU": 3.0}, [{}])
-
-
-def test_what_fits_is_not_refused() -> None:
-    driver.check_feasible(Machines(workers=2), recipes.toy(), {"CPU": 3.0}, [{}])
-    driver.check_feasible(Machines(workers=2, may_grow=True, decode_on=("pool=cpu",)), recipes.toy(), {"CPU": 1.0}, [])
-    placed = Machines(workers=2, min_workers=1, worker_resources=("spot=1",), decode_on=("pool=cpu",))
-    driver.check_feasible(placed, recipes.toy(), {"CPU": 3.0, "spot": 1.0}, [{"pool": "gpu"}, {"pool": "cpu"}])
-
-
-def test_nonsense_machines() -> None:
-    with pytest.raises(ConfigError, match="workers=0"):
-        Machines(workers=0)
-    with pytest.raises(ConfigError, match="min_workers=3"):
-        Machines(workers=2, min_workers=3)
-    with pytest.raises(ConfigError, match="decode_cpus"):
-        Machines(decode_cpus=0)
-    with pytest.raises(ConfigError, match="worker_resources: 'spot' must be of the form spot=1"):
-        Machines(worker_resources=("spot",))
-    with pytest.raises(ConfigError, match="decode_on: 'cpu' must be of the form pool=cpu"):
-        Machines(decode_on=("cpu",))
-    with pytest.raises(ConfigError, match="resize_seconds=0"):
-        Machines(resize_seconds=0)
 
 
 def test_the_network_gets_the_classes_of_the_dataset(manifest: Manifest) -> None:

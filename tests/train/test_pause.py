@@ -14,8 +14,8 @@ from tpn_ray import recipes, session
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.train import driver
-from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import Event, Started
+from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields
 
 pytestmark = pytest.mark.cluster

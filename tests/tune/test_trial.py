@@ -18,7 +18,8 @@ from ray.util import placement_group_table
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes, session, tracking
 from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.train.driver import Machines, recipe_for
+from tpn_ray.train.driver import recipe_for
+from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import replace_fields
 from tpn_ray.tune import asynchronous_driver, driver
 from tpn_ray.tune.bench import CampaignBench, measure_campaign

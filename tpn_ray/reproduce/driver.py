@@ -27,8 +27,8 @@ from tpn_ray.predict.table import read_scores, video_tables, write_scores
 from tpn_ray.reproduce.outcome import Outcome, Ranks, outcome
 from tpn_ray.reproduce.tables import FRAMES, Row, Scale, Table
 from tpn_ray.train import driver as train
-from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import Event
+from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
 
 ABOUT_KEY = b"tpn_ray.run"

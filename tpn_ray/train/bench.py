@@ -22,8 +22,8 @@ from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.train import driver
-from tpn_ray.train.driver import Machines
 from tpn_ray.train.events import Committed, Event
+from tpn_ray.train.machines import Machines
 from tpn_ray.train.plain_run import Settings
 from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.train.saving import Saving

@@ -13,7 +13,8 @@ from pathlib import Path
 from tpn_ray import storage, tracking
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.train.driver import Machines, recipe_for
+from tpn_ray.train.driver import recipe_for
+from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields
 from tpn_ray.tune import driver
 from tpn_ray.tune.driver import How

@@ -13,8 +13,8 @@ from tpn_ray import storage
 from tpn_ray.data.driver import node_labels
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
 from tpn_ray.train import driver as train
-from tpn_ray.train.driver import Machines, check_feasible
 from tpn_ray.train.events import Committed, Event, Started
+from tpn_ray.train.machines import Machines, check_division, check_feasible
 from tpn_ray.train.recipe import Recipe, to_plain
 from tpn_ray.tune import asynchronous_driver, fidelity, rungs, search
 from tpn_ray.tune.climb import Search, climb
@@ -246,7 +246,8 @@ def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str
 
 def _places(campaign: Campaign, how: How) -> int:
     total = ray.cluster_resources()
-    check_feasible(campaign.machines, campaign.recipe, total, node_labels())
+    check_division(campaign.machines, campaign.recipe)
+    check_feasible(campaign.machines, total, node_labels())
     return trials_at_once(campaign.machines, total, how.at_once)
 
 

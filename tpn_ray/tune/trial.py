@@ -25,6 +25,7 @@ from tpn_ray.progress import track
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.train import driver, run_folder
 from tpn_ray.train.events import Committed, Event, Notice, Started
+from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, flat, replace_fields, to_plain
 from tpn_ray.train.saving import Saving
 from tpn_ray.tune.fidelity import Fidelity
@@ -38,7 +39,7 @@ class Campaign:
 
     recipe: Recipe
     manifest: Manifest
-    machines: driver.Machines
+    machines: Machines
     uri: str
     """Folder of the campaign; each trial's run is a folder below it."""
     name: str
