@@ -64,7 +64,7 @@ def train(
 
 def campaign(
     bench: Annotated[CampaignBench, tyro.conf.arg(name="")],
-    recipe: Annotated[str, tyro.conf.arg(help="What is varied.")] = "toy",
+    recipe: Annotated[str, tyro.conf.arg(help="What is varied.")] = "toy_small",
 ) -> None:
     """A grid by promotion against the same grid in full: how far behind, with which share of the epochs, how idle."""
     session.connect(bench.address, workers_cpus=bench.at_once, decode_cpus=2 * bench.at_once)

@@ -29,6 +29,20 @@ def toy() -> Recipe:
     )
 
 
+def toy_small() -> Recipe:
+    """The same at a fraction of the cost, for campaigns on a CPU: small pictures, and small steps that soon learn."""
+    changes = {
+        "augment.crop_px": 32,
+        "augment.test_short_side_px": 32,
+        "optim.lr": 0.05,
+        "loop.batch_clips": 8,
+        "loop.micro_batch_clips": 8,
+        "loop.epochs": 9,
+        "loop.evaluate_every_epochs": 3,
+    }
+    return replace_fields(toy(), changes)
+
+
 def toy_frames() -> Recipe:
     """A TSN of the same size: what single frames tell, to measure tempo with (jobs/tempo.py)."""
     changes = {
@@ -121,6 +135,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__: function
     for function in (
         toy,
+        toy_small,
         toy_frames,
         k400_r50_8x8,
         k400_r50_16x4,

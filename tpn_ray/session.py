@@ -90,7 +90,6 @@ def _free_port() -> int:
 
 def _quieten() -> None:
     """A job prints what its user needs; Ray's own messages stay in the session's log files."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with it, Tune prints its tables even when told not to
     warnings.filterwarnings("ignore", module="ray")
     # What raylets have to say is in their logs; of a node that is lost it would be a hundred lines here.

@@ -32,9 +32,9 @@ class CampaignBench:
     """Dataset, as jobs/train.py takes it."""
 
     vary: tuple[str, ...] = (
-        "optim.lr=choice(0.01,0.05,0.2)",
-        "model.alpha=choice((1,1),(1,2),(4,8))",
-        "loss.lambdas.0=choice(0.1,0.5,1.5)",
+        "model.alpha=choice((1,1),(1,2),(2,4))",
+        "loss.lambdas.0=choice(0.1,0.5,1.0)",
+        "optim.lr=choice(0.05,0.1)",
     )
     """The fields of the grid, each as FIELD=choice(...)."""
 
@@ -50,7 +50,7 @@ class CampaignBench:
     keep: int = 3
     """One trial in so many goes on."""
 
-    finalists: int = 2
+    finalists: int = 4
     """But at least so many."""
 
     at_once: int = 2
@@ -124,9 +124,10 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
     """Run both kinds of campaigns with every seed, one after the other."""
     manifest, folder = load_manifest(bench.data), storage.absolute(bench.folder)
     changes = {"loop.epochs": bench.epochs, "loop.evaluate_every_epochs": bench.epochs}
+    base = recipe_for(recipe, manifest)
     seeds, settings = [], 0
     for seed in range(bench.seeds):
-        seeded = replace_fields(recipe_for(recipe, manifest), {**changes, "loop.seed": seed})
+        seeded = replace_fields(base, {**changes, "loop.seed": seed})
         promote = How(rungs=bench.rungs, keep=bench.keep, finalists=bench.finalists, at_once=bench.at_once)
         found = {
             name: _campaign(seeded, manifest, bench, how, storage.join(folder, f"seed-{seed}-{name}"), say)
