@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -14,12 +13,6 @@ from tpn_ray import command_line, storage
 from tpn_ray.clips.toy import TOY_CLASSES, ToyConfig, write_toy
 from tpn_ray.clips.toy_actions import write_actions
 from tpn_ray.clips.toy_kitchen import write_kitchen
-
-WRITERS: dict[str, Callable[[str, ToyConfig], object]] = {
-    "tempo": write_toy,
-    "actions": write_actions,
-    "kitchen": write_kitchen,
-}
 
 
 @dataclass(frozen=True)
@@ -39,10 +32,20 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, prog="python jobs/toy.py", description="Make videos whose class is their tempo.")
     begin = time.monotonic()
-    WRITERS[arguments.kind](arguments.folder, arguments.toy)
-    made = (arguments.toy.train_per_class + arguments.toy.val_per_class) * len(TOY_CLASSES)
-    things = "segments of long videos" if arguments.kind == "kitchen" else "videos"
-    print(f"{made} {things} in {storage.absolute(arguments.folder)} ({time.monotonic() - begin:.0f} s)")
+    folder, toy = arguments.folder, arguments.toy
+    things, hint = "videos", ""
+    if arguments.kind == "kitchen":
+        tables = write_kitchen(folder, toy)
+        things = "segments of long videos"
+        hint = f"--annotations {' '.join(tables.values())} --videos {storage.join(folder, 'videos')} --out FOLDER"
+    elif arguments.kind == "actions":
+        write_actions(folder, toy)
+    else:
+        write_toy(folder, toy)
+    made = (toy.train_per_class + toy.val_per_class) * len(TOY_CLASSES)
+    print(f"{made} {things} in {storage.absolute(folder)} ({time.monotonic() - begin:.0f} s)")
+    if hint:
+        print(f"next: python jobs/prepare.py --format epic {hint}")
 
 
 if __name__ == "__main__":

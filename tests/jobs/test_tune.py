@@ -67,6 +67,39 @@ def test_spent_hours_leave_a_campaign_that_goes_on(toy_folder: Path, tmp_path: P
     assert len(json.loads((tmp_path / "short" / "waves" / "0000.json").read_text())) == 2
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("scheduler", "searcher", "objectives"),
+    [
+        ("asha", "tpe", "top1"),
+        ("median", "random", "top1"),
+        ("hyperband", "random", "top1"),
+        ("pbt", "random", "top1"),
+        ("promote", "tpe", "top1+gmacs"),
+    ],
+)
+def test_every_scheduler_to_its_end(
+    scheduler: str, searcher: str, objectives: str, toy_folder: Path, tmp_path: Path
+) -> None:
+    """What promotion's tests do not see: Ray Tune's own schedulers, with a model and with two objectives."""
+    how = ["--scheduler", scheduler, "--searcher", searcher, "--objectives", objectives, "--samples", "4"]
+    flags = arguments(toy_folder, tmp_path, scheduler, *how, "--loop.epochs", "4", "--space", "lambda_alpha")
+    status, output = run("tune", *flags)
+    assert status == 0, output
+    trials = Journal(uri=str(tmp_path / scheduler)).trials()
+    assert [trial.number for trial in trials] == list(range(4))
+    assert not [trial.failure for trial in trials if trial.failure], output
+    assert max(trial.epochs for trial in trials) == 4
+    for trial in trials:
+        epochs = [point.epoch for point in trial.points]
+        assert epochs == sorted(set(epochs)), "no epoch is trained twice"
+    assert (tmp_path / scheduler / "report.html").stat().st_size > 10**6
+    status, again = run("tune", *flags)
+    assert status == 0, again
+    assert Journal(uri=str(tmp_path / scheduler)).trials() == trials, "a finished campaign trains nothing"
+
+
 def test_a_wrong_name_is_refused_before_any_trial(toy_folder: Path) -> None:
     said = refusal("tune", "toy", "--data", str(toy_folder), "--vary", "optim.rate=uniform(0,1)")
     assert "a recipe has no field 'optim.rate'" in said
