@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
+import ray.exceptions
 import ray.train
+import ray.util
 
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray import recipes
+from tpn_ray import recipes, session
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError, CheckpointError, ResourceError, StorageError, TrainingError
 from tpn_ray.train import driver, run_folder
-from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Notice
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.recipe import replace_fields, to_plain
 from tpn_ray.train.record import Record
@@ -123,6 +126,38 @@ def test_failures_to_place_workers_before_the_last_progress_are_past(
         with pytest.raises(TrainingError, match="a worker was lost while it started"):
             driver._fit(Trainer, None, ledger, 60.0)  # type: ignore[arg-type]
         assert len(fits) == 1
+
+
+@pytest.mark.cluster
+def test_a_controller_that_ends_with_a_worker_is_replaced_and_its_places_are_freed(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the moment when training is started on it, a worker takes the controller along. Seen at kill 27 of 200:
+    the places of that group stayed taken, and the next one waited for clips for ever."""
+    session.connect("", workers_cpus=1, decode_cpus=1)
+    seen, fits = list[Event](), list[int]()
+    monkeypatch.setattr(driver, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(driver, "_is_placed", lambda group: True)
+    mailbox = driver._mailbox_here()
+
+    class Trainer:
+        def fit(self) -> None:
+            fits.append(len(fits))
+            if len(fits) == 1:
+                group = ray.util.placement_group([{"CPU": 1}] * 2)
+                ray.get(group.ready(), timeout=60)
+                raise ray.train.ControllerError(ray.exceptions.ActorDiedError())
+            deadline = time.monotonic() + 90
+            while ray.available_resources().get("CPU", 0.0) < ray.cluster_resources()["CPU"]:
+                assert time.monotonic() < deadline, "the places stay taken"
+                time.sleep(0.2)
+
+    try:
+        driver._fit(Trainer, mailbox, ledger_of(manifest, seen), 600.0)  # type: ignore[arg-type]
+    finally:
+        session.disconnect()
+    assert len(fits) == 2
+    assert [type(event) for event in seen] == [Failed]
 
 
 def test_the_projects_own_error_is_found_inside_what_ray_raises() -> None:

@@ -50,7 +50,7 @@ WAIT_SECONDS = 600.0
 LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
 """How often it is looked whether the workers have their places, and after how long without them the user is told."""
 CONTROLLER_STARTS = 20
-"""Times that Ray Train's controller may be lost and started again."""
+"""Times that Ray Train's controller may be lost and started again without any progress."""
 ELASTIC_START_SECONDS = 20
 DATA_SHARE_SECONDS = 45
 """How long a lost decoding keeps its share of the cluster's CPUs, which the next one has too little without. By default
@@ -58,7 +58,7 @@ it is three minutes; a living one asks for its share again every ten seconds."""
 ANSWER_SECONDS = 120
 """Longest wait for the cluster's answer to a question that takes it milliseconds."""
 ABANDONED_SECONDS, ABANDONED_LOOKS = 120.0, 3
-"""How long after a controller was killed it is looked for places without actors, and in how many looks one after the
+"""How long after a controller ended it is looked for places without actors, and in how many looks one after the
 other they must be seen."""
 STATE_SECONDS, MOST_LISTED = 20, 10_000
 """Of a question to Ray's State API."""
@@ -339,22 +339,25 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
     failure: list[BaseException] = []
 
     def fit() -> None:
-        for attempt in range(CONTROLLER_STARTS):
+        starts = 0
+        while True:
             committed = ledger.committed
             try:
                 make_trainer().fit()
                 return
-            except ray.exceptions.RayActorError as error:  # the controller was killed; a new one goes on
-                mailbox.put.remote(Failed(at=time.time()))
-                release(ledger.placement_group)
-                places.controller_lost()
-                if attempt + 1 == CONTROLLER_STARTS:
-                    failure.append(error)
-            except ray.train.ControllerError as error:
-                # Ray Train counts failures to place workers over its whole life; what was before progress is past.
-                if attempt + 1 == CONTROLLER_STARTS or ledger.committed == committed:
+            except (ray.exceptions.RayActorError, ray.train.ControllerError) as error:
+                # The controller was killed, or gave up: because it called a worker that had just been killed, which it
+                # takes for a mistake of its own, or because of failures to place workers, which it counts over its
+                # whole life. What was before progress is past.
+                progress, lost = ledger.committed > committed, _lost_an_actor(error)
+                starts = 1 if progress else starts + 1
+                if starts == CONTROLLER_STARTS or not (progress or lost):
                     failure.append(error)
                     return
+                if lost:
+                    mailbox.put.remote(Failed(at=time.time()))
+                release(ledger.placement_group)
+                places.controller_lost()
             except BaseException as error:  # passed on to the calling thread
                 failure.append(error)
                 return
@@ -374,6 +377,12 @@ def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger
         raise explain(failure[0]) from failure[0]
 
 
+def _lost_an_actor(error: BaseException) -> bool:
+    """Whether it was the controller that died, or a worker whose death ended the controller."""
+    inner = getattr(error, "controller_failure", None)
+    return any(isinstance(one, ray.exceptions.RayActorError) for one in (error, inner, getattr(inner, "cause", None)))
+
+
 class _Places:
     """Watches whether the workers have places in the cluster: without any, Ray Train waits for ever, and in silence."""
 
@@ -385,7 +394,7 @@ class _Places:
         self._abandoned = Counter[str]()
 
     def controller_lost(self) -> None:
-        """Look for places that nobody holds: of workers that had not begun when their controller was killed."""
+        """Look for places that nobody holds: of workers that had not begun when their controller ended."""
         self._lost = time.monotonic()
 
     def look(self, now: float) -> None:
