@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,16 @@ def test_everything_listens_on_the_loopback_address() -> None:
     listening = json.loads(last_line("-c", PROGRAM))
     assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
     assert [one for one in listening if not one[1].startswith(("127.", "::1", "::ffff:127."))] == []
+
+
+@pytest.mark.cluster
+def test_a_start_says_nothing_of_ray_and_hides_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+    session.connect("", workers_cpus=1, decode_cpus=1)
+    session.disconnect()
+    assert capfd.readouterr() == ("", "")
+    with session._without("one line"):
+        os.write(2, b"this is one line\nanother\n")
+    assert capfd.readouterr().err == "another\n"
 
 
 def test_a_ray_that_cannot_start_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import socket
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 
 import ray
 import ray._private.ray_constants
@@ -19,6 +23,8 @@ from tpn_ray.errors import ResourceError
 LOCAL_STORE_BYTES = 1024**3
 """Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
 KNOCK_SECONDS = 10.0
+LEVEL_LINE = "Set ray log level from environment variable"
+"""Ray says this of the very variable that quietens it, before it does."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 """Ray's variable for the address of the State API."""
 
@@ -60,15 +66,16 @@ def _start(cpus: int) -> None:
     before = os.environ.get(API_SERVER)
     os.environ[API_SERVER] = f"http://127.0.0.1:{port}"  # for the processes that Ray starts
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=LOCAL_STORE_BYTES,
-            include_dashboard=True,
-            dashboard_port=port,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _without(LEVEL_LINE):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=LOCAL_STORE_BYTES,
+                include_dashboard=True,
+                dashboard_port=port,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:  # Ray's own class for a start that takes too long is just this one
         said = str(error).strip() or type(error).__name__
         raise ResourceError(
@@ -81,6 +88,25 @@ def _start(cpus: int) -> None:
             os.environ[API_SERVER] = before
 
 
+@contextlib.contextmanager
+def _without(said: str) -> Iterator[None]:
+    """What is written to stderr meanwhile, by Ray's C++ too, without the lines that hold `said`."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            file.seek(0)
+            lines = [line for line in file if said.encode() not in line]
+            if lines:
+                os.write(2, b"".join(lines))
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -90,6 +116,7 @@ def _free_port() -> int:
 
 def _quieten() -> None:
     """A job prints what its user needs; Ray's own messages stay in the session's log files."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with it, Tune prints its tables even when told not to
     warnings.filterwarnings("ignore", module="ray")
     # What raylets have to say is in their logs; of a node that is lost it would be a hundred lines here.
@@ -112,7 +139,8 @@ def _anchor() -> None:
 def _join(address: str) -> None:
     try:
         _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _without(LEVEL_LINE):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(
