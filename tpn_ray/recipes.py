@@ -35,10 +35,9 @@ def toy_small() -> Recipe:
         "augment.crop_px": 32,
         "augment.test_short_side_px": 32,
         "optim.lr": 0.05,
+        "optim.warmup": 0.02,
         "loop.batch_clips": 8,
         "loop.micro_batch_clips": 8,
-        "loop.epochs": 9,
-        "loop.evaluate_every_epochs": 3,
     }
     return replace_fields(toy(), changes)
 
