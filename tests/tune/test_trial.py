@@ -168,6 +168,7 @@ def _steps(campaign: Campaign, run: str) -> list[int]:
     return sorted(int(file.stem.partition("-")[2]) for file in records.iterdir())
 
 
+@pytest.mark.long
 def test_promotion_against_the_grid_in_full(toy_folder: Path, tmp_path: Path) -> None:
     bench = CampaignBench(
         data=str(toy_folder),
@@ -176,6 +177,7 @@ def test_promotion_against_the_grid_in_full(toy_folder: Path, tmp_path: Path) ->
         epochs=2,
         rungs=2,
         keep=2,
+        finalists=1,
         folder=str(tmp_path / "bench"),
         json=str(tmp_path / "figures.json"),
     )
