@@ -61,8 +61,10 @@ def test_object_storage(s3: S3Server) -> None:
 
 def test_machines_and_servers(toy_folder: Path, tmp_path: Path) -> None:
     common = ["toy", "--data", str(toy_folder), "--storage", str(tmp_path)]
-    cores, views = (refusal("train", *common, *wrong) for wrong in (["--workers", "500"], ["--views", "3x7"]))
+    wrong = (["--workers", "500"], ["--cpus-per-worker", "500"], ["--views", "3x7"])
+    workers, cores, views = (refusal("train", *common, *flags) for flags in wrong)
     (server,) = refused([[*common, "--tracking-uri", "http://127.0.0.1:9"]])
-    assert "too few cores: the workers need 500 CPUs" in cores
+    assert "500 workers cannot share the 2 micro-batches of a step" in workers
+    assert "too few cores: the workers need 1000 CPUs" in cores
     assert "views '3x7' are not known" in views
     assert "Check --tracking-uri" in server
