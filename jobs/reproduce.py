@@ -104,7 +104,7 @@ def tabulate(campaign: driver.Campaign, out: str) -> None:
 
 def draw(campaign: driver.Campaign, data: str, out: str) -> None:
     """Train, and analyse as jobs/tempo.py does, into the folder `out`."""
-    found = driver.checkpoints(campaign, on_event=lambda event: None)
+    found = driver.checkpoints(campaign, show.trained, on_event=lambda event: None)
     stride = campaign.recipe(campaign.table.rows[-1], 0).clip.stride_frames
     question = tempo.Question(
         frames=found[tables.FRAMES.name][0] if tables.FRAMES.name in found else "",

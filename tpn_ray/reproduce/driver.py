@@ -94,14 +94,17 @@ def run(
     }
 
 
-def checkpoints(campaign: Campaign, on_event: Callable[[Event], None]) -> dict[str, tuple[str, ...]]:
-    """Of every row one for each seed; of what only measures tempo, one."""
-    return {
-        row.name: tuple(
-            checkpoint(campaign, row, seed, on_event) for seed in range(1 if row is FRAMES else campaign.seeds)
-        )
-        for row in campaign.table.rows
-    }
+def checkpoints(
+    campaign: Campaign, on_trained: Callable[[str, str], None], on_event: Callable[[Event], None]
+) -> dict[str, tuple[str, ...]]:
+    """Of every row one for each seed; of what only measures tempo, one. `on_trained` gets each run and checkpoint."""
+    found: dict[str, tuple[str, ...]] = {}
+    for row in campaign.table.rows:
+        for seed in range(1 if row is FRAMES else campaign.seeds):
+            last = checkpoint(campaign, row, seed, on_event)
+            found[row.name] = (*found.get(row.name, ()), last)
+            on_trained(campaign.run_name(row, seed), last)
+    return found
 
 
 def checkpoint(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], None]) -> str:

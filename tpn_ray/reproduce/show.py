@@ -21,6 +21,11 @@ def finished(name: str, top1: dict[str, float]) -> None:
     print(f"{name}  {said}", flush=True)
 
 
+def trained(name: str, checkpoint: str) -> None:
+    """One line for each network of a figure."""
+    print(f"{name}  {checkpoint}", flush=True)
+
+
 def as_tables(campaign: Campaign, outcomes: dict[str, list[Outcome]]) -> list[Grid]:
     """For each label set mean and spread over seeds, gain over the first row with its interval, the paper's figures."""
     title = campaign.table.title
