@@ -30,8 +30,8 @@ class Arguments:
     """2, 3, 4, 5, 6a, 6b, 6c or 6d; or figure1, figure4, figure5."""
 
     data: str
-    """toy: what jobs/toy.py makes, for figure1 and figure4 with --kind actions, for table 5 with --kind kitchen and
-    prepared; full: the paper's dataset, prepared with jobs/prepare.py."""
+    """toy: what jobs/toy.py makes, for figures with --kind actions, for table 5 with --kind kitchen and prepared; full:
+    the paper's dataset, prepared with jobs/prepare.py."""
 
     scale: tables.Scale = "toy"
     """toy: the toy recipe with each row's change; full: the published recipe."""
@@ -115,7 +115,7 @@ def draw(campaign: driver.Campaign, data: str, out: str) -> None:
     videos = campaign.manifest.select("val")
     tempos, report = tempo.analyse(question, videos, known_tempos(data), driver.scorers(campaign.machines))
     tempo.write(out, tempos, report)
-    print("\n".join([*report.lines(), f"report, figures and numbers in {out}"]), flush=True)
+    print("\n".join([*report.lines(), *show.caveats(campaign), f"report, figures and numbers in {out}"]), flush=True)
 
 
 if __name__ == "__main__":

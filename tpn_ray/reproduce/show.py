@@ -57,9 +57,11 @@ def remarks(campaign: Campaign, outcomes: dict[str, list[Outcome]]) -> list[str]
         better = ", ".join(one.name for one in rows if one.is_better) or "none"
         prefix = f"{name}: " if len(outcomes) > 1 else ""
         lines.append(f"{prefix}better than {rows[0].name} with every seed and outside the interval: {better}")
-    if campaign.scale == "toy":
-        lines.append(
-            "this is the toy: made videos whose class is their tempo, not the paper's data. It shows "
-            f"{campaign.table.toy_shows}."
-        )
-    return lines
+    return lines + caveats(campaign)
+
+
+def caveats(campaign: Campaign) -> list[str]:
+    """What a toy can and cannot show."""
+    if campaign.scale != "toy":
+        return []
+    return [f"this is the toy: made videos, not the paper's data. It shows {campaign.table.toy_shows}."]

@@ -306,10 +306,23 @@ FIGURES = {"figure1": (FRAMES,), "figure4": (FRAMES, BACKBONE, TPN), "figure5": 
 """The networks behind each figure of the paper; `jobs/reproduce.py` trains them and analyses them as jobs/tempo.py."""
 
 
+TOY_FIGURES = {
+    "figure1": "that classes of made actions differ in how much their tempo varies, as they were made to",
+    "figure4": "how a gain is set against the variance of tempo; colour tells the classes, little is left to gain",
+    "figure5": "how far each network depends on the tempo it was trained at. Where the class is the tempo (jobs/toy.py "
+    "without --kind) a video played faster is one of another class, and a network that sees tempo has to fall; where "
+    "tempo is only how an action is done (--kind actions) it should not",
+}
+
+
 def figure(name: str) -> Table:
     """The networks of a figure, to be trained like a table's rows."""
     return Table(
-        title=f"Figure {name.removeprefix('figure')}", data=KINETICS, views="1x1", rows=FIGURES[name], toy_shows=""
+        title=f"Figure {name.removeprefix('figure')}",
+        data=KINETICS,
+        views="1x1",
+        rows=FIGURES[name],
+        toy_shows=TOY_FIGURES[name],
     )
 
 
