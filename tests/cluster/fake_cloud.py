@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
-from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
+from ray.autoscaler.tags import (
+    NODE_KIND_WORKER,
+    STATUS_UP_TO_DATE,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_NAME,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
 
 from tests.ray_head import RayHead, ray_head
 from tests.servers import free_port
@@ -26,15 +34,30 @@ STORE_BYTES = 100 * 1024**2
 
 
 class FakeCloud(FakeMultiNodeProvider):  # type: ignore[misc]  # Ray's classes are untyped here
-    """Ray's fake provider, with a capacity."""
+    """Ray's fake provider, with a capacity.
+
+    A node's Ray begins in the round after the autoscaler was shown the node, as on every cloud. Ray's own begins it at
+    once: on a busy machine it may then join before the autoscaler has heard of it, which takes it for another, sends
+    it away as one too many, and asks for no more of its type.
+    """
+
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+        super().__init__(provider_config, cluster_name)
+        self._ordered: dict[str, tuple[Any, ...]] = {}
+        """What nodes without Ray begin with; the autoscaler has been shown those in `_shown`."""
+        self._shown = set[str]()
+        self._beginning = ""
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
         """Asked by the autoscaler at each of its rounds."""
         with self.lock:
             for kind in self._capacity():
                 for node_id in self._of(kind)[self._capacity()[kind] :]:
-                    self._nodes.pop(node_id)["node"].kill_all_processes(check_alive=False, allow_graceful=False)
-        found: list[str] = super().non_terminated_nodes(tag_filters)
+                    self._end(self._nodes.pop(node_id), allow_graceful=False)
+            for node_id in [one for one in self._ordered if one in self._shown]:
+                threading.Thread(target=self._begin, args=(node_id, self._ordered.pop(node_id)), daemon=True).start()
+            found: list[str] = super().non_terminated_nodes(tag_filters)
+            self._shown.update(found)
         return found
 
     def _create_node_with_resources_and_labels(
@@ -44,7 +67,26 @@ class FakeCloud(FakeMultiNodeProvider):  # type: ignore[misc]  # Ray's classes a
         with self.lock:
             if len(self._of(kind)) >= self._capacity().get(kind, count):
                 raise RuntimeError(f"no capacity for {kind}")
-        super()._create_node_with_resources_and_labels(node_config, tags, count, resources, labels)
+            node_id = super()._next_hex_node_id()
+            self._ordered[node_id] = (node_config, tags, count, resources, labels)
+            named = {TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_NODE_NAME: node_id}
+            self._nodes[node_id] = {"tags": {**named, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE, **tags}}
+
+    def _begin(self, node_id: str, ordered: tuple[Any, ...]) -> None:
+        with self.lock:
+            if node_id in self._nodes:  # it may have been taken away again
+                self._beginning = node_id
+                super()._create_node_with_resources_and_labels(*ordered)
+
+    def _next_hex_node_id(self) -> str:
+        return self._beginning
+
+    def _terminate_node(self, node: dict[str, Any]) -> None:
+        self._end(node, allow_graceful=True)
+
+    def _end(self, node: dict[str, Any], allow_graceful: bool) -> None:
+        if "node" in node:
+            node["node"].kill_all_processes(check_alive=False, allow_graceful=allow_graceful)
 
     def _capacity(self) -> dict[str, int]:
         capacity: dict[str, int] = self._file()["nodes"]
