@@ -60,7 +60,10 @@ def test_everything_listens_on_the_loopback_address() -> None:
 
 
 @pytest.mark.cluster
-def test_a_start_says_nothing_of_ray_and_hides_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_start_says_nothing_of_ray_and_hides_nothing_else(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")  # restored afterwards: the session names its own Ray there
     session.connect("", workers_cpus=1, decode_cpus=1)
     session.disconnect()
     assert capfd.readouterr() == ("", "")

@@ -134,6 +134,7 @@ def test_a_controller_that_ends_with_a_worker_is_replaced_and_its_places_are_fre
 ) -> None:
     """Killed at the moment when training is started on it, a worker takes the controller along. Seen at kill 27 of 200:
     the places of that group stayed taken, and the next one waited for clips for ever."""
+    monkeypatch.setenv("RAY_ADDRESS", "")  # restored afterwards: the session names its own Ray there
     session.connect("", workers_cpus=1, decode_cpus=1)
     seen, fits = list[Event](), list[int]()
     monkeypatch.setattr(driver, "LOOK_SECONDS", 1.0)
