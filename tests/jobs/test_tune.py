@@ -75,6 +75,7 @@ def test_spent_hours_leave_a_campaign_that_goes_on(toy_folder: Path, tmp_path: P
         ("asha", "tpe", "top1"),
         ("median", "random", "top1"),
         ("hyperband", "random", "top1"),
+        ("pbt", "random", "top1"),
         ("promote", "tpe", "top1+gmacs"),
     ],
 )

@@ -149,9 +149,10 @@ def test_the_worst_of_a_population_goes_on_from_the_best(campaign: Campaign, mon
         made._synch = True  # or one of two trials may be done before the other has begun
         return made
 
-    monkeypatch.setitem(asynchronous_driver.SCHEDULERS, "pbt", in_step)
     wanted = searched(campaign, "random", "optim.lr=loguniform(0.01,1)", "model.alpha=choice((1,2),(4,8))")
-    asynchronous_driver.run(campaign, wanted, "pbt", at_once=2, look=lambda: None, say=lambda line: None)
+    with monkeypatch.context() as changed:
+        changed.setitem(asynchronous_driver.SCHEDULERS, "pbt", in_step)
+        asynchronous_driver.run(campaign, wanted, "pbt", at_once=2, look=lambda: None, say=lambda line: None)
     trials = campaign.journal.trials()
     assert [(trial.epochs, trial.failure) for trial in trials] == [(2, ""), (2, "")]
     (mutant,) = [trial for trial in trials if trial.start_from]
@@ -161,6 +162,11 @@ def test_the_worst_of_a_population_goes_on_from_the_best(campaign: Campaign, mon
     saved = checkpoints.load(mutant.points[-1].checkpoint)
     assert (saved.step, saved.recipe["optim"]["lr"]) == (8, mutant.sample["optim.lr"])
     assert _steps(campaign, mutant.run) == [8]  # only what came after its birth
+    # Submitted again, a new scheduler hears of all epochs once more: it must neither mutate nor train.
+    again, said = dataclasses.replace(campaign, session="second"), list[str]()
+    asynchronous_driver.run(again, wanted, "pbt", at_once=2, look=lambda: None, say=said.append)
+    assert campaign.journal.trials() == trials
+    assert said == []
 
 
 def _steps(campaign: Campaign, run: str) -> list[int]:

@@ -30,7 +30,7 @@ from tpn_ray.tune.journal import Journal, Trial
 from tpn_ray.tune.rungs import Objectives
 from tpn_ray.tune.search import Question, Seen
 from tpn_ray.tune.space import Sample, draws
-from tpn_ray.tune.trial import Campaign, number_of, run_trial
+from tpn_ray.tune.trial import TOLD_AGAIN, Campaign, number_of, run_trial
 
 METRIC = "val_top1"
 TRIAL_CPUS = 0.01
@@ -87,12 +87,34 @@ def pbt(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
             sample |= drawn
         return {**config, "sample": sample}
 
-    return schedulers.PopulationBasedTraining(
+    return Population(
+        campaign.recipe.loop.epochs,
         time_attr="epoch",
         perturbation_interval=first_decision(campaign),
         hyperparam_mutations={"sample": {name: _mutation(one) for name, one in changing.items()}},
         custom_explore_fn=valid,
     )
+
+
+class Population(schedulers.PopulationBasedTraining):  # type: ignore[misc]  # Ray's classes are untyped here
+    """Leaves alone who is at its last epoch, and who only tells again what it had measured before this submission: on
+    that, an earlier one has decided. Else a population that goes on would mutate anew and throw trained epochs away.
+    """
+
+    def __init__(self, epochs: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.epochs = epochs
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What to do with a trial after its evaluation."""
+        decision = str(super().on_trial_result(controller, trial, result))
+        # A pause lets others catch up, and ends the process: not for what is told in a moment.
+        return self.CONTINUE if result.get(TOLD_AGAIN) and decision == self.PAUSE else decision
+
+    def _exploit(self, controller: Any, trial: Any, donor: Any) -> None:
+        result = self._trial_state[trial].last_result
+        if not result.get(TOLD_AGAIN) and result["epoch"] < self.epochs:
+            super()._exploit(controller, trial, donor)
 
 
 SCHEDULERS: dict[str, Callable[[Campaign, Search], schedulers.TrialScheduler]] = {
@@ -187,7 +209,7 @@ def all_samples(journal: Journal, wanted: Search) -> list[Sample]:
     return [known.get(number, sample) for number, sample in enumerate(waves[0])]
 
 
-class Asking(Searcher):  # type: ignore[misc]  # Ray's classes are untyped here
+class Asking(Searcher):  # type: ignore[misc]
     """Asks the model for one trial at a time; what it had suggested before a kill it suggests again."""
 
     def __init__(self, journal: Journal, wanted: Search) -> None:
@@ -266,7 +288,7 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
             release(known.placement_group)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if METRIC in result:
+        if METRIC in result and not result.get(TOLD_AGAIN):
             self.say(f"trial-{result['number']:04d}  epoch {result['epoch']}  validation top-1 {result[METRIC]:.1%}")
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:

@@ -32,6 +32,9 @@ from tpn_ray.tune.fidelity import Fidelity
 from tpn_ray.tune.journal import Held, Journal, Point, Trial
 from tpn_ray.tune.space import Sample, apply
 
+TOLD_AGAIN = "told_again"
+"""Set in reports to Tune of what the journal had before this process began."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
@@ -116,9 +119,9 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
         trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
     reported = pointer.get("epoch", 0)
 
-    def report(point: Point) -> None:
+    def report(point: Point, told_again: bool = False) -> None:
         content = {"number": number, "epoch": point.epoch, "checkpoint": point.checkpoint}
-        metrics = {**point.scores, **content}
+        metrics = {**point.scores, **content, TOLD_AGAIN: told_again}
         if not pointers:
             tune.report(metrics)
             return
@@ -128,7 +131,7 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
 
     for point in trial.points:
         if point.epoch > reported:
-            report(point)
+            report(point, told_again=True)
     if trial.failure or trial.stopped or trial.epochs >= campaign.recipe.loop.epochs:
         return
     book = Book(campaign, trial, lambda line: None, report)
