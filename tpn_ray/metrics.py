@@ -76,7 +76,7 @@ def resampled_means(values: Float[np.ndarray, " n"], seed: int = 0, draws: int =
     return np.concatenate(parts)
 
 
-def bootstrap_interval(values: Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(values: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
     """95 % interval of a mean by the percentiles of the bootstrap; nan for no values."""
     if len(values) == 0:
         return math.nan, math.nan

@@ -1,4 +1,4 @@
-"""Shapes in signatures are checked while the model's tests run; weights and vectors made from a formula."""
+"""Weights and vectors made from a formula."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
-
-install_import_hook("tpn_ray.model", "beartype.beartype")
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
