@@ -82,6 +82,8 @@ def show(
         _register(campaign, best, tracked)
     tracked.set_tags({"best_checkpoint": best.points[-1].checkpoint, "best_command": command})
     print(f"the best recipe trains with\n  {command}\nits checkpoint is {best.points[-1].checkpoint}")
+    if found.note:
+        print(found.note)
     print(f"the report: {storage.join(campaign.uri, 'report.html')}")
     print(f"the campaign's page: {tracking.page_command(tracked.tracking_uri)}", flush=True)
 

@@ -46,6 +46,16 @@ def test_markdown_has_every_trial_and_number(found: Findings) -> None:
     assert "| `optim.lr` | `loguniform(0.01, 1)` |" in text
 
 
+def test_a_best_recipe_that_was_another_before_says_so(found: Findings) -> None:
+    best, *others = found.trials
+    line = "from trial 3 at epoch 2: lr 0.1 -> 0.12"
+    mutant = dataclasses.replace(best, run=f"{best.name}-from-0003-epoch-0002", lineage=(line,))
+    assert found.note == ""
+    mutated = dataclasses.replace(found, trials=(mutant, *others))
+    assert f"{best.name} had other settings before ({line}): the command trains the last ones" in as_markdown(mutated)
+    assert f"{best.name} had other settings before (from trial 3 at epoch 2: lr 0.1 -&gt; 0.12)" in as_html(mutated)
+
+
 def test_a_browser_draws_all_plots_offline(found: Findings, tmp_path: Path) -> None:
     place = tmp_path / "report.html"
     place.write_text(as_html(found))

@@ -37,6 +37,17 @@ class Findings:
     gmacs: dict[int, float]
     """By trial number."""
 
+    @property
+    def note(self) -> str:
+        """What must be known of the best recipe; "" if it was the trial's from its first epoch."""
+        best = self.trials[0]
+        if not best.run:  # neither mutated nor above the first rung of a fidelity
+            return ""
+        return (
+            f"{best.name} had other settings before ({'; '.join(best.lineage)}): the command trains the last ones from "
+            "the start, and may score otherwise; what was scored is the checkpoint."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hours:

@@ -27,7 +27,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 def as_html(found: Findings) -> str:
     """The page; Plotly's script is in it."""
     parts = [f"<h1>{_escaped(found.name)}</h1>", f"<p class=lead>{_escaped(summary(found))}</p>"]
-    parts.append(f"<h2>The best recipe</h2><pre>{_escaped(found.command)}</pre>")
+    parts.append(f"<h2>The best recipe</h2><pre>{_escaped(found.command)}</pre><p>{_escaped(found.note)}</p>")
     cards = "".join(f"<div><b>{_escaped(value)}</b><span>{_escaped(name)}</span></div>" for name, value in facts(found))
     parts.append(f"<div class=cards>{cards}</div>")
     for title, text, table in tables(found):
@@ -51,7 +51,7 @@ def as_html(found: Findings) -> str:
 
 def as_markdown(found: Findings) -> str:
     """The same without the plots; their numbers as tables."""
-    parts = [f"# {found.name}", summary(found), "## The best recipe", f"```\n{found.command}\n```"]
+    parts = [f"# {found.name}", summary(found), "## The best recipe", f"```\n{found.command}\n```", found.note]
     parts.append("\n".join(f"- {name}: {value}" for name, value in facts(found)))
     for title, text, table in [*tables(found), *_numbers_of_plots(found)]:
         parts += [f"## {title}", text, _markdown_table(table)]
