@@ -184,6 +184,7 @@ def test_promotion_against_the_grid_in_full(toy_folder: Path, tmp_path: Path) ->
         rungs=2,
         keep=2,
         finalists=1,
+        fresh=str(toy_folder),
         folder=str(tmp_path / "bench"),
         json=str(tmp_path / "figures.json"),
     )
@@ -192,5 +193,7 @@ def test_promotion_against_the_grid_in_full(toy_folder: Path, tmp_path: Path) ->
     report = measure_campaign(recipe, bench, say=said.append)
     assert (report.settings, report.seeds[0].epochs, report.seeds[0].grid_epochs) == (2, 3, 4)
     assert 0 <= report.seeds[0].promoted <= report.seeds[0].grid <= 1
+    # The fresh videos are the same here: what is scored again must be what was found.
+    assert report.seeds[0].fresh == (report.seeds[0].promoted, report.seeds[0].grid)
     assert "points behind the grid with 75% of its epochs, idle " in str(report)
     assert json.loads((tmp_path / "figures.json").read_text())["settings"] == 2

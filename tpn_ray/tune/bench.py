@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import uuid
 from collections.abc import Callable, Sequence
@@ -12,7 +13,10 @@ from pathlib import Path
 
 from tpn_ray import storage, tracking
 from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.predict import driver as predict
+from tpn_ray.predict.driver import Scorers
 from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields
@@ -56,6 +60,10 @@ class CampaignBench:
     at_once: int = 2
     """Trials side by side."""
 
+    fresh: str = ""
+    """A dataset of the same kind that no trial has seen, such as toy videos of another --seed: what either search found
+    is scored again on its validation videos. (On the videos that it was chosen by, the best of many is flattered.)"""
+
     folder: str = "runs/bench-campaign"
     """Where campaigns are kept; the same command goes on there."""
 
@@ -88,16 +96,25 @@ class SeedReport:
     grid_epochs: int
     idle: float
     """Share of the trials' places that nobody held while promotion ran."""
+    fresh: tuple[float, float] | None = None
+    """Top-1 of both on videos that no trial has seen."""
 
     @property
     def behind(self) -> float:
         """Points of top-1."""
         return 100 * (self.grid - self.promoted)
 
+    @property
+    def behind_fresh(self) -> float:
+        """Points of top-1, on videos that no trial has seen; nan if there were none."""
+        promoted, grid = self.fresh or (math.nan, math.nan)
+        return 100 * (grid - promoted)
+
     def __str__(self) -> str:
         return (
             f"promotion {self.promoted:.1%}, grid {self.grid:.1%} ({self.behind:.1f} points), {self.epochs} of "
             f"{self.grid_epochs} epochs ({self.epochs / self.grid_epochs:.0%}), idle {self.idle:.0%}"
+            + (f"; on fresh videos {self.fresh[0]:.1%} and {self.fresh[1]:.1%}" if self.fresh else "")
         )
 
 
@@ -111,11 +128,13 @@ class CampaignBenchReport:
 
     def __str__(self) -> str:
         lines = [f"seed {number}: {one}" for number, one in enumerate(self.seeds)]
+        fresh = statistics.mean(one.behind_fresh for one in self.seeds)
         lines.append(
             f"{self.settings} settings, {self.at_once} at once, mean of {len(self.seeds)} seeds: "
             f"{statistics.mean(one.behind for one in self.seeds):.1f} points behind the grid with "
             f"{statistics.mean(one.epochs / one.grid_epochs for one in self.seeds):.0%} of its epochs, idle "
             f"{statistics.mean(one.idle for one in self.seeds):.0%}"
+            + (f"; on fresh videos {fresh:.1f} points behind" if not math.isnan(fresh) else "")
         )
         return "\n".join(lines)
 
@@ -123,6 +142,7 @@ class CampaignBenchReport:
 def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str], None]) -> CampaignBenchReport:
     """Run both kinds of campaigns with every seed, one after the other."""
     manifest, folder = load_manifest(bench.data), storage.absolute(bench.folder)
+    fresh = load_manifest(bench.fresh) if bench.fresh else None
     changes = {"loop.epochs": bench.epochs, "loop.evaluate_every_epochs": bench.epochs}
     base = recipe_for(recipe, manifest)
     seeds, settings = [], 0
@@ -134,6 +154,9 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
             for name, how in (("promotion", promote), ("grid", dataclasses.replace(promote, rungs=1)))
         }
         seeds.append(_compared(found["promotion"], found["grid"], bench))
+        if fresh:
+            scored = _top1(found["promotion"][0], fresh), _top1(_best(found["grid"]), fresh)
+            seeds[-1] = dataclasses.replace(seeds[-1], fresh=scored)
         settings = len(found["grid"])
         say(f"seed {seed}: {seeds[-1]}")
     report = CampaignBenchReport(settings=settings, at_once=bench.at_once, seeds=tuple(seeds))
@@ -175,8 +198,19 @@ def _compared(promotion: Sequence[Trial], grid: Sequence[Trial], bench: Campaign
     spent = hours(promotion, bench.epochs, bench.at_once)
     return SeedReport(
         promoted=promotion[0].top1,
-        grid=max(trial.top1 for trial in grid),
+        grid=_best(grid).top1,
         epochs=spent.epochs,
         grid_epochs=sum(trial.epochs for trial in grid),
         idle=spent.idle,
     )
+
+
+def _best(grid: Sequence[Trial]) -> Trial:
+    return max(grid, key=lambda trial: trial.top1)
+
+
+def _top1(trial: Trial, manifest: Manifest) -> float:
+    """Of its last checkpoint, on the validation videos."""
+    videos = manifest.select("val")
+    table = predict.score_videos(trial.points[-1].checkpoint, videos, parse_views("1x1"), Scorers(actors=2))
+    return predict.summarise(table, videos.label_sets)["top1"]
