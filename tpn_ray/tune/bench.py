@@ -65,7 +65,7 @@ class CampaignBench:
     is scored again on its validation videos. (On the videos that it was chosen by, the best of many is flattered.)"""
 
     folder: str = "runs/bench-campaign"
-    """Where campaigns are kept; the same command goes on there."""
+    """Where campaigns are kept; the same command goes on there, and one with other rungs uses the same grids."""
 
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS, else a local Ray."""
@@ -149,15 +149,17 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
     for seed in range(bench.seeds):
         seeded = replace_fields(base, {**changes, "loop.seed": seed})
         promote = How(rungs=bench.rungs, keep=bench.keep, finalists=bench.finalists, at_once=bench.at_once)
-        found = {
-            name: _campaign(seeded, manifest, bench, how, storage.join(folder, f"seed-{seed}-{name}"), say)
-            for name, how in (("promotion", promote), ("grid", dataclasses.replace(promote, rungs=1)))
-        }
-        seeds.append(_compared(found["promotion"], found["grid"], bench))
+        # Other rungs are other campaigns beside the same grid.
+        names = f"seed-{seed}-promotion-{bench.rungs}-{bench.keep}-{bench.finalists}", f"seed-{seed}-grid"
+        promotion, grid = (
+            _campaign(seeded, manifest, bench, how, storage.join(folder, name), say)
+            for name, how in zip(names, (promote, How(rungs=1, at_once=bench.at_once)), strict=True)
+        )
+        seeds.append(_compared(promotion, grid, bench))
         if fresh:
-            scored = _top1(found["promotion"][0], fresh), _top1(_best(found["grid"]), fresh)
+            scored = _top1(promotion[0], fresh), _top1(_best(grid), fresh)
             seeds[-1] = dataclasses.replace(seeds[-1], fresh=scored)
-        settings = len(found["grid"])
+        settings = len(grid)
         say(f"seed {seed}: {seeds[-1]}")
     report = CampaignBenchReport(settings=settings, at_once=bench.at_once, seeds=tuple(seeds))
     if bench.json:
