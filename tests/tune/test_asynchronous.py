@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.tune import schedulers
 
 from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
 from tpn_ray import recipes
@@ -66,6 +68,28 @@ def test_pbt_mutates_what_may_change_in_flight_and_stays_in_range(campaign: Camp
     assert 0.99 < explored["sample"]["loss.lambdas.0"] < 1
     with pytest.raises(ConfigError, match="pbt changes fields in flight .* none of them: clip.frames"):
         asynchronous.pbt(campaign, wanted("random", {"clip.frames": Whole(8, 16)}))
+
+
+@pytest.mark.parametrize(
+    ("own", "donors", "told_again", "mutates"), [(1, 2, False, True), (1, 2, True, False), (1, 9, False, False)]
+)
+def test_who_is_exploited(
+    own: int,
+    donors: int,
+    told_again: bool,
+    mutates: bool,
+    campaign: Campaign,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A donor at its end would leave nothing to train, and so no checkpoint."""
+    done: list[str] = []
+    monkeypatch.setattr(schedulers.PopulationBasedTraining, "_exploit", lambda *_: done.append("exploited"))
+    scheduler = asynchronous.pbt(campaign, wanted("random"))
+    scheduler.epochs = 9
+    results = {"worst": {"epoch": own, "told_again": told_again}, "best": {"epoch": donors}}
+    scheduler._trial_state = {name: SimpleNamespace(last_result=result) for name, result in results.items()}
+    scheduler._exploit(None, "worst", "best")
+    assert bool(done) == mutates
 
 
 def test_a_trials_number_is_its_own_whosesoever_settings_it_has() -> None:

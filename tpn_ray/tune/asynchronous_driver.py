@@ -97,8 +97,10 @@ def pbt(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
 
 
 class Population(schedulers.PopulationBasedTraining):  # type: ignore[misc]  # Ray's classes are untyped here
-    """Leaves alone who is at its last epoch, and who only tells again what it had measured before this submission: on
-    that, an earlier one has decided. Else a population that goes on would mutate anew and throw trained epochs away.
+    """Mutates nobody at the last epoch, nor from a donor there: nothing would be left to train.
+
+    Leaves alone who only tells again what it had measured before this submission: on that, an earlier one has decided.
+    Else a population that goes on would mutate anew and throw trained epochs away.
     """
 
     def __init__(self, epochs: int, **settings: Any) -> None:
@@ -112,8 +114,8 @@ class Population(schedulers.PopulationBasedTraining):  # type: ignore[misc]  # R
         return self.CONTINUE if result.get(TOLD_AGAIN) and decision == self.PAUSE else decision
 
     def _exploit(self, controller: Any, trial: Any, donor: Any) -> None:
-        result = self._trial_state[trial].last_result
-        if not result.get(TOLD_AGAIN) and result["epoch"] < self.epochs:
+        result, given = self._trial_state[trial].last_result, self._trial_state[donor].last_result
+        if not result.get(TOLD_AGAIN) and max(result["epoch"], given["epoch"]) < self.epochs:
             super()._exploit(controller, trial, donor)
 
 
