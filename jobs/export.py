@@ -9,9 +9,8 @@ import numpy as np
 import tyro
 
 from tpn_ray import command_line, storage
-from tpn_ray.clips.decode import open_video
 from tpn_ray.data.cut import all_views
-from tpn_ray.data.views import parse_views, see
+from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import set_alpha
 from tpn_ray.predict import export
@@ -51,10 +50,7 @@ def main() -> None:
         set_alpha(predictor.model, alpha)
     recipe, clips = predictor.recipe, []
     for uri in find_videos(flags.videos, predictor.label_sets).uris[:CLIPS]:
-        data = storage.read_bytes(uri)
-        with open_video(data) as video:
-            seen = see(video, data, views, recipe.clip, recipe.augment)
-        clips += list(all_views(seen, views, recipe.augment))
+        clips += list(all_views(predictor.see(uri, views), views, recipe.augment))
     if len(clips) < 2:
         raise ConfigError("the check needs two clips: give two videos, or more views such as 2x1")
     difference = export.export(predictor, np.stack(clips[:CLIPS]), flags.out)

@@ -52,6 +52,7 @@ REASONS = {
     "damaged": "the decoder refused some of the frames",
     "too_large": "more bytes, pixels or frames than the limits allow",
     "timeout": "decoding took longer than the limit allows",
+    "decoder_error": "the decoder failed on it in an unforeseen way",
 }
 """Why a video can be unusable: the closed list that reports count by."""
 

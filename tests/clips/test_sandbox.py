@@ -1,26 +1,34 @@
-"""The child process: verdicts on hostile files, limits of time and memory, crashes, and life after them."""
+"""The child process: verdicts on hostile files, limits of time and memory, misbehaviour.crashes, and life after them."""
 
 from __future__ import annotations
 
 import os
-import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
-from tests.clips import videos
+from tests.clips import misbehaviour, videos
 from tests.clips.hostile import HOSTILE, LIMITS, bomb
 from tpn_ray.clips import sandbox
-from tpn_ray.clips.encode import EncodeConfig
+from tpn_ray.clips.encode import EncodeConfig, Prepared, prepare_confined
 from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
 from tpn_ray.clips.source_frames import Segment
 from tpn_ray.errors import BadVideo, ConfigError, ResourceError
 
 
+def prepare(box: Sandbox, path: Path, segment: Segment | None = None) -> Prepared:
+    return prepare_confined(box, path, segment, EncodeConfig())
+
+
 def verdict(box: Sandbox, path: Path, segment: Segment | None = None) -> tuple[str, str]:
     with pytest.raises(BadVideo) as caught:
-        box.prepare(path, segment, EncodeConfig())
+        prepare(box, path, segment)
     return caught.value.reason, str(caught.value)
 
 
@@ -33,7 +41,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_kind_has_its_reason_and_the_next_video_is_well(good: Path, tmp_path: Path) -> None:
     with closing(Sandbox(LIMITS)) as box:
-        expected = box.prepare(good, None, EncodeConfig())
+        expected = prepare(box, good)
         for name, (make, reason) in HOSTILE.items():
             path = tmp_path / name
             path.write_bytes(make())
@@ -42,7 +50,7 @@ def test_every_kind_has_its_reason_and_the_next_video_is_well(good: Path, tmp_pa
             assert str(tmp_path) not in first[1], "a message must not depend on where the copy lay"
             if name != "bomb.mp4":
                 assert verdict(box, path) == first
-            assert box.prepare(good, None, EncodeConfig()) == expected
+            assert prepare(box, good) == expected
 
 
 def test_memory(good: Path, tmp_path: Path) -> None:
@@ -50,58 +58,131 @@ def test_memory(good: Path, tmp_path: Path) -> None:
     path.write_bytes(bomb(8, 4320, 8192))
     with closing(Sandbox(SandboxLimits(memory_gb=0.15))) as box:
         assert verdict(box, path) == ("too_large", "it takes more than 0.15 GB of memory")
-        assert len(box.prepare(good, None, EncodeConfig()).times_us) == 60
+        assert len(prepare(box, good).times_us) == 60
 
 
-def test_a_child_that_sleeps_or_crashes_or_is_ended(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = "from tpn_ray.clips.sandbox import serve; serve()"
-    start = sandbox.subprocess.Popen
-    program = ["import time; time.sleep(100)"]
-    monkeypatch.setattr(sandbox.subprocess, "Popen", lambda command, **rest: start([*command[:-1], program[0]], **rest))
-    with closing(Sandbox(SandboxLimits(wall_seconds=2))) as box:
-        assert verdict(box, good) == ("timeout", "no reply within 2 s")
-    with closing(Sandbox()) as box:
-        program[0] = "import os; os.abort()"
-        assert verdict(box, good) == ("damaged", "the decoder crashed on it (SIGABRT)")
-        program[0] = serve
-        assert box.prepare(good, None, EncodeConfig()).times_us
-        assert box._child is not None
-        expected = box.prepare(good, None, EncodeConfig())
-        os.kill(box._child.pid, signal.SIGKILL)
-        assert box.prepare(good, None, EncodeConfig()) == expected, "what is ended from outside is begun again"
-        os.kill(box._child.pid, signal.SIGKILL)
-        program[0] = "import os; os.kill(os.getpid(), 9)"
+SOON = SandboxLimits(cpu_seconds=1, wall_seconds=2)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "message"),
+    [
+        (misbehaviour.sleeps, "timeout", "no reply within 2 s"),
+        (misbehaviour.computes, "timeout", "it takes more than 1 s of CPU time"),
+        (misbehaviour.crashes, "damaged", "the decoder crashed on it (SIGABRT)"),
+        (misbehaviour.fails, "decoder_error", "IndexError: list index out of range"),
+        (misbehaviour.hoards, "too_large", "it takes more than 4 GB of memory"),
+    ],
+)
+def test_whatever_a_video_does_to_its_child_is_a_finding(
+    function: Callable[[bytes], object], reason: str, message: str
+) -> None:
+    with closing(Sandbox(SOON)) as box:
+        with pytest.raises(BadVideo) as caught:
+            box.call(function, b"")
+        assert (caught.value.reason, str(caught.value)) == (reason, message)
+        assert box.call(len, b"abc") == 3, "the next one is well"
+
+
+def test_a_pause_makes_no_video_bad() -> None:
+    """The child is stopped for longer than it may compute, and goes on."""
+    with closing(Sandbox(SandboxLimits(cpu_seconds=1, wall_seconds=60))) as box, ThreadPoolExecutor(1) as pool:
+        box.call(misbehaviour.answers, b"")
+        under_way = pool.submit(box.call, misbehaviour.stops, b"")
+        (child,) = psutil.Process().children()
+        while child.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        time.sleep(2)
+        child.resume()
+        assert under_way.result(60) == "well"
+
+
+def test_a_child_that_is_ended_from_outside(good: Path) -> None:
+    with closing(Sandbox(SOON)) as box:
+        expected = prepare(box, good)
+        (child,) = psutil.Process().children()
+        child.kill()
+        assert prepare(box, good) == expected, "it is begun again"
         with pytest.raises(ResourceError, match="ended from outside"):
-            box.prepare(good, None, EncodeConfig())
+            box.call(misbehaviour.ends, b"")
+
+
+def test_values_come_back_as_they_are() -> None:
+    with closing(Sandbox(SOON)) as box:
+        *plain, arrays = box.call(misbehaviour.answers, b"")
+        assert plain == [None, True, 1, 0.1, "text", b"bytes", []]
+        assert np.array_equal(arrays["a"], np.arange(6).reshape(2, 3))
+        assert arrays["b"][0] == b"" and arrays["b"][1].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"no json",
+        b'{"value": {"array": ["|O", [1], 0]}, "near_limit": false}',
+        b'{"value": {"array": ["|u1", [99999999999], 0]}, "near_limit": false}',
+        b'{"value": {"bytes": ["|u1", [4], -8]}, "near_limit": false}',
+        b'{"value": {"array": ["|u1", [-4, -4], 0]}, "near_limit": false}',
+        b'{"value": {"else": 1}, "near_limit": false}',
+        b'{"value": ' + b"[" * 5000 + b"]" * 5000 + b', "near_limit": false}',
+        b"{}",
+    ],
+)
+def test_a_child_that_was_taken_over_can_only_spoil_its_video(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = sandbox.subprocess.Popen
+    program = f"""
+import json, mmap, socket, sys
+from tpn_ray.clips.sandbox import REPLY, SHARED_BYTES
+channel, _, replies = json.loads(sys.argv[1])[0]
+mmap.mmap(replies, SHARED_BYTES)[: {len(answer)}] = {answer!r}
+channel = socket.socket(fileno=channel)
+channel.recv(100)
+channel.sendall(REPLY.pack(b"r", 0, {len(answer)}))
+channel.recv(100)
+"""
+    monkeypatch.setattr(
+        sandbox.subprocess, "Popen", lambda command, **rest: start([*command[:2], program, command[3]], **rest)
+    )
+    with closing(Sandbox(SOON)) as box, pytest.raises(BadVideo, match="impossible answer"):
+        box.call(len, b"")
+
+
+def test_a_stream_comes_one_by_one_and_can_be_left() -> None:
+    with closing(Sandbox(SOON)) as box:
+        assert list(box.stream(misbehaviour.counts, b"", 2)) == [0, 1]
+        items = box.stream(misbehaviour.counts, b"", 9)
+        assert [next(items) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(BadVideo, match="three"):
+            next(items)
+        left = box.stream(misbehaviour.counts, b"", 9)
+        assert next(left) == 0
+        left.close()
+    assert not psutil.Process().children()
+
+
+def test_a_large_video_does_not_stay_in_memory() -> None:
+    with closing(Sandbox(SOON)) as box:
+        large = bytes(sandbox.KEPT_BYTES + 1)
+        assert box.call(bytes, large) == large
+        assert box._child is not None
+        held = [os.fstat(file).st_blocks for file in (box._child._requests, box._child._replies)]
+        assert held == [0, 0]
 
 
 def test_the_child_knows_no_secrets_and_writes_nothing(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
-    with closing(Sandbox()) as box:
-        box.prepare(good, None, EncodeConfig())
-        assert box._child is not None
-        process = Path(f"/proc/{box._child.pid}")
+    with closing(Sandbox(SandboxLimits())) as box:
+        prepare(box, good)
+        (child,) = psutil.Process().children()
+        process = Path(f"/proc/{child.pid}")
         assert b"do-not-tell" not in (process / "environ").read_bytes()
-        limits = (process / "limits").read_text()
-        assert "Max file size             0 " in limits
-        child = box._child
-    assert child.poll() is not None, "it ends with the sandbox"
-
-
-def test_what_nobody_foresaw_ends_its_video_and_not_the_job(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = "import tpn_ray.clips.sandbox as s; s.prepare_video = lambda *_: [][0]; s.serve()"
-    start = sandbox.subprocess.Popen
-    monkeypatch.setattr(sandbox.subprocess, "Popen", lambda command, **rest: start([*command[:-1], broken], **rest))
-    with closing(Sandbox()) as box:
-        assert verdict(box, good) == ("damaged", "it cannot be converted: IndexError: list index out of range")
-        child = box._child
-        assert verdict(box, good)[0] == "damaged"
-        assert box._child is child, "the child lives on"
+        assert "Max file size             0 " in (process / "limits").read_text()
+    assert not child.is_running(), "it ends with the sandbox"
 
 
 def test_segments(good: Path) -> None:
-    with closing(Sandbox()) as box:
-        assert len(box.prepare(good, Segment(0.4, 0.8), EncodeConfig()).times_us) == 10
+    with closing(Sandbox(SandboxLimits())) as box:
+        assert len(prepare(box, good, Segment(0.4, 0.8)).times_us) == 10
         assert verdict(box, good, Segment(5, 6))[0] == "too_short"
 
 

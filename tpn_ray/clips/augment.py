@@ -8,6 +8,7 @@ of each, shared by its frames, so that no motion or flicker is added that is not
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -209,6 +210,30 @@ def train_view(frames: Frames, config: AugmentConfig, random: np.random.Generato
     crop = draw_crop(config, frames.shape[1], frames.shape[2], random)
     jitter = draw_jitter(config, random)
     return apply_jitter(crop_and_resize(frames, crop, config.crop_px), jitter)
+
+
+def train_views(
+    decode: Callable[[Sequence[Callable[[Frames], Frames]]], list[Frames]],
+    config: AugmentConfig,
+    randoms: Sequence[np.random.Generator],
+) -> list[Frames]:
+    """The clips of `train_view`, each frame of which is cut and resized as soon as it is decoded.
+
+    `decode` gives the frames of each clip, to every one of which (h, w, 3) the clip's function was applied.
+    """
+    crops: dict[int, CropDraw] = {}
+
+    def cut_of(place: int) -> Callable[[Frames], Frames]:
+        def cut(frame: Frames) -> Frames:
+            if place not in crops:
+                crops[place] = draw_crop(config, frame.shape[0], frame.shape[1], randoms[place])
+            one: Frames = crop_and_resize(frame[None], crops[place], config.crop_px)[0]
+            return one
+
+        return cut
+
+    clips = decode([cut_of(place) for place in range(len(randoms))])
+    return [apply_jitter(clip, draw_jitter(config, random)) for clip, random in zip(clips, randoms, strict=True)]
 
 
 def test_view(frames: Frames, config: AugmentConfig, crop: CropName = "centre") -> Frames:

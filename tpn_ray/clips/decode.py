@@ -28,7 +28,10 @@ from tpn_ray.clips.planes import Cut, PlaneCollector, Planes, plane_rows, to_rgb
 from tpn_ray.clips.tracks import open_track
 from tpn_ray.errors import BadVideo
 
-__all__ = ["DecodeLimits", "Video", "open_video"]
+__all__ = ["DecodeLimits", "Shrink", "Video", "open_video"]
+
+Shrink = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""What is kept of an RGB frame (h, w, 3)."""
 
 
 @contextlib.contextmanager
@@ -100,28 +103,39 @@ class Video:
     def frames(
         self,
         indices: Sequence[int] | NDArray[np.int64],
-        shrink: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+        shrink: Shrink | None = None,
     ) -> NDArray[np.uint8]:
         """RGB frames (t, h, w, 3) at `indices` in presentation order, which may repeat and be unsorted.
 
         `shrink` is applied to each frame (h, w, 3) as it comes, so that large ones are never held together.
         Raises IndexError for an index outside [0, frame_count), BadVideo for frames that cannot be decoded.
         """
-        places = self._places(indices)
-        count = sum(map(len, places.values()))
-        pixels: NDArray[np.uint8] | None = None
+        return self.clip_frames([indices], [shrink])[0]
+
+    def clip_frames(
+        self, clips: Sequence[Sequence[int] | NDArray[np.int64]], shrinks: Sequence[Shrink | None]
+    ) -> list[NDArray[np.uint8]]:
+        """The RGB frames of several clips, each with a `shrink` of its own, from one pass in which a frame is decoded
+        once. Raises as `frames` does."""
+        owners = [(clip, place) for clip, indices in enumerate(clips) for place in range(len(indices))]
+        places = self._places(np.concatenate([np.asarray(indices) for indices in clips]))
+        made: list[NDArray[np.uint8] | None] = [None] * len(clips)
         for index, frame in self._wanted_frames(sorted(places)):
             rgb = self._to_rgb(frame)
             self._displayed = rgb.shape[:2]
-            if shrink is not None:
-                rgb = shrink(rgb)
-            if pixels is None:
-                pixels = np.empty((count, *rgb.shape), dtype=np.uint8)
-            for place in places.pop(index):
-                pixels[place] = rgb
-        if places or pixels is None:
+            shrunk: dict[int, NDArray[np.uint8]] = {}
+            for clip, place in (owners[one] for one in places.pop(index)):
+                shrink = shrinks[clip]
+                if clip not in shrunk:
+                    shrunk[clip] = rgb if shrink is None else shrink(rgb)
+                pixels = made[clip]
+                if pixels is None:
+                    pixels = made[clip] = np.empty((len(clips[clip]), *shrunk[clip].shape), dtype=np.uint8)
+                pixels[place] = shrunk[clip]
+        whole_clips = [pixels for pixels in made if pixels is not None]
+        if places or len(whole_clips) < len(clips):
             raise _not_decoded(places)
-        return pixels
+        return whole_clips
 
     def planes(self, indices: Sequence[int] | NDArray[np.int64], cut: Cut = whole) -> Planes | None:
         """The same frames as they were decoded, or None for a video that is not plain 4:2:0 of 8 bits, upright.
@@ -221,6 +235,8 @@ class Video:
             for at in range(begin, max(carriers) + 1)
             if at in carriers or not (drop and (known[at] or self._is_needless(at, begin)))
         ]
+        if not chosen:  # a damaged file may show its frames before its first keyframe
+            return
         for frame in self._decode(chosen):
             index = wanted.get(frame.pts) if frame.pts is not None else None
             if index is not None and index in missing:

@@ -8,9 +8,10 @@ is left. Frames keep their presentation times, stand upright, and have a short s
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -23,6 +24,7 @@ from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.mp4_writer import open_mp4
 from tpn_ray.clips.packets import DecodeLimits
 from tpn_ray.clips.planes import plane_rows, to_rgb
+from tpn_ray.clips.sandbox import Sandbox
 from tpn_ray.clips.source_frames import Segment, refuse_false_length, segment_frames, whole_frames
 from tpn_ray.errors import BadVideo, ConfigError
 
@@ -101,6 +103,23 @@ def prepare_video(source: BinaryIO, segment: Segment | None, config: EncodeConfi
         output.add(ticks, frame, tick_seconds)
     _refuse_short(output.count, config)
     return output.finish()
+
+
+def prepare_confined(sandbox: Sandbox, path: Path, segment: Segment | None, config: EncodeConfig) -> Prepared:
+    """`prepare_video` of a local file, in a sandbox. Raises BadVideo, also for what its child dies of."""
+    limits = sandbox.limits
+    if segment is None and path.stat().st_size > limits.decode.max_bytes:
+        raise BadVideo("too_large", f"the file has {path.stat().st_size} bytes, more than {limits.max_file_gb:g} GB")
+    return Prepared(**sandbox.call(prepare_plain, path, segment, config, limits.decode))
+
+
+def prepare_plain(
+    source: BinaryIO | bytes, segment: Segment | None, config: EncodeConfig, limits: DecodeLimits
+) -> dict[str, Any]:
+    """`prepare_video` as plain values, which can leave a sandbox."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    made = prepare_video(file, segment, config, limits)
+    return {field.name: getattr(made, field.name) for field in fields(made)}
 
 
 def _refuse_short(frames: int, config: EncodeConfig) -> None:

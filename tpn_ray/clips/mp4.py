@@ -113,7 +113,7 @@ def _track(data: bytes, moov: dict[bytes, tuple[int, int]], begin: int, end: int
         if (shifts >= 2**31).any():
             return None
         times = times + shifts
-    if (offsets < 0).any() or (offsets + sizes > len(data)).any() or (sizes <= 0).any():
+    if (offsets < 0).any() or (offsets + sizes > len(data)).any() or (sizes <= 0).any() or sizes.sum() > len(data):
         return None
     ticks_per_second = _timescale(data, *mdia[b"mdhd"])
     if b"edts" in trak:

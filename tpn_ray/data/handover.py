@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tpn_ray.clips import augment
 from tpn_ray.clips.augment import NO_JITTER, AugmentConfig, CropDraw, JitterDraw
-from tpn_ray.clips.decode import Video
+from tpn_ray.clips.decode import Shrink, Video
 from tpn_ray.clips.planes import Box, Cut, Planes
 from tpn_ray.data import rows
 from tpn_ray.data.notes import NO_CLIP, PLANES, RGB, Note, to_array
@@ -39,15 +39,21 @@ def training_clips(
     planes = video.clip_planes(clips, [cut_of(place) for place in range(len(clips))])
     made = []
     if planes is None:
-        frames = video.frames(np.concatenate(clips))
-        whole = np.split(frames, np.cumsum([len(indices) for indices in clips])[:-1])
+
+        def shrink_of(place: int) -> Shrink:
+            def shrink(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+                if place not in crops:
+                    crops[place] = augment.draw_crop(config, frame.shape[0], frame.shape[1], randoms[place])
+                return _cut_out(frame, crops[place])
+
+            return shrink
+
+        frames = video.clip_frames(clips, [shrink_of(place) for place in range(len(clips))])
     for place, random in enumerate(randoms):
         if planes is not None:
-            crop = crops[place]
-            parts, note = _planes(planes[place], crop)
+            parts, note = _planes(planes[place], crops[place])
         else:
-            crop = crops.get(place) or augment.draw_crop(config, frames.shape[1], frames.shape[2], random)
-            parts, note = _rgb(_cut_out(whole[place], crop), crop.mirrored)
+            parts, note = _rgb(frames[place], crops[place].mirrored)
         made.append((parts, _coloured(note, augment.draw_jitter(config, random))))
     return made
 
@@ -66,7 +72,7 @@ def centre_clip(video: Video, indices: Indices, config: AugmentConfig) -> tuple[
     planes = video.planes(indices, cut)
     if planes is not None:
         return _planes(planes, square)
-    return _rgb(augment.test_view(video.frames(indices), config), mirrored=False)
+    return _rgb(video.frames(indices, lambda frame: augment.test_view(frame[None], config)[0]), mirrored=False)
 
 
 def columns(
@@ -98,9 +104,9 @@ def _even(crop: CropDraw, height: int, width: int) -> Box:
     return crop.top_px & ~1, crop.left_px & ~1, min(bottom + 1 & ~1, height), min(right + 1 & ~1, width)
 
 
-def _cut_out(frames: NDArray[np.uint8], crop: CropDraw) -> NDArray[np.uint8]:
+def _cut_out(frame: NDArray[np.uint8], crop: CropDraw) -> NDArray[np.uint8]:
     across = slice(crop.left_px, crop.left_px + crop.width_px)
-    return np.ascontiguousarray(frames[:, crop.top_px : crop.top_px + crop.height_px, across])
+    return frame[crop.top_px : crop.top_px + crop.height_px, across]
 
 
 def _planes(planes: Planes, crop: CropDraw) -> tuple[Parts, Note]:

@@ -6,22 +6,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tpn_ray.clips import augment, sampling
 from tpn_ray.clips.augment import AugmentConfig
-from tpn_ray.clips.decode import Video, open_video
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data import handover, reader, rows, seen
+from tpn_ray.data import decoding, handover, reader, rows, seen
+from tpn_ray.data.decoding import decoder_of
 from tpn_ray.data.handover import Parts
 from tpn_ray.data.notes import Note
 from tpn_ray.data.plan import Int64Array, MicroBatch
-from tpn_ray.data.views import Seen, Views, duration_seconds, see, windows
+from tpn_ray.data.views import Seen, Views
 from tpn_ray.errors import BadVideo
 
 READERS = 8
@@ -58,15 +56,12 @@ def training_rows(source: ClipSource, micro_batches: Sequence[MicroBatch], fetch
     per_video = source.clip.clips_per_video
     samples = np.concatenate([micro_batch.samples for micro_batch in micro_batches])
     epochs = [micro_batch.epoch for micro_batch in micro_batches for _ in micro_batch.samples]
+    decode = decoder_of(source.manifest.placement is not None)
 
-    def clips_of(video: Video, place: int) -> list[Any]:
-        draw = partial(augment.generator, source.seed, epochs[place], int(samples[place]))
-        randoms = [draw(clip) for clip in range(per_video)]
-        indices = [sampling.train_indices(source.clip, video.frame_count, random) for random in randoms]
-        if not source.developed:
-            return handover.training_clips(video, indices, source.augment, randoms)
-        clips = np.split(video.frames(np.concatenate(indices)), per_video)
-        return [augment.train_view(clip, source.augment, random) for clip, random in zip(clips, randoms, strict=True)]
+    def clips_of(data: bytes, place: int) -> list[Any]:
+        draw = (source.seed, epochs[place], int(samples[place]))
+        made: list[Any] = decode(decoding.training_clips, data, source.clip, source.augment, draw, source.developed)
+        return made
 
     positions = np.concatenate([micro_batch.positions for micro_batch in micro_batches])
     together = len(micro_batches[0].samples)
@@ -78,12 +73,10 @@ def evaluation_rows(source: ClipSource, samples: Int64Array, together: int = 0) 
 
     `together` neighbours can be taken out by themselves.
     """
+    decode = decoder_of(source.manifest.placement is not None)
 
-    def clips_of(video: Video, place: int) -> list[Any]:
-        indices = sampling.test_indices(source.clip, video.frame_count, 1)[0]
-        if not source.developed:
-            return [handover.centre_clip(video, indices, source.augment)]
-        return [augment.test_view(video.frames(indices), source.augment)]
+    def clips_of(data: bytes, _: int) -> list[Any]:
+        return [decode(decoding.centre_clip, data, source.clip, source.augment, source.developed)]
 
     return {rows.POSITION: samples, **_clip_rows(source, samples, clips_of, together or len(samples))}
 
@@ -91,23 +84,25 @@ def evaluation_rows(source: ClipSource, samples: Int64Array, together: int = 0) 
 def _clip_rows(
     source: ClipSource,
     samples: Int64Array,
-    clips_of: Callable[[Video, int], list[Any]],
+    clips_of: Callable[[bytes, int], list[Any]],
     together: int,
     per_video: int = 1,
     fetch: Fetch = reader.fetch,
 ) -> Rows:
     """Columns of clips and what goes with them; `together` neighbours can be taken out by themselves."""
-
-    def opened(data: bytes, place: int) -> list[Any]:
-        with open_video(data) as video:
-            return clips_of(video, place)
-
     if source.developed:
         side = source.augment.crop_px
         pixels = np.zeros((len(samples), source.clip.frames, side, side, 3), dtype=np.uint8)
-        return {rows.CLIP: pixels, **make_each(source.manifest, samples, opened, pixels.__setitem__, per_video, fetch)}
+        return {
+            rows.CLIP: pixels,
+            **make_each(source.manifest, samples, clips_of, pixels.__setitem__, per_video, fetch),
+        }
     made: list[tuple[Parts, Note] | None] = [None] * len(samples)
-    about = make_each(source.manifest, samples, opened, made.__setitem__, per_video, fetch)
+
+    def keep(place: int, clip: tuple[Parts, Sequence[Any]]) -> None:
+        made[place] = clip[0], Note(*clip[1])
+
+    about = make_each(source.manifest, samples, clips_of, keep, per_video, fetch)
     return {**handover.columns(made, source.clip.frames, together), **about}
 
 
@@ -115,11 +110,11 @@ def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
     """What all views of each video show, from one pass over it: columns of `seen.columns`."""
     found: list[Seen | None] = [None] * len(samples)
     seconds = np.tile([0.0, np.nan], (len(samples), 1))
+    decode = decoder_of(source.manifest.placement is not None)
 
     def see_all(data: bytes, place: int) -> list[Seen]:
-        with open_video(data) as video:
-            seconds[place, 1] = duration_seconds(video.seconds())
-            return [see(video, data, views, source.clip, source.augment)]
+        *fields, seconds[place, 1] = decode(decoding.seen, data, views, source.clip, source.augment)
+        return [Seen(*fields)]
 
     about = make_each(source.manifest, samples, see_all, found.__setitem__)
     return {**seen.columns(found, views, source.clip), rows.SECONDS: seconds, **about}
@@ -134,15 +129,14 @@ def window_rows(
     """
     about = {rows.SAMPLE: np.array([sample]), rows.LABELS: source.manifest.labels[[sample]]}
     fine = {rows.REASON: np.array([""]), rows.MESSAGE: np.array([""])}
-    start = 0.0
+    prepared, start = source.manifest.placement is not None, 0.0
     try:
         data = reader.fetch(source.manifest, sample)
-        with open_video(data) as video:
-            for window in windows(video, length_seconds, hop_seconds):
-                start = window.start_seconds
-                one = see(video, data, views, source.clip, source.augment, window)
-                times = np.array([[window.start_seconds, window.end_seconds]])
-                yield {**seen.columns([one], views, source.clip), rows.SECONDS: times, **about, **fine}
+        settings = (views, source.clip, source.augment, length_seconds, hop_seconds)
+        for one, window in decoding.each_window(prepared, data, *settings):
+            start = window.start_seconds + hop_seconds
+            times = np.array([[window.start_seconds, window.end_seconds]])
+            yield {**seen.columns([one], views, source.clip), rows.SECONDS: times, **about, **fine}
     except BadVideo as bad:
         nothing = seen.columns([None], views, source.clip)
         why = {rows.REASON: np.array([bad.reason]), rows.MESSAGE: np.array([str(bad)])}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import resource
 import statistics
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 
 import torch
 
-from tpn_ray.clips.encode import EncodeConfig, prepare_video
+from tpn_ray.clips.encode import EncodeConfig, prepare_plain
 from tpn_ray.clips.packets import DecodeLimits
-from tpn_ray.data import bench, reader, rows, worker
+from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
+from tpn_ray.data import decoding, reader, rows, worker
+from tpn_ray.data.decoding import decoder_of
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import BadVideo
@@ -21,8 +23,6 @@ from tpn_ray.model.bench import StepBench, measure_step
 from tpn_ray.model.recognizer import build_model
 from tpn_ray.planning.figures import Preparing, Span
 
-DECODINGS = 3
-"""Times that a video is decoded in each form."""
 STATE_COPIES = 3
 """Of the weights, which a step is measured without: momenta, buckets of gradients, the copy that is being saved."""
 
@@ -82,21 +82,28 @@ def step(wanted: StepBench) -> Stepped:
     )
 
 
-def prepare_some(source: ClipSource, config: EncodeConfig, seconds: float) -> Preparing | None:
+def prepare_some(source: ClipSource, config: EncodeConfig, wanted_seconds: float) -> Preparing | None:
     """Prepare the first videos for so long, and decode a clip of each in both forms; None where none can be used."""
     ratios, encoding = list[float](), list[float]()
     before, after, begun = 0, 0, time.perf_counter()
-    for sample in range(len(source.manifest)):
-        try:
-            data = reader.fetch(source.manifest, sample)
-            prepared, spent = bench.timed(partial(prepare_video, BytesIO(data), None, config, DecodeLimits()))
-            ratios.append(decode_seconds(source, data) / decode_seconds(source, prepared.video))
-        except BadVideo:
-            continue
-        encoding.append(spent)
-        before, after = before + len(data), after + len(prepared.video)
-        if time.perf_counter() - begun > seconds:
-            break
+    decode = partial(decoder_of(prepared=False), decoding.clip_seconds)
+    with closing(Sandbox(SandboxLimits())) as sandbox:
+        for sample in (0, *range(len(source.manifest))):  # the first one twice: a child's start is not counted
+            warm, used = sandbox.cpu_seconds > 0, sandbox.cpu_seconds
+            try:
+                data = reader.fetch(source.manifest, sample)
+                made = sandbox.call(prepare_plain, data, None, config, DecodeLimits())
+                spent = sandbox.cpu_seconds - used
+                seconds = [decode(video, source.clip, source.developed) for video in (data, made["video"])]
+            except BadVideo:
+                continue
+            if not warm:
+                continue
+            ratios.append(seconds[0] / seconds[1])
+            encoding.append(spent)
+            before, after = before + len(data), after + len(made["video"])
+            if time.perf_counter() - begun > wanted_seconds:
+                break
     if not ratios:
         return None
     return Preparing(
@@ -105,15 +112,6 @@ def prepare_some(source: ClipSource, config: EncodeConfig, seconds: float) -> Pr
         bytes_share=after / before,
         core_seconds_per_video=Span(min(encoding), statistics.fmean(encoding), max(encoding)),
     )
-
-
-def decode_seconds(source: ClipSource, data: bytes) -> float:
-    """CPU seconds of one clip, opening included; the least of some tries. Raises BadVideo."""
-    indices = bench.clip_indices(source, data)
-    if indices is None:
-        raise BadVideo("damaged", "no clip can be decoded")
-    clips = [(data, indices)]
-    return min(bench.timed(partial(bench.decode_each, clips, source.developed))[1] for _ in range(DECODINGS))
 
 
 def peak_bytes() -> float:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
-from tpn_ray.clips.decode import open_video
+from tpn_ray.data import decoding
 from tpn_ray.data.cut import cut
 from tpn_ray.data.transfer import upload
-from tpn_ray.data.views import Seen, Views, Window, parse_views, see, squares, windows
+from tpn_ray.data.views import Seen, Views, Window, parse_views, squares
 from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.metrics import average_views, probabilities
 from tpn_ray.model.pixels import normalise
@@ -64,21 +64,24 @@ class Predictor:
 
     def predict(self, path: str, views: str = "1x1") -> Prediction:
         """The scores of a video on disk or in object storage. Raises BadVideo with the reason."""
-        data, chosen = self._read(path), parse_views(views)
-        with open_video(data) as video:
-            seen = see(video, data, chosen, self.recipe.clip, self.recipe.augment)
-        return Prediction(average_views(self.view_scores(seen, chosen)), self.label_sets)
+        chosen = parse_views(views)
+        return Prediction(average_views(self.view_scores(self.see(path, chosen), chosen)), self.label_sets)
 
     def predict_windows(
         self, path: str, window_seconds: float, hop_seconds: float = 0.0, views: str = "1x1"
     ) -> Iterator[Prediction]:
         """The scores of each window of a long video, as it is decoded; they follow each other without a gap unless
         `hop_seconds` is given."""
-        data, chosen = self._read(path), parse_views(views)
-        with open_video(data) as video:
-            for window in windows(video, window_seconds, hop_seconds or window_seconds):
-                seen = see(video, data, chosen, self.recipe.clip, self.recipe.augment, window)
-                yield Prediction(average_views(self.view_scores(seen, chosen)), self.label_sets, window)
+        data, chosen, recipe = self._read(path), parse_views(views), self.recipe
+        settings = (chosen, recipe.clip, recipe.augment, window_seconds, hop_seconds or window_seconds)
+        for seen, window in decoding.each_window(False, data, *settings):
+            yield Prediction(average_views(self.view_scores(seen, chosen)), self.label_sets, window)
+
+    def see(self, path: str, views: Views) -> Seen:
+        """Decode what all views of a video show. Raises BadVideo with the reason."""
+        decode = decoding.decoder_of(prepared=False)
+        *fields, _ = decode(decoding.seen, self._read(path), views, self.recipe.clip, self.recipe.augment)
+        return Seen(*fields)
 
     @torch.inference_mode()
     def view_scores(self, seen: Seen, views: Views, alpha: Alpha = ()) -> ViewScores:

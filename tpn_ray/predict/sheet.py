@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tpn_ray.clips import augment, sampling
 from tpn_ray.clips.augment import AugmentConfig, test_view
-from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
+from tpn_ray.data import decoding
 from tpn_ray.data.plan import MicroBatch
 from tpn_ray.data.reader import fetch
 from tpn_ray.data.worker import ClipSource, training_rows
@@ -63,12 +62,11 @@ def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> li
 
 def whole_videos(manifest: Manifest, chosen: Sequence[tuple[int, str]], config: AugmentConfig) -> list[Strip]:
     """(sample, text): frames spread over each of these videos. One that cannot be read any more is left out."""
-    strips = []
+    strips, spread = [], ClipConfig(frames=FRAMES, sampling="segments")
+    decode = decoding.decoder_of(manifest.placement is not None)
     for sample, text in chosen:
         try:
-            with open_video(fetch(manifest, sample)) as video:
-                places = sampling.test_indices(ClipConfig(frames=FRAMES, sampling="segments"), video.frame_count, 1)[0]
-                frames = video.frames(places, lambda frame: augment.test_size(frame[None], config)[0])
+            frames = decode(decoding.spread_frames, fetch(manifest, sample), spread, config)
         except BadVideo:
             continue
         strips.append(Strip(text, test_view(frames, config)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from tpn_ray import storage
-from tpn_ray.clips.decode import open_video
-from tpn_ray.clips.encode import EncodeConfig, Prepared
+from tpn_ray.clips.encode import EncodeConfig, Prepared, prepare_confined
 from tpn_ray.clips.manifest import Manifest
-from tpn_ray.clips.sampling import ClipConfig, train_indices
+from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
 from tpn_ray.clips.shards import SHARDS, VIDEO, Bad, shard_bytes
+from tpn_ray.data import decoding
+from tpn_ray.data.decoding import decoder_of
 from tpn_ray.errors import BadVideo, NotFoundError
 from tpn_ray.prepare.layout import ShardPlan, segment_of
 from tpn_ray.prepare.scratch import scratch_folder
@@ -34,7 +34,6 @@ FETCH_AHEAD = 4
 MAX_SOURCE_BYTES = 64 * 1024**3
 """Of a file whose segments are taken; whole videos have the limit of the sandbox."""
 
-SAMPLE_CLIPS = 4
 SAMPLE_SOURCE_BYTES = 256 * 1024**2
 
 
@@ -105,7 +104,7 @@ def make_shard(job: PrepareJob, number: int, tell: Callable[[Finding], None]) ->
     for row, take in _sources(job, plan.rows):
         finding = Finding(row=row, source_bytes=max(0, int(job.manifest.sizes_bytes[row])))
         try:
-            made = _sandbox(job.limits).prepare(take(), segment_of(job.manifest, row), job.encode)
+            made = prepare_confined(_sandbox(job.limits), take(), segment_of(job.manifest, row), job.encode)
             rows.append(_stored_row(job.manifest, row, made))
             finding.frames, finding.video_bytes = len(made.times_us), len(made.video)
         except BadVideo as error:
@@ -202,18 +201,9 @@ def fetch_file(manifest: Manifest, row: int, target: Path, max_bytes: int) -> Pa
 def clip_seconds(pairs: list[tuple[bytes, bytes]]) -> tuple[float, float]:
     """CPU seconds per clip of 8 frames at stride 8, median over the sample: (from sources, from prepared videos).
 
-    Both are measured in turn, clip by clip, as a data worker decodes: opening, seeking, decoding, conversion to RGB.
+    Both are measured in turn, as a data worker decodes: opening, seeking, decoding, conversion to RGB.
     """
-    config, random = ClipConfig(), np.random.default_rng(0)
-    seconds = np.array(
-        [[_clip_seconds(data, config, random) for data in pair] for _ in range(SAMPLE_CLIPS) for pair in pairs]
-    )
+    config, decode = ClipConfig(), decoder_of(prepared=False)
+    seconds = np.array([[decode(decoding.clip_seconds, data, config, True) for data in pair] for pair in pairs])
     before, after = np.median(seconds, axis=0)
     return float(before), float(after)
-
-
-def _clip_seconds(data: bytes, config: ClipConfig, random: np.random.Generator) -> float:
-    begin = time.process_time()
-    with open_video(data) as video:
-        video.frames(train_indices(config, video.frame_count, random))
-    return time.process_time() - begin
