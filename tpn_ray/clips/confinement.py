@@ -10,9 +10,12 @@ in 2021, and the packages for Landlock are alpha versions by single authors.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import importlib
 import os
+import pkgutil
 import platform
 import signal
 import socket
@@ -23,6 +26,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import av
 
 LAYERS = ("no_capabilities", "dies_with_parent", "no_dump", "no_new_privileges", "landlock", "seccomp")
 
@@ -68,8 +73,8 @@ class Confinement:
 def confine(*, parent: int, keep: Collection[int]) -> Confinement:
     """Give up, for this process and for good, everything the kernel lets it give up.
 
-    Call it once, from the only thread, after all imports: BLAS in numpy starts threads on import unless
-    OPENBLAS_NUM_THREADS is 1. Descriptors other than 0 to 2 and `keep` are closed. `parent` is the process that started
+    Call it once, from the only thread, after all imports (it adds those that PyAV puts off): numpy starts threads on
+    import unless OPENBLAS_NUM_THREADS is 1. Descriptors other than 0 to 2 and `keep` are closed. `parent` is the process that started
     this one, as it told by itself: where it is already gone, this process ends here. The kernel means its thread: the
     child is killed when the thread that called Popen ends.
 
@@ -81,6 +86,7 @@ def confine(*, parent: int, keep: Collection[int]) -> Confinement:
     """
     if sys.platform != "linux":
         return Confinement(why_not=f"{sys.platform} has neither seccomp nor Landlock")
+    _import_all()
     _keep_only({0, 1, 2, *keep})
     libc, threads = ctypes.CDLL(None, use_errno=True), len(list(Path("/proc/self/task").iterdir()))
     layers: dict[str, Callable[[], int]] = {
@@ -98,17 +104,24 @@ def confine(*, parent: int, keep: Collection[int]) -> Confinement:
         except (OSError, AttributeError) as error:  # AttributeError: the C library does not have it
             refusals.append(f"{layer}: {error}")
     return Confinement(
-        **{layer: True for layer in answers}, landlock_abi=answers.get("landlock", 0), why_not="; ".join(refusals)
+        **dict.fromkeys(answers, True), landlock_abi=answers.get("landlock", 0), why_not="; ".join(refusals)
     )
 
 
+def _import_all() -> None:
+    """What the libraries would import on first use, such as PyAV its class for a stream of subtitles."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for encoding in ("ascii", "latin_1", "utf_8"):
+        importlib.import_module(f"encodings.{encoding}")
+
+
 def _keep_only(descriptors: set[int]) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in descriptors:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # the one that listed the folder
+    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if descriptor not in descriptors:
+            with contextlib.suppress(OSError):  # the one that listed the folder is closed already
+                os.close(descriptor)
     for descriptor in descriptors:
         try:
             is_socket = stat.S_ISSOCK(os.fstat(descriptor).st_mode)
@@ -358,7 +371,7 @@ ALL_THREADS, WITH_SPECULATION = 1, 4
 
 
 class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]  # noqa: RUF012
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
 
 
 def _install_seccomp(libc: ctypes.CDLL) -> int:
