@@ -74,9 +74,9 @@ def confine(*, parent: int, keep: Collection[int]) -> Confinement:
     """Give up, for this process and for good, everything the kernel lets it give up.
 
     Call it once, from the only thread, after all imports (it adds those that PyAV puts off): numpy starts threads on
-    import unless OPENBLAS_NUM_THREADS is 1. Descriptors other than 0 to 2 and `keep` are closed. `parent` is the process that started
-    this one, as it told by itself: where it is already gone, this process ends here. The kernel means its thread: the
-    child is killed when the thread that called Popen ends.
+    import unless OPENBLAS_NUM_THREADS is 1. Descriptors other than 0 to 2 and `keep` are closed. `parent` is the
+    process that started this one, as it told by itself: where it is already gone, this process ends here. The kernel
+    means its thread: the child is killed when the thread that called Popen ends.
 
     A layer that the kernel refuses is left out, and the answer says so. Raises ValueError for a kept socket that could
     reach others than its peer.
