@@ -29,6 +29,9 @@ from typing import Any
 
 import av
 
+ENVIRONMENT = ("PATH", "LANG", "LD_LIBRARY_PATH")
+"""Variables that a child is given as they are; none of them is a secret."""
+
 LAYERS = ("no_capabilities", "dies_with_parent", "no_dump", "no_new_privileges", "landlock", "seccomp")
 
 
@@ -70,11 +73,18 @@ class Confinement:
         return asdict(self)
 
 
+def child_environment() -> dict[str, str]:
+    """What the child is started with: no secrets, this process's import path, and no thread beside the main one."""
+    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return {**kept, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
 def confine(*, parent: int, keep: Collection[int]) -> Confinement:
     """Give up, for this process and for good, everything the kernel lets it give up.
 
-    Call it once, from the only thread, after all imports (it adds those that PyAV puts off): numpy starts threads on
-    import unless OPENBLAS_NUM_THREADS is 1. Descriptors other than 0 to 2 and `keep` are closed. `parent` is the
+    Call it once, from the only thread (start the process with `child_environment`), after all imports (those that PyAV
+    puts off are made here). Descriptors other than 0 to 2 and `keep` are closed. `parent` is the
     process that started this one, as it told by itself: where it is already gone, this process ends here. The kernel
     means its thread: the child is killed when the thread that called Popen ends.
 
