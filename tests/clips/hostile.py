@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 
 import av
 import numpy as np
 
 from tests.clips import videos
+from tpn_ray.clips.mp4 import UPRIGHT
 from tpn_ray.clips.sandbox import SandboxLimits
 
 
@@ -69,6 +71,44 @@ def no_frames() -> bytes:
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         output.start_encoding()
     return file.getvalue()
+
+
+def shared_samples(samples: int = 50, sample_bytes: int = 1 << 20) -> bytes:
+    """A small MP4 whose many frames are all the same bytes: the frames together are far larger than the file."""
+
+    def box(kind: bytes, *content: bytes) -> bytes:
+        body = b"".join(content)
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    def full(kind: bytes, *content: bytes) -> bytes:
+        return box(kind, bytes(4), *content)
+
+    ftyp = box(b"ftyp", b"isom\0\0\0\0isom")
+    parameters = box(b"avcC", bytes.fromhex("0142c00affe100046742c00a010004") + b"68ce")
+    entry = struct.pack(">I4s", 86 + len(parameters), b"avc1") + bytes(6) + b"\0\1" + bytes(16)
+    entry += struct.pack(">HH", 64, 48) + bytes(50) + parameters
+
+    def moov(offset: int) -> bytes:
+        stbl = box(
+            b"stbl",
+            full(b"stsd", struct.pack(">I", 1), entry),
+            full(b"stts", struct.pack(">III", 1, samples, 512)),
+            full(b"stsc", struct.pack(">IIII", 1, 1, 1, 1)),
+            full(b"stsz", struct.pack(">II", 0, samples), struct.pack(">I", sample_bytes) * samples),
+            full(b"stco", struct.pack(">I", samples), struct.pack(">I", offset) * samples),
+        )
+        mdia = box(
+            b"mdia",
+            full(b"mdhd", struct.pack(">IIII", 0, 0, 12800, samples * 512)),
+            full(b"hdlr", bytes(4), b"vide", bytes(13)),
+            box(b"minf", stbl),
+        )
+        tkhd = full(b"tkhd", bytes(36), UPRIGHT, struct.pack(">II", 64 << 16, 48 << 16))
+        mvhd = full(b"mvhd", struct.pack(">IIII", 0, 0, 1000, samples * 40), bytes(80))
+        return box(b"moov", mvhd, box(b"trak", tkhd, mdia))
+
+    begin = len(ftyp) + len(moov(0)) + 8
+    return ftyp + moov(begin) + box(b"mdat", bytes(sample_bytes))
 
 
 def strip() -> bytes:

@@ -1,4 +1,4 @@
-"""The child process: verdicts on hostile files, limits of time and memory, misbehaviour.crashes, and life after them."""
+"""The child process: verdicts on hostile files, limits of time and memory, crashes, and life after them."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_child_that_was_taken_over_can_only_spoil_its_video(answer: bytes, mon
     program = f"""
 import json, mmap, socket, sys
 from tpn_ray.clips.sandbox import REPLY, SHARED_BYTES
-channel, _, replies = json.loads(sys.argv[1])[0]
+channel, _, replies = json.loads(sys.argv[1])[1]
 mmap.mmap(replies, SHARED_BYTES)[: {len(answer)}] = {answer!r}
 channel = socket.socket(fileno=channel)
 channel.recv(100)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.clips import hostile, videos
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
 from tpn_ray.clips.toy import ToyConfig, draw_toy, encode_toy
-from tpn_ray.data import reader, rows
+from tpn_ray.data import decoding, reader, rows, worker
 from tpn_ray.data.cut import all_views
 from tpn_ray.data.develop import clips_of_block, develop
 from tpn_ray.data.notes import NOTHING, PLANES, from_array
@@ -20,6 +23,8 @@ from tpn_ray.data.plan import MicroBatch
 from tpn_ray.data.seen import of_row
 from tpn_ray.data.views import parse_views
 from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows, window_rows
+from tpn_ray.errors import StorageError
+from tpn_ray.predict.sheet import whole_videos
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,65 @@ def test_bad_videos_are_rows_with_a_reason(source: ClipSource, tmp_path: Path) -
     assert not made[rows.CLIP][1:].any()
     assert made[rows.CLIP][0].any()
     assert "gone.mp4" in made[rows.MESSAGE][3]
+
+
+def with_videos(source: ClipSource, *files: Path) -> ClipSource:
+    """The source with these in place of its first videos."""
+    uris = [*map(str, files), *source.manifest.uris[len(files) :]]
+    return dataclasses.replace(source, manifest=dataclasses.replace(source.manifest, uris=uris))
+
+
+def test_no_file_hangs_or_ends_a_job(source: ClipSource, tmp_path: Path) -> None:
+    """Each of these ended worker groups or ran for hours; in every job it is a row, and the next video is well."""
+    late, shared = tmp_path / "late_keyframe.ts", tmp_path / "shared_samples.mp4"
+    late.write_bytes((Path(__file__).parents[1] / "clips" / late.name).read_bytes())
+    shared.write_bytes(hostile.shared_samples(samples=1100))
+    bad, samples = with_videos(source, late, shared), np.array([0, 2])
+    assert training_rows(bad, [micro_batch([0, 1, 2])])[rows.REASON].tolist() == ["damaged", "too_large", ""]
+    handed_over = dataclasses.replace(bad, developed=False)
+    assert training_rows(handed_over, [micro_batch([0, 2])])[rows.REASON].tolist() == ["damaged", ""]
+    assert evaluation_rows(bad, samples)[rows.REASON].tolist() == ["damaged", ""]
+    assert view_rows(bad, parse_views("2x3"), samples)[rows.REASON].tolist() == ["damaged", ""]
+    windows = [list(window_rows(bad, parse_views("1x1"), 1.0, 1.0, sample)) for sample in samples]
+    assert [window[-1][rows.REASON].item() for window in windows] == ["damaged", ""]
+    assert whole_videos(bad.manifest, [(0, "late"), (2, "well")], source.augment)[0].text == "well"
+
+
+def test_whatever_is_raised_is_the_row_of_its_video(source: ClipSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a video is read in this process, as prepared ones are."""
+
+    def fails(data: bytes, clip: object, config: object, draw: tuple[int, int, int], developed: bool) -> list[object]:
+        if draw[2] == 4:
+            raise KeyError("moov")
+        return as_before(data, clip, config, draw, developed)  # type: ignore[arg-type]
+
+    as_before = decoding.training_clips
+    monkeypatch.setattr(decoding, "training_clips", fails)
+    monkeypatch.setattr(worker, "decoder_of", lambda _: decoding.decoder_of(prepared=True))
+    made = training_rows(source, [micro_batch([3, 4, 5])])
+    assert made[rows.REASON].tolist() == ["", "decoder_error", ""]
+    assert made[rows.MESSAGE][1] == "KeyError: 'moov'"
+
+    def refused(manifest: Manifest, sample: int) -> bytes:
+        raise StorageError("the store is away")
+
+    with pytest.raises(StorageError):  # that is no fault of a video
+        training_rows(source, [micro_batch([3, 4, 5])], refused)
+
+
+def test_the_frames_of_a_large_video_are_not_held_together(source: ClipSource) -> None:
+    """16 frames of these are 100 MB as they were decoded."""
+    options = {"preset": "ultrafast", "bf": "0", "refs": "1"}
+    data = videos.encode(
+        frames=17, size=(1080, 1920), options=options, draw=lambda n, h, w: np.full((h, w, 3), 4 * n, np.uint8)
+    )
+    clip = dataclasses.replace(source.clip, frames=16, stride_frames=1)
+    with closing(Sandbox(SandboxLimits(memory_gb=0.12))) as box:
+        for developed in (True, False):
+            made = box.call(decoding.training_clips, data, clip, source.augment, (0, 0, 0), developed)
+            assert len(made) == 1
+        made = box.call(decoding.centre_clip, data, clip, source.augment, True)
+        assert np.array_equal(made, decoding.centre_clip(data, clip, source.augment, True))
 
 
 def test_empty_places_are_black_and_without_reason(source: ClipSource) -> None:

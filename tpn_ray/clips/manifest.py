@@ -45,6 +45,8 @@ class Placement:
     """(n,): first byte of the video within the shard."""
     frame_counts: NDArray[np.int64]
     """(n,): frames in the video."""
+    hashes: NDArray[np.uint8]
+    """(n, 32): SHA-256 of the video."""
 
     def select(self, rows: list[int]) -> Placement:
         """Only these rows."""
@@ -54,6 +56,7 @@ class Placement:
             row_groups=self.row_groups[rows],
             offsets=self.offsets[rows],
             frame_counts=self.frame_counts[rows],
+            hashes=self.hashes[rows],
         )
 
 
@@ -164,6 +167,7 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
             row_groups=index["row_group"].to_numpy(),
             offsets=index["offset"].to_numpy(),
             frame_counts=index["frame_count"].to_numpy(),
+            hashes=np.frombuffer(bytes.fromhex("".join(index["content_sha256"].to_pylist())), np.uint8).reshape(-1, 32),
         ),
     )
 

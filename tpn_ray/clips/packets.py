@@ -107,18 +107,17 @@ class FrameIndex:
 
 
 def frame_index(
-    packets: list[Packet[VideoStream]], stream: VideoStream, codec: str, nal_length_bytes: int
+    packets: list[Packet[VideoStream]], stream: VideoStream, codec: str, nal_length_bytes: int, clock: Clock
 ) -> FrameIndex | None:
     """The index from the packets' times, or None where they are missing, not distinct, or guesses."""
     if stream.container.format.name == "avi" and stream.codec_context.has_b_frames:
         return None  # AVI stores frames in decoding order and no times: with B-frames the demuxer guesses, and errs
-    keys = [
-        (packet.pts, at)
-        for at, packet in enumerate(packets)
-        if packet.is_keyframe
-        and packet.pts is not None
-        and (codec != "h264" or bitstream.h264_starts_afresh(memoryview(packet), nal_length_bytes))
-    ]
+    keys = list[tuple[int, int]]()
+    for at, packet in enumerate(packets):
+        if packet.is_keyframe and packet.pts is not None:
+            clock.check()
+            if codec != "h264" or bitstream.h264_starts_afresh(memoryview(packet), nal_length_bytes):
+                keys.append((packet.pts, at))
     keys = [key for number, key in enumerate(keys) if number == 0 or key[0] > keys[number - 1][0]]
     shown: list[tuple[int, int]] = []
     for at, packet in enumerate(packets):

@@ -38,8 +38,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tpn_ray.clips import packets
+from tpn_ray.clips.confinement import child_environment, confine
 from tpn_ray.clips.packets import DecodeLimits
-from tpn_ray.errors import BadVideo, ConfigError, ResourceError
+from tpn_ray.errors import BadVideo, ConfigError, ResourceError, TpnRayError
 
 Function = Callable[..., Any]
 """A function of an importable module. Its first argument is the video; it returns, or yields, nests of lists, dicts
@@ -226,15 +227,14 @@ class _Child:
         self._memory = mmap.mmap(self._replies, SHARED_BYTES)
         self.near_limit = False
         descriptors = (theirs.fileno(), self._requests, self._replies)
-        settings = json.dumps([descriptors, dataclasses.asdict(limits), modules])
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
+        settings = json.dumps([os.getpid(), descriptors, dataclasses.asdict(limits), modules])
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from tpn_ray.clips.sandbox import serve; serve()", settings],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**kept, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+                env=child_environment(),
                 pass_fds=descriptors,
             )
 
@@ -395,15 +395,18 @@ def _unpacked(packed: Any, memory: memoryview) -> Any:
 
 
 def serve() -> None:
-    """Live the child's whole life: import, be confined, and answer requests until the socket is closed."""
-    (channel, requests, replies), limits, modules = json.loads(sys.argv[1])
+    """Live the child's whole life: import, be confined, and answer requests until the socket is closed.
+
+    A confined process imports nothing. What libraries put off until it is needed is loaded by a module's `rehearse()`.
+    """
+    parent, (channel, requests, replies), limits, modules = json.loads(sys.argv[1])
     for module in modules:
-        import_module(module)
-    _Server(channel, requests, replies, SandboxLimits(**limits)).run()
+        getattr(import_module(module), "rehearse", lambda: None)()
+    _Server(parent, channel, requests, replies, SandboxLimits(**limits)).run()
 
 
 class _Server:
-    def __init__(self, channel: int, requests: int, replies: int, limits: SandboxLimits) -> None:
+    def __init__(self, parent: int, channel: int, requests: int, replies: int, limits: SandboxLimits) -> None:
         self._socket, self._requests, self._limits = socket.socket(fileno=channel), requests, limits
         self._memory = mmap.mmap(replies, SHARED_BYTES)
         self._status = os.open("/proc/self/status", os.O_RDONLY)
@@ -411,6 +414,7 @@ class _Server:
         resource.setrlimit(resource.RLIMIT_AS, (self._most, self._most))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        self._held = confine(parent=parent, keep=(channel, requests, replies, self._status))
 
     def run(self) -> None:
         while True:
@@ -418,7 +422,9 @@ class _Server:
             if not head:
                 return
             call_bytes, video_bytes, _ = REQUEST.unpack(head)
-            function, arguments = pickle.loads(os.pread(self._requests, call_bytes, 0))  # noqa: S301 - of the parent
+            function, arguments = pickle.loads(os.pread(self._requests, call_bytes, 0))  # noqa: S301 - the parent's
+            if function is confinement:
+                function, arguments = (lambda _: self._held.as_dict()), ()
             try:
                 if files:
                     with os.fdopen(files[0], "rb") as file:
@@ -456,7 +462,8 @@ class _Server:
     def _refusal(self, error: Exception) -> dict[str, str]:
         """Decoders call it damage when they get no memory; the peak tells the two apart."""
         bad = error if isinstance(error, BadVideo) else unforeseen(error)
-        if isinstance(error, MemoryError) or (self._is_near_limit() and bad.reason in ("damaged", "decoder_error")):
+        no_memory = any(isinstance(one, MemoryError) for one in (error, error.__cause__))
+        if no_memory or (self._is_near_limit() and bad.reason in ("damaged", "decoder_error")):
             return {"reason": "too_large", "message": f"it takes more than {self._limits.memory_gb:g} GB of memory"}
         return {"reason": bad.reason, "message": str(bad)}
 
@@ -469,10 +476,26 @@ class _Server:
         return int(status.partition(f"{name}:")[2].split()[0]) * 1024
 
 
-def unforeseen(error: Exception) -> BadVideo:
-    """Return the finding for an exception that reading a video should not have raised.
+def confinement(_: bytes) -> dict[str, Any]:
+    """Which layers hold a child, as the fields of `Confinement`: only a child can answer."""
+    raise NotImplementedError("to be called in a sandbox")
+
+
+@contextlib.contextmanager
+def findings() -> Iterator[None]:
+    """Turn whatever is raised inside because of a video into a BadVideo.
 
     Nobody knows everything that a hostile file can make of the libraries. It ends its own video, not the job; should it
     be a fault of this code, the budget for bad videos stops a job in which every video ends so.
     """
+    try:
+        yield
+    except TpnRayError:
+        raise
+    except Exception as error:
+        raise unforeseen(error) from error
+
+
+def unforeseen(error: Exception) -> BadVideo:
+    """Return the finding for an exception that reading a video should not have raised."""
     return BadVideo("decoder_error", f"{type(error).__name__}: {packets.said(error) or 'no message'}")

@@ -159,7 +159,7 @@ class DemuxedTrack:
             self.codec = self._stream.codec_context.name
             self.nal_length_bytes = bitstream.nal_length_bytes(self.codec, self._stream.codec_context.extradata)
             self.index: FrameIndex | None = packets.frame_index(
-                self._packets, self._stream, self.codec, self.nal_length_bytes
+                self._packets, self._stream, self.codec, self.nal_length_bytes, clock
             )
         except BaseException:
             self._container.close()

@@ -19,10 +19,9 @@ from tpn_ray.clips import augment, sampling
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.clips.sandbox import clip_sandbox, unforeseen
+from tpn_ray.clips.sandbox import clip_sandbox, findings
 from tpn_ray.data import handover
 from tpn_ray.data.views import Seen, Views, Window, duration_seconds, see, windows
-from tpn_ray.errors import BadVideo
 
 Decode = Callable[..., Any]
 """Calls one of the functions below with a video's bytes and the other arguments."""
@@ -40,12 +39,15 @@ def decoder_of(prepared: bool) -> Decode:
 
 
 def _here(function: Callable[..., Any], data: bytes, *arguments: Any) -> Any:
-    try:
+    with findings():
         return function(data, *arguments)
-    except BadVideo:
-        raise
-    except Exception as error:
-        raise unforeseen(error) from error
+
+
+def rehearse() -> None:
+    """Go through what a sandbox will need, for what numpy and Pillow import on first use."""
+    frames, config = np.zeros((1, 8, 8, 3), np.uint8), AugmentConfig(crop_px=4, test_short_side_px=4)
+    augment.train_view(frames, config, augment.generator(0, 0, 0, 0))
+    augment.test_view(frames, config)
 
 
 def training_clips(
@@ -105,12 +107,8 @@ def each_window(
     arguments = (data, views, clip, config, length_seconds, hop_seconds)
     items = seen_windows(*arguments) if prepared else clip_sandbox().stream(seen_windows, *arguments)
     while True:
-        try:
+        with findings():
             item = next(items, None)
-        except BadVideo:
-            raise
-        except Exception as error:
-            raise unforeseen(error) from error
         if item is None:
             return
         *fields, window = item

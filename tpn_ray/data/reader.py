@@ -7,6 +7,8 @@ would read nearly every group of it for a few rows.
 
 from __future__ import annotations
 
+import hashlib
+
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.errors import BadVideo, ManifestError, NotFoundError
@@ -15,12 +17,16 @@ MAX_VIDEO_BYTES = 2 * 1024**3
 
 
 def fetch(manifest: Manifest, sample: int) -> bytes:
-    """A video's bytes. That it is not there is the video's fault; that storage fails for good is not."""
+    """Return a video's bytes, those of a prepared one compared with their hash.
+
+    Raises BadVideo for a video that is not there or was changed, and StorageError where storage fails for good.
+    """
     place = manifest.placement
     try:
         if place is not None:
             uri = place.shard_uris[place.shards[sample]]
-            return storage.read_range(uri, int(place.offsets[sample]), int(manifest.sizes_bytes[sample]))
+            data = storage.read_range(uri, int(place.offsets[sample]), int(manifest.sizes_bytes[sample]))
+            return _checked(data, place.hashes[sample].tobytes(), uri)
         if manifest.segments_seconds is not None:
             raise ManifestError(
                 f"{manifest.uris[sample]} is a longer video of which only segments are wanted;"
@@ -29,3 +35,12 @@ def fetch(manifest: Manifest, sample: int) -> bytes:
         return storage.read_bytes(manifest.uris[sample], max_bytes=MAX_VIDEO_BYTES)
     except NotFoundError as error:
         raise BadVideo("missing", str(error)) from error
+
+
+def _checked(data: bytes, sha256: bytes, shard_uri: str) -> bytes:
+    if hashlib.sha256(data).digest() != sha256:
+        raise BadVideo(
+            "damaged",
+            f"its bytes in {shard_uri} are not those that were stored; delete that shard and run jobs/prepare.py again",
+        )
+    return data

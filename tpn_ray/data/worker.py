@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
+from tpn_ray.clips.sandbox import findings
 from tpn_ray.data import decoding, handover, reader, rows, seen
 from tpn_ray.data.decoding import decoder_of
 from tpn_ray.data.handover import Parts
@@ -162,8 +163,10 @@ def make_each(
             continue
         places = range(number * per_video, (number + 1) * per_video)
         try:
-            for place, made in zip(places, make(data.result(), places[0]), strict=True):
-                keep(place, made)
+            video = data.result()
+            with findings():
+                for place, made in zip(places, make(video, places[0]), strict=True):
+                    keep(place, made)
         except BadVideo as bad:
             for place in places:
                 reasons[place], messages[place] = bad.reason, str(bad)
