@@ -170,3 +170,18 @@ def test_a_shard_that_is_gone(dataset: Path) -> None:
     with pytest.raises(BadVideo, match="val-00000.parquet") as caught:
         reader.fetch(manifest, 9)
     assert caught.value.reason == "missing"
+
+
+def test_a_changed_byte_in_a_shard_is_the_finding_of_its_video(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    assert manifest.placement is not None
+    shard, at = dataset / "shards" / "train-00000.parquet", int(manifest.placement.offsets[1]) + 1000
+    with shard.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+    assert reader.fetch(manifest, 0)
+    with pytest.raises(BadVideo, match=r"train-00000\.parquet are not those that were stored; delete") as caught:
+        reader.fetch(manifest, 1)
+    assert caught.value.reason == "damaged"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpn_ray.clips.decode import open_video
+from tpn_ray.clips.sandbox import clip_sandbox
 
 Pixels = NDArray[np.uint8]
 Reader = Callable[[bytes, NDArray[np.int64]], object]
@@ -22,6 +23,11 @@ def read_rgb(data: bytes, indices: NDArray[np.int64]) -> object:
     """This package, RGB."""
     with open_video(data) as video:
         return video.frames(indices)
+
+
+def read_in_sandbox(data: bytes, indices: NDArray[np.int64]) -> object:
+    """This package, RGB, as it reads videos that it has not prepared."""
+    return clip_sandbox().call(read_rgb, data, indices)
 
 
 def read_planes(data: bytes, indices: NDArray[np.int64]) -> object:
