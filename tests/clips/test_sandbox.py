@@ -177,6 +177,7 @@ def test_the_child_knows_no_secrets_and_writes_nothing(good: Path, monkeypatch: 
         process = Path(f"/proc/{child.pid}")
         assert b"do-not-tell" not in (process / "environ").read_bytes()
         assert "Max file size             0 " in (process / "limits").read_text()
+        assert not box.confinement().missing, "on this machine everything holds"
     assert not child.is_running(), "it ends with the sandbox"
 
 

@@ -39,7 +39,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tpn_ray.clips import packets
-from tpn_ray.clips.confinement import child_environment, confine
+from tpn_ray.clips.confinement import Confinement, child_environment, confine
 from tpn_ray.clips.packets import DecodeLimits
 from tpn_ray.errors import BadVideo, ConfigError, ResourceError, TpnRayError
 
@@ -105,6 +105,10 @@ CLIP_LIMITS = SandboxLimits(cpu_seconds=90, memory_gb=3.0, wall_seconds=600.0)
 outside ends what hangs inside a decoder."""
 
 
+START_LIMITS = SandboxLimits(cpu_seconds=60, wall_seconds=300.0)
+"""For a child to import what it needs."""
+
+
 class Sandbox:
     """One child. Calls from several threads take turns; `close` it, and its child also ends with this process."""
 
@@ -113,6 +117,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self._modules: set[str] = set()
         self._child: _Child | None = None
+        self._held: dict[str, Any] = {}
 
     def close(self) -> None:
         """End the child; the next call starts another."""
@@ -153,6 +158,11 @@ class Sandbox:
             except _SilentChildError as silence:
                 raise alone._verdict(silence) from None
 
+    def confinement(self) -> Confinement:
+        """Start a child, and say what holds it."""
+        self.call(len, b"")
+        return Confinement(**self._held)
+
     @property
     def cpu_seconds(self) -> float:
         """CPU time that the child has used: what measures this process does not see it. 0 without a child."""
@@ -187,6 +197,7 @@ class Sandbox:
     def _send(self, request: bytes, video: bytes | Path) -> _Child:
         if self._child is None:
             self._child = _Child(self.limits, sorted(self._modules))
+            _, self._held = self._child.reply(START_LIMITS)
         self._child.send(request, video)
         return self._child
 
@@ -419,7 +430,8 @@ class _Server:
         resource.setrlimit(resource.RLIMIT_AS, (self._most, self._most))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        self._held = confine(parent=parent, keep=(channel, requests, replies, self._status))
+        held = confine(parent=parent, keep=(channel, requests, replies, self._status))
+        self._send(RESULT, held.as_dict())
 
     def run(self) -> None:
         while True:
@@ -428,8 +440,6 @@ class _Server:
                 return
             call_bytes, video_bytes, _ = REQUEST.unpack(head)
             function, arguments = pickle.loads(os.pread(self._requests, call_bytes, 0))  # noqa: S301 - the parent's
-            if function is confinement:
-                function, arguments = (lambda _: self._held.as_dict()), ()
             try:
                 if files:
                     with os.fdopen(files[0], "rb") as file:
@@ -479,11 +489,6 @@ class _Server:
     def _address_space(self, name: str) -> int:
         status = os.pread(self._status, 4096, 0).decode()
         return int(status.partition(f"{name}:")[2].split()[0]) * 1024
-
-
-def confinement(_: bytes) -> dict[str, Any]:
-    """Which layers hold a child, as the fields of `Confinement`: only a child can answer."""
-    raise NotImplementedError("to be called in a sandbox")
 
 
 @contextlib.contextmanager
