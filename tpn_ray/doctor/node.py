@@ -63,8 +63,8 @@ DISK_REMEDY = "free some, or put Ray's folder on a larger disk with ray start --
 DECODER_REMEDY = "install the av wheel of constraints.txt on this node (pip install --force-reinstall av==VERSION)"
 CONFINEMENT_REMEDY = (
     "run Linux 5.13 or newer on x86_64 or aarch64 with landlock in /sys/kernel/security/lsm, in containers with the "
-    "default seccomp profile of containerd 1.6, Docker 20.10.18 or newer (RuntimeDefault on Kubernetes); until then let this "
-    "node decode only videos from people you trust"
+    "default seccomp profile (RuntimeDefault on Kubernetes) of containerd 1.6, Docker 20.10.18 or newer; until then "
+    "let this node decode only videos from people you trust"
 )
 GPU_REMEDY = (
     "check nvidia-smi on the node, the NVIDIA driver, that the image has torch for CUDA, and that the container gets "
