@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from tpn_ray.clips.breakout import POSSIBLE, REFUSED, Trial
+from tpn_ray.clips.confinement import LAYERS, Confinement
 from tpn_ray.clips.self_test import decoder_self_test
 from tpn_ray.doctor import node
 from tpn_ray.doctor.findings import FAIL, NOT_HERE, PASS, WARN, Verdict
@@ -54,6 +57,28 @@ def test_the_decoder_is_compared_with_the_drivers() -> None:
     other = node.look_at_decoder("of another machine")
     assert other.result == FAIL
     assert "other pixels than on the driver" in other.found
+
+
+def test_what_does_not_hold_is_named() -> None:
+    whole = Confinement(**dict.fromkeys(LAYERS, True), landlock_abi=4)
+    good = node.confinement_verdict(Trial(confinement=whole, outcomes={"fork": REFUSED, "read a file": REFUSED}))
+    assert (good.result, good.remedy) == (PASS, "")
+    assert good.found == "seccomp and Landlock 4; 2 attempts to break out of a decoding process were refused"
+    partly = dataclasses.replace(whole, landlock=False, landlock_abi=0, why_not="landlock: Function not implemented")
+    found = node.confinement_verdict(Trial(confinement=partly, outcomes={"fork": REFUSED}))
+    assert (found.result, found.found) == (WARN, "without landlock (landlock: Function not implemented)")
+    assert "RuntimeDefault" in found.remedy
+    outcomes = dict.fromkeys(["fork", "read a file", "mount", "use bpf"], POSSIBLE)
+    found = node.confinement_verdict(Trial(confinement=whole, outcomes=outcomes))
+    assert found.result == WARN
+    assert found.found == "code in a decoding process can fork, read a file, mount and 1 more"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is nothing to confine with")
+def test_a_process_on_this_machine_is_confined() -> None:
+    verdict = node.look_at_confinement()
+    without_landlock = verdict.result == WARN and verdict.found.startswith("without landlock (landlock: ")
+    assert verdict.result == PASS or (without_landlock and "can" not in verdict.found), verdict
 
 
 def test_bf16_convolutions_are_tried() -> None:

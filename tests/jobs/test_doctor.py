@@ -54,7 +54,7 @@ def test_a_sound_cluster(
     steps = ("write", "list", "read", "ranged read", "multipart upload", "clock", "delete")
     sound = [f"storage: {step}" for step in steps] + [f"data: {step}" for step in ("list", "read", "ranged read")]
     sound += ["tracking: server", "tracking: run", "client", "cluster", "all-reduce (gloo)"]
-    sound += ["versions", "shared memory", "decoder", "storage from the node", "token"]
+    sound += ["versions", "shared memory", "decoder", "confinement", "storage from the node", "token"]
     assert {name: found[name] for name in sound} == dict.fromkeys(sound, "pass"), output
     assert found["GPU"] in ("not here", "warn")
     assert found["ports"] in ("pass", "warn")

@@ -84,9 +84,9 @@ def confine(*, parent: int, keep: Collection[int]) -> Confinement:
     """Give up, for this process and for good, everything the kernel lets it give up.
 
     Call it once, from the only thread (start the process with `child_environment`), after all imports (those that PyAV
-    puts off are made here). Descriptors other than 0 to 2 and `keep` are closed. `parent` is the
-    process that started this one, as it told by itself: where it is already gone, this process ends here. The kernel
-    means its thread: the child is killed when the thread that called Popen ends.
+    puts off are made here). Descriptors other than 0 to 2 and `keep` are closed. `parent` is the process that started
+    this one, as it told by itself: where it is already gone, this process ends here. The kernel means its thread: the
+    child is killed when the thread that called Popen ends.
 
     A layer that the kernel refuses is left out, and the answer says so. Raises ValueError for a kept socket that could
     reach others than its peer.

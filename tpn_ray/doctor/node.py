@@ -19,6 +19,8 @@ import torch
 
 import tpn_ray
 from tpn_ray import storage
+from tpn_ray.clips import breakout
+from tpn_ray.clips.breakout import Trial
 from tpn_ray.clips.self_test import decoder_self_test
 from tpn_ray.doctor.findings import Verdict, failed, not_here, passed, warned
 from tpn_ray.model.recognizer import ModelConfig, build_model
@@ -59,6 +61,11 @@ SHM_REMEDY = (
 )
 DISK_REMEDY = "free some, or put Ray's folder on a larger disk with ray start --temp-dir"
 DECODER_REMEDY = "install the av wheel of constraints.txt on this node (pip install --force-reinstall av==VERSION)"
+CONFINEMENT_REMEDY = (
+    "run Linux 5.13 or newer on x86_64 or aarch64 with landlock in /sys/kernel/security/lsm, in containers with the "
+    "default seccomp profile (RuntimeDefault on Kubernetes) of containerd 1.6, Docker 20.10.18 or newer; until then "
+    "let this node decode only videos from people you trust"
+)
 GPU_REMEDY = (
     "check nvidia-smi on the node, the NVIDIA driver, that the image has torch for CUDA, and that the container gets "
     "its GPUs (nvidia.com/gpu on Kubernetes, --gpus all with Docker)"
@@ -153,6 +160,26 @@ def look_at_decoder(expected: str) -> Verdict:
     if report.digest != expected:
         return failed("H.264 is decoded to other pixels than on the driver", DECODER_REMEDY)
     return passed("a made H.264 clip comes back, with the driver's pixels")
+
+
+def look_at_confinement() -> Verdict:
+    """A process that is confined as those that decode videos, and tries to break out."""
+    return confinement_verdict(breakout.tried())
+
+
+def confinement_verdict(trial: Trial) -> Verdict:
+    """From the layers that hold and the attempts that were not refused."""
+    missing, possible = trial.confinement.missing, trial.possible
+    if not missing and not possible:
+        layers = f"seccomp and Landlock {trial.confinement.landlock_abi}"
+        return passed(f"{layers}; {len(trial.outcomes)} attempts to break out of a decoding process were refused")
+    problems = []
+    if missing:
+        problems.append(f"without {', '.join(missing)} ({trial.confinement.why_not})")
+    if possible:
+        more = f" and {len(possible) - 3} more" if len(possible) > 3 else ""
+        problems.append(f"code in a decoding process can {', '.join(possible[:3])}{more}")
+    return warned("; ".join(problems), CONFINEMENT_REMEDY)
 
 
 def look_at_storage(probe_uri: str, digest: str) -> Verdict:

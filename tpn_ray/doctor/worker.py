@@ -53,6 +53,7 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "shared memory": (lambda about: node.look_at_memory(about.store_bytes, about.gpus), node.SHM_REMEDY),
     "disk": (lambda about: node.look_at_disk(session_folder(), about.store_bytes), node.DISK_REMEDY),
     "decoder": (lambda about: node.look_at_decoder(about.pixels), node.DECODER_REMEDY),
+    "confinement": (lambda about: node.look_at_confinement(), node.CONFINEMENT_REMEDY),
     "storage from the node": (
         lambda about: node.look_at_storage(about.probe_uri, about.probe_digest),
         "set the AWS variables, or an instance profile, where the node starts; a folder must be one that all share",
