@@ -136,7 +136,6 @@ from tpn_ray.clips.sandbox import REPLY, SHARED_BYTES
 channel, _, replies = json.loads(sys.argv[1])[1]
 mmap.mmap(replies, SHARED_BYTES)[: {len(answer)}] = {answer!r}
 channel = socket.socket(fileno=channel)
-channel.recv(100)
 channel.sendall(REPLY.pack(b"r", 0, {len(answer)}))
 channel.recv(100)
 """
