@@ -30,6 +30,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -124,9 +125,6 @@ class Sandbox:
         if self._child is not None:
             self._child.kill()
             self._child = None
-
-    def __del__(self) -> None:
-        self.close()
 
     def call(self, function: Function, video: bytes | Path, *arguments: Any) -> Any:
         """Call `function(video, *arguments)` in the child: with bytes, or for a path with the open file.
@@ -254,6 +252,8 @@ class _Child:
                 env=child_environment(),
                 pass_fds=descriptors,
             )
+        # Also for a sandbox that nobody closes.
+        self._end = weakref.finalize(self, _end, self._process, self._socket, self._requests, self._replies)
 
     def send(self, request: bytes, video: bytes | Path) -> None:
         """Hand a call over; the child begins with it at once."""
@@ -297,24 +297,14 @@ class _Child:
 
     def wait(self) -> int:
         """Take the exit status of a child that has ended by itself."""
-        try:
-            status = self._process.wait(LOOK_SECONDS)
-        except subprocess.TimeoutExpired:  # it closed its socket and lives on
-            self._process.kill()
-            status = self._process.wait()
-        self._free()
-        return status
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed its socket and live on
+            self._process.wait(LOOK_SECONDS)
+        return self.kill()
 
     def kill(self) -> int:
-        self._process.kill()
-        status = self._process.wait()
-        self._free()
-        return status
-
-    def _free(self) -> None:
-        self._socket.close()
-        os.close(self._requests)
-        os.close(self._replies)
+        """End it, if it has not ended, and return its exit status."""
+        self._end()
+        return self._process.wait()
 
     def _wait(self, limits: SandboxLimits) -> None:
         """Wait until there is something to read, or raise _SilentChildError with the limit that was passed.
@@ -349,6 +339,14 @@ class _Child:
             self._memory.madvise(mmap.MADV_REMOVE)
         if os.fstat(self._requests).st_size > KEPT_BYTES:
             os.truncate(self._requests, 0)
+
+
+def _end(process: subprocess.Popen[bytes], channel: socket.socket, *memories: int) -> None:
+    process.kill()
+    process.wait()
+    channel.close()
+    for memory in memories:
+        os.close(memory)
 
 
 def _write_all(file: int, *parts: bytes) -> None:
