@@ -134,12 +134,16 @@ def keyword(call: ast.Call, name: str) -> object:
     return next((ast.unparse(one.value) for one in call.keywords if one.arg == name), None)
 
 
+HEARS_ITS_PARENT = "tpn_ray/clips/sandbox.py"
+"""There a child unpickles what the process that started it asks for; what comes back is JSON and arrays."""
+
+
 def test_nothing_that_is_stored_is_unpickled() -> None:
     seen = {"torch": 0, "np": 0}
     for path in MODULES:
         for owner, name, call in calls(path):
             place = f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)}"
-            assert name not in UNPICKLING.get(owner, ()), place
+            assert name not in UNPICKLING.get(owner, ()) or place.split(":")[0] == HEARS_ITS_PARENT, place
             if name == "load" and owner in seen:
                 seen[owner] += 1
                 asked = keyword(call, "weights_only") if owner == "torch" else keyword(call, "allow_pickle")
