@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -65,11 +67,12 @@ def main() -> None:
     session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
     name = f"evaluate {storage.name(folder)}"
     run = track.begin(flags.tracking_uri, flags.experiment, name, *track.about(question))
-    results = evaluate.evaluate(question, machines, folder)
+    with track.ended_by_errors(run):
+        results = evaluate.evaluate(question, machines, folder)
     track.finish(run, results)
     show.results(question, results)
     evaluate.refuse_budget(question, results, flags.max_bad)
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import goes_on, run_job
+
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -77,6 +80,7 @@ def main() -> None:
     manifest = read_manifest(flags)
     out = storage.absolute(flags.out)
     storage.check_writable(out)
+    goes_on(f"--out {shlex.quote(out)}")
     print(f"{len(manifest)} videos, version {manifest.version}; preparing into {out}", flush=True)
     session.connect(flags.address, workers_cpus=0, decode_cpus=flags.tasks.cpus_per_task)
     printer = ProgressPrinter()
@@ -97,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

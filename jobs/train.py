@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import goes_on, run_job
+
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -73,6 +76,7 @@ def main() -> None:
     check_division(machines, recipe)
     folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
     storage.check_writable(folder)
+    goes_on(f"--name {shlex.quote(run_name)}")
     driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
     session.connect(
@@ -112,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

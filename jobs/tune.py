@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import goes_on, run_job
+
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -91,6 +93,7 @@ def main() -> None:
     searched = space(flags.space or ("none" if flags.vary else "all"), recipe, flags.vary)
     folder, campaign_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(f"{name}-tune")
     storage.check_writable(folder)
+    goes_on(f"--name {shlex.quote(campaign_name)}")
     session.connect(
         flags.address,
         workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.how.at_once, 1),
@@ -141,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

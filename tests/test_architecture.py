@@ -22,7 +22,7 @@ LAYERS = [
     ["data", "tracking"],
     ["checkpoint"],
     ["clips", "model", "metrics"],
-    ["storage"],
+    ["storage", "job"],
     ["redaction"],
     ["errors"],
 ]

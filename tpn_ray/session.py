@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 import ray._private.ray_constants
@@ -18,6 +19,7 @@ import ray._private.ray_logging
 import ray.data
 import ray.exceptions
 
+from tpn_ray import job
 from tpn_ray.errors import ResourceError
 
 LOCAL_STORE_BYTES = 1024**3
@@ -67,14 +69,12 @@ def _start(cpus: int) -> None:
     os.environ[API_SERVER] = f"http://127.0.0.1:{port}"  # for the processes that Ray starts
     try:
         with _without(LEVEL_LINE):
-            ray.init(
+            _init(
                 address="local",
                 num_cpus=cpus,
                 object_store_memory=LOCAL_STORE_BYTES,
                 include_dashboard=True,
                 dashboard_port=port,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray's own class for a start that takes too long is just this one
         said = str(error).strip() or type(error).__name__
@@ -86,6 +86,11 @@ def _start(cpus: int) -> None:
         os.environ.pop(API_SERVER)
         if before is not None:
             os.environ[API_SERVER] = before
+
+
+def _init(**settings: Any) -> None:
+    ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
+    job.heed_signals()  # it has replaced the handler of SIGTERM with one that ends the process in the middle
 
 
 @contextlib.contextmanager
@@ -140,7 +145,7 @@ def _join(address: str) -> None:
     try:
         _knock(address)
         with _without(LEVEL_LINE):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            _init(address=address)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(
