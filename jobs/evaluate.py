@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.predict import evaluate, show, track
 from tpn_ray.predict.driver import Scorers
 
@@ -39,7 +40,7 @@ class Arguments:
     out: str = ""
     """Folder for the results, on disk or s3://; by default beside the checkpoint."""
 
-    max_bad: float = 0.01
+    max_bad: str = MAX_BAD
     """Share of the videos that may be unusable before the job fails, after writing its results."""
 
     tracking_uri: str = ""
@@ -60,6 +61,7 @@ def main() -> None:
         Arguments(checkpoint=tyro.MISSING, data=tyro.MISSING), sys.argv[1:], program=PROGRAM, description=description
     )
     views, machines = " ".join(flags.views), flags.machines
+    max_bad = parse_share(flags.max_bad)
     question = evaluate.ask(flags.checkpoint, flags.data, flags.split, views, flags.alpha)
     folder = storage.absolute(flags.out or evaluate.default_folder(flags.checkpoint, flags.split, views))
     storage.check_writable(folder)
@@ -71,7 +73,7 @@ def main() -> None:
         results = evaluate.evaluate(question, machines, folder)
     track.finish(run, results)
     show.results(question, results)
-    evaluate.refuse_budget(question, results, flags.max_bad)
+    evaluate.refuse_budget(question, results, max_bad)
 
 
 if __name__ == "__main__":

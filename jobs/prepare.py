@@ -12,13 +12,13 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.annotations import load_annotated
 from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.errors import ConfigError
 from tpn_ray.prepare import driver
-from tpn_ray.prepare.budget import parse_share
 from tpn_ray.prepare.driver import Tasks
 from tpn_ray.prepare.layout import ShardConfig
 from tpn_ray.prepare.report import ProgressPrinter, summary_lines
@@ -51,8 +51,8 @@ class Arguments:
     val_fraction: float = 0.2
     """Share of each class that goes to "val" where no splits are given."""
 
-    max_bad: str = "1%"
-    """Share of the videos that may be unusable before the job stops."""
+    max_bad: str = MAX_BAD
+    """Share of the videos that may be unusable before the job stops, such as 1% or 0.01."""
 
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""

@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, recipes, report, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import BudgetError
 from tpn_ray.redaction import redacted
@@ -74,8 +75,8 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
-    max_bad: float = 0.01
-    """Share of the videos that may be unusable before a trial stops."""
+    max_bad: str = MAX_BAD
+    """Share of the videos that may be unusable before a trial stops, such as 1% or 0.01."""
 
     machines: Annotated[Machines, tyro.conf.arg(name="")] = field(
         default_factory=lambda: Machines(workers=1, share_clips_gb=4.0)
@@ -87,6 +88,7 @@ def main() -> None:
     name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Search around {name}.")
+    max_bad = parse_share(flags.max_bad)
     manifest = load_manifest(flags.data)
     recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
     check_division(machines, recipe)
@@ -111,7 +113,7 @@ def main() -> None:
             tracking_uri=tracked.tracking_uri,
             experiment=flags.experiment,
             parent_run=tracked.run_id,
-            max_bad=flags.max_bad,
+            max_bad=max_bad,
             session=command_line.fresh_name("session"),
             fidelity=driver.fidelity_of(recipe, flags.how),
         )

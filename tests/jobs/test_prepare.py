@@ -130,7 +130,7 @@ def test_the_budget(sources: str, prepared: Path, s3: S3Server) -> None:
     status, output = run("prepare", "--data", sources, "--out", str(prepared), *flags, environment=s3.environment)
     assert status == 2, output
     assert "5 of 53 videos are bad" in output
-    assert "raise --max-bad (now 0.05)" in output
+    assert "raise --max-bad (now 5%)" in output
     assert "Traceback" not in output
 
 

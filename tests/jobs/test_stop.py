@@ -1,4 +1,4 @@
-"""A running job that is told to stop: what Kubernetes and `ray job stop` send, after Ray has put its handler in place."""
+"""A running job that is told to stop, as Kubernetes and `ray job stop` do, after Ray has put its handler in place."""
 
 from __future__ import annotations
 
