@@ -193,6 +193,25 @@ def test_failures_to_place_workers_before_the_last_progress_are_past(
         assert len(fits) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "groups"), [(CheckpointError("of another network"), 1), (ValueError("a fault that may pass"), 3)]
+)
+def test_an_error_that_would_come_again_takes_one_group_of_workers(
+    error: Exception, groups: int, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[int] = []
+    monkeypatch.setattr(driver.mailbox, "take", lambda mail: [])
+
+    class Trainer:
+        def fit(self) -> None:
+            fits.append(len(fits))
+            raise ray.train.WorkerGroupError("one worker", {0: error})
+
+    with pytest.raises((CheckpointError, TrainingError), match=str(error)):
+        driver._fit(Trainer, None, ledger_of(manifest, []), 60.0, 2)  # type: ignore[arg-type]
+    assert len(fits) == groups
+
+
 @pytest.mark.cluster
 def test_a_controller_that_ends_with_a_worker_is_replaced_and_its_places_are_freed(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch

@@ -93,9 +93,10 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(600)
 def test_a_run_may_lose_more_workers_than_in_a_row(toy_folder: Path, tmp_path: Path, ray_here: None) -> None:
     manifest = load_manifest(str(toy_folder))
-    short = {"loop.epochs": 3, "loop.evaluate_every_epochs": 3, "loop.batch_clips": 8, "loop.micro_batch_clips": 8}
+    short = {"loop.epochs": 1, "loop.evaluate_every_epochs": 1, "loop.batch_clips": 8, "loop.micro_batch_clips": 8}
     recipe = driver.recipe_for(replace_fields(recipes.toy(), short), manifest)
     events: list[Event] = []
     killed: list[int] = []
@@ -117,15 +118,7 @@ def test_a_run_may_lose_more_workers_than_in_a_row(toy_folder: Path, tmp_path: P
     )
     assert len(killed) == 2
     assert sum(isinstance(event, Failed) for event in events) >= 2
-    assert result.last.endswith("step-00000012")
-    events.clear()
-    (tmp_path / "other.pth").write_bytes(b"these are no weights")
-    foreign = replace_fields(recipe, {"loop.weights": str(tmp_path / "other.pth")})
-    with pytest.raises(CheckpointError, match=r"other\.pth"):
-        driver.run(
-            foreign, manifest, Machines(workers=1), storage_uri=str(tmp_path), name="foreign", on_event=events.append
-        )
-    assert len(events) == 1, "one group of workers met it, and no second one tried"
+    assert result.last.endswith("step-00000004")
 
 
 def kill_the_worker() -> list[int]:
