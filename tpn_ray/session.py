@@ -17,6 +17,7 @@ import ray
 import ray._private.ray_constants
 import ray._private.ray_logging
 import ray.data
+import ray.data.exceptions
 import ray.exceptions
 
 from tpn_ray import job
@@ -25,6 +26,8 @@ from tpn_ray.errors import ResourceError
 LOCAL_STORE_BYTES = 1024**3
 """Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
 KNOCK_SECONDS = 10.0
+ANCHOR_SECONDS = 300
+"""Longest wait for the first task in a cluster, which takes a second."""
 LEVEL_LINE = "Set ray log level from environment variable"
 """Ray says this of the very variable that quietens it, before it does."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
@@ -138,7 +141,14 @@ def _anchor() -> None:
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    ray.data.from_items([0]).map_batches(lambda rows: rows, num_cpus=0).materialize()
+    context.execution_no_progress_timeout_s = ANCHOR_SECONDS
+    try:
+        ray.data.from_items([0]).map_batches(lambda rows: rows, num_cpus=0).materialize()
+    except (RuntimeError, ray.data.exceptions.ExecutionTimeoutError, ray.exceptions.RayError) as error:
+        raise ResourceError(
+            f"the cluster did not run the smallest of tasks within {ANCHOR_SECONDS} s: {str(error).splitlines()[0]}\n"
+            "Look at `ray status`, and run jobs/doctor.py"
+        ) from error
 
 
 def _join(address: str) -> None:

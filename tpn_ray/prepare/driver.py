@@ -21,6 +21,7 @@ from typing import Any
 
 import ray
 import ray.data
+import ray.data.exceptions
 import ray.exceptions
 
 from tpn_ray import errors, mailbox, storage
@@ -250,6 +251,11 @@ def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) 
         for finding in mailbox.take(told):
             meter.add(finding)
         watch(meter.totals)
+    if failure and isinstance(failure[0], ray.data.exceptions.ExecutionTimeoutError):
+        raise ResourceError(
+            f"no shard was finished for {SHARD_SECONDS // 3600} hours: no node may be free for a task of "
+            f"{tasks.cpus_per_task:g} CPUs (see `ray status`), or --shard-videos is too large; the same command goes on"
+        ) from failure[0]
     if failure:
         raise failure[0]
     return meter.totals
