@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import statistics
@@ -344,7 +345,8 @@ class _Ledger:
     def _rows(self, split: str) -> list[int]:
         """Of a split; looked for once, since a dataset has millions and every bad video asks."""
         if split not in self.rows:
-            self.rows[split] = [row for row, value in enumerate(self.manifest.splits) if value == split]
+            splits = self.manifest.splits
+            self.rows[split] = list(itertools.compress(range(len(splits)), map(split.__eq__, splits)))
         return self.rows[split]
 
     def _stop(self, event: Diverged) -> None:
