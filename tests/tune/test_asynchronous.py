@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -121,6 +122,34 @@ def test_who_is_exploited(
     scheduler._trial_state = {name: SimpleNamespace(last_result=result) for name, result in results.items()}
     scheduler._exploit(None, "worst", "best")
     assert bool(done) == mutates
+
+
+def test_donors_are_chosen_by_the_seed(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    chosen: list[str] = []
+    monkeypatch.setattr(
+        schedulers.PopulationBasedTraining,
+        "_checkpoint_or_exploit",
+        lambda self, trial, controller, upper, lower: chosen.append("".join(one.trial_id[-1] for one in upper)),
+    )
+
+    class Member:
+        def __init__(self, number: int) -> None:
+            self.trial_id, self.config = f"x_0000{number}", {"sample": {}}
+
+    def choose(seed: int) -> list[str]:
+        chosen.clear()
+        scheduler = asynchronous.pbt(campaign, dataclasses.replace(wanted("random"), seed=seed))
+        members = [Member(number) for number in range(8)]
+        upper, lower = members[:4], members[4:]
+        scheduler._trial_state = {one: SimpleNamespace(last_result={"epoch": 1}) for one in members}
+        for member in (upper[0], *lower):
+            scheduler._checkpoint_or_exploit(member, None, upper[::-1] if seed else upper, lower)
+        return chosen.copy()
+
+    assert choose(3) == choose(3)
+    assert choose(0)[0] == "0123", "who is among the best saves a checkpoint"
+    assert {len(one) for one in choose(0)[1:]} == {1}
+    assert len({tuple(choose(seed)) for seed in range(4)}) == 4
 
 
 def test_a_trials_number_is_its_own_whosesoever_settings_it_has() -> None:
