@@ -60,7 +60,7 @@ def test_controllers_have_a_budget_of_their_own() -> None:
 
 def test_what_would_come_again_ends_the_run_whatever_progress_it_made() -> None:
     for progress in (True, False):
-        assert decide(Lost.HOPE, Losses(), progress=progress, max_failures=9) == End()
+        assert decide(Lost.FOR_GOOD, Losses(), progress=progress, max_failures=9) == End()
     assert decide(Lost.PLACES, Losses(workers=1), progress=True, max_failures=3) == StartAgain(Losses())
     assert decide(Lost.PLACES, Losses(), progress=False, max_failures=3) == End()
 
@@ -72,16 +72,16 @@ def lost_by(error: Exception) -> Lost:
 
 def test_errors_that_the_next_workers_would_meet_are_told_from_those_that_pass() -> None:
     for error in (CheckpointError("of another network"), ConfigError("x"), StorageRefusedError("the disk is full")):
-        assert lost_by(error) is Lost.HOPE
+        assert lost_by(error) is Lost.FOR_GOOD
         assert is_lasting(error)
-    assert lost_by(TrainingError("no validation video could be used")) is Lost.HOPE
+    assert lost_by(TrainingError("no validation video could be used")) is Lost.FOR_GOOD
     for error in (StorageError("no answer"), TornCheckpointError("torn"), ValueError("a fault"), OSError("gone")):
         assert lost_by(error) is Lost.WORKERS
     assert lost_by(ray.exceptions.ActorDiedError()) is Lost.WORKERS
     assert driver.what_was_lost(ray.exceptions.ActorDiedError()) is Lost.CONTROLLER
     assert driver.what_was_lost(ray.train.ControllerError(ray.exceptions.ActorDiedError())) is Lost.CONTROLLER
     assert driver.what_was_lost(ray.train.ControllerError(RuntimeError("no places"))) is Lost.PLACES
-    assert driver.what_was_lost(ValueError("of the driver's own")) is Lost.HOPE
+    assert driver.what_was_lost(ValueError("of the driver's own")) is Lost.FOR_GOOD
 
 
 @pytest.fixture

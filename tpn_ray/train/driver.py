@@ -417,9 +417,9 @@ def _fit_once(
 def what_was_lost(error: BaseException) -> Lost:
     """What ended a trainer with this error."""
     if isinstance(error, ray.train.WorkerGroupError):
-        return Lost.HOPE if is_lasting(own_error(error)) else Lost.WORKERS
+        return Lost.FOR_GOOD if is_lasting(own_error(error)) else Lost.WORKERS
     if not isinstance(error, ray.exceptions.RayActorError | ray.train.ControllerError):
-        return Lost.HOPE
+        return Lost.FOR_GOOD
     # A controller ends by itself where it calls a worker that has just been killed: it takes that for its own mistake.
     inner = getattr(error, "controller_failure", None)
     causes = (error, inner, getattr(inner, "cause", None))

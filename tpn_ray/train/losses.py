@@ -35,7 +35,7 @@ class Lost(Enum):
     """Ray Train's controller was killed, or ended with a worker that was."""
     PLACES = "places"
     """Ray Train gave up placing workers, of which it counts failures over its whole life."""
-    HOPE = "hope"
+    FOR_GOOD = "for good"
     """The next workers would end in the same way."""
 
 
@@ -70,7 +70,7 @@ def decide(lost: Lost, before: Losses, *, progress: bool, max_failures: int) -> 
     if progress:
         before = Losses()
     match lost:
-        case Lost.HOPE:
+        case Lost.FOR_GOOD:
             return End()
         case Lost.PLACES:
             return StartAgain(before) if progress else End()
