@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tpn_ray import command_line, recipes, session
+from tpn_ray import recipes, session
 from tpn_ray.clips.bench import DecodeBench, measure_decode
 from tpn_ray.data.bench import IngestBench, measure_ingest
 from tpn_ray.data.share_bench import ShareBench, measure_share
@@ -87,5 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)
     sys.exit(0)

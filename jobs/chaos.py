@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -48,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=lambda: None)
+    run_job(main, leave=lambda: None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import dataclasses
 import json
 import sys
@@ -11,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tpn_ray import command_line, storage
+from tpn_ray import storage
 from tpn_ray.predict import compare, plots
 from tpn_ray.predict.table import read_scores
 
@@ -60,5 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=lambda: None)
+    run_job(main, leave=lambda: None)
     sys.exit(0)

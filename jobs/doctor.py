@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -42,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -9,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.predict import evaluate, show, track
 from tpn_ray.predict.driver import Scorers
 
@@ -37,7 +40,7 @@ class Arguments:
     out: str = ""
     """Folder for the results, on disk or s3://; by default beside the checkpoint."""
 
-    max_bad: float = 0.01
+    max_bad: str = MAX_BAD
     """Share of the videos that may be unusable before the job fails, after writing its results."""
 
     tracking_uri: str = ""
@@ -58,6 +61,7 @@ def main() -> None:
         Arguments(checkpoint=tyro.MISSING, data=tyro.MISSING), sys.argv[1:], program=PROGRAM, description=description
     )
     views, machines = " ".join(flags.views), flags.machines
+    max_bad = parse_share(flags.max_bad)
     question = evaluate.ask(flags.checkpoint, flags.data, flags.split, views, flags.alpha)
     folder = storage.absolute(flags.out or evaluate.default_folder(flags.checkpoint, flags.split, views))
     storage.check_writable(folder)
@@ -65,11 +69,12 @@ def main() -> None:
     session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
     name = f"evaluate {storage.name(folder)}"
     run = track.begin(flags.tracking_uri, flags.experiment, name, *track.about(question))
-    results = evaluate.evaluate(question, machines, folder)
+    with track.ended_by_errors(run):
+        results = evaluate.evaluate(question, machines, folder)
     track.finish(run, results)
     show.results(question, results)
-    evaluate.refuse_budget(question, results, flags.max_bad)
+    evaluate.refuse_budget(question, results, max_bad)
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

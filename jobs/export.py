@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import sys
 from dataclasses import dataclass
 
@@ -60,5 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=lambda: None)
+    run_job(main, leave=lambda: None)
     sys.exit(0)

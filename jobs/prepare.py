@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import goes_on, run_job
+
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -9,13 +12,13 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.annotations import load_annotated
 from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.errors import ConfigError
 from tpn_ray.prepare import driver
-from tpn_ray.prepare.budget import parse_share
 from tpn_ray.prepare.driver import Tasks
 from tpn_ray.prepare.layout import ShardConfig
 from tpn_ray.prepare.report import ProgressPrinter, summary_lines
@@ -48,8 +51,8 @@ class Arguments:
     val_fraction: float = 0.2
     """Share of each class that goes to "val" where no splits are given."""
 
-    max_bad: str = "1%"
-    """Share of the videos that may be unusable before the job stops."""
+    max_bad: str = MAX_BAD
+    """Share of the videos that may be unusable before the job stops, such as 1% or 0.01."""
 
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
@@ -77,6 +80,7 @@ def main() -> None:
     manifest = read_manifest(flags)
     out = storage.absolute(flags.out)
     storage.check_writable(out)
+    goes_on(f"--out {shlex.quote(out)}")
     print(f"{len(manifest)} videos, version {manifest.version}; preparing into {out}", flush=True)
     session.connect(flags.address, workers_cpus=0, decode_cpus=flags.tasks.cpus_per_task)
     printer = ProgressPrinter()
@@ -97,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import goes_on, run_job
+
 import dataclasses
 import json
 import sys
@@ -81,6 +83,7 @@ def main() -> None:
         storage_uri=folder,
     )
     storage.check_writable(folder)
+    goes_on()
     session.connect(
         flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode_cpus
     )
@@ -119,4 +122,4 @@ def draw(campaign: driver.Campaign, data: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -77,8 +79,8 @@ def main() -> None:
     manifest = load_manifest(flags.data, for_training=False).select(flags.split)
     storage.check_writable(folder)
     parameters = {name: getattr(flags, name) for name in ("data", "frames", "first", "second", "split")}
-    run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
     session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
+    run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
     question = driver.Question(
         frames=flags.frames,
         first=flags.first,
@@ -87,8 +89,9 @@ def main() -> None:
         strides=flags.strides,
         classes_per_bin=flags.classes_per_bin,
     )
-    tempos, report = driver.analyse(question, manifest, toy_actions.known_tempos(flags.data), machines)
-    driver.write(folder, tempos, report)
+    with track.ended_by_errors(run):
+        tempos, report = driver.analyse(question, manifest, toy_actions.known_tempos(flags.data), machines)
+        driver.write(folder, tempos, report)
     if run is not None:
         track.log_folder(run, folder)
         run.end("FINISHED")
@@ -96,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

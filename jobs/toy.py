@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import run_job
+
 import sys
 import time
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tpn_ray import command_line, storage
+from tpn_ray import storage
 from tpn_ray.clips.toy import TOY_CLASSES, ToyConfig, write_toy
 from tpn_ray.clips.toy_actions import write_actions
 from tpn_ray.clips.toy_kitchen import write_kitchen
@@ -49,5 +51,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=lambda: None)
+    run_job(main, leave=lambda: None)
     sys.exit(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import goes_on, run_job
+
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -9,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, recipes, report, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.progress import Terminal, track
@@ -46,11 +50,13 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
-    max_bad: float = 0.01
-    """Share of the videos that may be unusable before the run stops."""
+    max_bad: str = MAX_BAD
+    """Share of the videos that may be unusable before the run stops, such as 1% or 0.01."""
 
     max_failures: int = 3
-    """Worker failures to recover from."""
+    """Times in a row that workers may be lost, or fail, without a later checkpoint in between; below 0: any number.
+    Nodes that a cloud takes away do not count. An error that the next workers would meet as well ends the run at
+    once."""
 
     views: str = "1x1"
     """How the best checkpoint is scored at the end: CLIPSxCROPS, such as 10x3."""
@@ -68,11 +74,13 @@ def main() -> None:
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Train the recipe {name}.")
     views = parse_views(flags.views)
+    max_bad = parse_share(flags.max_bad)
     manifest = load_manifest(flags.data)
     recipe, machines = driver.recipe_for(flags.recipe, manifest), flags.machines
     check_division(machines, recipe)
     folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
     storage.check_writable(folder)
+    goes_on(f"--name {shlex.quote(run_name)}")
     driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
     session.connect(
@@ -95,7 +103,7 @@ def main() -> None:
             name=run_name,
             on_event=on_event,
             saving=flags.saving,
-            max_bad=flags.max_bad,
+            max_bad=max_bad,
             max_failures=flags.max_failures,
             order_ledger=storage.absolute(flags.order_ledger) if flags.order_ledger else "",
         )
@@ -112,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tpn_ray.job import goes_on, run_job
+
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, recipes, report, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import BudgetError
 from tpn_ray.redaction import redacted
@@ -72,8 +75,8 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
-    max_bad: float = 0.01
-    """Share of the videos that may be unusable before a trial stops."""
+    max_bad: str = MAX_BAD
+    """Share of the videos that may be unusable before a trial stops, such as 1% or 0.01."""
 
     machines: Annotated[Machines, tyro.conf.arg(name="")] = field(
         default_factory=lambda: Machines(workers=1, share_clips_gb=4.0)
@@ -85,12 +88,14 @@ def main() -> None:
     name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Search around {name}.")
+    max_bad = parse_share(flags.max_bad)
     manifest = load_manifest(flags.data)
     recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
     check_division(machines, recipe)
     searched = space(flags.space or ("none" if flags.vary else "all"), recipe, flags.vary)
     folder, campaign_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(f"{name}-tune")
     storage.check_writable(folder)
+    goes_on(f"--name {shlex.quote(campaign_name)}")
     session.connect(
         flags.address,
         workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.how.at_once, 1),
@@ -108,7 +113,7 @@ def main() -> None:
             tracking_uri=tracked.tracking_uri,
             experiment=flags.experiment,
             parent_run=tracked.run_id,
-            max_bad=flags.max_bad,
+            max_bad=max_bad,
             session=command_line.fresh_name("session"),
             fidelity=driver.fidelity_of(recipe, flags.how),
         )
@@ -141,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_job(main, leave=session.disconnect)
+    run_job(main, leave=session.disconnect)

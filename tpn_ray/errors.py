@@ -3,7 +3,8 @@
     TpnRayError                 one clear message: the thing, the value, the remedy
     |-- ConfigError             a recipe field or a flag that cannot be (also a ValueError)
     |-- StorageError            an object store or a disk that refuses
-    |   `-- NotFoundError       nothing there
+    |   |-- NotFoundError       nothing there
+    |   `-- StorageRefusedError no permission, no space: trying again later changes nothing
     |-- ManifestError           annotations that do not fit the videos
     |-- BadVideo                one video that cannot be used; carries a `reason` from REASONS
     |-- BudgetError             more bad videos than the budget allows
@@ -35,6 +36,10 @@ class StorageError(TpnRayError):
 
 class NotFoundError(StorageError):
     """The bucket, folder or object does not exist."""
+
+
+class StorageRefusedError(StorageError):
+    """Storage refuses in a way that time does not mend: wrong credentials, no permission, a full disk."""
 
 
 class ManifestError(TpnRayError):

@@ -60,7 +60,7 @@ class JobProcess:
             return False
         below = self._children()
         self._process.kill()
-        self._process.wait()
+        self._process.wait(END_SECONDS)
         for process in below:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

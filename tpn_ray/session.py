@@ -11,18 +11,23 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 import ray._private.ray_constants
 import ray._private.ray_logging
 import ray.data
+import ray.data.exceptions
 import ray.exceptions
 
+from tpn_ray import job
 from tpn_ray.errors import ResourceError
 
 LOCAL_STORE_BYTES = 1024**3
 """Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
 KNOCK_SECONDS = 10.0
+ANCHOR_SECONDS = 300
+"""Longest wait for the first task in a cluster, which takes a second."""
 LEVEL_LINE = "Set ray log level from environment variable"
 """Ray says this of the very variable that quietens it, before it does."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
@@ -67,14 +72,12 @@ def _start(cpus: int) -> None:
     os.environ[API_SERVER] = f"http://127.0.0.1:{port}"  # for the processes that Ray starts
     try:
         with _without(LEVEL_LINE):
-            ray.init(
+            _init(
                 address="local",
                 num_cpus=cpus,
                 object_store_memory=LOCAL_STORE_BYTES,
                 include_dashboard=True,
                 dashboard_port=port,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray's own class for a start that takes too long is just this one
         said = str(error).strip() or type(error).__name__
@@ -86,6 +89,11 @@ def _start(cpus: int) -> None:
         os.environ.pop(API_SERVER)
         if before is not None:
             os.environ[API_SERVER] = before
+
+
+def _init(**settings: Any) -> None:
+    ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
+    job.heed_signals()  # it has replaced the handler of SIGTERM with one that ends the process in the middle
 
 
 @contextlib.contextmanager
@@ -133,14 +141,21 @@ def _anchor() -> None:
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    ray.data.from_items([0]).map_batches(lambda rows: rows, num_cpus=0).materialize()
+    context.execution_no_progress_timeout_s = ANCHOR_SECONDS
+    try:
+        ray.data.from_items([0]).map_batches(lambda rows: rows, num_cpus=0).materialize()
+    except (RuntimeError, ray.data.exceptions.ExecutionTimeoutError, ray.exceptions.RayError) as error:
+        raise ResourceError(
+            f"the cluster did not run the smallest of tasks within {ANCHOR_SECONDS} s: {str(error).splitlines()[0]}\n"
+            "Look at `ray status`, and run jobs/doctor.py"
+        ) from error
 
 
 def _join(address: str) -> None:
     try:
         _knock(address)
         with _without(LEVEL_LINE):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            _init(address=address)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from tpn_ray.errors import ConfigError, NotFoundError, StorageError
+from tpn_ray.errors import ConfigError, NotFoundError, StorageError, StorageRefusedError
 from tpn_ray.redaction import redacted, refuse_credentials
 
 CONNECT_SECONDS = 3.0
@@ -401,6 +401,10 @@ def _attempt(uri: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T
 # --- diagnosis
 
 
+REFUSALS = ("AccessDenied", "403", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoCredentials")
+"""S3's codes for what only a person can change."""
+
+
 def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1) -> StorageError:
     """The clear error for a failed operation: what, where, what the store said, and what to do."""
     if not is_s3(uri):
@@ -416,6 +420,8 @@ def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1)
         code, said = "error", _first_line(str(error))
     bucket = uri[len("s3://") :].partition("/")[0]
     error_type = NotFoundError if code in ("NoSuchBucket", "NoSuchKey", "404") else StorageError
+    if code in REFUSALS:
+        error_type = StorageRefusedError
     tries = f" (tried {attempts} times)" if attempts > 1 else ""
     return error_type(f"cannot {verb} {uri} at {endpoint() or 'Amazon S3'}{tries}: {_remedy(code, said, bucket)}")
 
@@ -429,9 +435,9 @@ def _explain_local(uri: str, verb: str, error: Exception) -> StorageError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError(_nothing_there(uri))
     if isinstance(error, PermissionError):
-        return StorageError(f"cannot {verb} {uri}: no permission; check the owner and the mode of the folder")
+        return StorageRefusedError(f"cannot {verb} {uri}: no permission; check the owner and the mode of the folder")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return StorageError(f"cannot {verb} {uri}: the disk is full; free some space or choose another folder")
+        return StorageRefusedError(f"cannot {verb} {uri}: the disk is full; free some space or choose another folder")
     return StorageError(f"cannot {verb} {uri}: {_first_line(str(error))}")
 
 

@@ -167,8 +167,9 @@ class TrackedRun:
         return made[0] if made else ""
 
     def end(self, status: str) -> bool:
-        """FINISHED, FAILED or KILLED. Tries for a minute to send what is left; False if something could not be sent."""
-        deadline = time.monotonic() + CLOSE_SECONDS
+        """FINISHED, FAILED or KILLED. Tries for a minute to send what is left, once for a job that is killed, which has
+        no such time; False if something could not be sent."""
+        deadline = time.monotonic() + (0.0 if status == "KILLED" else CLOSE_SECONDS)
         while not self.send() and time.monotonic() < deadline:
             time.sleep(1.0)
         return self._attempt(lambda: self.client.set_terminated(self.run_id, status)) and self.sent

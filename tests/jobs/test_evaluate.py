@@ -30,7 +30,7 @@ def test_score_track_and_compare(untrained: str, toy_folder: Path, tmp_path: Pat
     flags = ["--checkpoint", untrained, "--data", str(data), "--alpha", "1,2", "4,8", "--out", str(out)]
     status, output = run("evaluate", *flags, "--tracking-uri", store, "--max-bad", "0")
     assert status == 2, output
-    assert "1 of 17 videos could not be used, --max-bad 0 allows 0" in output
+    assert "1 of 17 videos are bad (1 not_video), the budget allows 0" in output
     assert "16 videos scored; 1 could not be used, 0 were quarantined" in output
     assert "text.mp4 (not_video)" in output
     metrics = json.loads((out / "alpha_4_8" / "metrics.json").read_text())

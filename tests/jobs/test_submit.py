@@ -12,6 +12,7 @@ import mlflow.pyfunc
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from tests.jobs.processes import submit
 from tests.ray_head import BIN, ray_head
@@ -54,6 +55,7 @@ def test_train_from_s3_on_a_cluster(
     with ray_head(4, s3.environment) as head:
         client = {**head.environment, "RAY_ADDRESS": head.jobs_url}
         _stop_after_a_checkpoint(job, client, f"{runs}/submitted")
+        assert _tracked(mlflow_url).info.status == "KILLED"
         status, output = submit([*SUBMIT, *job], client)
     assert status == 0, output
     assert re.search(r"training goes on from step \d+ with 2 workers", output), output
@@ -77,6 +79,9 @@ def _stop_after_a_checkpoint(job: list[str], environment: dict[str, str], run: s
     stopped = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert run_folder.committed_steps(run)[-1] < EPOCHS, "it was over before it was stopped"
+    logs = [str(BIN / "ray"), "job", "logs", "first"]
+    said = subprocess.run(logs, check=True, env=environment, capture_output=True, text=True, timeout=60).stdout
+    assert "stopped; the same command with --name submitted goes on where this one stopped" in said, said
 
 
 def _check_checkpoint(run: str) -> None:
@@ -104,10 +109,16 @@ def _check_model(url: str, scores_uri: str, folder: Path) -> None:
     assert sorted(answer["action"].values()) == pytest.approx(sorted(row["scores"]), abs=1e-6)
 
 
-def _check_mlflow(url: str) -> None:
+def _tracked(url: str) -> Run:
     client = MlflowClient(url)
     experiment = client.get_experiment_by_name("tpn_ray")
     (run,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "submitted"]
+    return run
+
+
+def _check_mlflow(url: str) -> None:
+    client, run = MlflowClient(url), _tracked(url)
+    experiment = client.get_experiment_by_name("tpn_ray")
     assert run.info.status == "FINISHED"
     steps = list(range(2, EPOCHS + 1, 2))  # each once, though the run was stopped in between
     assert run.data.params["model.backbone"] == "slowonly_toy"

@@ -13,8 +13,7 @@ from tpn_ray.clips.entries import Entry
 from tpn_ray.clips.manifest import Manifest, build
 from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.clips.source_frames import Segment
-from tpn_ray.errors import BudgetError, ConfigError
-from tpn_ray.prepare.budget import check_budget, parse_share
+from tpn_ray.errors import ConfigError
 from tpn_ray.prepare.layout import (
     ShardConfig,
     difference,
@@ -73,23 +72,3 @@ def test_settings_decide_what_a_shard_belongs_to(tmp_path: Path) -> None:
     assert difference(one, two) == ["encode.crf: 23.0 then, 20 now"]
     with pytest.raises(ConfigError, match="shard_mb is 0"):
         ShardConfig(shard_mb=0)
-
-
-def test_shares() -> None:
-    assert [parse_share(text) for text in ("1%", "0.01", "0", "100%")] == [0.01, 0.01, 0, 1]
-    for text in ("2", "-1%", "some", "101%"):
-        with pytest.raises(ConfigError, match=f"--max-bad is '{text}'; write a share such as 1%"):
-            parse_share(text)
-
-
-def test_the_budget() -> None:
-    bad = {row: (row, f"/a/{row}.mp4", "empty" if row else "timeout", "why") for row in range(8)}
-    check_budget(bad, 800, 0.01)
-    check_budget(dict.fromkeys(range(29), (0, "u", "empty", "why")), 100, parse_share("29%"))
-    with pytest.raises(BudgetError) as caught:
-        check_budget(bad, 799, 0.01)
-    message = str(caught.value)
-    assert "8 of 799 videos are bad so far (7 empty, 1 timeout), the budget allows 7" in message
-    assert "/a/0.mp4: timeout: why" in message
-    assert "/a/5.mp4" not in message, "only some are named"
-    assert "raise --max-bad (now 0.01)" in message

@@ -82,7 +82,7 @@ def test_the_quarantine_is_exactly_the_hostile_files(hostile_folder: Path, tmp_p
     meter = Meter()
     for finding in [*findings, *findings]:
         meter.add(finding)
-    totals = meter.read()
+    totals = meter.totals
     assert (totals.videos, totals.frames, len(totals.bad)) == (GOOD, 20 * GOOD, len(HOSTILE)), "none counts twice"
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ import ray.train
 import ray.util
 
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray import recipes, session
+from tpn_ray import mailbox, recipes, session
 from tpn_ray.checkpoint import Checkpoint
-from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.clips.entries import Entry
+from tpn_ray.clips.manifest import Manifest, build, load_manifest
 from tpn_ray.errors import BudgetError, CheckpointError, ResourceError, StorageError, TrainingError
-from tpn_ray.train import driver, run_folder
+from tpn_ray.train import bad_record, driver, run_folder
 from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.recipe import replace_fields, to_plain
@@ -66,11 +69,12 @@ def test_a_name_is_free_for_another_recipe_until_a_step_is_committed(tmp_path: P
         assert driver.check_resumable(run, replace_fields(recipes.toy(), {"optim.lr": lr}), manifest) == 0
 
 
-def ledger_of(manifest: Manifest, seen: list[Event]) -> driver._Ledger:
+def ledger_of(manifest: Manifest, seen: list[Event], run_uri: str = "/nowhere") -> driver._Ledger:
     plan = driver.make_plan(
         replace_fields(recipes.toy(), {"loop.batch_clips": 8, "loop.micro_batch_clips": 4}), manifest
     )
-    return driver._Ledger(manifest, plan, 0.05, seen.append, Goodput(begun=0.0))  # 48 videos: two may be bad
+    # Of 48 videos two may be bad.
+    return driver._Ledger(manifest, plan, Fraction(5, 100), seen.append, Goodput(begun=0.0), run_uri)
 
 
 def test_a_loss_that_is_no_number_names_the_videos(manifest: Manifest) -> None:
@@ -93,15 +97,76 @@ def test_what_was_lost_on_its_way_is_passed_on_once(tmp_path: Path, manifest: Ma
     assert [event.step for event in seen if isinstance(event, Committed)] == [4, 8]
 
 
-def test_bad_videos_are_booked_once_and_held_to_the_budget(manifest: Manifest) -> None:
+def test_bad_videos_are_booked_once_and_held_to_the_budget(manifest: Manifest, tmp_path: Path) -> None:
     seen: list[Event] = []
-    ledger = ledger_of(manifest, seen)
+    ledger = ledger_of(manifest, seen, str(tmp_path))
     ledger(BadVideos(split="train", found=((0, "empty", "a"),)))
     ledger(BadVideos(split="train", found=((0, "empty", "a"), (1, "empty", "b"))))
     assert len(ledger.bad) == 2
-    with pytest.raises(BudgetError, match=r"3 of 48 videos are bad, the budget allows 2(.|\n)*--max-bad"):
+    with pytest.raises(BudgetError, match=r"3 of 48 videos are bad .*, the budget allows 2(.|\n)*--max-bad"):
         ledger(BadVideos(split="val", found=((0, "damaged", "c"),)))
     assert len(seen) == 3
+
+
+def test_bad_videos_count_after_a_restart(manifest: Manifest, tmp_path: Path) -> None:
+    first, second = ledger_of(manifest, [], str(tmp_path)), ledger_of(manifest, [], str(tmp_path))
+    first(BadVideos(split="train", found=((0, "empty", "a"), (1, "empty", "b"))))
+    first.save(time.monotonic())
+    second.take_up()
+    assert second.bad == first.bad
+    second(BadVideos(split="train", found=((1, "empty", "b"),)))  # decoded again
+    with pytest.raises(BudgetError, match="3 of 48 videos are bad"):
+        second(BadVideos(split="val", found=((0, "damaged", "c"),)))
+    third = ledger_of(manifest, [], str(tmp_path))
+    third.take_up()
+    assert len(third.bad) == 3
+    third(Notice(text="they may have been repaired since: nothing ends before one is bad again"))
+
+
+def test_bad_videos_are_put_on_record_when_storage_takes_them_again(manifest: Manifest, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.write_text("a file is in the way of the folder")
+    ledger = ledger_of(manifest, [], str(run))
+    ledger(BadVideos(split="train", found=((0, "empty", "a"),)))
+    ledger.save(time.monotonic())
+    run.unlink()
+    ledger.save(time.monotonic())
+    assert not run.exists(), "not at once again"
+    ledger.save(time.monotonic() + driver.SAVE_AGAIN_SECONDS)
+    assert bad_record.read(str(run), manifest.version)[0] == ledger.bad
+
+
+def test_a_bad_segment_is_not_taken_for_another_of_its_file() -> None:
+    entries = [Entry(f"s{n}", "/videos/long.mp4", ("x",), "train", (n, n + 1.0)) for n in range(20)]
+    ledger = ledger_of(build(entries, {"/videos/long.mp4": 1000}, source="test"), [])  # one may be bad
+    with pytest.raises(BudgetError, match="2 of 20 videos are bad"):
+        ledger(BadVideos(split="train", found=((0, "damaged", "a"), (2, "damaged", "b"))))
+
+
+def test_a_burst_of_bad_videos_builds_no_split_for_each(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second each, in a dataset of a million videos."""
+    ledger = ledger_of(manifest, [])
+    ledger.max_bad = Fraction(1)
+    monkeypatch.setattr(Manifest, "select", lambda *_: pytest.fail("a split was built"))
+    looked: list[str] = []
+    ledger.manifest = dataclasses.replace(manifest, splits=Looked(manifest.splits, looked))
+    for row in range(16):
+        ledger(BadVideos(split="train", found=((row, "empty", "a"),)))
+        ledger(BadVideos(split="val", found=((row, "empty", "a"),)))
+    assert len(ledger.bad) == 32
+    assert len(looked) == 2, "the splits are gone through once each"
+
+
+class Looked(list[str]):
+    """A list that notes when it is gone through."""
+
+    def __init__(self, values: list[str], looked: list[str]) -> None:
+        super().__init__(values)
+        self.looked = looked
+
+    def __iter__(self) -> Iterator[str]:
+        self.looked.append("")
+        return super().__iter__()
 
 
 @pytest.mark.parametrize("progress", [True, False])
@@ -110,22 +175,41 @@ def test_failures_to_place_workers_before_the_last_progress_are_past(
 ) -> None:
     """Ray Train gives up after some of them in all, which a run of weeks on nodes that come and go would meet."""
     ledger, fits = ledger_of(manifest, []), list[int]()
-    monkeypatch.setattr(driver, "_taken", lambda mailbox: [])
+    monkeypatch.setattr(driver.mailbox, "take", lambda mail: [])
 
     class Trainer:
         def fit(self) -> None:
             fits.append(len(fits))
-            ledger.committed += progress
+            ledger.commits += progress
             if len(fits) < 3:
                 raise ray.train.ControllerError(RuntimeError("a worker was lost while it started"))
 
     if progress:
-        driver._fit(Trainer, None, ledger, 60.0)  # type: ignore[arg-type]
+        driver._fit(Trainer, None, ledger, 60.0, 0)  # type: ignore[arg-type]
         assert len(fits) == 3
     else:
         with pytest.raises(TrainingError, match="a worker was lost while it started"):
-            driver._fit(Trainer, None, ledger, 60.0)  # type: ignore[arg-type]
+            driver._fit(Trainer, None, ledger, 60.0, 0)  # type: ignore[arg-type]
         assert len(fits) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "groups"), [(CheckpointError("of another network"), 1), (ValueError("a fault that may pass"), 3)]
+)
+def test_an_error_that_would_come_again_takes_one_group_of_workers(
+    error: Exception, groups: int, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[int] = []
+    monkeypatch.setattr(driver.mailbox, "take", lambda mail: [])
+
+    class Trainer:
+        def fit(self) -> None:
+            fits.append(len(fits))
+            raise ray.train.WorkerGroupError("one worker", {0: error})
+
+    with pytest.raises((CheckpointError, TrainingError), match=str(error)):
+        driver._fit(Trainer, None, ledger_of(manifest, []), 60.0, 2)  # type: ignore[arg-type]
+    assert len(fits) == groups
 
 
 @pytest.mark.cluster
@@ -139,7 +223,7 @@ def test_a_controller_that_ends_with_a_worker_is_replaced_and_its_places_are_fre
     seen, fits = list[Event](), list[int]()
     monkeypatch.setattr(driver, "LOOK_SECONDS", 1.0)
     monkeypatch.setattr(driver, "_is_placed", lambda group: True)
-    mailbox = driver._mailbox_here()
+    mail = mailbox.beside_driver()
 
     class Trainer:
         def fit(self) -> None:
@@ -154,7 +238,7 @@ def test_a_controller_that_ends_with_a_worker_is_replaced_and_its_places_are_fre
                 time.sleep(0.2)
 
     try:
-        driver._fit(Trainer, mailbox, ledger_of(manifest, seen), 600.0)  # type: ignore[arg-type]
+        driver._fit(Trainer, mail, ledger_of(manifest, seen), 600.0, 0)  # type: ignore[arg-type]
     finally:
         session.disconnect()
     assert len(fits) == 2

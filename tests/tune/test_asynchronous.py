@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,18 +60,46 @@ def test_a_model_that_is_asked_again_after_a_kill_repeats_itself(tmp_path: Path)
     assert third["sample"] not in [one["sample"] for one in given]
 
 
-def test_pbt_mutates_what_may_change_in_flight_and_stays_in_range(campaign: Campaign) -> None:  # noqa: F811
+def test_pbt_changes_only_what_may_change_in_flight(campaign: Campaign) -> None:  # noqa: F811
     scheduler = asynchronous.pbt(campaign, wanted("random", {**SPACE, "clip.frames": Whole(8, 16)}))
-    mutations = scheduler._hyperparam_mutations["sample"]
-    assert set(mutations) == set(SPACE)
-    assert mutations["model.alpha"] == [[1, 2], [4, 8]]  # as in the journal, or a neighbour would never be found
-    assert 0.1 <= mutations["loss.lambdas.0"]() < 1
-    explored = scheduler._custom_explore_fn(
-        {"sample": {"loss.lambdas.0": 1.2, "model.alpha": [4, 8], "clip.frames": 16}}
-    )
-    assert 0.99 < explored["sample"]["loss.lambdas.0"] < 1
+    assert set(scheduler.changing) == set(SPACE)
     with pytest.raises(ConfigError, match="pbt changes fields in flight .* none of them: clip.frames"):
         asynchronous.pbt(campaign, wanted("random", {"clip.frames": Whole(8, 16)}))
+
+
+MUTATIONS = """
+from types import SimpleNamespace
+from tpn_ray.tune.asynchronous_driver import Population
+from tpn_ray.tune.climb import Search
+from tpn_ray.tune.distributions import Choice, Uniform
+space = {"loss.lambdas.0": Uniform(0.1, 1), "model.alpha": Choice(((1, 2), (4, 8)))}
+wanted = Search(space=space, searcher="random", samples=4, seed=7, is_valid=lambda sample: True, objectives=None)
+population = Population(wanted, space, 9, 1)
+sample = {"loss.lambdas.0": 0.5, "model.alpha": [1, 2]}
+class Trial:
+    def __init__(self, number):
+        self.trial_id, self.config = f"x_0000{number}", {"sample": sample}
+trials = [Trial(number) for number in range(4)]
+population._trial_state = {trial: SimpleNamespace(last_result={"epoch": 2}) for trial in trials}
+for trial in trials:
+    print(population._get_new_config(trial, trials[0])[0]["sample"], population._generator(trial).integers(3))
+"""
+
+
+def test_a_campaign_run_again_in_another_process_mutates_as_before() -> None:
+    """Strings have another hash in each process, and a generator without a seed other draws."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", MUTATIONS],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    assert len(set(said[0].splitlines())) == 4, "each trial has draws of its own"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +122,34 @@ def test_who_is_exploited(
     scheduler._trial_state = {name: SimpleNamespace(last_result=result) for name, result in results.items()}
     scheduler._exploit(None, "worst", "best")
     assert bool(done) == mutates
+
+
+def test_donors_are_chosen_by_the_seed(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    chosen: list[str] = []
+    monkeypatch.setattr(
+        schedulers.PopulationBasedTraining,
+        "_checkpoint_or_exploit",
+        lambda self, trial, controller, upper, lower: chosen.append("".join(one.trial_id[-1] for one in upper)),
+    )
+
+    class Member:
+        def __init__(self, number: int) -> None:
+            self.trial_id, self.config = f"x_0000{number}", {"sample": {}}
+
+    def choose(seed: int) -> list[str]:
+        chosen.clear()
+        scheduler = asynchronous.pbt(campaign, dataclasses.replace(wanted("random"), seed=seed))
+        members = [Member(number) for number in range(8)]
+        upper, lower = members[:4], members[4:]
+        scheduler._trial_state = {one: SimpleNamespace(last_result={"epoch": 1}) for one in members}
+        for member in (upper[0], *lower):
+            scheduler._checkpoint_or_exploit(member, None, upper[::-1] if seed else upper, lower)
+        return chosen.copy()
+
+    assert choose(3) == choose(3)
+    assert choose(0)[0] == "0123", "who is among the best saves a checkpoint"
+    assert {len(one) for one in choose(0)[1:]} == {1}
+    assert len({tuple(choose(seed)) for seed in range(4)}) == 4
 
 
 def test_a_trials_number_is_its_own_whosesoever_settings_it_has() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
         tracking_uri="",
         experiment="",
         parent_run="",
-        max_bad=0.0,
+        max_bad=Fraction(0),
         session="now",
     )
 

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
         tracking_uri=store,
         experiment="tests",
         parent_run=tracking.begin(store, "tests", "search", parameters={}, tags={}).run_id,
-        max_bad=0.0,
+        max_bad=Fraction(0),
         session="first",
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+import ray.exceptions
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from tpn_ray.data import worker
@@ -24,11 +25,13 @@ from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.data.share import shared
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
-from tpn_ray.errors import ConfigError
+from tpn_ray.errors import ConfigError, ResourceError
 
 NUMBERS_PER_READ = 256
 VIEW_BLOCK_BYTES = 64 * 1024**2
 VIEW_VIDEOS = 8
+FETCH_SECONDS = 300.0
+"""Longest wait for what the driver put into the object store: some hundred megabytes at most."""
 KEPT_COPIES = 2  # a run's training and validation videos
 PATIENCE_SECONDS = 300.0
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.001, 0.05
@@ -129,7 +132,7 @@ def run_clips(
         block = schedule.block(int(number["id"][0]), workers, first_step)
         scored = [slot.samples for slot in block if isinstance(slot, EvaluationBatch)]
         trained = [slot for slot in block if isinstance(slot, MicroBatch)]
-        clips = local_copy(validation if scored else training)
+        clips: ClipSource = local_copy(validation if scored else training)
         epochs = [micro_batch.epoch for micro_batch in trained]
 
         def make() -> Rows:
@@ -193,11 +196,19 @@ def _decoded(
 _copies: dict[ray.ObjectRef[Any], Any] = {}
 
 
-def local_copy(reference: ray.ObjectRef[ClipSource]) -> ClipSource:
-    """The object behind a reference, fetched once per process: a manifest can hold a quarter of a million rows."""
+def local_copy(reference: ray.ObjectRef[Any]) -> Any:
+    """The object behind a reference, fetched once per process: a manifest can hold a quarter of a million rows.
+
+    Raises ResourceError where the node that holds it does not give it.
+    """
     if reference not in _copies:
         while len(_copies) >= KEPT_COPIES:
             del _copies[next(iter(_copies))]
-        _copies[reference] = ray.get(reference)
-    copy: ClipSource = _copies[reference]
-    return copy
+        try:
+            _copies[reference] = ray.get(reference, timeout=FETCH_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            raise ResourceError(
+                f"the driver's node did not hand over the job's description within {FETCH_SECONDS:g} s: check the "
+                "network between the nodes, and whether the driver still runs"
+            ) from None
+    return _copies[reference]

@@ -10,7 +10,8 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 
 from tpn_ray.clips.augment import AugmentConfig
@@ -23,6 +24,8 @@ from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import ConfigError
 
 LIMIT_BYTES = 4 * 10**9
+ROUND_SECONDS = 3600.0
+"""Longest time for one round of decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +88,18 @@ def measure_share(bench: ShareBench) -> ShareReport:
     )
     ratios = []
     with ProcessPoolExecutor(bench.trials, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(take, [source] * bench.trials, [bench] * bench.trials, [""] * bench.trials))  # all have begun
+        list(_together(pool, source, bench, ""))  # all have begun
         for _ in range(bench.rounds):
-            alone = pool.submit(take, source, bench, "").result()
+            alone = pool.submit(take, source, bench, "").result(ROUND_SECONDS)
             with tempfile.TemporaryDirectory() as folder:
-                together = sum(pool.map(take, [source] * bench.trials, [bench] * bench.trials, [folder] * bench.trials))
+                together = sum(_together(pool, source, bench, folder))
             ratios.append(together / alone)
     return ShareReport(bench.trials, tuple(ratios))
+
+
+def _together(pool: Executor, source: ClipSource, bench: ShareBench, folder: str) -> Iterator[float]:
+    every = bench.trials
+    return pool.map(take, [source] * every, [bench] * every, [folder] * every, timeout=ROUND_SECONDS)
 
 
 def take(source: ClipSource, bench: ShareBench, folder: str) -> float:

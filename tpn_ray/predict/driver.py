@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.data.exceptions
 import ray.exceptions
 import tyro
 
@@ -137,7 +138,7 @@ def _scored(
     )
     try:
         yield from scored.iter_batches(batch_size=None)
-    except (ray.exceptions.RayError, RuntimeError) as error:
+    except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError, RuntimeError) as error:
         raise explain(error) from error
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import pyarrow as pa
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
+from tpn_ray.budget import check_budget
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.data.views import parse_views
-from tpn_ray.errors import BudgetError
 from tpn_ray.predict import driver, plots
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import Matched, match_classes
@@ -148,13 +149,16 @@ def _about(question: Question, alpha: Alpha) -> dict[str, Any]:
     }
 
 
+def _bad(table: pa.Table) -> list[tuple[str, str, str]]:
+    columns = (table[name].to_pylist() for name in ("uri", "reason", "message"))
+    return [row for row in zip(*columns, strict=True) if row[1]]
+
+
 def _not_counted(question: Question, table: pa.Table) -> dict[str, Any]:
     """Every video behind the difference between the numbers with and without it."""
-    columns = (table[name].to_pylist() for name in ("uri", "reason", "message"))
-    bad = [row for row in zip(*columns, strict=True) if row[1]]
     names = ("uri", "reason", "message")
     return {
-        "bad": [dict(zip(names, row, strict=True)) for row in bad],
+        "bad": [dict(zip(names, row, strict=True)) for row in _bad(table)],
         "quarantined": [dict(zip(names, row, strict=True)) for row in question.quarantined],
         "unlabelled": [question.matched.manifest.uris[row] for row in question.matched.unlabelled],
         "classes_not_in_checkpoint": question.matched.foreign,
@@ -172,12 +176,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def refuse_budget(question: Question, results: list[Result], max_bad: float) -> None:
+def refuse_budget(question: Question, results: list[Result], max_bad: Fraction) -> None:
     """Raise BudgetError where more of the videos were bad than is allowed; all results are written by then."""
-    bad = results[0].numbers["bad_videos"]
-    total = len(question.matched.manifest)
-    if bad > max_bad * total:
-        raise BudgetError(
-            f"{int(bad)} of {total} videos could not be used, --max-bad {max_bad:g} allows {int(max_bad * total)}; "
-            f"they are listed in {storage.join(results[0].folder, METRICS)}"
-        )
+    bad, written = _bad(results[0].table), storage.join(results[0].folder, METRICS)
+    check_budget(bad, len(question.matched.manifest), max_bad, bad, f"all are listed in {written}")

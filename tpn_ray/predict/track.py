@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def about(question: Question) -> tuple[dict[str, str], dict[str, str]]:
     """Parameters and tags of an evaluation."""
     parameters = {name: getattr(question, name) for name in ("checkpoint", "data", "split", "views")}
     return parameters, {"dataset_version": question.matched.manifest.version}
+
+
+@contextlib.contextmanager
+def ended_by_errors(run: TrackedRun | None) -> Iterator[None]:
+    """End the run as KILLED where the job is stopped in this block, and as FAILED where it fails."""
+    try:
+        yield
+    except BaseException as error:
+        if run is not None:
+            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
 
 
 def finish(run: TrackedRun | None, results: list[Result]) -> None:

@@ -15,13 +15,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
+import ray.data.exceptions
+import ray.exceptions
 
-from tpn_ray import errors, storage
+from tpn_ray import errors, mailbox, storage
+from tpn_ray.budget import check_budget
 from tpn_ray.clips import shards as shard_files
 from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.manifest import Manifest, load_manifest
@@ -32,7 +36,6 @@ from tpn_ray.data import reader
 from tpn_ray.data.nodes import labels_of
 from tpn_ray.errors import ConfigError, ResourceError, StorageError, TpnRayError
 from tpn_ray.prepare import worker
-from tpn_ray.prepare.budget import check_budget
 from tpn_ray.prepare.layout import ShardConfig, ShardPlan, difference, plan_shards, settings_hash, settings_of
 from tpn_ray.prepare.worker import PrepareJob, Totals
 
@@ -42,6 +45,8 @@ SHARD_SECONDS = 24 * 3600
 """Ray Data stops a job that gives nothing for so long; a shard of long videos takes its time."""
 
 SAMPLE_VIDEOS = 8
+MEASURE_SECONDS = 600.0
+"""Longest wait for the comparison at the end, which takes some seconds on a worker that is free."""
 FAILURE = "failure"
 
 LEFTOVER = re.compile(rf"\.({shard_files.CLAIM}|{shard_files.DATASET}|[a-z]+(-\d+)?\.parquet)\.[0-9a-f]{{32}}")
@@ -94,7 +99,7 @@ class Summary:
     """Of this run, without what was there before."""
     seconds: float
     clip_seconds: tuple[float, float] | None
-    """CPU seconds per clip before and after; None where no source could be compared."""
+    """CPU seconds per clip before and after; None where that was not measured."""
 
 
 def run(
@@ -105,7 +110,7 @@ def run(
     limits: SandboxLimits,
     shards: ShardConfig,
     tasks: Tasks,
-    max_bad: float,
+    max_bad: Fraction,
     on_progress: Callable[[Progress], None],
 ) -> Summary:
     """Prepare every video of the manifest into `folder`. Raises BudgetError, and other TpnRayErrors."""
@@ -117,7 +122,7 @@ def run(
     plans = plan_shards(manifest, shards)
     done = finished(folder, plans, settings_hash(settings))
     known = {bad[0]: bad for summary in done.values() for bad in summary.bad}
-    check_budget(known, len(manifest), max_bad)
+    refuse_beyond_budget(known, len(manifest), max_bad)
     job = PrepareJob(
         manifest=manifest,
         shards=[plan for plan in plans if plan.name not in done],
@@ -132,12 +137,12 @@ def run(
         bad = known | totals.bad
         seconds = time.monotonic() - begin
         on_progress(Progress(videos_in_all=len(manifest), before=before, totals=totals, bad=len(bad), seconds=seconds))
-        check_budget(bad, len(manifest), max_bad)
+        refuse_beyond_budget(bad, len(manifest), max_bad)
 
     totals = make_shards(job, tasks, watch) if job.shards else Totals()
     done = finished(folder, plans, settings_hash(settings))
     # What the tasks told last may not have arrived while they ran; the shards have it all.
-    check_budget({bad[0]: bad for summary in done.values() for bad in summary.bad}, len(manifest), max_bad)
+    refuse_beyond_budget({bad[0]: bad for summary in done.values() for bad in summary.bad}, len(manifest), max_bad)
     dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings)
     return Summary(
         dataset=dataset,
@@ -145,6 +150,17 @@ def run(
         totals=totals,
         seconds=time.monotonic() - begin,
         clip_seconds=measure_saving(manifest, folder, tasks),
+    )
+
+
+def refuse_beyond_budget(bad: dict[int, Bad], videos: int, max_bad: Fraction) -> None:
+    """Raise BudgetError when more than the share `max_bad` of the `videos` are `bad`, by row."""
+    check_budget(
+        bad,
+        videos,
+        max_bad,
+        ((uri, reason, message) for _, uri, reason, message in sorted(bad.values())),
+        "finished shards are kept, and the same command goes on",
     )
 
 
@@ -214,8 +230,8 @@ def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) 
             f"one task needs {tasks.cpus_per_task:g} CPUs, the cluster has {cpus:g}; use smaller --cpus-per-task, "
             "or --may-grow if it adds nodes on demand"
         )
-    meter = ray.remote(worker.Meter).options(num_cpus=0).remote()
-    dataset = shard_dataset(ray.put(job), len(job.shards), tasks, meter)
+    told, meter = mailbox.beside_driver(), worker.Meter()
+    dataset = shard_dataset(ray.put(job), len(job.shards), tasks, told)
     failure: list[BaseException] = []
 
     def consume() -> None:
@@ -228,16 +244,24 @@ def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) 
 
     thread = threading.Thread(target=consume, name="prepare", daemon=True)
     thread.start()
-    while thread.is_alive():
+    running = True
+    while running:
         thread.join(POLL_SECONDS)
-        watch(ray.get(meter.read.remote()))
+        running = thread.is_alive()  # read before taking: what was told before the end is then taken after it
+        for finding in mailbox.take(told):
+            meter.add(finding)
+        watch(meter.totals)
+    if failure and isinstance(failure[0], ray.data.exceptions.ExecutionTimeoutError):
+        raise ResourceError(
+            f"no shard was finished for {SHARD_SECONDS // 3600} hours: no node may be free for a task of "
+            f"{tasks.cpus_per_task:g} CPUs (see `ray status`), or --shard-videos is too large; the same command goes on"
+        ) from failure[0]
     if failure:
         raise failure[0]
-    totals: Totals = ray.get(meter.read.remote())
-    return totals
+    return meter.totals
 
 
-def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, meter: Any) -> ray.data.Dataset:
+def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, told: Any) -> ray.data.Dataset:
     """One row per shard: why it could not be made, or nothing. Ray Data would hand on an error only as its text."""
     data.configure_context()
     context = ray.data.DataContext.get_current()
@@ -245,10 +269,10 @@ def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, m
     context.execution_options.preserve_order = False  # a slow shard holds no other back
 
     def make(numbers: dict[str, Any]) -> dict[str, Any]:
-        job: PrepareJob = ray.get(source)
+        job: PrepareJob = data.local_copy(source)
         try:
             for number in numbers["id"]:
-                worker.make_shard(job, int(number), meter.add.remote)
+                worker.make_shard(job, int(number), told.put.remote)
         except TpnRayError as error:
             return {FAILURE: [f"{type(error).__name__}: {error}"]}
         return {FAILURE: [""]}
@@ -277,13 +301,18 @@ def rebuild(failure: str) -> TpnRayError:
 
 
 def measure_saving(manifest: Manifest, folder: str, tasks: Tasks) -> tuple[float, float] | None:
-    """CPU seconds per clip from sources and from prepared videos, on a sample, on one worker of the cluster."""
+    """CPU seconds per clip from sources and from prepared videos, on a sample, on one worker of the cluster; None where
+    nothing can be compared, or no worker did it in time: the dataset is complete without."""
     pairs = sample_pairs(manifest, load_manifest(folder))
     if not pairs:
         return None
     where = labels_of(tasks.on, "on") or None
     measured = ray.remote(worker.clip_seconds).options(num_cpus=tasks.cpus_per_task, label_selector=where).remote(pairs)
-    seconds: tuple[float, float] = ray.get(measured)
+    try:
+        seconds: tuple[float, float] = ray.get(measured, timeout=MEASURE_SECONDS)
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RaySystemError, ray.exceptions.WorkerCrashedError):
+        ray.cancel(measured, force=True)
+        return None
     return seconds
 
 

@@ -75,7 +75,7 @@ class Finding:
 
 
 class Meter:
-    """Adds up findings of all tasks; a task that ran twice counts once. Runs as an actor."""
+    """Adds up findings of all tasks; a task that ran twice counts once."""
 
     def __init__(self) -> None:
         self.rows: set[int] = set()
@@ -92,9 +92,6 @@ class Meter:
             self.totals.bad[finding.row] = finding.bad
         else:
             self.totals.videos += 1
-
-    def read(self) -> Totals:
-        return self.totals
 
 
 def make_shard(job: PrepareJob, number: int, tell: Callable[[Finding], None]) -> int:

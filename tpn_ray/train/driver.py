@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import ray
@@ -26,17 +28,19 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_actors, list_placement_groups
 from ray.util.state.exception import RayStateApiException
 
-from tpn_ray import storage
+from tpn_ray import mailbox, storage
+from tpn_ray.budget import Bad, check_budget
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
 from tpn_ray.data.nodes import amounts_of
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.schedule import Schedule
 from tpn_ray.data.worker import ClipSource
-from tpn_ray.errors import BudgetError, ConfigError, ResourceError, TpnRayError, TrainingError
-from tpn_ray.train import run_folder, worker
-from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Mailbox, Notice, Started
+from tpn_ray.errors import BudgetError, ConfigError, ResourceError, StorageError, TpnRayError, TrainingError
+from tpn_ray.train import bad_record, run_folder, worker
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Started
 from tpn_ray.train.goodput import Goodput
+from tpn_ray.train.losses import End, Losses, Lost, decide, is_lasting
 from tpn_ray.train.machines import GROW_SECONDS, Machines, check_division, check_feasible
 from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.train.saving import Saving
@@ -49,14 +53,12 @@ WAIT_SECONDS = 600.0
 """Longest time without workers on a cluster of fixed size; by default Ray Train waits for ever."""
 LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
 """How often it is looked whether the workers have their places, and after how long without them the user is told."""
-CONTROLLER_STARTS = 20
-"""Times that Ray Train's controller may be lost and started again without any progress."""
 ELASTIC_START_SECONDS = 20
 DATA_SHARE_SECONDS = 45
 """How long a lost decoding keeps its share of the cluster's CPUs, which the next one has too little without. By default
 it is three minutes; a living one asks for its share again every ten seconds."""
-ANSWER_SECONDS = 120
-"""Longest wait for the cluster's answer to a question that takes it milliseconds."""
+SAVE_AGAIN_SECONDS = 30.0
+"""Until the next attempt to put bad videos on record, where storage refused one."""
 ABANDONED_SECONDS, ABANDONED_LOOKS = 120.0, 3
 """How long after a controller ended it is looked for places without actors, and in how many looks one after the
 other they must be seen."""
@@ -137,7 +139,7 @@ def run(
     name: str,
     on_event: Callable[[Event], None],
     saving: Saving | None = None,
-    max_bad: float = 0.01,
+    max_bad: Fraction = Fraction(1, 100),
     max_failures: int = 3,
     until_epoch: int = 0,
     start_from: str = "",
@@ -152,8 +154,11 @@ def run(
     another number of steps, `start_epoch` says at which epoch of its own this run begins. In `order_ledger`, a folder,
     every worker writes down what it trains on.
 
-    `recipe` has the dataset's number of classes (`recipe_for`). Raises TrainingError when training fails for good,
-    BudgetError when more than the share `max_bad` of the videos are bad, and whatever `on_event` raises.
+    Workers may be lost `max_failures` times in a row without a later checkpoint in between; nodes that the cluster
+    takes away do not count. `recipe` has the dataset's number of classes (`recipe_for`).
+
+    Raises TrainingError when training fails for good, or the project's own error that a worker met and the next would
+    meet as well; BudgetError when more than the share `max_bad` of the videos are bad; and whatever `on_event` raises.
     """
     run_uri = storage.join(storage_uri, name)
     begun = check_resumable(run_uri, recipe, manifest)
@@ -163,11 +168,12 @@ def run(
         raise ConfigError(f"until_epoch={until_epoch} is beyond the {plan.epochs} epochs of the run")
     records = run_folder.read_records(run_uri)
     complete = begun >= last_step or bool(records and records[-1].ended)
-    ledger = _Ledger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()))
+    ledger = _Ledger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()), run_uri)
+    ledger.take_up()
     if not complete:
         check_division(machines, recipe)
         check_feasible(machines, ray.cluster_resources(), data.node_labels())
-        mailbox = _mailbox_here()
+        mail = mailbox.beside_driver()
         job = worker.Job(
             recipe=recipe,
             schedule=make_schedule(recipe, manifest, last_step),
@@ -179,14 +185,15 @@ def run(
             dataset_version=manifest.version,
             run_uri=run_uri,
             saving=saving or Saving(),
-            mailbox=mailbox,
+            mailbox=mail,
             threads=max(1, int(machines.cpus_per_worker)),
             start_from=start_from,
             start_step=start_epoch * plan.steps_per_epoch,
             order_ledger=order_ledger,
         )
         longest = GROW_SECONDS if machines.may_grow else WAIT_SECONDS
-        _fit(lambda: _trainer(job, machines, storage_uri, name, max_failures), mailbox, ledger, longest)
+        _fit(lambda: _trainer(job, machines, storage_uri, name), mail, ledger, longest, max_failures)
+        ledger.save()
         ledger.catch_up(run_uri)
         records = run_folder.read_records(run_uri)
     ledger.goodput.finished(time.time())
@@ -217,7 +224,7 @@ def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) 
     )
 
 
-def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, max_failures: int) -> TorchTrainer:
+def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str) -> TorchTrainer:
     filesystem, path = storage.filesystem(storage_uri, attempts=storage.MAX_ATTEMPTS)
     per_worker = {"CPU": machines.cpus_per_worker, **amounts_of(machines.worker_resources, "worker_resources")}
     if machines.gpus_per_worker:
@@ -242,7 +249,7 @@ def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, m
             callbacks=[_FailureCallback(job.mailbox)],
             worker_runtime_env={"env_vars": {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_SHARE_SECONDS)}},
             failure_config=ray.train.FailureConfig(
-                max_failures=max_failures,
+                max_failures=0,  # Ray counts over the whole life of a trainer; `losses.decide` begins new ones
                 controller_failure_limit=-1 if machines.min_workers or machines.may_grow else START_ATTEMPTS,
             ),
         ),
@@ -265,15 +272,23 @@ class _Ledger:
 
     manifest: Manifest
     plan: Plan
-    max_bad: float
+    max_bad: Fraction
     on_event: Callable[[Event], None]
     goodput: Goodput
-    bad: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    run_uri: str
+    bad: dict[str, Bad] = field(default_factory=dict)
+    """By id; those on record, and those found since."""
     speeds: list[float] = field(default_factory=list)
     committed: int = 0
     """The last step on record that was passed on."""
+    commits: int = 0
+    """Checkpoints that were committed so far, this time."""
     placement_group: str = ""
     """Of the workers that run."""
+    save_at: float = math.inf
+    """When `bad` is to be put on record, by the monotonic clock."""
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    """Rows of the manifest by split, as far as they were asked for."""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -286,101 +301,129 @@ class _Ledger:
             case Committed():
                 if event.step <= self.committed:
                     return
-                self.committed = event.step
+                self.committed, self.commits = event.step, self.commits + 1
                 self.goodput.committed(event.history)
                 self.speeds += [metrics.values["clips_per_second"] for metrics in event.history]
             case BadVideos():
-                uris = self.manifest.select(event.split).uris
-                new = {uris[row]: (uris[row], reason, message) for row, reason, message in event.found}
-                self.bad.update(new)
+                self._book(event)
         self.on_event(event)
         if isinstance(event, Diverged):
             self._stop(event)
-        self._hold_to_budget()
+        if isinstance(event, BadVideos):  # not before: what is on record may have been repaired since
+            self._hold_to_budget()
 
     def catch_up(self, run_uri: str) -> None:
         """Pass on what is on record but was lost on its way."""
         for record in run_folder.read_records(run_uri, after=self.committed):
             self(Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step)))
 
+    def take_up(self) -> None:
+        """Begin with the bad videos that are on record."""
+        self.bad, fault = bad_record.read(self.run_uri, self.manifest.version)
+        if fault:
+            self(Notice(text=fault))
+
+    def save(self, now: float = math.inf) -> None:
+        """Put bad videos that are new on record. Storage that refuses is asked again later, and ends no run."""
+        if self.save_at == math.inf or now < self.save_at:
+            return
+        try:
+            bad_record.write(self.run_uri, self.manifest.version, self.bad)
+        except StorageError:
+            self.save_at = time.monotonic() + SAVE_AGAIN_SECONDS
+        else:
+            self.save_at = math.inf
+
+    def _book(self, event: BadVideos) -> None:
+        rows, manifest = self._rows(event.split), self.manifest
+        for row, reason, message in event.found:
+            id, about = manifest.ids[rows[row]], (manifest.uris[rows[row]], reason, message)
+            if self.bad.get(id) != about:
+                self.bad[id] = about
+                self.save_at = min(self.save_at, time.monotonic())
+
+    def _rows(self, split: str) -> list[int]:
+        """Of a split; looked for once, since a dataset has millions and every bad video asks."""
+        if split not in self.rows:
+            splits = self.manifest.splits
+            self.rows[split] = list(itertools.compress(range(len(splits)), map(split.__eq__, splits)))
+        return self.rows[split]
+
     def _stop(self, event: Diverged) -> None:
-        samples = self.plan.slot(event.number, 1, event.step).samples
-        uris = self.manifest.select("train").uris
+        samples, rows = self.plan.slot(event.number, 1, event.step).samples, self._rows("train")
         raise TrainingError(
             f"the loss is {event.loss} at step {event.step}, micro-batch {event.number}; the last checkpoint is kept. "
             "Try a lower --optim.lr, a warm-up, or a smaller --optim.clip-norm. The videos were:\n  "
-            + "\n  ".join(uris[sample] for sample in samples)
+            + "\n  ".join(self.manifest.uris[rows[sample]] for sample in samples)
         )
 
     def _hold_to_budget(self) -> None:
-        allowed = int(self.max_bad * len(self.manifest))
-        if len(self.bad) > allowed:
-            listed = "\n  ".join(f"{uri}: {reason}: {message}" for uri, reason, message in list(self.bad.values())[:5])
-            raise BudgetError(
-                f"{len(self.bad)} of {len(self.manifest)} videos are bad, the budget allows {allowed}; for example\n"
-                f"  {listed}\nRepair or remove them, or raise --max-bad (now {self.max_bad:g})"
-            )
+        remedy = "the same command goes on from the last checkpoint"
+        try:
+            check_budget(self.bad, len(self.manifest), self.max_bad, self.bad.values(), remedy)
+        except BudgetError:
+            self.save()
+            raise
 
 
-def _mailbox_here() -> Any:
-    """The mailbox lives on the driver's node, so that losing another node loses no events."""
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    # What a mailbox that is killed held is lost, but for commits, which are on record.
-    return (
-        ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote()
-    )
+def _fit(
+    make_trainer: Callable[[], TorchTrainer], mail: Any, ledger: _Ledger, longest: float, max_failures: int
+) -> None:
+    """Run one trainer after the other, until one is done, `decide` ends the run, or it had no workers for the `longest`
+    time, in seconds."""
+    places, losses = _Places(ledger, longest, time.monotonic()), Losses()
+    while True:
+        commits = ledger.commits
+        error = _fit_once(make_trainer, mail, ledger, places)
+        if error is None:
+            return
+        lost = what_was_lost(error)
+        decision = decide(lost, losses, progress=ledger.commits > commits, max_failures=max_failures)
+        if isinstance(decision, End):
+            raise explain(error) from error
+        losses = decision.losses
+        if lost is not Lost.WORKERS:
+            if lost is Lost.CONTROLLER:
+                ledger(Failed(at=time.time()))
+            release(ledger.placement_group)
+            places.controller_lost()
 
 
-def _fit(make_trainer: Callable[[], TorchTrainer], mailbox: Any, ledger: _Ledger, longest: float) -> None:
-    """Run the trainer in a thread of its own and handle its events here until it is done, or had no workers for the
-    `longest` time, in seconds."""
+def _fit_once(
+    make_trainer: Callable[[], TorchTrainer], mail: Any, ledger: _Ledger, places: _Places
+) -> BaseException | None:
+    """Run a trainer in a thread of its own and handle its events here; what ended it, or None."""
     failure: list[BaseException] = []
 
     def fit() -> None:
-        starts = 0
-        while True:
-            committed = ledger.committed
-            try:
-                make_trainer().fit()
-                return
-            except (ray.exceptions.RayActorError, ray.train.ControllerError) as error:
-                # The controller was killed, or gave up: because it called a worker that had just been killed, which it
-                # takes for a mistake of its own, or because of failures to place workers, which it counts over its
-                # whole life. What was before progress is past.
-                progress, lost = ledger.committed > committed, _lost_an_actor(error)
-                starts = 1 if progress else starts + 1
-                if starts == CONTROLLER_STARTS or not (progress or lost):
-                    failure.append(error)
-                    return
-                if lost:
-                    mailbox.put.remote(Failed(at=time.time()))
-                release(ledger.placement_group)
-                places.controller_lost()
-            except BaseException as error:  # passed on to the calling thread
-                failure.append(error)
-                return
+        try:
+            make_trainer().fit()
+        except BaseException as error:  # passed on to the calling thread
+            failure.append(error)
 
-    places = _Places(ledger, longest, time.monotonic())
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     while True:
         running = thread.is_alive()  # read before taking: what was put before the end is then taken after it
-        for event in _taken(mailbox):
+        for event in mailbox.take(mail):
             ledger(event)
+        ledger.save(time.monotonic())
         if not running:
-            break
+            return failure[0] if failure else None
         places.look(time.monotonic())
         time.sleep(TAKE_SECONDS)
-    if failure:
-        raise explain(failure[0]) from failure[0]
 
 
-def _lost_an_actor(error: BaseException) -> bool:
-    """Whether it was the controller that died, or a worker whose death ended the controller."""
+def what_was_lost(error: BaseException) -> Lost:
+    """What ended a trainer with this error."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        return Lost.FOR_GOOD if is_lasting(own_error(error)) else Lost.WORKERS
+    if not isinstance(error, ray.exceptions.RayActorError | ray.train.ControllerError):
+        return Lost.FOR_GOOD
+    # A controller ends by itself where it calls a worker that has just been killed: it takes that for its own mistake.
     inner = getattr(error, "controller_failure", None)
-    return any(isinstance(one, ray.exceptions.RayActorError) for one in (error, inner, getattr(inner, "cause", None)))
+    causes = (error, inner, getattr(inner, "cause", None))
+    return Lost.CONTROLLER if any(isinstance(one, ray.exceptions.RayActorError) for one in causes) else Lost.PLACES
 
 
 class _Places:
@@ -466,25 +509,24 @@ def _without_actors() -> set[str]:
     return {group.placement_group_id for group in groups if group.placement_group_id not in held}
 
 
-def _taken(mailbox: Any) -> Sequence[Event]:
-    try:
-        events: Sequence[Event] = ray.get(mailbox.take.remote(), timeout=ANSWER_SECONDS)
-    except ray.exceptions.RayError as error:
-        raise ResourceError(
-            f"the cluster does not answer any more ({type(error).__name__}); the same command with the same --name "
-            "goes on from the last checkpoint when it does"
-        ) from error
-    return events
-
-
 def explain(error: BaseException) -> Exception:
     """The project's own error inside what Ray Train raised, or a TrainingError with its last line."""
-    causes: list[BaseException] = [error]
+    own = own_error(error)
+    if own is not None:
+        return own
+    lines = [line.strip() for line in str(_causes(error)[-1]).splitlines() if line.strip()]
+    return TrainingError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+
+
+def own_error(error: BaseException) -> TpnRayError | None:
+    """The project's own error inside what Ray Train raised."""
+    return next((cause for cause in _causes(error) if isinstance(cause, TpnRayError)), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and all that are inside it, the outer ones first."""
+    causes = [error]
     for cause in causes:
         inner = [getattr(cause, "cause", None), cause.__cause__, *getattr(cause, "worker_failures", {}).values()]
         causes.extend(one for one in inner if isinstance(one, BaseException) and one not in causes)
-    for cause in causes:
-        if isinstance(cause, TpnRayError):
-            return cause
-    lines = [line.strip() for line in str(causes[-1]).splitlines() if line.strip()]
-    return TrainingError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+    return causes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tpn_ray.train.record import Record, StepMetrics
@@ -98,18 +97,3 @@ class Notice:
 
 
 Event = Progress | Started | Failed | Diverged | BadVideos | Committed | Notice
-
-
-class Mailbox:
-    """Holds events until the driver takes them; an actor of its own, so that neither side waits for the other."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def put(self, event: Event) -> None:
-        self._events.append(event)
-
-    def take(self) -> Sequence[Event]:
-        """All events since the last call, oldest first."""
-        taken, self._events = self._events, []
-        return taken

@@ -26,7 +26,7 @@ from tpn_ray import storage
 from tpn_ray.data import driver as data
 from tpn_ray.data.schedule import Schedule
 from tpn_ray.data.worker import ClipSource, Rows
-from tpn_ray.errors import CheckpointError, StorageError, TrainingError
+from tpn_ray.errors import CheckpointError, ConfigError, TrainingError
 from tpn_ray.model.self_test import convolution_self_test
 from tpn_ray.model.weights import load_weights
 from tpn_ray.train import run_folder
@@ -63,7 +63,7 @@ class Job:
     run_uri: str
     saving: Saving
     mailbox: Any
-    """Handle of the `Mailbox` actor."""
+    """Handle of a `mailbox.Mailbox`."""
     threads: int
     start_from: str = ""
     """Checkpoint that a new run begins from: another run's, perhaps of other settings."""
@@ -244,7 +244,7 @@ def _begin(training: Training, job: Job, rank: int) -> Beginning:
 
 def _choose(job: Job) -> Beginning:
     if not storage.exists(storage.join(job.run_uri, run_folder.ABOUT)):
-        raise StorageError(
+        raise ConfigError(
             f"{job.run_uri} is not there on node {ray.util.get_node_ip_address()}: with workers on several nodes, "
             "--storage must be a folder that all of them share, or s3://..."
         )

@@ -25,11 +25,11 @@ from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.train.driver import release
 from tpn_ray.tune import search
 from tpn_ray.tune.climb import Search
-from tpn_ray.tune.distributions import Choice, Distribution, Uniform
 from tpn_ray.tune.journal import Journal, Trial
+from tpn_ray.tune.mutation import generator, mutated
 from tpn_ray.tune.rungs import Objectives
 from tpn_ray.tune.search import Question, Seen
-from tpn_ray.tune.space import Sample, draws
+from tpn_ray.tune.space import Sample, Space
 from tpn_ray.tune.trial import TOLD_AGAIN, Campaign, number_of, run_trial
 
 METRIC = "val_top1"
@@ -79,21 +79,7 @@ def pbt(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
             f"{', '.join(wanted.space)}"
         )
 
-    def valid(config: dict[str, Any]) -> dict[str, Any]:
-        sample = {name: _inside(wanted.space[name], value) for name, value in config["sample"].items()}
-        for drawn in draws(changing, seed=abs(hash(str(sample))), number=0):
-            if wanted.is_valid(sample):
-                break
-            sample |= drawn
-        return {**config, "sample": sample}
-
-    return Population(
-        campaign.recipe.loop.epochs,
-        time_attr="epoch",
-        perturbation_interval=first_decision(campaign),
-        hyperparam_mutations={"sample": {name: _mutation(one) for name, one in changing.items()}},
-        custom_explore_fn=valid,
-    )
+    return Population(wanted, changing, campaign.recipe.loop.epochs, first_decision(campaign))
 
 
 class Population(schedulers.PopulationBasedTraining):  # type: ignore[misc]  # Ray's classes are untyped here
@@ -103,15 +89,35 @@ class Population(schedulers.PopulationBasedTraining):  # type: ignore[misc]  # R
     Else a population that goes on would mutate anew and throw trained epochs away.
     """
 
-    def __init__(self, epochs: int, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.epochs = epochs
+    def __init__(self, wanted: Search, changing: Space, epochs: int, every_epochs: int) -> None:
+        # What is given for each field is not used: `_get_new_config` mutates.
+        fields = {"sample": dict.fromkeys(changing, ())}
+        super().__init__(time_attr="epoch", perturbation_interval=every_epochs, hyperparam_mutations=fields)
+        self.wanted, self.changing, self.epochs = wanted, changing, epochs
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """What to do with a trial after its evaluation."""
         decision = str(super().on_trial_result(controller, trial, result))
         # A pause lets others catch up, and ends the process: not for what is told in a moment.
         return self.CONTINUE if result.get(TOLD_AGAIN) and decision == self.PAUSE else decision
+
+    def _generator(self, trial: Any) -> np.random.Generator:
+        """Of what is drawn for a trial where it stands."""
+        number = number_of(trial.trial_id, trial.config)
+        return generator(self.wanted.seed, number, self._trial_state[trial].last_result["epoch"])
+
+    def _checkpoint_or_exploit(self, trial: Any, controller: Any, upper: list[Any], lower: list[Any]) -> None:
+        """Ray would choose the donor by chance of its own."""
+        if trial in lower:
+            donors = sorted(upper, key=lambda donor: number_of(donor.trial_id, donor.config))
+            upper = [donors[self._generator(trial).integers(len(donors))]]
+        super()._checkpoint_or_exploit(trial, controller, upper, lower)
+
+    def _get_new_config(self, trial: Any, donor: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The donor's settings, mutated, and what was done to each, which is not told."""
+        random = self._generator(trial)
+        sample = mutated(donor.config["sample"], self.changing, self.wanted.is_valid, random)
+        return {**donor.config, "sample": sample}, {}
 
     def _exploit(self, controller: Any, trial: Any, donor: Any) -> None:
         result, given = self._trial_state[trial].last_result, self._trial_state[donor].last_result
@@ -309,18 +315,3 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
 
     def _known(self, trial: Any) -> Trial | None:
         return self.journal.read(number_of(trial.trial_id, trial.config))
-
-
-def _mutation(distribution: Distribution) -> Any:
-    if isinstance(distribution, Choice):
-        return [list(value) if isinstance(value, tuple) else value for value in distribution.values]
-    return lambda: distribution.at(float(np.random.default_rng().random()))
-
-
-def _inside(distribution: Distribution, value: Any) -> Any:
-    """A perturbed number, kept in its range."""
-    if isinstance(distribution, Choice):
-        return value
-    if isinstance(distribution, Uniform):
-        return min(max(float(value), distribution.low), distribution.edges()[1])
-    return min(max(int(value), distribution.low), distribution.high)

@@ -9,6 +9,7 @@ import statistics
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from tpn_ray import storage, tracking
@@ -183,7 +184,7 @@ def _campaign(
         tracking_uri=store,
         experiment="bench",
         parent_run=tracked.run_id,
-        max_bad=0.0,
+        max_bad=Fraction(0),
         session=uuid.uuid4().hex,
     )
     fields = space("none", recipe, bench.vary)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Campaign:
     tracking_uri: str
     experiment: str
     parent_run: str
-    max_bad: float
+    max_bad: Fraction
     session: str
     """The process of the driver."""
     fidelity: Fidelity = field(default_factory=Fidelity)
