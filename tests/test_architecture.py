@@ -23,6 +23,7 @@ LAYERS = [
     ["checkpoint"],
     ["clips", "model", "metrics"],
     ["storage", "job", "mailbox", "budget"],
+    ["output"],
     ["redaction"],
     ["errors"],
 ]

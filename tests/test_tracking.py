@@ -63,6 +63,24 @@ def test_a_store_that_cannot_be_used_is_one_clear_error() -> None:
     assert time.monotonic() - begun < 60
 
 
+def test_nothing_that_is_tracked_holds_a_secret(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "planted-1")
+    said = "warning: http://alice:s3cretpw9@host said planted-1"
+    clean = "warning: http://***@host said ***"
+    run = tracking.begin(store, "experiment", "secrets", parameters={"p": said}, tags={"begun": said})
+    run.set_tags({"warning": said})
+    run.log_text(said, "note.txt")
+    run.log_json({"said": said}, "note.json")
+    assert run.end("FINISHED")
+    client = MlflowClient(store)
+    stored = client.get_run(run.run_id).data
+    assert (stored.params["p"], stored.tags["begun"], stored.tags["warning"]) == (clean, clean, clean)
+    for name in ("note.txt", "note.json"):
+        text = Path(client.download_artifacts(run.run_id, name)).read_text()
+        assert clean in text
+        assert "planted-1" not in text
+
+
 @pytest.mark.cluster
 def test_what_a_server_missed_is_sent_when_it_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)

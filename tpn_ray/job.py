@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import psutil
 
+from tpn_ray import output
 from tpn_ray.errors import TpnRayError
 from tpn_ray.redaction import redacted
 
@@ -49,9 +50,10 @@ def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
     """Run a job's main function, which may return a status, then `leave`.
 
     A TpnRayError is printed as its message and ends the process with status 2, without a traceback. Ctrl-C and SIGTERM
-    raise KeyboardInterrupt in the job, which has `GRACE_SECONDS` to clean up. What is printed of an error holds no
-    secret.
+    raise KeyboardInterrupt in the job, which has `GRACE_SECONDS` to clean up. Nothing that is printed from here on
+    holds a secret.
     """
+    output.protect()
     _Process.is_job = _Process.running = True
     heed_signals()
     try:

@@ -1,39 +1,141 @@
-"""Secrets taken out of texts that are printed, logged or stored, and refused where they would be. Runs anywhere."""
+"""Secrets taken out of texts that are printed, logged or stored, and refused in URIs. Runs anywhere.
+
+Two kinds are recognized. Known secrets, the values of this process's secret-looking variables and the passwords in its
+URIs, are hidden wherever they stand, also percent-encoded, escaped or in base64. Unknown ones are hidden by their shape
+or by what stands before them: credentials in URIs, headers, JSON, settings and flags, tokens of well-known services.
+
+No library does this: scanners such as detect-secrets find candidates in source files, for people to look at. They flag
+file names and hashes for their entropy, find no signed URL without that, and take two milliseconds for a line.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import functools
 import os
 import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote
 
 from tpn_ray.errors import ConfigError
 
 HIDDEN = "***"
-_PARAMETERS = (
-    "access_key|access_key_id|secret_key|secret_access_key|session_token|awsaccesskeyid|x-amz-[a-z-]+|signature|sig|"
-    "token|access_token|password|passwd|api_key|secret"
+
+SHORTEST = 6
+"""Characters of the shortest known secret: shorter ones are found in any text."""
+
+# --- where a secret follows its name
+
+_WORDS = (
+    r"passw(?:or)?d|passphrase|secret(?:[_-]?(?:access)?[_-]?key)?|token|credentials?|webhook"
+    r"|(?:api|access|account|auth|encryption|master|private|shared|signing|storage|wandb)[_-]?key"
 )
-_IN_QUERY = re.compile(rf"([?&;](?:{_PARAMETERS})=)[^&\s'\"]+", re.IGNORECASE)
-_USER = re.compile(r"//[^/\s'\"]*@")
-_USER_WITH_SLASHES = re.compile(r"//[^/\s'\":@]+:(?!\d*(?:[/\s'\"]|$))[^\s'\"]*@")
+_NAMED = rf"(?:{_WORDS})(?-i:(?![a-z]))(?![_-]?(?:id|path|file|mode|type|count|name|ttl)s?\b)[\w-]{{0,40}}"
+"""The end of a name, such as AWS_SECRET_ACCESS_KEY, SessionToken or x-api-key, whose value is a secret."""
+_QUOTED = r""""(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|(?P<quote>\\+["']).*?(?:(?P=quote)|$)"""
+_BARE = r"""[^\s"']+"""
+_PROSE = r"(?=[^\s\"']*[\d+/=_.~!@#$%^&*]|[^\s\"'][^\s\"']*(?-i:[A-Z])|[^\s\"']+(?:\s*$|[,;)}\]]))"
+"""After a colon and a space, a plain word with more words behind it is prose: "ExpiredToken: the provided token"."""
+
+_ASSIGNED = re.compile(
+    rf"(?P<name>{_NAMED}(?:\\*[\"'])?(?:\s{{0,8}}=\s{{0,8}}|\s{{0,8}}:(?=\S)|(?P<spaced>\s{{0,8}}:\s{{1,8}})))"
+    rf"(?!\*\*\*|[\[{{(]\s*(?:\\*[\"'{{\[(]|$))(?:{_QUOTED}|(?(spaced){_PROSE}){_BARE})",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FLAG = re.compile(
+    rf"(?P<name>(?<![\w-])--?[\w.-]{{0,40}}?{_NAMED}(?:[\"']?,\s*|\s+))(?!-)(?:{_QUOTED}|{_BARE})", re.IGNORECASE
+)
+
+# --- where it is part of a URI
+
+_PARAMETERS = (
+    r"x-(?:amz|goog|ms|oss|cos)-[a-z-]+|awsaccesskeyid|googleaccessid|access_?key(?:_?id)?|signature|sig|sas|auth"
+    r"|(?:access|auth|bearer|id|refresh|session|security|sas)?[_-]?token|pass|pwd|passw(?:or)?d|passphrase|secret"
+    r"|api[_-]?key|(?:client|app)[_-]?secret|secret[_-]?(?:access[_-]?)?key|credentials?"
+)
+_IN_QUERY = re.compile(rf"((?:[?&;#]|%3F|%26)(?:amp;)?(?:{_PARAMETERS})(?:=|%3D))(?:(?!%26)[^&\s'\"])+", re.IGNORECASE)
+_USER = re.compile(r"//[^/\s'\"]{0,1024}@")
+_USER_WITH_SLASHES = re.compile(r"//[^/\s'\":@]{1,256}:(?!\d*(?:[/\s'\"]|$))[^\s'\"]{0,512}(?:\n[^\s'\"]{0,256})?@")
 """AWS's secrets hold slashes, and people write them into URIs as they are. What follows a host's colon is a number."""
 
-_NAMES = re.compile(r"SECRET|PASSWORD|TOKEN|API_KEY|ACCESS_KEY")
-_NO_SECRETS = re.compile(r"(_PATH|_FILE|_URI|_URL|_MODE)$")
-_SHORTEST = 6
-"""Shorter values of such variables are found in any text."""
+# --- by its shape
+
+_HEADER = re.compile(
+    r"(?P<name>\b(?:(?:proxy-)?authorization|(?:set-)?cookie)(?:\\*[\"'])?\s*[:=,]\s*)"
+    r"""(?:"[^"]*"?|'[^']*'?|(?P<quote>\\+["']).*?(?:(?P=quote)|$)|[^"'\n]+)""",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BEARER = re.compile(r"\b(Bearer\s+)(?=[A-Za-z]*[^A-Za-z\s]|\S{16})[\w.~+/=-]{6,}", re.IGNORECASE)
+_BASIC = re.compile(r"\b(Basic\s+)([A-Za-z0-9+/_-]{4,}={0,2})", re.IGNORECASE)
+_PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY[A-Z ]*)-----.*?(?:-----END \1-----|\Z)", re.DOTALL)
+_SHAPES = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}(?:[\"']?\s*[:,;/]\s*[\"']?[A-Za-z0-9+/]{40})?"  # with its secret beside it
+    r"|(?:FwoG|IQoJ)[A-Za-z0-9+/=%]{12,}"  # session tokens of AWS
+    r"|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,}"
+    r"|sk-[A-Za-z0-9_-]{20,}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|dapi[0-9a-f]{32}|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{32,}"
+    r"|eyJ[\w-]{8,2048}\.eyJ[\w-]*\.[\w-]*"  # JSON web tokens
+    r")"
+)
+_SHAPE_BEGINNINGS = (
+    *("akia", "asia", "abia", "acca", "fwog", "iqoj", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+    *("glpat-", "xox", "sk-", "aiza", "ya29.", "dapi", "npm_", "pypi-", "eyj"),
+)
+_WEBHOOK = re.compile(
+    r"(https?://(?:hooks\.slack\.com/(?:services|workflows)|discord(?:app)?\.com/api/webhooks"
+    r"|[\w.-]*webhook\.office\.com)/)[^\s'\"]+",
+    re.IGNORECASE,
+)
+
+# --- variables
+
+_SECRET_VARIABLE = re.compile(
+    r"SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|WEBHOOK|TOKEN(?!IZ)|COOKIE|APIKEY|AUTHORIZATION|PRIVATE_?KEY"
+    r"|(^|_)(PG|DB|MY|SQL|REDIS|SMTP|FTP)?PASS$|._PWD$|(^|_)(KEYS?|SAS|PAT|DSN)(_|$)|_AUTH$|CONNECTION_STRING",
+    re.IGNORECASE,
+)
+_PLAIN_VARIABLE = re.compile(
+    r"_(PATHS?|FILES?|DIRS?|FOLDERS?|HOME|MODE|TYPE|NAME|URI|URL|ENDPOINT|HOST|PORT|USER(NAME)?|REGION|METHOD|ENABLED"
+    r"|TTL|TIMEOUT|SECONDS|EXPIRATION|LENGTH|COUNT|LIMIT|SIZE)$",
+    re.IGNORECASE,
+)
+"""Names that say that the value is something else than the secret itself."""
+_DATABASE = re.compile(
+    r"(^|_)(DATABASE|DB|REDIS|MONGO\w*|POSTGRES\w*|MYSQL|AMQP|BROKER)_UR[IL]$|DSN$|CONNECTION_STRING", re.IGNORECASE
+)
+_PLAIN_URI = re.compile(r"[A-Za-z][\w+.-]*://[^@]*$")
+_PLAIN_VALUES = (
+    "optional",
+    "required",
+    "disabled",
+    "enabled",
+    "default",
+    "negotiate",
+    "kerberos",
+    "bearer",
+    "password",
+)
+_PASSWORD_OF_URI = re.compile(
+    r"[A-Za-z][\w+.-]*://([^/\s:@]*):(?!\d*(?:[/\s]|$))([^\s@]+)@|[A-Za-z][\w+.-]*://([^/\s:@]+)@"
+)
 
 
 def redacted(text: str) -> str:
-    """A text without users and passwords in URIs, signatures in queries, and values of this process's secret
-    variables."""
-    for value in _secret_values():
-        text = text.replace(value, HIDDEN)
-    text = _USER.sub(f"//{HIDDEN}@", _USER_WITH_SLASHES.sub(f"//{HIDDEN}@", text))
-    return _IN_QUERY.sub(rf"\g<1>{HIDDEN}", text)
+    """A text without the secrets described above. What holds none is returned as it is."""
+    for secret in _known_secrets():
+        text = _hide_known(text, secret)
+    lowered = text.lower()
+    for words, hide in _RULES:
+        if any(word in lowered for word in words):
+            text = hide(text)
+    return text
 
 
 def refuse_credentials(what: str, uri: str) -> None:
-    """Raises ConfigError, which does not repeat them, for a URI of storage with credentials in it: it would be stored
+    """Raise ConfigError, which does not repeat them, for a URI of storage with credentials in it: it would be stored
     in recipes, records and MLflow."""
     authority = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*@|[A-Za-z][A-Za-z0-9+.-]*://[^/:@]+:(?!\d*(?:/|$)).*@", uri)
     if authority or _IN_QUERY.search(uri):
@@ -43,11 +145,127 @@ def refuse_credentials(what: str, uri: str) -> None:
         )
 
 
-def _secret_values() -> list[str]:
+def _hide_value(found: re.Match[str]) -> str:
+    """The name, and in place of the value, within its quotes, the sign of something hidden."""
+    value = found[0][len(found["name"]) :]
+    quote = re.match(r"""\\*["']""", value)
+    return f"{found['name']}{quote[0]}{HIDDEN}{quote[0]}" if quote else found["name"] + HIDDEN
+
+
+def _hide_basic(found: re.Match[str]) -> str:
+    """Only what decodes to user:password: "basic" is a word as well."""
+    try:
+        plain = base64.b64decode(found[2].translate(str.maketrans("-_", "+/")) + "===")
+    except binascii.Error:
+        return found[0]
+    return found[1] + HIDDEN if b":" in plain else found[0]
+
+
+_Hide = Callable[[str], str]
+_RULES: tuple[tuple[tuple[str, ...], _Hide], ...] = (
+    (("private key",), lambda text: _PRIVATE_KEY.sub(rf"-----BEGIN \g<1>-----{HIDDEN}-----END \g<1>-----", text)),
+    (("//",), lambda text: _USER.sub(f"//{HIDDEN}@", _USER_WITH_SLASHES.sub(f"//{HIDDEN}@", text))),
+    (("//",), lambda text: _WEBHOOK.sub(rf"\g<1>{HIDDEN}", text)),
+    (("=", "%3d"), lambda text: _IN_QUERY.sub(rf"\g<1>{HIDDEN}", text)),
+    (("authorization", "cookie"), lambda text: _HEADER.sub(_hide_value, text)),
+    (("bearer",), lambda text: _BEARER.sub(rf"\g<1>{HIDDEN}", text)),
+    (("basic",), lambda text: _BASIC.sub(_hide_basic, text)),
+    (
+        ("passw", "passphrase", "secret", "token", "credential", "webhook", "key"),
+        lambda text: _FLAG.sub(_hide_value, _ASSIGNED.sub(_hide_value, text)),
+    ),
+    (_SHAPE_BEGINNINGS, lambda text: _SHAPES.sub(HIDDEN, text)),
+)
+"""What is tried, in this order, on a text that holds one of the words in lower case."""
+
+
+# --- what this process knows to be secret
+
+
+def _known_secrets() -> list[str]:
     """Longest first, so that none is cut by another that is a part of it."""
-    values = {
-        value
-        for name, value in os.environ.items()
-        if _NAMES.search(name) and not _NO_SECRETS.search(name) and len(value) >= _SHORTEST
-    }
-    return sorted(values, key=lambda value: (-len(value), value))
+    secrets = set[str]()
+    for name, value in (*os.environ.items(), *(("", argument) for argument in sys.argv[1:])):
+        if _is_secret(name, value):
+            secrets.add(value)
+        if "://" in value:
+            secrets.update(_passwords(value))
+    return sorted(secrets, key=lambda secret: (-len(secret), secret))
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_secret(name: str, value: str) -> bool:
+    """Whether the value of a variable is to be hidden, by the variable's name and by what the value cannot be."""
+    if len(value) < SHORTEST:
+        return False
+    if _DATABASE.search(name):
+        return not _PLAIN_URI.match(value)
+    if not _SECRET_VARIABLE.search(name) or _PLAIN_VARIABLE.search(name) or value.lower() in _PLAIN_VALUES:
+        return False
+    return not _is_path(value)
+
+
+def _is_path(value: str) -> bool:
+    """Keys can begin with a slash as well, so that the folder has to be there."""
+    if not value.startswith("/"):
+        return False
+    path = Path(value)
+    return path.exists() or (path.parent != Path("/") and path.parent.is_dir())
+
+
+def _passwords(text: str) -> Iterator[str]:
+    for user, password, token in _PASSWORD_OF_URI.findall(text):
+        secret = password or token
+        if len(secret) >= SHORTEST:
+            yield secret
+            yield unquote(secret)
+            if password:
+                yield f"{unquote(user)}:{unquote(password)}"
+
+
+def _hide_known(text: str, secret: str) -> str:
+    text = _any_spelling(secret).sub(HIDDEN, text)
+    standard = text.translate(_STANDARD)
+    for form in _base64_forms(secret):
+        while (place := standard.find(form)) >= 0:
+            begin, end = place, place + len(form)
+            while begin and standard[begin - 1] in _BASE64:
+                begin -= 1
+            while end < len(standard) and standard[end] in _BASE64:
+                end += 1
+            text = text[:begin] + HIDDEN + text[end:]
+            standard = standard[:begin] + HIDDEN + standard[end:]
+    return text
+
+
+@functools.lru_cache(maxsize=256)
+def _any_spelling(secret: str) -> re.Pattern[str]:
+    return re.compile("".join(map(_spellings, secret)))
+
+
+def _spellings(character: str) -> str:
+    """One character of a secret as it is, percent-encoded or escaped."""
+    if character.isascii() and character.isalnum():
+        return character
+    percent = "".join(f"%(?:25)?(?i:{byte:02x})" for byte in character.encode())
+    others = {" ": "|[+]", "\n": r"|\\+n", "\t": r"|\\+t", "\r": r"|\\+r"}.get(character, "")
+    code = "" if character.isascii() and character not in "\\&<>'\"" else rf"|\\+u(?i:{ord(character):04x})"
+    return rf"(?:{percent}|\\*{re.escape(character)}{others}{code})"
+
+
+_STANDARD = str.maketrans("-_", "+/")
+_BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
+
+
+@functools.lru_cache(maxsize=256)
+def _base64_forms(secret: str) -> tuple[str, ...]:
+    """What base64 makes of a secret inside a longer text, such as user:password, at each of the three places that it
+    can begin at; without the characters at both ends that depend on its neighbors."""
+    plain = secret.encode(errors="surrogateescape")
+    forms = []
+    for before in range(3):
+        begin, end = (before * 8 + 5) // 6, (before + len(plain)) * 8 // 6
+        form = base64.b64encode(b"\0" * before + plain).decode()[begin:end]
+        if len(form) >= SHORTEST:
+            forms.append(form)
+    return tuple(forms)

@@ -1,4 +1,4 @@
-"""MLflow, the only place. Runs on drivers and in Tune trials.
+"""MLflow, the only place. Runs on drivers and in Tune trials. No text that is tracked holds a secret.
 
 A run is tracked by the process that drives it. What the server does not take is kept and sent again later, so that a
 server that goes away for a while costs neither the training nor its curves.
@@ -88,12 +88,12 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Short texts shown beside the run."""
-        self.waiting_tags.update(tags)
+        self.waiting_tags.update({key: redacted(value) for key, value in tags.items()})
         self.send()
 
     def log_text(self, text: str, path: str) -> None:
         """A small file shown as an artefact of the run."""
-        self.waiting_texts[path] = text
+        self.waiting_texts[path] = redacted(text)
         self.send()
 
     def log_json(self, content: Any, path: str) -> None:
@@ -128,6 +128,18 @@ class TrackedRun:
             self.client.log_text(self.run_id, self.waiting_texts[path], path)
             del self.waiting_texts[path]
 
+    def log_file(self, data: bytes, path: str) -> bool:
+        """A file shown as an artifact of the run; sent now or not at all: False, with the reason in `last_reason`."""
+        folder, _, name = path.rpartition("/")
+
+        def act() -> None:
+            with tempfile.TemporaryDirectory() as place:
+                file = Path(place) / name
+                file.write_bytes(data)
+                self.client.log_artifact(self.run_id, str(file), folder or None)
+
+        return self._attempt(act)
+
     def _attempt(self, act: Any) -> bool:
         try:
             act()
@@ -159,7 +171,7 @@ class TrackedRun:
             if not any(model.name == name for model in self.client.search_registered_models(f"name = '{name}'")):
                 self.client.create_registered_model(name)
             source = f"{self.client.get_run(self.run_id).info.artifact_uri}/model"
-            about = {"checkpoint": checkpoint, **tags}
+            about = {key: redacted(value) for key, value in {"checkpoint": checkpoint, **tags}.items()}
             version = self.client.create_model_version(name, source=source, run_id=self.run_id, tags=about)
             made.append(str(version.version))
 
@@ -186,19 +198,23 @@ def begin(
 ) -> TrackedRun:
     """Begin a run, or go on with the one of this name that did not finish. Raises TrackingError if the store is not
     to be used: better now than after a night of training."""
+    clean = {key: redacted(value) for key, value in tags.items()}
     try:
         client = MlflowClient(tracking_uri)
         experiment_id = _experiment(client, experiment)
         run_id = _unfinished(client, experiment_id, name, parent)
         if run_id is None:
-            all_tags = {"mlflow.user": _user(), **tags, **({PARENT_TAG: parent} if parent else {})}
+            all_tags = {"mlflow.user": _user(), **clean, **({PARENT_TAG: parent} if parent else {})}
             run_id = client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id
             _log_parameters(client, run_id, parameters)
         else:
             client.update_run(run_id, status="RUNNING")
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in clean.items()])
     except Exception as error:  # MlflowException, requests' and SQLAlchemy's errors
-        reason = redacted(str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__)
+        lines = (
+            redacted(str(error)).strip().splitlines()
+        )  # before it is cut, which could hide the end of a password's URI
+        reason = lines[0][:300] if lines else type(error).__name__
         raise TrackingError(
             f"the MLflow store {redacted(tracking_uri)} cannot be used: {reason}\nCheck --tracking-uri and that the "
             "server is running; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold "
@@ -280,6 +296,6 @@ def _user() -> str:
 
 
 def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Any]) -> None:
-    params = [Param(key, str(value)[:VALUE_CHARACTERS]) for key, value in parameters.items()]
+    params = [Param(key, redacted(str(value))[:VALUE_CHARACTERS]) for key, value in parameters.items()]
     for start in range(0, len(params), PARAMS_PER_CALL):
         client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from tpn_ray import storage, tracking
@@ -58,17 +56,7 @@ def log_folder(run: TrackedRun, folder: str, below: str = "") -> None:
     """metrics.json and the pictures that lie in a folder."""
     for file in storage.list_files(folder, suffixes=(*PICTURES, METRICS)):
         path = file.uri[len(storage.absolute(folder)) :].lstrip("/")
-        if "/" not in path:
-            _log_file(run, storage.read_bytes(file.uri), below + path)
-
-
-def _log_file(run: TrackedRun, data: bytes, path: str) -> None:
-    """Sent now or not at all; results are in their folder in any case."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / Path(path).name
-        file.write_bytes(data)
-        above = str(Path(path).parent)
-        try:
-            run.client.log_artifact(run.run_id, str(file), None if above == "." else above)
-        except Exception as error:  # whatever the client raises
-            print(f"warning: MLflow did not take {path}: {error}", file=sys.stderr)
+        if "/" in path:
+            continue
+        if not run.log_file(storage.read_bytes(file.uri), below + path):  # it is in its folder in any case
+            print(f"warning: MLflow did not take {below}{path}: {run.last_reason}", file=sys.stderr)

@@ -1,0 +1,107 @@
+"""What a job prints: nothing secret, and nothing that commands a terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tpn_ray.output import Protected, visible
+
+PASSWORD = "s3cretpw9"
+
+
+def printed(body: str, **environment: str) -> str:
+    """Standard output and standard error of a job whose main function has this body."""
+    job = f"""
+import logging, sys, threading, traceback, warnings
+from tpn_ray.job import run_job
+early = logging.StreamHandler()
+logging.getLogger("early").addHandler(early)
+def job():
+{body}
+run_job(job, leave=lambda: None)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", job],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout
+
+
+WAYS = {
+    "print": "print('to http://alice:' + p + '@host failed')",
+    "print in pieces": "print('AWS_SECRET_ACCESS_KEY', p, sep='=')",
+    "standard error": "print('http://alice:' + p + '@host', file=sys.stderr)",
+    "without a line end": "print('http://alice:' + p + '@host', end='')",
+    "a logger made before": "logging.getLogger('early').error('http://alice:%s@host', p)",
+    "a logger without handlers": "logging.getLogger('late').warning('http://alice:%s@host', p)",
+    "a warning": "warnings.warn('http://alice:' + p + '@host')",
+    "a thread that dies": "threading.Thread(target=lambda: 1 / ('http://alice:' + p + '@host')).start()",
+    "a traceback": "raise RuntimeError('http://alice:' + p + '@host')",
+    "a traceback of its own": "\n    try: raise OSError('Bearer ' + p)\n    except OSError: traceback.print_exc()",
+    "a variable's value": "print('it said ' + p)",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_of_printing_shows_a_secret(way: str) -> None:
+    variables = {"STORE_PASSWORD": PASSWORD} if "variable" in way else {}
+    output = printed(f"    p = 's3cret' + 'pw9'\n    {WAYS[way]}", **variables)
+    assert PASSWORD not in output
+    assert "***" in output or way == "a thread that dies", output
+
+
+def test_progress_and_results_are_printed_as_they_are() -> None:
+    text = "epoch 1/2  loss 0.1\tx\r\nbest checkpoint  s3://bucket/runs/a@b/step-00000010 \u2713"
+    assert printed(f"    print({text!r})") == text.replace("\r\n", "\n") + "\n"
+
+
+def test_a_line_is_passed_on_when_it_ends_or_is_flushed() -> None:
+    behind = io.StringIO()
+    stream = Protected(behind)
+    stream.write("half ")
+    assert behind.getvalue() == ""
+    stream.write("a line\n")
+    assert behind.getvalue() == "half a line\n"
+    print("loss 0.1", end="", flush=True, file=stream)
+    assert behind.getvalue() == "half a line\nloss 0.1"
+    assert not stream.isatty()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("clip\x1b]0;owned\x07.mp4", "clip\\x1b]0;owned\\x07.mp4"),
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("bad video\rall is well", "bad video\\rall is well"),
+        ("x\x9b31my", "x\\x9b31my"),
+        ("gpj.\u202egnp", "gpj.\\u202egnp"),
+        ("tab\tand line\n", "tab\tand line\n"),
+        ("Kölsch, 日本 ✓", "Kölsch, 日本 ✓"),
+    ],
+)
+def test_what_would_command_a_terminal_is_written_out(text: str, shown: str) -> None:
+    behind = io.StringIO()
+    print(text, end="", flush=True, file=Protected(behind))
+    assert behind.getvalue() == visible(text) == shown
+
+
+def test_lines_that_are_rewritten_and_colors_stay() -> None:
+    behind = io.StringIO()
+    for text in ("\r\x1b[Kstep 1", "\x1b[1;32mpass\x1b[0m", "dos\r\n"):
+        print(text, end="", flush=True, file=Protected(behind))
+    assert behind.getvalue() == "\r\x1b[Kstep 1\x1b[1;32mpass\x1b[0mdos\r\n"
+
+
+def test_streams_are_protected_once() -> None:
+    body = "    from tpn_ray import output\n    one = sys.stdout\n    output.protect()\n    print(sys.stdout is one)"
+    assert printed(body) == "True\n"

@@ -1,0 +1,107 @@
+"""What a job prints: no secrets, and no control characters that could command a terminal. Runs on the driver.
+
+Everything goes through here, also what libraries print and log: the text of a foreign exception may hold a password,
+and the name of a stranger's video an escape sequence.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import threading
+from typing import Any, TextIO
+
+from tpn_ray.redaction import redacted
+
+_OWN = re.compile(r"\A\r(?:\x1b\[K)?|\r(?=\n)|\x1b\[[0-9;]*m")
+"""What a progress line begins with in a terminal, line ends of Windows, and the colors of tables."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""All control characters but tabs and line ends, and those that turn the direction of writing around."""
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are written out (`\\x1b`), so that they do nothing."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def protect() -> None:
+    """From now on, nothing that this process prints or logs holds a secret or a command to the terminal."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, Protected) or stream is None:
+            continue
+        protected = Protected(stream)
+        setattr(sys, name, protected)
+        for handler in _stream_handlers():
+            if handler.stream is stream:
+                handler.setStream(protected)
+
+
+def _stream_handlers() -> list[logging.StreamHandler[Any]]:
+    """Handlers that were made before, which keep the stream of then."""
+    loggers = [
+        logging.root,
+        *(one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)),
+    ]
+    handlers = (handler for logger in loggers for handler in logger.handlers)
+    return [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]
+
+
+class Protected(io.TextIOBase):
+    """A stream in front of another. Lines are passed on when they end or when it is flushed, since a secret may
+    come in several pieces."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._pending = ""
+        self._lock = threading.RLock()
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            self._pending += _harmless(text)
+            if text.endswith("\n"):
+                self._pass_on()
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lock:
+            self._pass_on()
+            self._stream.flush()
+
+    def _pass_on(self) -> None:
+        ready, self._pending = self._pending, ""
+        if ready:
+            self._stream.write(redacted(ready))
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors
+
+    @property
+    def buffer(self) -> Any:
+        """For the few who write bytes: those are not looked at."""
+        return self._stream.buffer
+
+
+def _harmless(text: str) -> str:
+    """Control characters written out, but for those of this project's own lines."""
+    pieces, place = [], 0
+    for own in _OWN.finditer(text):
+        pieces += [visible(text[place : own.start()]), own[0]]
+        place = own.end()
+    return "".join([*pieces, visible(text[place:])])
