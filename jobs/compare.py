@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tpn_ray import storage
+from tpn_ray import names, storage
 from tpn_ray.predict import compare, plots
 from tpn_ray.predict.table import read_scores
 
@@ -57,7 +57,9 @@ def main() -> None:
         storage.write_bytes(storage.join(folder, "comparison.json"), content.encode())
         for one in found:
             title = f"{one.name}: {one.difference:+.1%} in all, {compare.verdict(one)}"
-            storage.write_bytes(storage.join(folder, f"gains_{one.name}.png"), plots.class_gains(one.classes, title))
+            storage.write_bytes(
+                storage.join(folder, f"gains_{names.file_name(one.name)}.png"), plots.class_gains(one.classes, title)
+            )
         print(f"comparison.json and plots in {folder}")
 
 

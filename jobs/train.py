@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, recipes, report, session, storage
+from tpn_ray import command_line, names, recipes, report, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.views import parse_views
@@ -75,10 +75,13 @@ def main() -> None:
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Train the recipe {name}.")
     views = parse_views(flags.views)
     max_bad = parse_share(flags.max_bad)
+    run_name = names.checked("--name", flags.name or command_line.fresh_name(name))
+    if flags.register:
+        names.checked("--register", flags.register)
     manifest = load_manifest(flags.data)
     recipe, machines = driver.recipe_for(flags.recipe, manifest), flags.machines
     check_division(machines, recipe)
-    folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
+    folder = storage.absolute(flags.storage)
     storage.check_writable(folder)
     goes_on(f"--name {shlex.quote(run_name)}")
     driver.check_resumable(storage.join(folder, run_name), recipe, manifest)

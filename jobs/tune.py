@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, recipes, report, session, storage
+from tpn_ray import command_line, names, recipes, report, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import BudgetError
@@ -89,11 +89,12 @@ def main() -> None:
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Search around {name}.")
     max_bad = parse_share(flags.max_bad)
+    campaign_name = names.checked("--name", flags.name or command_line.fresh_name(f"{name}-tune"))
     manifest = load_manifest(flags.data)
     recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
     check_division(machines, recipe)
     searched = space(flags.space or ("none" if flags.vary else "all"), recipe, flags.vary)
-    folder, campaign_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(f"{name}-tune")
+    folder = storage.absolute(flags.storage)
     storage.check_writable(folder)
     goes_on(f"--name {shlex.quote(campaign_name)}")
     session.connect(

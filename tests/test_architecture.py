@@ -24,7 +24,7 @@ LAYERS = [
     ["clips", "model", "metrics"],
     ["storage", "job", "mailbox", "budget"],
     ["output"],
-    ["redaction"],
+    ["redaction", "names"],
     ["errors"],
 ]
 """A row imports only rows below it; parts on one row do not import each other, but for those in BESIDE."""

@@ -85,6 +85,7 @@ def test_a_line_is_passed_on_when_it_ends_or_is_flushed() -> None:
         ("bad video\rall is well", "bad video\\rall is well"),
         ("x\x9b31my", "x\\x9b31my"),
         ("gpj.\u202egnp", "gpj.\\u202egnp"),
+        ("no character: \udcff", "no character: \\udcff"),
         ("tab\tand line\n", "tab\tand line\n"),
         ("Kölsch, 日本 ✓", "Kölsch, 日本 ✓"),
     ],

@@ -22,6 +22,7 @@ import torch
 import tpn_ray
 from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, NotFoundError, TornCheckpointError
+from tpn_ray.names import label_sets_problem
 
 FORMAT = 1
 FILES = ("weights.pt", "training.pt", "checkpoint.json")
@@ -70,6 +71,8 @@ def save(uri: str | Path, checkpoint: Checkpoint) -> None:
 def load(uri: str, parts: tuple[str, ...] = ("weights", "training")) -> Checkpoint:
     """Read a checkpoint folder, of its tensors only `parts`, and check it against its manifest."""
     described = json.loads(_checked(uri, "checkpoint.json"))
+    if why := label_sets_problem(described["label_sets"]):
+        raise CheckpointError(f"{uri}/checkpoint.json {why}; it was not written by this program")
     tensors = {part: _unpacked(uri, _checked(uri, f"{part}.pt")) for part in parts}
     return Checkpoint(
         step=described["step"],

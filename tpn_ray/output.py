@@ -13,17 +13,20 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from tpn_ray.names import CONTROL
 from tpn_ray.redaction import redacted
 
 _OWN = re.compile(r"\A\r(?:\x1b\[K)?|\r(?=\n)|\x1b\[[0-9;]*m")
 """What a progress line begins with in a terminal, line ends of Windows, and the colors of tables."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""All control characters but tabs and line ends, and those that turn the direction of writing around."""
 
 
 def visible(text: str) -> str:
-    """A text whose control characters are written out (`\\x1b`), so that they do nothing."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """A text whose control characters, but for tabs and line ends, are written out (`\\x1b`): they do nothing."""
+    return CONTROL.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return found[0] if found[0] in "\t\n" else found[0].encode("unicode_escape").decode()
 
 
 def protect() -> None:

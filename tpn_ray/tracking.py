@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -44,6 +45,8 @@ KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 """Opens the experiment in the page for training, with its curves, rather than in the one for language models."""
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 VALUE_CHARACTERS = 6000
+_NOT_IN_KEYS = re.compile(r"[^/\w.\- :]")
+"""What MLflow refuses in a metric's name: one such metric would keep all others from being sent."""
 RETRY_SECONDS = 10.0
 CLOSE_SECONDS = 60.0
 
@@ -83,7 +86,8 @@ class TrackedRun:
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Metrics of one step; steps should not be repeated, MLflow keeps both."""
         now = int(time.time() * 1000)
-        self.waiting += [Metric(key, float(value), now, step) for key, value in values.items()]
+        keys = {key: _NOT_IN_KEYS.sub("_", key) for key in values}
+        self.waiting += [Metric(keys[key], float(value), now, step) for key, value in values.items()]
         self.send()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:

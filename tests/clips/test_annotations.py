@@ -197,7 +197,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         load_annotated("kinetics", [str(tmp_path / "absent.csv")], videos)
     nameless = write(tmp_path / "list.csv", "label,youtube_id,time_start,time_end\nrun,a,0,10\n")
-    with pytest.raises(ManifestError, match="does not tell its split; put train, val, test"):
+    with pytest.raises(ManifestError, match="does not tell its split; put one of train, training, val"):
         load_annotated("kinetics", [nameless], videos)
 
 

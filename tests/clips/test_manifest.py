@@ -8,7 +8,7 @@ import pytest
 
 from tests.servers import s3_server
 from tpn_ray import storage
-from tpn_ray.clips.entries import Entry, derive_splits
+from tpn_ray.clips.entries import Entry, derive_splits, split_by_name
 from tpn_ray.clips.manifest import Manifest, build, load_manifest
 from tpn_ray.errors import ConfigError, ManifestError, NotFoundError
 
@@ -161,7 +161,7 @@ def test_videos_outside_class_folders(tmp_path: Path) -> None:
         ("uri,label\n", "names no videos"),
         ("uri,label\na.mp4,\n", "line 2 has no label"),
         ("uri,label\na.mp4\n", "line 2 has no label"),
-        ("uri,label,split\na.mp4,run,training\n", "line 2 has split 'training'; known: train, val, test"),
+        ("uri,label,split\na.mp4,run,trains\n", "line 2 has split 'trains'; known: train, training, val, valid"),
         ("uri,label,split\na.mp4,run,train\nb.mp4,run,\n", "1 videos in .* have no split, others do: b.mp4"),
         ("uri,label,split\na.mp4,run,train\nb.mp4,hop,val\n", "1 of 2 classes of 'action' .* no training video: hop"),
         ("uri,label\na.mp4,run\na.mp4,hop\n", "1 videos stand in .* more than once"),
@@ -203,3 +203,72 @@ def test_a_test_needs_neither_training_videos_nor_labels(tmp_path: Path) -> None
     (tmp_path / "list.csv").write_text("uri,label,split\na.mp4,run,val\n")
     with pytest.raises(ManifestError, match="no training video"):
         load_manifest(str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize(("train", "val", "test"), [("training", "validation", "testing"), ("Train", "VALID", "Test")])
+def test_splits_are_read_as_what_they_mean(tmp_path: Path, train: str, val: str, test: str) -> None:
+    videos = [f"{split}/{label}/{split}.mp4" for split in (train, val, test) for label in ("run", "hop")]
+    folder = put(tmp_path / "set", *videos)
+    manifest = load_manifest(folder)
+    assert dict(zip(manifest.ids, manifest.splits, strict=True)) == {
+        id: {train: "train", val: "val", test: "test"}[id.partition("/")[0]] for id in videos
+    }
+    assert manifest.label_sets == {"action": ("hop", "run")}
+    lines = "".join(f"set/{video},{video.split('/')[1]},{video.split('/')[0]}\n" for video in videos)
+    (tmp_path / "list.csv").write_text("uri,label,split\n" + lines)
+    listed = load_manifest(str(tmp_path / "list.csv"))
+    assert sorted(listed.splits) == sorted(manifest.splits)
+
+
+def test_two_names_of_one_split_are_refused(tmp_path: Path) -> None:
+    folder = put(tmp_path / "set", "train/run/a.mp4", "val/run/b.mp4", "validation/run/c.mp4")
+    with pytest.raises(
+        ManifestError, match="has 'val' and 'validation', which both mean the split val; put them together"
+    ):
+        load_manifest(folder)
+    (tmp_path / "list.csv").write_text(
+        "uri,label,split\nset/train/run/a.mp4,r,train\nset/val/run/b.mp4,r,Val\nset/validation/run/c.mp4,r,valid\n"
+    )
+    with pytest.raises(ManifestError, match=r"list\.csv has 'val' and 'valid', which both mean the split val"):
+        load_manifest(str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("something-something-v2-validation.json", "val"),
+        ("something-something-v2-train.json", "train"),
+        ("validate.csv", "val"),
+        ("EPIC_100_validation.csv", "val"),
+        ("kinetics400_val_list_videos.txt", "val"),
+        ("trainlist01.txt", "train"),
+        ("testlist01.txt", "test"),
+        ("k400val.txt", "val"),
+        ("my-testing.csv", "test"),
+        ("evaluation_test.csv", "test"),
+        ("s3://bucket/train/sth_valid.csv", "val"),
+    ],
+)
+def test_the_name_of_a_file_tells_the_split(file: str, split: str) -> None:
+    assert split_by_name(file) == split
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("evaluation.csv", "does not tell its split"),
+        ("interval.csv", "does not tell its split"),
+        ("train_val.csv", "tells the splits train and val"),
+        ("test-validation.csv", "tells the splits test and val"),
+    ],
+)
+def test_the_name_of_a_file_that_tells_no_split_or_two(file: str, said: str) -> None:
+    with pytest.raises(ManifestError, match=said):
+        split_by_name(file)
+
+
+def test_a_class_that_would_command_a_terminal_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "run/a.mp4", "h\x1b[2Jop/b.mp4")
+    with pytest.raises(ManifestError, match=r"has a class called 'h\\x1b\[2Jop' in 'action', which holds control") as e:
+        load_manifest(str(tmp_path))
+    assert "\x1b" not in str(e.value)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -185,3 +186,24 @@ def test_a_changed_byte_in_a_shard_is_the_finding_of_its_video(dataset: Path) ->
     with pytest.raises(BadVideo, match=r"train-00000\.parquet are not those that were stored; delete") as caught:
         reader.fetch(manifest, 1)
     assert caught.value.reason == "damaged"
+
+
+@pytest.mark.parametrize("name", ["/../../../escape", "..", "a/b", "a\x1b[2J", "x" * 500])
+def test_names_of_a_strangers_dataset_leave_no_folder(dataset: Path, name: str) -> None:
+    about = json.loads((dataset / "dataset.json").read_text())
+    for label_sets in ({name: about["label_sets"]["action"]}, {"action": ["a", 5]}, ["action"]):
+        (dataset / "dataset.json").write_text(json.dumps({**about, "label_sets": label_sets}))
+        with pytest.raises(ManifestError, match=r"dataset\.json has .*it was not written by jobs/prepare\.py"):
+            load_manifest(str(dataset))
+
+
+def test_a_shard_of_another_folder_is_not_read(dataset: Path) -> None:
+    index = pq.read_table(dataset / "index.parquet")
+    column = index.column_names.index("shard")
+    moved = index.set_column(column, "shard", pa.array(["../../other.parquet"] * len(index)))
+    pq.write_table(moved, dataset / "index.parquet")
+    about = json.loads((dataset / "dataset.json").read_text())
+    about["index_sha256"] = hashlib.sha256((dataset / "index.parquet").read_bytes()).hexdigest()
+    (dataset / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(ManifestError, match=r"names the shard '\.\./\.\./other\.parquet'; no shard is so called"):
+        load_manifest(str(dataset))

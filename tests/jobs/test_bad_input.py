@@ -68,3 +68,17 @@ def test_machines_and_servers(toy_folder: Path, tmp_path: Path) -> None:
     assert "too few cores: the workers need 1000 CPUs" in cores
     assert "views '3x7' are not known" in views
     assert "Check --tracking-uri" in server
+
+
+def test_names_that_would_leave_their_folder(toy_folder: Path, tmp_path: Path) -> None:
+    common = ["toy", "--data", str(toy_folder), "--storage", str(tmp_path / "runs")]
+    for job, flag, name in (
+        ("train", "--name", "../escape"),
+        ("train", "--name", "a/b"),
+        ("train", "--register", "a'b"),
+        ("tune", "--name", "..\x1b[2J"),
+    ):
+        said = refusal(job, *common, flag, name)
+        assert f"{flag} {name!r} cannot be a name" in said
+        assert "\x1b" not in said
+    assert not (tmp_path / "escape").exists()

@@ -66,3 +66,7 @@ def test_short_names_stay_and_long_ones_keep_both_ends() -> None:
     assert len(shortened) <= plots.NAME_LETTERS
     assert shortened.startswith("Pretending")
     assert shortened.endswith("number 7")
+
+
+def test_dollars_in_the_name_of_a_class_are_dollars() -> None:
+    assert plots.confusion(np.eye(2, dtype=np.int64), ["$\\frac", "100 $"])[:4] == b"\x89PNG"

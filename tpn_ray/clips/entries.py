@@ -6,14 +6,19 @@ import csv
 import hashlib
 import io
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tpn_ray.errors import ManifestError
 
-SPLITS = ("train", "val", "test")
-"""The names a split can have."""
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What is meant by the names that splits are given."""
 
 SHOWN = 5
 
@@ -80,13 +85,36 @@ class AnnotationFile:
         return int(row[column])
 
 
+def split_called(name: str) -> str | None:
+    """What is meant by a split's name, in any case; None where it is none."""
+    return SPLITS.get(name.strip().lower())
+
+
+def refuse_two_names(names: Iterable[str], where: str) -> None:
+    """Raise ManifestError where a split has two names, as "val" and "validation": they may be two different sets."""
+    of_split: dict[str, set[str]] = {}
+    for name in names:
+        if split := split_called(name):
+            of_split.setdefault(split, set()).add(name)
+    for split, called in of_split.items():
+        if len(called) > 1:
+            raise ManifestError(
+                f"{where} has {' and '.join(map(repr, sorted(called)))}, which both mean the split {split}; "
+                "put them together, or take one out"
+            )
+
+
 def split_by_name(uri: str) -> str:
-    """The split that a file's name tells, as in "something-something-v2-validation.json". Raises ManifestError."""
+    """The split that a file's name tells, as in "something-something-v2-validation.json" or "trainlist01.txt". Raises
+    ManifestError where it tells none, or two."""
     name = uri.rpartition("/")[2].lower()
-    for split in SPLITS:
-        if split in name:
-            return split
-    raise ManifestError(f"{uri} does not tell its split; put {', '.join(SPLITS)} into the file's name")
+    words = re.findall(r"[a-z]+", name.rpartition(".")[0] or name)
+    found = {SPLITS[word] for word in words if word in SPLITS}
+    found = found or {split for word in words for start, split in SPLITS.items() if word.startswith(start)}
+    if len(found) != 1:
+        told = f"tells the splits {' and '.join(sorted(found))}" if found else "does not tell its split"
+        raise ManifestError(f"{uri} {told}; put one of {', '.join(SPLITS)} into the file's name")
+    return found.pop()
 
 
 def class_names(files: Sequence[AnnotationFile], label_sets: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tpn_ray.clips.entries import Annotated, AnnotationFile, Entry, class_names, split_by_name
+from tpn_ray.clips.entries import SPLITS, Annotated, AnnotationFile, Entry, class_names, split_by_name, split_called
 from tpn_ray.clips.video_folder import VideoFolder
 from tpn_ray.errors import ManifestError
-
-SPLIT_NAMES = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 
 
 def read(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Sequence[AnnotationFile]) -> Annotated:
@@ -23,9 +21,9 @@ def _entry(row: dict[str, str], file: AnnotationFile, videos: VideoFolder) -> En
         raise ManifestError(
             f"{file.uri} has no label for {row['youtube_id']}: published test lists carry none; leave it out"
         )
-    split = SPLIT_NAMES.get(row["split"]) if row.get("split") else split_by_name(file.uri)
+    split = split_called(row["split"]) if row.get("split") else split_by_name(file.uri)
     if split is None:
-        raise ManifestError(f"{file.uri} has split {row['split']!r}; known: {', '.join(SPLIT_NAMES)}")
+        raise ManifestError(f"{file.uri} has split {row['split']!r}; known: {', '.join(SPLITS)}")
     begin = file.seconds(row, "time_start")
     end = file.seconds(row, "time_end") if row.get("time_end") else begin + 10
     name = f"{row['youtube_id']}_{int(begin):06d}_{int(end):06d}"

@@ -25,6 +25,7 @@ from tpn_ray.clips.entries import Entry, derive_splits, refuse_twice, refuse_unt
 from tpn_ray.clips.shards import LabelSets
 from tpn_ray.clips.video_lists import read_csv, read_folder
 from tpn_ray.errors import ConfigError, ManifestError
+from tpn_ray.names import file_name, label_sets_problem, shown
 
 NO_CLASS = ""
 """Name of the class of a video without label."""
@@ -152,6 +153,12 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
     ids, names = index["id"].to_pylist(), index["shard"].to_pylist()
     folder = storage.join(root, shards.SHARDS)
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    if why := label_sets_problem(dataset["label_sets"]):
+        raise ManifestError(f"{storage.join(root, shards.DATASET)} {why}; it was not written by jobs/prepare.py")
+    if foreign := [name for name in places if file_name(name) != name]:
+        raise ManifestError(
+            f"{storage.join(root, shards.INDEX)} names the shard {shown(foreign[0])}; no shard is so called"
+        )
     whole = {name: tuple(classes) for name, classes in dataset["label_sets"].items()}
     return Manifest(
         ids=ids,
@@ -206,6 +213,8 @@ def build(
         }
         if for_training:
             refuse_untrained(entries, splits, classes, source)
+    if why := label_sets_problem(classes):
+        raise ManifestError(f"{source} {why}; rename it")
     return Manifest(
         ids=[entry.id for entry in entries],
         uris=[entry.uri for entry in entries],

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from tpn_ray import storage
-from tpn_ray.clips.entries import SPLITS, Entry, some_of
+from tpn_ray.clips.entries import SPLITS, Entry, refuse_two_names, some_of, split_called
 from tpn_ray.errors import ManifestError, NotFoundError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
@@ -15,22 +15,26 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".
 
 
 def read_folder(root: str) -> tuple[list[Entry], dict[str, int]]:
-    """Entries and sizes (bytes by URI) of a folder with one sub-folder per class, perhaps below train/, val/, test/."""
+    """Entries and sizes (bytes by URI) of a folder with one sub-folder per class, perhaps below train/, val/, test/,
+    however these are spelled."""
     files = storage.list_files(root)
     videos = {file.uri: file.size_bytes for file in files if _is_video(file.uri)}
     if not videos:
         held = f"holds {len(files)} files and" if files else "is empty: it"
         raise ManifestError(f"{root} {held} has no videos; names of videos end in {' '.join(SUFFIXES)}")
     ids = {uri: uri[len(root) :].lstrip("/") for uri in videos}
-    given = {id.partition("/")[0] for id in ids.values()} <= set(SPLITS)
+    top = {id.partition("/")[0] for id in ids.values()}
+    given = all(map(split_called, top))
     depth = 1 if given else 0
+    if given:
+        refuse_two_names(top, root)
     entries = []
     for uri, id in ids.items():
         parts = id.split("/")
         if len(parts) < depth + 2:
             form = f"{root}/{parts[0]}/<class>/{parts[-1]}" if given else f"{root}/<class>/{parts[-1]}"
             raise ManifestError(f"{uri} is in no class folder; put it into a folder named as its class: {form}")
-        entries.append(Entry(id, uri, (parts[depth],), parts[0] if given else None))
+        entries.append(Entry(id, uri, (parts[depth],), split_called(parts[0]) if given else None))
     return entries, videos
 
 
@@ -54,8 +58,11 @@ def read_csv(uri: str, labelled: bool = True) -> tuple[list[Entry], dict[str, in
             f"{uri} has no column {' and no column '.join(missing)}; its first line is {','.join(columns)!r},"
             " it must be a header: uri,label or uri,label,split"
         )
-    folder = storage.parent(uri)
-    entries = [_csv_entry(row, table.line_num, uri, folder, labelled) for row in table]
+    folder, split_names, entries = storage.parent(uri), set[str](), list[Entry]()
+    for row in table:
+        entries.append(_csv_entry(row, table.line_num, uri, folder, labelled))
+        split_names.add((row.get("split") or "").strip().lower())
+    refuse_two_names(split_names, uri)
     if not entries:
         raise ManifestError(f"{uri} names no videos: there is nothing below its header")
     return entries, _sizes_of([entry.uri for entry in entries], named_in=uri)
@@ -66,9 +73,9 @@ def _csv_entry(row: dict[str, str | None], line: int, source: str, folder: str, 
     for column in ("uri", "label") if labelled else ("uri",):
         if not values[column]:
             raise ManifestError(f"{source} line {line} has no {column}; every line needs uri and label")
-    split = values["split"] or None
-    if split is not None and split not in SPLITS:
-        raise ManifestError(f"{source} line {line} has split {split!r}; known: {', '.join(SPLITS)}")
+    split = split_called(values["split"])
+    if values["split"] and split is None:
+        raise ManifestError(f"{source} line {line} has split {values['split']!r}; known: {', '.join(SPLITS)}")
     named = values["uri"]
     return Entry(named, _resolve(named, folder), (values["label"],), split)
 

@@ -17,6 +17,7 @@ from tpn_ray import storage
 from tpn_ray.budget import check_budget
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.data.views import parse_views
+from tpn_ray.names import file_name
 from tpn_ray.predict import driver, plots
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import Matched, match_classes
@@ -102,8 +103,10 @@ def evaluate(question: Question, scorers: Scorers, folder: str) -> list[Result]:
         storage.write_bytes(storage.join(place, METRICS), json.dumps(_plain(about), indent=1).encode())
         for name, classes in manifest.label_sets.items():
             matrix = np.array(behind[name]["confusion"])
-            storage.write_bytes(storage.join(place, f"confusion_{name}.png"), plots.confusion(matrix, classes))
-            storage.write_bytes(storage.join(place, f"classes_{name}.png"), plots.per_class(matrix, classes))
+            storage.write_bytes(
+                storage.join(place, f"confusion_{file_name(name)}.png"), plots.confusion(matrix, classes)
+            )
+            storage.write_bytes(storage.join(place, f"classes_{file_name(name)}.png"), plots.per_class(matrix, classes))
         strips = whole_videos(manifest, mistakes(table, manifest), question.recipe.augment)
         storage.write_bytes(storage.join(place, "mistakes.png"), sheet(strips))
         results.append(Result(alpha, place, table, numbers))

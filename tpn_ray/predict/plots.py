@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from tpn_ray.predict.compare import ClassGain
 
+matplotlib.rcParams["text.parse_math"] = False  # a dollar in the name of a class is a dollar
 BLUE, ORANGE, GREY = "#2a6fb0", "#d1652a", "#8a8a8a"
 NAMED = 40
 """Most classes whose names fit beside a figure."""

@@ -15,6 +15,7 @@ from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import rows
 from tpn_ray.data.worker import Rows
 from tpn_ray.errors import ConfigError, NotFoundError
+from tpn_ray.names import label_sets_problem
 from tpn_ray.predict.labels import LabelSets
 from tpn_ray.predict.predictor import best_classes
 from tpn_ray.predict.worker import SCORES, VIEW_SCORES
@@ -114,6 +115,8 @@ def read_scores(uri: str) -> tuple[pa.Table, LabelSets]:
         raise ConfigError(
             f"{named} is not there: give a folder that jobs/evaluate.py wrote, or a file of it"
         ) from error
-    except (pa.ArrowException, KeyError, TypeError) as error:
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{named} holds no scores of jobs/evaluate.py") from error
+    if why := label_sets_problem(label_sets):
+        raise ConfigError(f"{named} {why}; give scores that jobs/evaluate.py wrote")
     return table, {name: tuple(classes) for name, classes in label_sets.items()}
