@@ -14,10 +14,10 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tpn_ray
 from tpn_ray import storage
 from tpn_ray.errors import TrackingError
 from tpn_ray.redaction import redacted
@@ -36,8 +36,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-SERVED = Path(__file__).parent / "predict" / "served.py"
-"""The code that MLflow stores beside the checkpoint and runs to load it."""
+PACKAGE = Path(__file__).parent
+SERVED = PACKAGE / "predict" / "served.py"
+"""The code that MLflow runs to load a model, out of a copy of this package that it stores beside the checkpoint."""
+MODEL_NEEDS = ("av", "boto3", "jaxtyping", "mlflow", "numpy", "pillow", "pyarrow", "torch")
+"""What that code imports of others. This package is not among them: whoever installs a model's requirements would get
+what an index holds under its name, which may be somebody else's."""
 MAX_MODEL_BYTES = 8 * 1024**3
 SQLITE = "sqlite:///"
 PARENT_TAG = "mlflow.parentRunId"
@@ -49,6 +53,11 @@ _NOT_IN_KEYS = re.compile(r"[^/\w.\- :]")
 """What MLflow refuses in a metric's name: one such metric would keep all others from being sent."""
 RETRY_SECONDS = 10.0
 CLOSE_SECONDS = 60.0
+
+
+def model_requirements() -> list[str]:
+    """The versions that are installed here, without what they were built for (+cpu), which no public index has."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in MODEL_NEEDS]
 
 
 def local_uri(folder: str) -> str:
@@ -169,15 +178,16 @@ class TrackedRun:
                     f"{folder}/model",
                     python_model=str(SERVED),
                     artifacts={"checkpoint": str(files)},
-                    pip_requirements=[f"tpn_ray=={tpn_ray.__version__}"],
+                    code_paths=[str(PACKAGE)],
+                    pip_requirements=model_requirements(),
                 )
                 self.client.log_artifacts(self.run_id, f"{folder}/model", "model")
             if not any(model.name == name for model in self.client.search_registered_models(f"name = '{name}'")):
                 self.client.create_registered_model(name)
             source = f"{self.client.get_run(self.run_id).info.artifact_uri}/model"
             about = {key: redacted(value) for key, value in {"checkpoint": checkpoint, **tags}.items()}
-            version = self.client.create_model_version(name, source=source, run_id=self.run_id, tags=about)
-            made.append(str(version.version))
+            made_version = self.client.create_model_version(name, source=source, run_id=self.run_id, tags=about)
+            made.append(str(made_version.version))
 
         self._attempt(act)
         return made[0] if made else ""
