@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +34,16 @@ from tpn_ray.train.machines import check_division
 from tpn_ray.tune.driver import cpus_per_trial
 
 GPU = "nvidia.com/gpu"
+HOME = "/home/ray"
+"""Of the image's user."""
+IMAGE = re.compile(r"(?:[\w.-]+(?::\d+)?/)*[\w.-]+(?::(?P<tag>[\w.-]+)(?:@sha256:\w+)?|@sha256:\w+)")
+METADATA = "169.254.0.0/16"
+PRIVATE = [
+    ipaddress.ip_network(block)
+    for block in ("10.0.0.0/8", "100.64.0.0/10", METADATA, "172.16.0.0/12", "192.168.0.0/16")
+]
+WRITTEN = ("runs/", "datasets/", "runs", "datasets")
+"""Where the roles of iam/storage.json may write and delete."""
 SPOT_NOTICE_SECONDS = 120
 NODE_SECONDS = 900
 """A GPU machine of a cloud, its image included, is there after so long."""
@@ -51,8 +63,9 @@ def versions(documents: list[Document]) -> Iterator[str]:
             yield f"rayVersion {spec['rayVersion']}, constraints.txt has {ray}"
         for group in groups(spec):
             kind = "cuda" if gpus(group) else "cpu"
-            if not container(group)["image"].endswith(f"tpn-ray:{ray}-{kind}"):
-                yield f"{name(group)}: image {container(group)['image']}, not tpn-ray:{ray}-{kind}"
+            image = container(group)["image"]
+            if not re.search(rf"(^|/)tpn-ray(-{kind})?(:{re.escape(ray)}-{kind}|@sha256:\w+)$", image):
+                yield f"{name(group)}: image {image}, not tpn-ray:{ray}-{kind}"
 
 
 def tokens(documents: list[Document]) -> Iterator[str]:
@@ -157,6 +170,108 @@ def locks(documents: list[Document]) -> Iterator[str]:
     for document in of_kind(documents, "ConfigMap"):
         yield from (f"{key} stands in a ConfigMap" for key in document["data"] if SECRET_NAME.search(key))
     yield from ("a Secret stands in the manifests" for _ in of_kind(documents, "Secret"))
+
+
+def images(documents: list[Document]) -> Iterator[str]:
+    """Nothing is run that is not named to the version, and that kustomize could not pin by digest."""
+    for owner, pod in pod_specs(documents):
+        for one in pod["containers"]:
+            found = IMAGE.fullmatch(one["image"])
+            if not found or found["tag"] == "latest":
+                yield f"{owner}: the image {one['image']} has neither a version nor a digest"
+
+
+def read_only(documents: list[Document]) -> Iterator[str]:
+    """Code that got into a pod cannot change the image: only scratch space can be written."""
+    for owner, pod in pod_specs(documents):
+        empty = {volume["name"] for volume in pod.get("volumes", []) if "emptyDir" in volume}
+        for one in pod["containers"]:
+            if one.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
+                yield f"{owner}: {one['name']} can write to its image"
+            mounted = {mount["mountPath"] for mount in one.get("volumeMounts", []) if mount["name"] in empty}
+            wanted = {"/tmp", *([HOME] if "tpn-ray" in one["image"] else [])}
+            yield from (f"{owner}: {one['name']} cannot write to {path}" for path in sorted(wanted - mounted))
+        for volume in pod.get("volumes", []):
+            if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
+                yield f"{owner}: {volume['name']} may fill the machine's disk"
+    for spec in cluster_specs(documents):
+        options = spec.get("autoscalerOptions")
+        if options is None:
+            continue
+        if options["securityContext"].get("readOnlyRootFilesystem") is not True:
+            yield "autoscaler: can write to its image"
+        there = {volume["name"] for volume in spec["headGroupSpec"]["template"]["spec"]["volumes"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in options.get("volumeMounts", [])}
+        if not {"/tmp", HOME} <= set(mounts) or not set(mounts.values()) <= there:
+            yield f"autoscaler: cannot write to /tmp and {HOME}"
+
+
+def scratch(documents: list[Document]) -> Iterator[str]:
+    """What Ray may write to /tmp fits the disk that the pod asks for."""
+    for spec in cluster_specs(documents):
+        for group in groups(spec):
+            asked = quantity(container(group)["resources"]["requests"]["ephemeral-storage"])
+            sizes = (volume.get("emptyDir", {}) for volume in group["template"]["spec"]["volumes"])
+            disk = sum(quantity(one["sizeLimit"]) for one in sizes if "sizeLimit" in one and "medium" not in one)
+            if disk > asked:
+                yield f"{name(group)}: {disk:g} bytes of scratch space, {asked:g} asked for"
+
+
+def arguments(documents: list[Document]) -> Iterator[str]:
+    """No secret is an argument, which everybody on a machine can read."""
+    for owner, pod in pod_specs(documents):
+        for one in pod["containers"]:
+            for line in "\n".join([*one.get("command", []), *one.get("args", [])]).splitlines():
+                if re.search(r"--?\w*pass\w*|--?\w*token\w*|--?\w*secret\w*", line):
+                    yield f"{owner}: a secret is an argument: {line.strip()}"
+
+
+def probes(documents: list[Document]) -> Iterator[str]:
+    """A server that hangs is begun again, and gets no calls before it answers."""
+    for document in of_kind(documents, "StatefulSet") + of_kind(documents, "Deployment"):
+        for one in document["spec"]["template"]["spec"]["containers"]:
+            for probe in ("readinessProbe", "livenessProbe"):
+                if probe not in one:
+                    yield f"{document['metadata']['name']}: no {probe}"
+
+
+def egress(documents: list[Document]) -> Iterator[str]:
+    """Pods reach what they need: all of them names, Ray's nodes storage and tracking, the head Kubernetes."""
+    for policy in of_kind(documents, "NetworkPolicy"):
+        named, spec = policy["metadata"]["name"], policy["spec"]
+        selected = spec["podSelector"].get("matchLabels", {})
+        for rule in spec.get("egress", []):
+            ports = {port["port"] for port in rule.get("ports", [])}
+            nodes = [target for target in rule.get("to", []) if target.get("podSelector")]
+            if not rule.get("to") or (not ports and not nodes):
+                yield f"{named}: everything may leave"
+            for block in (target["ipBlock"] for target in rule.get("to", []) if "ipBlock" in target):
+                network = ipaddress.ip_network(block["cidr"])
+                holes = [ipaddress.ip_network(hole) for hole in block.get("except", [])]
+                private = [
+                    one for one in PRIVATE if one.overlaps(network) and not any(one.subnet_of(hole) for hole in holes)
+                ]
+                if ipaddress.ip_network(METADATA) in private:
+                    yield f"{named}: reaches the metadata service of the machines"
+                if private and selected != {"ray.io/node-type": "head"}:
+                    yield f"{named}: more than the head reaches private addresses, Kubernetes among them"
+                if not private and (selected != {"ray.io/is-ray-node": "yes"} or ports != {443}):
+                    yield f"{named}: more than Ray's nodes reach the internet, or by more than 443"
+                if private and not ports <= {443, 6443}:
+                    yield f"{named}: private addresses are reached by more than Kubernetes' ports"
+
+
+def data(documents: list[Document]) -> Iterator[str]:
+    """A job writes where the roles of the pods let it, and reads what they cannot delete."""
+    for document in of_kind(documents, "RayJob"):
+        words = command(document["spec"]["entrypoint"])
+        for flag, value in itertools.pairwise(words):
+            if value.startswith("s3://"):
+                key = value.removeprefix("s3://").partition("/")[2]
+                if flag in ("--out", "--storage", "--checkpoint") and not key.startswith(WRITTEN):
+                    yield f"{flag} {value}: the roles of the pods may not write there"
+                if flag == "--data" and "prepare.py" in words[1] and key.startswith(WRITTEN):
+                    yield f"{flag} {value}: the roles of the pods may delete these sources"
 
 
 def references(documents: list[Document]) -> Iterator[str]:
@@ -328,6 +443,13 @@ RULES = (
     shared_memory,
     notices,
     locks,
+    images,
+    read_only,
+    scratch,
+    arguments,
+    probes,
+    egress,
+    data,
     references,
     clean_up,
     entrypoints,

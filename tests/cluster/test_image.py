@@ -52,7 +52,8 @@ def test_it_holds_all_that_the_package_is_made_of() -> None:
 
 def test_versions_are_those_of_the_constraints() -> None:
     """Python of the project; packages by the constraints alone, torch and Ray the very ones the project names."""
-    (base,) = instructions("FROM")
+    assert instructions("FROM") == ["${BASE}"]  # to be pinned by digest: --build-arg BASE=...@sha256:...
+    (base,) = [line.partition("=")[2] for line in instructions("ARG") if line.startswith("BASE=")]
     assert base.startswith("python:3.11-slim")
     installs = [line for line in instructions("RUN") if "pip install" in line]
     assert installs

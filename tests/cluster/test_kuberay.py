@@ -4,7 +4,9 @@ a broken manifest is found. No API server runs here: what only one can tell, the
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +93,44 @@ MISTAKES: dict[str, tuple[Break, str]] = {
         "gpu: image tpn-ray:2.59.0-cuda",
     ),
     "GPUs without CUDA": (lambda job: container(gpu(job)).update(image="tpn-ray:2.60.0-cpu"), "gpu: image"),
+    "an image without a version": (lambda job: container(gpu(job)).update(image="tpn-ray"), "neither a version nor"),
+    "the newest image": (lambda job: container(cpu(job)).update(image="tpn-ray:latest"), "neither a version nor"),
+    "an image that can be written to": (
+        lambda job: container(gpu(job))["securityContext"].pop("readOnlyRootFilesystem"),
+        "gpu: ray-worker can write to its image",
+    ),
+    "a submitter that can write to its image": (
+        lambda job: job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["securityContext"].clear(),
+        "submitter: ray-job-submitter can write to its image",
+    ),
+    "an autoscaler that can write to its image": (
+        lambda job: cluster(job)["autoscalerOptions"]["securityContext"].pop("readOnlyRootFilesystem"),
+        "autoscaler: can write",
+    ),
+    "an autoscaler without a folder for its log": (
+        lambda job: cluster(job)["autoscalerOptions"].pop("volumeMounts"),
+        "autoscaler: cannot write to /tmp",
+    ),
+    "no place for Ray's sessions": (
+        lambda job: container(cpu(job))["volumeMounts"].pop(1),
+        "cpu: ray-worker cannot write to /tmp",
+    ),
+    "scratch space without a limit": (
+        lambda job: pod(cpu(job))["volumes"][1].update(emptyDir={}),
+        "may fill the machine's disk",
+    ),
+    "more scratch space than the disk": (
+        lambda job: pod(cpu(job))["volumes"][1].update(emptyDir={"sizeLimit": "200Gi"}),
+        "of scratch space",
+    ),
+    "a secret as an argument": (
+        lambda job: container(cpu(job)).update(command=["ray", "start", "--redis-password=x"]),
+        "a secret is an argument",
+    ),
+    "results among the sources": (
+        entrypoint("}/runs", "}/videos"),
+        "the roles of the pods may not write there",
+    ),
     "a missing toleration": (
         lambda job: pod(gpu(job)).update(tolerations=[{"key": rules.GPU, "operator": "Exists"}]),
         "does not tolerate the taint tpn-ray/spot",
@@ -158,6 +198,80 @@ def test_a_mistake_is_found(mistake: str) -> None:
         if any(finding in line for line in seen):
             return
     pytest.fail(f"not found: {finding}; but {seen}")
+
+
+ALL = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 443}]}
+OPENED: dict[str, tuple[str, Document, str]] = {
+    "everything": ("ray-nodes", {}, "everything may leave"),
+    "the metadata service": ("services", ALL, "reaches the metadata service"),
+    "Kubernetes for all": (
+        "names",
+        {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443}]},
+        "more than the head",
+    ),
+    "the internet for submitters": (
+        "submitters",
+        {"to": [{"ipBlock": {"cidr": "52.0.0.0/8"}}], "ports": [{"port": 443}]},
+        "more than Ray's nodes reach the internet",
+    ),
+    "other ports": (
+        "services",
+        {"to": [{"ipBlock": {"cidr": "52.0.0.0/8"}}], "ports": [{"port": 443}, {"port": 22}]},
+        "or by more than 443",
+    ),
+    "a database of the cloud": (
+        "kubernetes",
+        {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 5432}]},
+        "by more than Kubernetes' ports",
+    ),
+}
+
+
+@pytest.mark.parametrize("opened", OPENED)
+def test_a_hole_in_the_network_is_found(opened: str) -> None:
+    named, rule, finding = OPENED[opened]
+    documents = rendered("settings")
+    (policy,) = [one for one in of_kind(documents, "NetworkPolicy") if one["metadata"]["name"] == named]
+    policy["spec"]["egress"].append(rule)
+    assert finding in "".join(rules.egress(documents))
+
+
+def test_only_the_head_reaches_kubernetes_and_submitters_reach_the_head_alone() -> None:
+    reached: dict[str, set[str]] = {}
+    for policy in of_kind(rendered("settings"), "NetworkPolicy"):
+        labels = policy["spec"]["podSelector"].get("matchLabels", {"all": "pods"})
+        who = ",".join(f"{key.rpartition('/')[2]}={value}" for key, value in labels.items())
+        if policy["spec"].get("egress"):
+            reached.setdefault(who, set()).add(policy["metadata"]["name"])
+    assert reached == {
+        "all=pods": {"names"},
+        "is-ray-node=yes": {"ray-nodes", "services"},
+        "node-type=head": {"kubernetes"},
+        "role=submitter": {"submitters"},
+    }
+
+
+def test_redis_gets_its_password_by_standard_input(tmp_path: Path) -> None:
+    """Its very command, with a redis-server that says what it was given."""
+    (server,) = of_kind(rendered("cluster-ft"), "StatefulSet")
+    (redis,) = server["spec"]["template"]["spec"]["containers"]
+    fake = tmp_path / "redis-server"
+    fake.write_text('#!/bin/sh\necho "arguments: $*"\ncat\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REDIS_PASSWORD": "0123abcd"}
+    done = subprocess.run(redis["command"], env=environment, capture_output=True, text=True, timeout=20, check=True)
+    said, *settings = done.stdout.splitlines()
+    assert said == "arguments: -"
+    assert settings == ["appendonly yes", "dir /data", "requirepass 0123abcd"]
+
+
+@pytest.mark.parametrize("folder", ["mlflow", "cluster-ft"])
+@pytest.mark.parametrize("probe", ["readinessProbe", "livenessProbe"])
+def test_a_missing_probe_is_found(folder: str, probe: str) -> None:
+    documents = rendered(folder)
+    (server,) = of_kind(documents, "StatefulSet") + of_kind(documents, "Deployment")
+    server["spec"]["template"]["spec"]["containers"][0].pop(probe)
+    assert f"no {probe}" in "".join(rules.probes(documents))
 
 
 AGAINST_THE_SCHEMA: dict[str, tuple[Break, str]] = {

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster import job_flags, rules, schemas
-from tests.cluster.manifests import FOLDERS, JOBS, ROOT, container, groups, of_kind, render
+from tests.cluster.manifests import FOLDERS, JOBS, ROOT, container, groups, of_kind, pod_specs, render
 from tests.cluster.operator_rules import operator_rules
 
 TEXT = (ROOT / "cluster" / "README.md").read_text()
@@ -45,9 +49,32 @@ def test_my_job(mine: Path) -> None:
     assert "sthv2_tsm_r50" in job["spec"]["entrypoint"]
     images = [container(group)["image"] for group in groups(job["spec"]["rayClusterSpec"])]
     images += [job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["image"]]
-    assert {image.rpartition(":")[0] for image in images} == {"REGISTRY/tpn-ray"}
+    assert set(images) == {"REGISTRY/tpn-ray@sha256:CPU", "REGISTRY/tpn-ray@sha256:CUDA"}
     assert list(operator_rules(documents)) == []
     assert [line for rule in rules.RULES for line in rule(documents)] == []
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder not in ("settings", "kueue")])
+def test_every_image_can_be_pinned_by_its_digest(folder: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "cluster" / "kuberay", tmp_path / "cluster")
+    (tmp_path / "my").mkdir()
+    pins = [{"name": name, "digest": f"sha256:{name}"} for name in ("tpn-ray-cpu", "tpn-ray-cuda", "redis")]
+    (tmp_path / "my" / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": [f"../cluster/{folder}"], "images": pins})
+    )
+    used = {one["image"] for _, pod in pod_specs(list(render(tmp_path / "my"))) for one in pod["containers"]}
+    assert used <= {f"{one['name']}@{one['digest']}" for one in pins}
+
+
+def test_the_backup_is_a_whole_database(tmp_path: Path) -> None:
+    """The command's own code, on a database that is in use."""
+    (code,) = re.findall(r'python -c "(import sqlite3; .*backup.*)"$', TEXT, re.MULTILINE)
+    used = sqlite3.connect(tmp_path / "mlflow.db")
+    used.execute("create table runs (name text)")
+    used.execute("insert into runs values ('k400')")
+    used.commit()
+    subprocess.run([sys.executable, "-c", code.replace("/data", str(tmp_path))], check=True, timeout=60)
+    assert sqlite3.connect(tmp_path / "backup.db").execute("select name from runs").fetchall() == [("k400",)]
 
 
 def test_folders_that_are_applied() -> None:
