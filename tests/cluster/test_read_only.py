@@ -54,6 +54,7 @@ def test_ray_needs_no_more_than_what_is_mounted(toy_folder: Path, command: str, 
         code=ROOT,
         data=toy_folder,
         python=sys.prefix,
+        command=command,
         mounts="; ".join(f"mount -t tmpfs tmpfs {path}" for path in paths),
     )
     environment = {
