@@ -26,19 +26,22 @@ mount -t tmpfs tmpfs /home; mkdir -p /home/ray
 for place in / /mnt /home /mnt/code /mnt/data /mnt/python; do mount -o remount,bind,ro $place; done
 if touch /etc/x /mnt/code/x /home/x 2> /dev/null; then echo "it can be written to"; exit 9; fi
 cd /mnt/code
-exec /mnt/python/bin/python {command}
+/mnt/python/bin/python {command} || {{ tail -n 30 /tmp/ray/session_latest/logs/raylet.err >&2; exit 1; }}
 """
 
-RAY = (
-    """-c 'import ray; ray.init(include_dashboard=False, num_cpus=1); print(ray.get(ray.remote(len).remote("abc")))'"""
-)
+RAY = """-c '
+import ray
+from tpn_ray import session
+session.connect("", workers_cpus=1, decode_cpus=1)
+print("it said", ray.get(ray.remote(lambda: 3).remote()))
+session.disconnect()'"""
 JOB = "jobs/train.py toy --data /mnt/data --storage /tmp/runs --name read-only --workers 1 --loop.epochs 1"
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        pytest.param(RAY, "3", id="a task"),
+        pytest.param(RAY, "it said 3", id="a task"),
         pytest.param(JOB, "best checkpoint  /tmp/runs/read-only/", id="a job", marks=pytest.mark.long),
     ],
 )
