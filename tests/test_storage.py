@@ -369,6 +369,13 @@ def test_a_store_that_stays_away_is_an_error_when_the_patience_ends(
     assert ("times in 1 s" in said(error)) == (seconds == 1)
 
 
+def test_an_object_that_is_not_there_stays_so_when_the_store_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it was asked why: a video that is missing is no fault of the store."""
+    point_to(S3Server(f"http://127.0.0.1:{free_port()}", "key", "hidden", "bucket"), monkeypatch)
+    found = storage.explain("s3://bucket/x", "read", FileNotFoundError("Path does not exist 'bucket/x'"), LASTING)
+    assert isinstance(found, NotFoundError)
+
+
 @pytest.mark.cluster
 def test_what_lasts_is_asked_for_once(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with faulty_proxy(server) as proxy:

@@ -588,7 +588,8 @@ def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1,
         code, said = "Unreachable", _curl_reason(str(error))
     else:
         code, said = _ask_s3(uri, verb)
-    if code is None:  # the store answers the question, so the failure is of this object alone
+    # The store answers the question, so the failure is of this object alone; or it went away after it had failed.
+    if code is None or (kind == LASTING and code == "Unreachable"):
         if isinstance(error, FileNotFoundError):
             return NotFoundError(_nothing_there(uri))
         code, said = "error", _first_line(str(error))
