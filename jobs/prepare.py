@@ -22,6 +22,7 @@ from tpn_ray.prepare import driver
 from tpn_ray.prepare.driver import Tasks
 from tpn_ray.prepare.layout import ShardConfig
 from tpn_ray.prepare.report import ProgressPrinter, summary_lines
+from tpn_ray.storage import PATIENCE_SECONDS
 
 PROGRAM = "python jobs/prepare.py"
 
@@ -57,6 +58,9 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
     encode: Annotated[EncodeConfig, tyro.conf.arg(name="")] = field(default_factory=EncodeConfig)
     shards: Annotated[ShardConfig, tyro.conf.arg(name="")] = field(default_factory=ShardConfig)
     tasks: Annotated[Tasks, tyro.conf.arg(name="")] = field(default_factory=Tasks)
@@ -82,7 +86,12 @@ def main() -> None:
     storage.check_writable(out)
     goes_on(f"--out {shlex.quote(out)}")
     print(f"{len(manifest)} videos, version {manifest.version}; preparing into {out}", flush=True)
-    session.connect(flags.address, workers_cpus=0, decode_cpus=flags.tasks.cpus_per_task)
+    session.connect(
+        flags.address,
+        workers_cpus=0,
+        decode_cpus=flags.tasks.cpus_per_task,
+        storage_seconds=flags.storage_seconds,
+    )
     printer = ProgressPrinter()
     try:
         summary = driver.run(

@@ -54,6 +54,9 @@ def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
     holds a secret.
     """
     output.protect()
+    from tpn_ray import storage
+
+    storage.set_patience(storage.CHECK_SECONDS)
     _Process.is_job = _Process.running = True
     heed_signals()
     try:
