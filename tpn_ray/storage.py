@@ -121,8 +121,8 @@ def is_s3(uri: str) -> bool:
 def filesystem(uri: str, *, patient: bool = False) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem for a URI (one per process and setting) and the path in it.
 
-    A `patient` one is for others, such as Ray Tune: each of its requests is repeated for about `patience_seconds` by
-    the AWS SDK, whose waits grow like ours but cannot be told of. This module repeats whole operations itself.
+    A `patient` one is for others, such as Ray Tune: the AWS SDK repeats each of its requests for `patience_seconds` at
+    least. This module repeats whole operations itself.
     """
     uri = absolute(uri)
     if not is_s3(uri):
@@ -135,14 +135,12 @@ def filesystem(uri: str, *, patient: bool = False) -> tuple[pafs.FileSystem, str
 
 
 def sdk_attempts(seconds: float) -> int:
-    """Attempts of the AWS SDK that last so long on average. It waits up to 1, 2, 4, 8, 16, then 20 s after each."""
-    growing = (0.5, 1.0, 2.0, 4.0, 8.0)
-    waited = 0.0
-    for attempt, mean in enumerate(growing, 1):
-        waited += mean
-        if waited >= seconds:
-            return attempt + 1
-    return len(growing) + 1 + math.ceil((seconds - waited) / 10.0)
+    """Attempts of the AWS SDK's default strategy that last `seconds`: it waits 0.025 s, then each time twice as long.
+
+    Its newer strategy ("standard") caps the waits, but pays for them from a purse that only successes fill again: after
+    a long outage it does not repeat any more.
+    """
+    return 1 + math.ceil(math.log2(1 + seconds / 0.025))
 
 
 _CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
@@ -187,7 +185,7 @@ def _s3(
         scheme=urlsplit(endpoint_url).scheme if endpoint_url else "https",
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
         allow_delayed_open=True,  # a small object is then one PUT instead of a multipart upload
     )
 
@@ -375,12 +373,13 @@ class _Outage:
     def __init__(self) -> None:
         self.tell: Callable[[str], None] = logging.getLogger("tpn_ray").warning
         self._lock = threading.Lock()
-        self._told = ""
+        self._told, self._over = "", -math.inf
 
     def waited(self, seconds: float, patience: float) -> None:
         """An operation failed again after so many seconds, and goes on waiting."""
         store = _store()
         with self._lock:
+            seconds = min(seconds, time.monotonic() - self._over)  # those that are slow to notice the end are no news
             if seconds < TELL_SECONDS or self._told == store:
                 return
             self._told = store
@@ -394,7 +393,7 @@ class _Outage:
         if not self._told:  # nearly always: no lock
             return
         with self._lock:
-            store, self._told = self._told, ""
+            store, self._told, self._over = self._told, "", time.monotonic()
         if store:
             self.tell(f"storage at {store} answers again")
 
