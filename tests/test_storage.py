@@ -264,12 +264,13 @@ def test_an_endpoint_needs_its_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_kind_of_failure_it_is(said: str, kind: str) -> None:
-    assert storage.failure_kind(f"When reading 'a slow_down/x' in bucket 'timeout': AWS Error {said}") == kind
+    error = OSError(f"When reading 'a slow_down/x' in bucket 'timeout': AWS Error {said}")
+    assert storage.failure_kind(error) == kind
 
 
 def test_what_pyarrow_says_of_other_things_lasts() -> None:
-    assert storage.failure_kind("Path does not exist 'bucket/connection refused'") == LASTING
-    assert storage.failure_kind(f"{storage.TRUNCATED}: 10 of 20 bytes came") == UNREACHABLE
+    assert storage.failure_kind(FileNotFoundError("Path does not exist 'bucket/connection refused'")) == LASTING
+    assert storage.failure_kind(storage.PassingError("truncated body: 10 of 20 bytes came")) == UNREACHABLE
 
 
 def waits(patience: float, jitter: float) -> list[float]:

@@ -203,7 +203,7 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
                 raise StorageError(f"{absolute(uri)} holds {size} bytes, more than the limit of {max_bytes}")
             data: bytes = file.read(size)
         if len(data) != size:
-            raise OSError(errno.EIO, f"{TRUNCATED}: {len(data)} of {size} bytes came")
+            raise PassingError(f"truncated body: {len(data)} of {size} bytes came")
         return data
 
     return _attempt(uri, "read", read)
@@ -223,7 +223,7 @@ def read_range(uri: str, offset: int, size: int) -> bytes:
             with fs.open_input_file(path) as file:
                 data = file.read_at(size, offset)
         if len(data) != size:
-            raise OSError(errno.EIO, f"{TRUNCATED}: {len(data)} of {size} bytes came from {offset}")
+            raise PassingError(f"truncated body: {len(data)} of {size} bytes came from {offset}")
         return data
 
     return _attempt(uri, "read", read)
@@ -246,7 +246,7 @@ def download(uri: str, target: Path, *, max_bytes: int) -> None:
             while piece := file.read(DOWNLOAD_PIECE_BYTES):
                 copied.write(piece)
             if copied.tell() != size:
-                raise OSError(errno.EIO, f"{TRUNCATED}: {copied.tell()} of {size} bytes came")
+                raise PassingError(f"truncated body: {copied.tell()} of {size} bytes came")
 
     _attempt(uri, "read", copy)
 
@@ -421,21 +421,25 @@ class GiveUp:
     """The failure stands."""
 
 
+class PassingError(OSError):
+    """A failure of a request that this module found itself, and that may pass."""
+
+
 LASTING, UNREACHABLE, REFUSING = "lasting", "unreachable", "refusing"
 
-TRUNCATED = "truncated body"
-"""How this module's own errors about bytes that are missing begin."""
 _SAID = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))? during \w+ operation")
 """How pyarrow words every failure of a request: the SDK's code, and where it knows none, the status of the answer."""
 _PASSING = ("SLOW_DOWN", "THROTTLING", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "REQUEST_TIMEOUT", "REQUEST_EXPIRED")
 
 
-def failure_kind(message: str) -> str:
-    """What pyarrow's text tells of a failure: UNREACHABLE, no answer came, or not in time, or not whole; REFUSING, the
+def failure_kind(error: Exception) -> str:
+    """What a request to an object store met: UNREACHABLE, no answer came, or not in time, or not whole; REFUSING, the
     store says that it cannot now; LASTING, anything else."""
-    said = _SAID.search(message)
+    if isinstance(error, PassingError):
+        return UNREACHABLE
+    said = _SAID.search(str(error))
     if said is None:
-        return UNREACHABLE if TRUNCATED in message else LASTING
+        return LASTING
     code, status = said[1], int(said[2] or 0)
     if code == "NETWORK_CONNECTION":  # whatever curl met: refused, unknown host, time-out, reset, a part of an answer
         return UNREACHABLE
@@ -468,7 +472,7 @@ def _attempt(uri: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T
         try:
             done = act(*filesystem(uri))
         except (OSError, pa.ArrowException) as error:
-            kind = failure_kind(str(error)) if is_s3(uri) else LASTING
+            kind = failure_kind(error) if is_s3(uri) else LASTING
             spent = time.monotonic() - begin
             decision = decide_retry(kind, attempt, spent, patient, random.random())
             if isinstance(decision, GiveUp):

@@ -48,7 +48,7 @@ def test_kills_at_random(tmp_path: Path) -> None:
     assert sum(report.killed.values()) == KILLS
     assert len(report.killed) >= 4, report
     assert report.interrupted
-    assert report.starts > 2
+    assert report.outcome.starts > 2
     flags = ["toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "under-fire"]
     fields = {**chaos.FIELDS, "loop.epochs": EPOCHS}
     given = [part for name, value in fields.items() for part in (f"--{name}", str(value))]
