@@ -77,7 +77,9 @@ def main() -> None:
     check_division(machines, recipe)
     folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
     storage.check_writable(folder)
-    driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
+    begun = driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
+    if not begun and storage.is_s3(recipe.loop.weights):  # a file may be on the workers' nodes alone
+        storage.check_readable(recipe.loop.weights)
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
     session.connect(
         flags.address,
