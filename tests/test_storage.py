@@ -292,7 +292,7 @@ def test_retries_are_bounded_by_time_and_back_off() -> None:
 
 def test_what_the_sdk_repeats_lasts_as_long() -> None:
     for seconds in (0.0, 0.02, 1.0, 300.0, 3600.0):
-        waited = sum(0.025 * 2**attempt for attempt in range(storage.sdk_attempts(seconds) - 1))
+        waited = sum(0.025 * 2**attempt for attempt in range(storage.sdk_retries(seconds)))
         assert seconds <= waited <= 2 * seconds + 0.025
 
 

@@ -129,18 +129,18 @@ def filesystem(uri: str, *, patient: bool = False) -> tuple[pafs.FileSystem, str
         return pafs.LocalFileSystem(), uri
     path = uri[len("s3://") :]
     bucket = path.partition("/")[0]
-    attempts = sdk_attempts(patience_seconds()) if patient else 1
+    retries = sdk_retries(patience_seconds()) if patient else 0
     # The variables are part of the key: a test or a notebook that changes them gets a new client.
-    return _s3(endpoint(), _region(bucket), _credentials(), attempts), path
+    return _s3(endpoint(), _region(bucket), _credentials(), retries), path
 
 
-def sdk_attempts(seconds: float) -> int:
-    """Attempts of the AWS SDK's default strategy that last `seconds`: it waits 0.025 s, then each time twice as long.
+def sdk_retries(seconds: float) -> int:
+    """Retries of the AWS SDK's default strategy that last `seconds`: it waits 0.025 s, then each time twice as long.
 
     Its newer strategy ("standard") caps the waits, but pays for them from a purse that only successes fill again: after
     a long outage it does not repeat any more.
     """
-    return 1 + math.ceil(math.log2(1 + seconds / 0.025))
+    return math.ceil(math.log2(1 + seconds / 0.025))
 
 
 _CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
@@ -163,21 +163,23 @@ def _region(bucket: str) -> str | None:
     if region:
         return region
     # Compatible stores ignore the region, but without one the SDK asks the EC2 metadata service and waits.
-    return "us-east-1" if endpoint() else _region_of_aws_bucket(bucket)
+    if endpoint():
+        return "us-east-1"
+    try:
+        return _region_of_aws_bucket(bucket)
+    except (OSError, pa.ArrowException):  # not kept: Amazon may only be away for the moment
+        return None
 
 
 @lru_cache(maxsize=256)
-def _region_of_aws_bucket(bucket: str) -> str | None:
-    try:
-        region: str = pafs.resolve_s3_region(bucket)
-    except (OSError, pa.ArrowException):
-        return None
+def _region_of_aws_bucket(bucket: str) -> str:
+    region: str = pafs.resolve_s3_region(bucket)
     return region
 
 
 @lru_cache(maxsize=16)
 def _s3(
-    endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...], attempts: int
+    endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...], retries: int
 ) -> pafs.FileSystem:
     return pafs.S3FileSystem(
         region=region,
@@ -185,7 +187,7 @@ def _s3(
         scheme=urlsplit(endpoint_url).scheme if endpoint_url else "https",
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
-        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=retries),  # it counts from the second attempt on
         allow_delayed_open=True,  # a small object is then one PUT instead of a multipart upload
     )
 

@@ -39,8 +39,8 @@ def cluster() -> Iterator[None]:
 
 
 def test_a_dataset_outwaits_storage(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = ray.data.DataContext().copy()
-    monkeypatch.setattr(ray.data.DataContext, "get_current", lambda: context)
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "execution_no_progress_timeout_s", 0)
     monkeypatch.setenv(storage.PATIENCE, "120")
     driver.configure_context(patience_seconds=300)
     assert context.execution_no_progress_timeout_s == 420
