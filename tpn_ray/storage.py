@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import math
 import os
@@ -118,29 +119,25 @@ def is_s3(uri: str) -> bool:
 # --- filesystems
 
 
-def filesystem(uri: str, *, patient: bool = False) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem for a URI (one per process and setting) and the path in it.
-
-    A `patient` one is for others, such as Ray Tune: the AWS SDK repeats each of its requests for `patience_seconds` at
-    least. This module repeats whole operations itself.
-    """
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem for a URI (one per process and setting) and the path in it. It repeats nothing: what this
+    module does with it is repeated as `decide_retry` says."""
     uri = absolute(uri)
     if not is_s3(uri):
         return pafs.LocalFileSystem(), uri
     path = uri[len("s3://") :]
     bucket = path.partition("/")[0]
-    retries = sdk_retries(patience_seconds()) if patient else 0
     # The variables are part of the key: a test or a notebook that changes them gets a new client.
-    return _s3(endpoint(), _region(bucket), _credentials(), retries), path
+    return _s3(endpoint(), _region(bucket), _credentials()), path
 
 
-def sdk_retries(seconds: float) -> int:
-    """Retries of the AWS SDK's default strategy that last `seconds`: it waits 0.025 s, then each time twice as long.
-
-    Its newer strategy ("standard") caps the waits, but pays for them from a purse that only successes fill again: after
-    a long outage it does not repeat any more.
-    """
-    return math.ceil(math.log2(1 + seconds / 0.025))
+def patient_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """A filesystem for others, such as Ray Tune, and the path in it. An object store is waited for as everywhere here,
+    also where the filesystem was pickled: pyarrow's own forgets then how often it is to repeat a request."""
+    uri = absolute(uri)
+    if not is_s3(uri):
+        return pafs.LocalFileSystem(), uri
+    return pafs.PyFileSystem(_Patient()), uri[len("s3://") :]
 
 
 _CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
@@ -178,16 +175,14 @@ def _region_of_aws_bucket(bucket: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def _s3(
-    endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...], retries: int
-) -> pafs.FileSystem:
+def _s3(endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...]) -> pafs.FileSystem:
     return pafs.S3FileSystem(
         region=region,
         endpoint_override=urlsplit(endpoint_url).netloc if endpoint_url else None,
         scheme=urlsplit(endpoint_url).scheme if endpoint_url else "https",
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
-        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=retries),  # it counts from the second attempt on
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
         allow_delayed_open=True,  # a small object is then one PUT instead of a multipart upload
     )
 
@@ -485,6 +480,95 @@ def _attempt(uri: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T
             if is_s3(uri):
                 _outage.over()
             return done
+
+
+class _Patient(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow's classes are untyped here
+    """An object store for pyarrow, by this module's operations; paths are without "s3://". Files are small, and read
+    and written whole."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Patient)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _do(self, path: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T:
+        try:
+            return _attempt(f"s3://{path}", verb, act)
+        except NotFoundError as error:
+            raise FileNotFoundError(str(error)) from error
+        except StorageError as error:
+            raise OSError(str(error)) from error
+
+    def get_type_name(self) -> str:
+        return "s3"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        return [self._do(path, "look for", lambda fs, there: fs.get_file_info(there)) for path in paths]
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        return self._do(selector.base_dir, "list", lambda fs, there: fs.get_file_info(selector))
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self._do(path, "write", lambda fs, there: fs.create_dir(there, recursive=recursive))
+
+    def delete_dir(self, path: str) -> None:
+        self._do(path, "delete", lambda fs, there: fs.delete_dir(there))
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        self._do(path, "delete", lambda fs, there: fs.delete_dir_contents(there, missing_dir_ok=missing_dir_ok))
+
+    def delete_root_dir_contents(self) -> None:
+        raise NotImplementedError("a whole object store is not deleted")
+
+    def delete_file(self, path: str) -> None:
+        self._do(path, "delete", lambda fs, there: fs.delete_file(there))
+
+    def move(self, src: str, dest: str) -> None:
+        self._do(src, "write", lambda fs, there: fs.move(there, dest))
+
+    def copy_file(self, src: str, dest: str) -> None:
+        self._do(src, "write", lambda fs, there: fs.copy_file(there, dest))
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        def read(fs: pafs.FileSystem, there: str) -> bytes:
+            with fs.open_input_file(there) as file:
+                data: bytes = file.read()
+            return data
+
+        return pa.BufferReader(self._do(path, "read", read))
+
+    open_input_stream = open_input_file
+
+    def open_output_stream(self, path: str, metadata: object) -> pa.NativeFile:
+        return pa.PythonFile(_Upload(lambda data: self._do(path, "write", _written(data))), mode="w")
+
+    def open_append_stream(self, path: str, metadata: object) -> pa.NativeFile:
+        raise NotImplementedError("objects cannot be appended to")
+
+
+class _Upload(io.BytesIO):
+    """Keeps what is written until it is closed."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def close(self) -> None:
+        if not self.closed:
+            data = self.getvalue()
+            super().close()
+            self._write(data)
+
+
+def _written(data: bytes) -> Callable[[pafs.FileSystem, str], None]:
+    def write(fs: pafs.FileSystem, path: str) -> None:
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+
+    return write
 
 
 def _store() -> str:
