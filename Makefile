@@ -25,7 +25,8 @@ lint: install
 test: lint browser
 	$(BIN)/python -m pytest
 
-# What takes too long for every day: one of several hosts is cut off from a run. Skipped without root and Linux.
+# What takes too long for every day: one of several hosts is cut off from a run (skipped without root and Linux), and
+# a run whose object store goes away.
 test-long: install
 	$(BIN)/python -m pytest -m long
 

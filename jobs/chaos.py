@@ -1,12 +1,15 @@
-"""Kill a run or a campaign over and over and show that its end is the same. `python jobs/chaos.py --kills 20`."""
+"""Disturb a run or a campaign over and over and show that its end is the same. `python jobs/chaos.py --kills 20`."""
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from tpn_ray import chaos, command_line
+from tpn_ray import chaos, command_line, outages
 from tpn_ray.tune import attack
 
 
@@ -17,27 +20,56 @@ class Arguments:
     folder: str
     """New or empty folder for videos, runs and ledgers."""
 
-    what: Literal["run", "campaign"] = "run"
-    """run: any process of one run is killed. campaign: the driver of a search by promotion is killed."""
+    what: Literal["run", "campaign", "outage"] = "run"
+    """run: any process of one run is killed. campaign: the driver of a search by promotion is killed. outage: the
+    object store of a run (SeaweedFS, of the test extra) goes away: refused, 503 or stalled."""
 
     kills: int = 20
     """Processes to kill with SIGKILL, each at a random moment."""
 
     seed: int = 0
-    """Of the moments and of who is killed."""
+    """Of the moments, of who is killed, and of how the store is away."""
 
     epochs: int = 0
-    """Of the run, or of each trial; 0: for a run as many as the kills need to hit it, for a trial 9."""
+    """Of the run, or of each trial; 0: for a run as many as kills or outages need to hit it, for a trial 9."""
 
     samples: int = 27
     """Trials of the campaign."""
+
+    outages: int = 20
+    """Times that the store goes away."""
+
+    outage_seconds: tuple[float, float] = (30.0, 120.0)
+    """Shortest and longest time that it is away."""
+
+
+def outage(flags: Arguments) -> outages.OutageReport:
+    """The store and the door before it are those of the tests."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.faulty_proxy import OUTAGES, faulty_proxy
+    from tests.servers import s3_server
+
+    with tempfile.TemporaryDirectory() as stored, s3_server(Path(stored)) as server, faulty_proxy(server) as door:
+        os.environ.update(server.environment)
+        return outages.attack(
+            flags.folder,
+            f"s3://{server.bucket}",
+            door,
+            kinds=OUTAGES,
+            outages=flags.outages,
+            seconds=flags.outage_seconds,
+            seed=flags.seed,
+            epochs=flags.epochs or outages.epochs_for(flags.outages),
+        )
 
 
 def main() -> None:
     default = Arguments(folder="runs/chaos")
     flags = command_line.parse(default, sys.argv[1:], program="python jobs/chaos.py", description=__doc__ or "")
-    report: chaos.ChaosReport | attack.CampaignReport
-    if flags.what == "run":
+    report: chaos.ChaosReport | attack.CampaignReport | outages.OutageReport
+    if flags.what == "outage":
+        report = outage(flags)
+    elif flags.what == "run":
         epochs = flags.epochs or chaos.epochs_for(flags.kills)
         report = chaos.attack(flags.folder, kills=flags.kills, seed=flags.seed, epochs=epochs)
     else:

@@ -33,7 +33,11 @@ def main() -> int:
     flags = command_line.parse(Arguments(), sys.argv[1:], program=PROGRAM, description=description)
     wanted = flags.examination
     findings = driver.services(wanted)
-    findings += driver.cluster(wanted, lambda: session.connect(wanted.address, workers_cpus=1, decode_cpus=1))
+
+    def join() -> None:
+        session.connect(wanted.address, workers_cpus=1, decode_cpus=1, storage_seconds=storage.CHECK_SECONDS)
+
+    findings += driver.cluster(wanted, join)
     Console().print(show.as_table(findings))
     print(show.summary(findings), flush=True)
     if flags.json:

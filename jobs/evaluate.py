@@ -11,6 +11,7 @@ import tyro
 from tpn_ray import command_line, session, storage
 from tpn_ray.predict import evaluate, show, track
 from tpn_ray.predict.driver import Scorers
+from tpn_ray.storage import PATIENCE_SECONDS
 
 PROGRAM = "python jobs/evaluate.py"
 
@@ -49,6 +50,9 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
     machines: Annotated[Scorers, tyro.conf.arg(name="")] = field(default_factory=Scorers)
 
 
@@ -62,7 +66,12 @@ def main() -> None:
     folder = storage.absolute(flags.out or evaluate.default_folder(flags.checkpoint, flags.split, views))
     storage.check_writable(folder)
     show.announce(question)
-    session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
+    session.connect(
+        flags.address,
+        workers_cpus=machines.actors * machines.cpus,
+        decode_cpus=machines.decode.cpus,
+        storage_seconds=flags.storage_seconds,
+    )
     name = f"evaluate {storage.name(folder)}"
     run = track.begin(flags.tracking_uri, flags.experiment, name, *track.about(question))
     results = evaluate.evaluate(question, machines, folder)

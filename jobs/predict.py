@@ -13,6 +13,7 @@ from tpn_ray.data.views import parse_views
 from tpn_ray.predict import answers, driver
 from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.videos import find_videos
+from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train.recipe import from_plain
 
 PROGRAM = "python jobs/predict.py"
@@ -46,6 +47,9 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
     machines: Annotated[Scorers, tyro.conf.arg(name="")] = field(default_factory=Scorers)
 
 
@@ -62,7 +66,12 @@ def main() -> None:
     uri, recipe = storage.absolute(flags.checkpoint), from_plain(saved.recipe)
     manifest = find_videos(flags.videos, {name: tuple(classes) for name, classes in saved.label_sets.items()})
     print(f"{len(manifest)} videos, checkpoint {uri}, step {saved.step}", file=sys.stderr, flush=True)
-    session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
+    session.connect(
+        flags.address,
+        workers_cpus=machines.actors * machines.cpus,
+        decode_cpus=machines.decode.cpus,
+        storage_seconds=flags.storage_seconds,
+    )
     if flags.window_seconds:
         hop = flags.hop_seconds or flags.window_seconds
         blocks = driver.score_windows(

@@ -19,6 +19,7 @@ from tpn_ray.prepare.budget import parse_share
 from tpn_ray.prepare.driver import Tasks
 from tpn_ray.prepare.layout import ShardConfig
 from tpn_ray.prepare.report import ProgressPrinter, summary_lines
+from tpn_ray.storage import PATIENCE_SECONDS
 
 PROGRAM = "python jobs/prepare.py"
 
@@ -54,6 +55,9 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
     encode: Annotated[EncodeConfig, tyro.conf.arg(name="")] = field(default_factory=EncodeConfig)
     shards: Annotated[ShardConfig, tyro.conf.arg(name="")] = field(default_factory=ShardConfig)
     tasks: Annotated[Tasks, tyro.conf.arg(name="")] = field(default_factory=Tasks)
@@ -78,7 +82,12 @@ def main() -> None:
     out = storage.absolute(flags.out)
     storage.check_writable(out)
     print(f"{len(manifest)} videos, version {manifest.version}; preparing into {out}", flush=True)
-    session.connect(flags.address, workers_cpus=0, decode_cpus=flags.tasks.cpus_per_task)
+    session.connect(
+        flags.address,
+        workers_cpus=0,
+        decode_cpus=flags.tasks.cpus_per_task,
+        storage_seconds=flags.storage_seconds,
+    )
     printer = ProgressPrinter()
     try:
         summary = driver.run(

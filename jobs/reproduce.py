@@ -16,6 +16,7 @@ from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy_actions import known_tempos
 from tpn_ray.errors import ConfigError
 from tpn_ray.reproduce import driver, show, tables
+from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.tempo import driver as tempo
 from tpn_ray.train.machines import Machines
 
@@ -51,6 +52,9 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
     machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
 
 
@@ -82,7 +86,10 @@ def main() -> None:
     )
     storage.check_writable(folder)
     session.connect(
-        flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode_cpus
+        flags.address,
+        workers_cpus=machines.workers * machines.cpus_per_worker,
+        decode_cpus=machines.decode_cpus,
+        storage_seconds=flags.storage_seconds,
     )
     print(f"{table.title}: {len(table.rows)} rows x {flags.seeds} seeds, trained on {flags.data}", flush=True)
     out = storage.join(folder, campaign.name)

@@ -14,6 +14,7 @@ from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict import track
 from tpn_ray.predict.driver import Scorers
+from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.tempo import driver
 
 PROGRAM = "python jobs/tempo.py"
@@ -60,6 +61,9 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
     machines: Annotated[Scorers, tyro.conf.arg(name="")] = field(default_factory=Scorers)
 
 
@@ -78,7 +82,12 @@ def main() -> None:
     storage.check_writable(folder)
     parameters = {name: getattr(flags, name) for name in ("data", "frames", "first", "second", "split")}
     run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
-    session.connect(flags.address, workers_cpus=machines.actors * machines.cpus, decode_cpus=machines.decode.cpus)
+    session.connect(
+        flags.address,
+        workers_cpus=machines.actors * machines.cpus,
+        decode_cpus=machines.decode.cpus,
+        storage_seconds=flags.storage_seconds,
+    )
     question = driver.Question(
         frames=flags.frames,
         first=flags.first,

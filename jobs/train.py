@@ -12,6 +12,7 @@ from tpn_ray import command_line, recipes, report, session, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.progress import Terminal, track
+from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train import driver
 from tpn_ray.train.events import Event
 from tpn_ray.train.machines import Machines, check_division
@@ -46,6 +47,9 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
     max_bad: float = 0.01
     """Share of the videos that may be unusable before the run stops."""
 
@@ -73,10 +77,15 @@ def main() -> None:
     check_division(machines, recipe)
     folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
     storage.check_writable(folder)
-    driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
+    begun = driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
+    if not begun and storage.is_s3(recipe.loop.weights):  # a file may be on the workers' nodes alone
+        storage.check_readable(recipe.loop.weights)
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
     session.connect(
-        flags.address, workers_cpus=machines.workers * machines.cpus_per_worker, decode_cpus=machines.decode_cpus
+        flags.address,
+        workers_cpus=machines.workers * machines.cpus_per_worker,
+        decode_cpus=machines.decode_cpus,
+        storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, run_name, folder, recipe, manifest)
     status = "FAILED"

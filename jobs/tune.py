@@ -13,6 +13,7 @@ from tpn_ray import command_line, recipes, report, session, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import BudgetError
 from tpn_ray.redaction import redacted
+from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines, check_division
 from tpn_ray.train.recipe import Recipe
@@ -72,6 +73,9 @@ class Arguments:
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
 
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
     max_bad: float = 0.01
     """Share of the videos that may be unusable before a trial stops."""
 
@@ -95,6 +99,7 @@ def main() -> None:
         flags.address,
         workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.how.at_once, 1),
         decode_cpus=2 * machines.decode_cpus * max(flags.how.at_once, 1),
+        storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)
     status = "FAILED"

@@ -50,7 +50,7 @@ def s3_server(folder: Path, *, bucket: str = "videos", ip: str = "127.0.0.1") ->
     command = [str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}"]
     command += [f"-ip={ip}", f"-ip.bind={ip}", f"-bucket={bucket}"]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
-    command += [f"-admin.port={admin}", "-s3.port.iceberg=0", "-webdav=false", "-admin.ui=false"]
+    command += [f"-admin.port={admin}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
     command += ["-master.telemetry=false"]  # by default it reports to an outside host
     keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     server = S3Server(f"http://{ip}:{s3}", ACCESS_KEY, SECRET_KEY, bucket)

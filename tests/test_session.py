@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import ray
 
 from tests.jobs.processes import ROOT, without_ray
+from tests.ray_head import ray_head
 from tpn_ray import session
 from tpn_ray.errors import ResourceError
 
@@ -33,14 +35,14 @@ print(json.dumps(found))
 """
 
 
-def last_line(*arguments: str) -> str:
+def last_line(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """What a program printed last that has Rays of its own."""
     sessions = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     try:
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env={**without_ray(), "RAY_TMPDIR": sessions, "PYTHONPATH": str(ROOT)},
+            env={**without_ray(), "RAY_TMPDIR": sessions, "PYTHONPATH": str(ROOT), **(environment or {})},
             check=False,
             capture_output=True,
             text=True,
@@ -114,3 +116,27 @@ def test_its_state_is_found_beside_another_ray(tmp_path: Path) -> None:
     program = tmp_path / "beside.py"
     program.write_text(BESIDE)
     assert last_line(str(program), str(program)) == "ALIVE"
+
+
+PATIENCE = """
+import sys
+import ray
+from tpn_ray import session, storage
+
+@ray.remote(num_cpus=1, runtime_env={"env_vars": {"OF_ITS_OWN": "1"}})
+class Worker:
+    def ask(self):
+        return ray.get(ray.remote(storage.patience_seconds).remote())
+
+session.connect(sys.argv[1], workers_cpus=1, decode_cpus=1, storage_seconds=float(sys.argv[2]))
+print(storage.patience_seconds(), ray.get(Worker.remote().ask.remote()))
+session.disconnect()
+"""
+
+
+@pytest.mark.cluster
+def test_the_patience_with_storage_reaches_every_process_of_a_job() -> None:
+    """Also the tasks of a worker that has an environment of its own, as Ray Train's and Ray Data's are."""
+    assert last_line("-c", PATIENCE, "", "42") == "42.0 42.0"
+    with ray_head(2, {}) as head:
+        assert last_line("-c", PATIENCE, head.address, "42", environment=head.environment) == "42.0 42.0"

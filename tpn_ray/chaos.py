@@ -11,6 +11,7 @@ import hashlib
 import random
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import psutil
 import torch
 
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray import recipes
+from tpn_ray import recipes, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
@@ -41,6 +42,7 @@ FIELDS = {
     "loop.log_every_steps": 1,
     "optim.ema_decay": 0.9,  # the average of the weights is to survive as well
 }
+TOY = ToyConfig(train_per_class=4, val_per_class=2)
 CHECKPOINT_STEPS = 5
 RUN_SECONDS = 300.0
 """Longest time without a new checkpoint: then the run hangs, and the attack fails."""
@@ -55,20 +57,18 @@ MOST_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChaosReport:
-    """What happened, and what it did to the result."""
+class Outcome:
+    """What a disturbed run came to, beside an undisturbed one."""
 
     seed: int
-    killed: dict[str, int]
-    """Kind of process -> times."""
     steps: int
     starts: int
     """Groups of workers that took part."""
-    interrupted: bool
-    """Whether Ctrl-C stopped the run once as well."""
     sha256: str
     """Of all tensors and numbers in the last checkpoint of the undisturbed run."""
     seconds: float
+    """From the command to its end, disturbances included."""
+    undisturbed_seconds: float
     standstill: float
     """Longest time, in seconds, that passed from one commit on record to the next, kills and starts included."""
     order_faults: tuple[str, ...]
@@ -78,22 +78,42 @@ class ChaosReport:
     """What is not on record as it is for the undisturbed run."""
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{kind} {times}" for kind, times in sorted(self.killed.items()))
         return (
-            f"{sum(self.killed.values())} kills with seed {self.seed} ({kinds}){' and Ctrl-C' * self.interrupted} over "
-            f"{self.steps} steps in {self.seconds:.0f} s, {self.starts} starts, "
-            f"{self.standstill:.0f} s at most from one checkpoint to the next\n"
+            f"{self.steps} steps in {self.seconds:.0f} s, {self.starts} start(s), {self.standstill:.0f} s at most from "
+            f"one checkpoint to the next; undisturbed {self.undisturbed_seconds:.0f} s, so an effective training time "
+            f"ratio of {self.undisturbed_seconds / self.seconds:.2f}\n"
             f"order:  {'every clip trained exactly once' if not self.order_faults else 'BROKEN'}\n"
             f"bits:   {'the same' if not self.different else 'DIFFERENT in ' + ', '.join(self.different)}; undisturbed "
             f"SHA-256 {self.sha256[:16]}\n"
             f"record: {'complete' if not self.missing else 'NOT COMPLETE: ' + ', '.join(self.missing)}"
         )
 
-    def check(self) -> None:
-        """Raises TrainingError if the run did not end as the undisturbed one."""
-        faults = [*self.order_faults, *self.different, *self.missing]
+    def check(self, *more: str) -> None:
+        """Raises TrainingError if the run did not end as the undisturbed one, or there are `more` faults."""
+        faults = [*self.order_faults, *self.different, *self.missing, *more]
         if faults:
             raise TrainingError(f"the run did not survive, seed {self.seed}:\n  " + "\n  ".join(faults[:20]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChaosReport:
+    """Who was killed, and what it did to the run."""
+
+    killed: dict[str, int]
+    """Kind of process -> times."""
+    interrupted: bool
+    """Whether Ctrl-C stopped the run once as well."""
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {times}" for kind, times in sorted(self.killed.items()))
+        interrupted = " and Ctrl-C" * self.interrupted
+        seed = self.outcome.seed
+        return f"{sum(self.killed.values())} kills with seed {seed} ({kinds}){interrupted} over {self.outcome}"
+
+    def check(self) -> None:
+        """Raises TrainingError if the run did not end as the undisturbed one."""
+        self.outcome.check()
 
 
 def epochs_for(kills: int) -> int:
@@ -103,15 +123,13 @@ def epochs_for(kills: int) -> int:
 
 def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
     """Train undisturbed and under fire, and compare. Raises TrainingError if the run stops for good, or hangs."""
-    here = Path(folder)
-    if here.exists() and any(here.iterdir()):
-        raise ConfigError(f"--folder {folder} is not empty")
-    videos = here / "videos"
-    write_toy(str(videos), ToyConfig(train_per_class=4, val_per_class=2))
-    plain = _Run(here, "undisturbed", videos, epochs)
+    here = empty_folder(folder)
+    videos = str(here / "videos")
+    write_toy(videos, TOY)
+    plain = Run(here, "undisturbed", videos, epochs)
     plain.finish()
-    fire = _Run(here, "under-fire", videos, epochs)
-    killed, begun = Counter[str](), time.monotonic()
+    fire = Run(here, "under-fire", videos, epochs)
+    killed = Counter[str]()
     choice, interrupted = random.Random(seed), False
     while sum(killed.values()) < kills:
         _wait_for_strike(fire, choice, f"{sum(killed.values())} of {kills} kills")
@@ -128,10 +146,19 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
         if struck:
             print(f"kill {sum(killed.values())}: {', '.join(struck)}; step {fire.step} is committed", flush=True)
     fire.finish()
-    return _compare(plain, fire, seed, dict(killed), interrupted, time.monotonic() - begun)
+    return ChaosReport(killed=dict(killed), interrupted=interrupted, outcome=compare(plain, fire, seed))
 
 
-def _wait_for_strike(fire: _Run, choice: random.Random, so_far: str) -> None:
+def empty_folder(folder: str) -> Path:
+    """The folder, made if it is not there. Raises ConfigError if something is in it."""
+    here = Path(folder)
+    here.mkdir(parents=True, exist_ok=True)
+    if any(here.iterdir()):
+        raise ConfigError(f"--folder {folder} is not empty")
+    return here
+
+
+def _wait_for_strike(fire: Run, choice: random.Random, so_far: str) -> None:
     """Until the run trains and has committed some more steps; or until any moment of its next start."""
     if choice.random() < 0.5:
         going = fire.wait_for_workers(0, at_most=choice.uniform(0.0, LONGEST_START_SECONDS))
@@ -142,22 +169,20 @@ def _wait_for_strike(fire: _Run, choice: random.Random, so_far: str) -> None:
         raise TrainingError(f"the run was over after {so_far}; give more --epochs")
 
 
-def _compare(
-    plain: _Run, fire: _Run, seed: int, killed: dict[str, int], interrupted: bool, seconds: float
-) -> ChaosReport:
-    manifest = load_manifest(str(plain.videos))
-    changes = {**FIELDS, "loop.epochs": plain.epochs}
+def compare(plain: Run, fire: Run, seed: int) -> Outcome:
+    """What a disturbed run that has ended came to beside an undisturbed one."""
+    manifest = load_manifest(plain.videos)
+    changes = {**plain.fields, "loop.epochs": plain.epochs}
     plan = driver.make_plan(replace_fields(recipes.recipe("toy"), changes), manifest)
     one, other = _tensors(plain.uri), _tensors(fire.uri)
     different = [name for name in one.keys() | other.keys() if not _same(one.get(name), other.get(name))]
-    return ChaosReport(
+    return Outcome(
         seed=seed,
-        killed=killed,
         steps=plan.steps,
         starts=len({path.name.partition("-")[0] for path in Path(fire.ledger).glob("*.jsonl")}),
-        interrupted=interrupted,
         sha256=_sha256(one),
-        seconds=seconds,
+        seconds=fire.seconds,
+        undisturbed_seconds=plain.seconds,
         standstill=fire.standstill,
         order_faults=tuple(order_ledger.check(fire.ledger, plan)),
         different=tuple(sorted(different)),
@@ -216,19 +241,36 @@ def _sha256(tensors: dict[str, object]) -> str:
     return digest.hexdigest()
 
 
-class _Run:
-    """One run of `jobs/train.py`."""
+class Run:
+    """One run of `jobs/train.py`, with what belongs to it in the folder `here`; its storage may be elsewhere."""
 
-    def __init__(self, here: Path, name: str, videos: Path, epochs: int) -> None:
-        self.videos, self.epochs = videos, epochs
-        self.uri, self.ledger = str(here.absolute() / name), str(here.absolute() / f"ledger-{name}")
-        command = ["jobs/train.py", "toy", "--data", str(videos), "--storage", str(here.absolute()), "--name", name]
-        command += ["--order-ledger", self.ledger, "--max-failures", "1000"]
-        command += ["--saving.every-steps", str(CHECKPOINT_STEPS)]
-        for field, value in {**FIELDS, "loop.epochs": epochs}.items():
+    def __init__(
+        self,
+        here: Path,
+        name: str,
+        videos: str,
+        epochs: int,
+        *,
+        storage_uri: str = "",
+        fields: Mapping[str, object] = FIELDS,
+        flags: Sequence[str] = ("--max-failures", "1000"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.videos, self.epochs, self.fields = videos, epochs, fields
+        folder = storage_uri or str(here.absolute())
+        self.uri, self.ledger = storage.join(folder, name), str(here.absolute() / f"ledger-{name}")
+        command = ["jobs/train.py", "toy", "--data", videos, "--storage", folder, "--name", name]
+        command += ["--order-ledger", self.ledger, *flags, "--saving.every-steps", str(CHECKPOINT_STEPS)]
+        for field, value in {**fields, "loop.epochs": epochs}.items():
             command += [f"--{field.replace('_', '-')}", str(value)]
-        self.job = JobProcess(command, here / f"{name}.log")
+        self.job = JobProcess(command, here / f"{name}.log", environment)
         self._seen, self._since, self.standstill = 0, time.monotonic(), 0.0
+        self._begun, self._ended = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """From its beginning to the end that `finish` saw."""
+        return self._ended - self._begun
 
     @property
     def step(self) -> int:
@@ -282,3 +324,4 @@ class _Run:
                 self.job.kill()
                 raise TrainingError(f"no new checkpoint after step {step} for {RUN_SECONDS:g} s; see {self.job.log}")
             time.sleep(0.2)
+        self._ended = time.monotonic()

@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 import psutil
 import tyro
 
+from tpn_ray import storage
 from tpn_ray.errors import ConfigError, TpnRayError
 from tpn_ray.redaction import redacted
 
@@ -27,7 +28,12 @@ LEAVE_SECONDS = 30.0
 
 def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
     """Run a job's main function, which may give a status, then `leave`; a TpnRayError is its message and status 2,
-    never a traceback. What is printed of an error holds no secret."""
+    never a traceback. What is printed of an error holds no secret.
+
+    Until a job has joined Ray it checks what it was given, and storage that does not answer ends it within seconds;
+    from then on storage is waited for (`session.connect`).
+    """
+    storage.set_patience(storage.CHECK_SECONDS)
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` sends it, and waits 3 s
     try:
         status = job() or 0

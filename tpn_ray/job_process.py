@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -20,10 +20,13 @@ INTERRUPTED = 130
 
 
 class JobProcess:
-    """`python jobs/....py ...`, given again and again; its output is appended to a file."""
+    """`python jobs/....py ...`, given again and again; its output is appended to a file.
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
-        self.command, self.log = [sys.executable, *arguments], log
+    The variables of `environment` are set beside those of this process.
+    """
+
+    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.command, self.log, self.environment = [sys.executable, *arguments], log, environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self.starts = 0
         self.over = False
@@ -40,7 +43,11 @@ class JobProcess:
             with self.log.open("ab") as log, _heeding_interrupts():
                 # A group of its own, as a terminal gives it.
                 self._process = subprocess.Popen(
-                    self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                    self.command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**os.environ, **self.environment},
                 )
             self.starts += 1
         return not self.over

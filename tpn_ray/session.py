@@ -18,6 +18,7 @@ import ray._private.ray_logging
 import ray.data
 import ray.exceptions
 
+from tpn_ray import storage
 from tpn_ray.errors import ResourceError
 
 LOCAL_STORE_BYTES = 1024**3
@@ -29,19 +30,28 @@ API_SERVER = "RAY_API_SERVER_ADDRESS"
 """Ray's variable for the address of the State API."""
 
 
-def connect(address: str | None, *, workers_cpus: float, decode_cpus: float) -> None:
+def connect(
+    address: str | None,
+    *,
+    workers_cpus: float,
+    decode_cpus: float,
+    storage_seconds: float = storage.PATIENCE_SECONDS,
+) -> None:
     """Join the cluster at `address` (or RAY_ADDRESS, which `ray job submit` sets); without one, start a local Ray.
 
     A local Ray has as many CPUs as the machine, and at least what `workers_cpus` and one decoding task need: its
     resources are only a count, and on a small machine training and decoding take turns. More workers than the machine
     has cores are refused, since they would only slow each other down.
+
+    From here on, this process and all that work for it wait up to `storage_seconds` for storage that does not answer.
     """
+    storage.set_patience(storage_seconds)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
     _quieten()
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        _join(address)
+        _join(address, storage_seconds)
         _anchor()
         return
     cores = os.cpu_count() or 1
@@ -136,17 +146,30 @@ def _anchor() -> None:
     ray.data.from_items([0]).map_batches(lambda rows: rows, num_cpus=0).materialize()
 
 
-def _join(address: str) -> None:
+def _join(address: str, storage_seconds: float) -> None:
     try:
         _knock(address)
         with _without(LEVEL_LINE):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=_environment(storage_seconds),
+            )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(
             f"no Ray cluster answers at {address!r}: {lines[0] if lines else type(error).__name__}\n"
             "Check --address (or RAY_ADDRESS), and RAY_AUTH_MODE=token if the cluster asks for a token"
         ) from error
+
+
+def _environment(storage_seconds: float) -> dict[str, dict[str, str]] | None:
+    """What the job's processes on a cluster are to know; nothing for what they know by default, since processes with
+    an environment of their own start later. A local Ray inherits the driver's variables."""
+    if storage_seconds == storage.PATIENCE_SECONDS:
+        return None
+    return {"env_vars": {storage.PATIENCE: f"{storage_seconds:g}"}}
 
 
 def _knock(address: str) -> None:

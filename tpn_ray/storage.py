@@ -5,17 +5,26 @@ Endpoint, region and credentials come from the usual AWS variables and profiles:
 AWS_ENDPOINT_URL (for S3-compatible stores), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE,
 AWS_REGION or AWS_DEFAULT_REGION. Data moves through pyarrow; boto3 is asked only what was wrong, after a failure,
 because pyarrow's HEAD requests carry no error code ("No response body").
+
+A store that does not answer, or answers that it cannot just now, is asked again until `patience_seconds` are over. What
+will not pass (no such key, no permission) is never asked again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
+import logging
+import math
 import os
 import random
 import re
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -30,9 +39,15 @@ from tpn_ray.errors import ConfigError, NotFoundError, StorageError
 from tpn_ray.redaction import redacted, refuse_credentials
 
 CONNECT_SECONDS = 3.0
-REQUEST_SECONDS = 5.0  # without a byte; a stalled store is given up after three times that
-MAX_ATTEMPTS = 5
-GIVE_UP_SECONDS = 60.0
+REQUEST_SECONDS = 5.0  # without a byte
+PATIENCE = "TPN_RAY_STORAGE_SECONDS"
+"""Variable that hands `--storage-seconds` to every process of a job."""
+PATIENCE_SECONDS = 300.0
+CHECK_SECONDS = 10.0
+"""Patience of what is checked at the start of a job: a store that does not answer then has a wrong address, mostly."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 10.0
+TELL_SECONDS = 10.0
+"""How long a store is waited for before the user is told."""
 DOWNLOAD_PIECE_BYTES = 16 * 1024**2
 
 T = TypeVar("T")
@@ -104,18 +119,25 @@ def is_s3(uri: str) -> bool:
 # --- filesystems
 
 
-def filesystem(uri: str, *, attempts: int = 1) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem for a URI (one per process and setting) and the path in it.
-
-    `attempts` is for others who use it, such as Ray Train for checkpoints: this module repeats by `decide_retry`.
-    """
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem for a URI (one per process and setting) and the path in it. It repeats nothing: what this
+    module does with it is repeated as `decide_retry` says."""
     uri = absolute(uri)
     if not is_s3(uri):
         return pafs.LocalFileSystem(), uri
     path = uri[len("s3://") :]
     bucket = path.partition("/")[0]
     # The variables are part of the key: a test or a notebook that changes them gets a new client.
-    return _s3(endpoint(), _region(bucket), _credentials(), attempts), path
+    return _s3(endpoint(), _region(bucket), _credentials()), path
+
+
+def patient_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """A filesystem for others, such as Ray Tune, and the path in it. An object store is waited for as everywhere here,
+    also where the filesystem was pickled: pyarrow's own forgets then how often it is to repeat a request."""
+    uri = absolute(uri)
+    if not is_s3(uri):
+        return pafs.LocalFileSystem(), uri
+    return pafs.PyFileSystem(_Patient()), uri[len("s3://") :]
 
 
 _CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
@@ -138,29 +160,29 @@ def _region(bucket: str) -> str | None:
     if region:
         return region
     # Compatible stores ignore the region, but without one the SDK asks the EC2 metadata service and waits.
-    return "us-east-1" if endpoint() else _region_of_aws_bucket(bucket)
+    if endpoint():
+        return "us-east-1"
+    try:
+        return _region_of_aws_bucket(bucket)
+    except (OSError, pa.ArrowException):  # not kept: Amazon may only be away for the moment
+        return None
 
 
 @lru_cache(maxsize=256)
-def _region_of_aws_bucket(bucket: str) -> str | None:
-    try:
-        region: str = pafs.resolve_s3_region(bucket)
-    except (OSError, pa.ArrowException):
-        return None
+def _region_of_aws_bucket(bucket: str) -> str:
+    region: str = pafs.resolve_s3_region(bucket)
     return region
 
 
 @lru_cache(maxsize=16)
-def _s3(
-    endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...], attempts: int
-) -> pafs.FileSystem:
+def _s3(endpoint_url: str | None, region: str | None, _credentials: tuple[str | None, ...]) -> pafs.FileSystem:
     return pafs.S3FileSystem(
         region=region,
         endpoint_override=urlsplit(endpoint_url).netloc if endpoint_url else None,
         scheme=urlsplit(endpoint_url).scheme if endpoint_url else "https",
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
         allow_delayed_open=True,  # a small object is then one PUT instead of a multipart upload
     )
 
@@ -178,7 +200,7 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
                 raise StorageError(f"{absolute(uri)} holds {size} bytes, more than the limit of {max_bytes}")
             data: bytes = file.read(size)
         if len(data) != size:
-            raise OSError(errno.EIO, f"truncated body: {len(data)} of {size} bytes came")
+            raise PassingError(f"truncated body: {len(data)} of {size} bytes came")
         return data
 
     return _attempt(uri, "read", read)
@@ -198,7 +220,7 @@ def read_range(uri: str, offset: int, size: int) -> bytes:
             with fs.open_input_file(path) as file:
                 data = file.read_at(size, offset)
         if len(data) != size:
-            raise OSError(errno.EIO, f"truncated body: {len(data)} of {size} bytes came from {offset}")
+            raise PassingError(f"truncated body: {len(data)} of {size} bytes came from {offset}")
         return data
 
     return _attempt(uri, "read", read)
@@ -221,7 +243,7 @@ def download(uri: str, target: Path, *, max_bytes: int) -> None:
             while piece := file.read(DOWNLOAD_PIECE_BYTES):
                 copied.write(piece)
             if copied.tell() != size:
-                raise OSError(errno.EIO, f"truncated body: {copied.tell()} of {size} bytes came")
+                raise PassingError(f"truncated body: {copied.tell()} of {size} bytes came")
 
     _attempt(uri, "read", copy)
 
@@ -292,20 +314,93 @@ def delete_file(uri: str) -> None:
 
 
 def check_readable(uri: str) -> None:
-    """Preflight: raise one clear error now if `uri` (a file or a folder) cannot be read."""
+    """Preflight: raise one clear error within seconds if `uri` (a file or a folder) cannot be read."""
 
     def look(fs: pafs.FileSystem, path: str) -> bool:
         return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
-    if not _attempt(uri, "read", look):
+    with patience(CHECK_SECONDS):
+        found = _attempt(uri, "read", look)
+    if not found:
         raise NotFoundError(_nothing_there(absolute(uri)))
 
 
 def check_writable(uri: str) -> None:
-    """Preflight: raise one clear error now if nothing can be written below the folder `uri`. Leaves nothing behind."""
+    """Preflight: raise one clear error within seconds if nothing can be written below the folder `uri`. Leaves nothing
+    behind."""
     probe = join(uri, f".write-check-{uuid.uuid4().hex}")
-    write_bytes(probe, b"tpn_ray")
-    delete_file(probe)
+    with patience(CHECK_SECONDS):
+        write_bytes(probe, b"tpn_ray")
+        delete_file(probe)
+
+
+# --- patience
+
+_shorter: ContextVar[float | None] = ContextVar("shorter", default=None)
+"""Patience of a `with patience(...)` block, in its thread."""
+
+
+def patience_seconds() -> float:
+    """The longest time that an operation waits for a store that does not answer or refuses for the moment."""
+    process = float(os.environ.get(PATIENCE, PATIENCE_SECONDS))
+    here = _shorter.get()
+    return process if here is None else min(process, here)
+
+
+def set_patience(seconds: float) -> None:
+    """Set the patience of this process and of those that it starts. Raises ConfigError for a negative one."""
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"storage_seconds={seconds:g} must be 0 (never wait) or more")
+    os.environ[PATIENCE] = f"{seconds:g}"
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Wait no longer than `seconds` for what this thread asks a store inside the block."""
+    token = _shorter.set(seconds)
+    try:
+        yield
+    finally:
+        _shorter.reset(token)
+
+
+class _Outage:
+    """What this process told of a store that is away: that it is waited for, once, and that it is back."""
+
+    def __init__(self) -> None:
+        self.tell: Callable[[str], None] = logging.getLogger("tpn_ray").warning
+        self._lock = threading.Lock()
+        self._told, self._over = "", -math.inf
+
+    def waited(self, seconds: float, patience: float) -> None:
+        """An operation failed again after so many seconds, and goes on waiting."""
+        store = _store()
+        with self._lock:
+            seconds = min(seconds, time.monotonic() - self._over)  # those that are slow to notice the end are no news
+            if seconds < TELL_SECONDS or self._told == store:
+                return
+            self._told = store
+        self.tell(
+            f"storage at {store} does not answer, or refuses; it is waited for, {patience:g} s at most "
+            "(--storage-seconds)"
+        )
+
+    def over(self) -> None:
+        """An operation came to its end."""
+        if not self._told:  # nearly always: no lock
+            return
+        with self._lock:
+            store, self._told, self._over = self._told, "", time.monotonic()
+        if store:
+            self.tell(f"storage at {store} answers again")
+
+
+_outage = _Outage()
+
+
+def tell_outages(tell: Callable[[str], None]) -> None:
+    """Have this process tell of a store that is away by `tell`, from any thread. By default it is logged."""
+    _outage.tell = tell
 
 
 # --- retry
@@ -323,90 +418,173 @@ class GiveUp:
     """The failure stands."""
 
 
-LASTING, UNREACHABLE, STALLED, TRANSIENT = "lasting", "unreachable", "stalled", "transient"
-_ATTEMPTS = {LASTING: 1, UNREACHABLE: 2, STALLED: 3, TRANSIENT: MAX_ATTEMPTS}
-
-_UNREACHABLE_MARKS = (
-    "couldn't connect",
-    "could not connect",
-    "connection refused",
-    "failed to connect",
-    "couldn't resolve host",
-    "could not resolve",
-    "curlcode: 6,",
-    "curlcode: 7,",
-    "connection timeout",
-    "connection timed out",
-)
-_STALLED_MARKS = ("curlcode: 28,", "operation too slow")
-_TRANSIENT_MARKS = (
-    "slow_down",
-    "slowdown",
-    "service_unavailable",
-    "http status 500",
-    "http status 502",
-    "http status 503",
-    "http status 504",
-    "http response code: 50",
-    "internal_failure",
-    "internalerror",
-    "request_timeout",
-    "requesttimeout",
-    "throttl",
-    "timeout",
-    "timed out",
-    "reset by peer",
-    "connection was closed",
-    "network_connection",
-    "curlcode: ",
-    "truncated body",
-    "expected content-length",
-)
+class PassingError(OSError):
+    """A failure of a request that this module found itself, and that may pass."""
 
 
-def failure_kind(message: str) -> str:
-    """What pyarrow's text tells of a failure: LASTING; UNREACHABLE, no server there; STALLED, it does not answer in
-    time; TRANSIENT, it answers, but not well."""
-    lowered = message.lower()
-    for kind, marks in ((UNREACHABLE, _UNREACHABLE_MARKS), (STALLED, _STALLED_MARKS), (TRANSIENT, _TRANSIENT_MARKS)):
-        if any(mark in lowered for mark in marks):
-            return kind
-    return LASTING
+LASTING, UNREACHABLE, REFUSING = "lasting", "unreachable", "refusing"
+
+_SAID = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))? during \w+ operation")
+"""How pyarrow words every failure of a request: the SDK's code, and where it knows none, the status of the answer."""
+_PASSING = ("SLOW_DOWN", "THROTTLING", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "REQUEST_TIMEOUT", "REQUEST_EXPIRED")
 
 
-def decide_retry(kind: str, attempt: int, spent_seconds: float, jitter: float) -> Retry | GiveUp:
-    """What to do after failure number `attempt` (from 1) with `jitter` in [0, 1): waits of 0.2, 0.4, 0.8 ... seconds,
-    halved by up to the jitter. A server that is not there gets few tries: a wrong endpoint must fail in seconds."""
-    if attempt >= _ATTEMPTS[kind] or spent_seconds > GIVE_UP_SECONDS:
+def failure_kind(error: Exception) -> str:
+    """What a request to an object store met: UNREACHABLE, no answer came, or not in time, or not whole; REFUSING, the
+    store says that it cannot now; LASTING, anything else."""
+    if isinstance(error, PassingError):
+        return UNREACHABLE
+    said = _SAID.search(str(error))
+    if said is None:
+        return LASTING
+    code, status = said[1], int(said[2] or 0)
+    if code == "NETWORK_CONNECTION":  # whatever curl met: refused, unknown host, time-out, reset, a part of an answer
+        return UNREACHABLE
+    passing = code in _PASSING or status >= 500 or status in (200, 408, 429)  # 200: with a body that is none
+    return REFUSING if passing else LASTING
+
+
+def decide_retry(
+    kind: str, attempt: int, spent_seconds: float, patience_seconds: float, jitter: float
+) -> Retry | GiveUp:
+    """What to do after failure number `attempt` (from 1), `spent_seconds` after the operation began: nothing for what
+    lasts; else wait a share, `jitter` in [0, 1), of 0.5, 1, 2, 4, 8, 10, 10 ... seconds, until the patience is over.
+
+    Jitter over the whole span keeps thousands of tasks from coming back at the same moment. The last attempt is made
+    just when the patience ends.
+    """
+    if kind == LASTING or spent_seconds >= patience_seconds:
         return GiveUp()
-    return Retry(0.2 * 2 ** (attempt - 1) * (1 - 0.5 * jitter))
+    span = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(attempt - 1, 16))
+    return Retry(min(jitter * span, patience_seconds - spent_seconds))
 
 
 def _attempt(uri: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T:
-    """Run one storage operation, repeat it as `decide_retry` says, and turn a lasting failure into a StorageError."""
+    """Run one storage operation, repeat it as `decide_retry` says, and turn the failure that stands into a
+    StorageError."""
     uri = absolute(uri)
-    begin, attempt = time.monotonic(), 0
+    begin, attempt, patient = time.monotonic(), 0, patience_seconds()
     while True:
         attempt += 1
         try:
-            return act(*filesystem(uri))
+            done = act(*filesystem(uri))
         except (OSError, pa.ArrowException) as error:
-            kind = failure_kind(str(error)) if is_s3(uri) else LASTING
-            decision = decide_retry(kind, attempt, time.monotonic() - begin, random.random())
+            kind = failure_kind(error) if is_s3(uri) else LASTING
+            spent = time.monotonic() - begin
+            decision = decide_retry(kind, attempt, spent, patient, random.random())
             if isinstance(decision, GiveUp):
-                raise explain(uri, verb, error, kind, attempt) from error
+                raise explain(uri, verb, error, kind, attempt, spent) from error
+            _outage.waited(spent, patient)
             time.sleep(decision.wait_seconds)
+        else:
+            if is_s3(uri):
+                _outage.over()
+            return done
+
+
+class _Patient(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow's classes are untyped here
+    """An object store for pyarrow, by this module's operations; paths are without "s3://". Files are small, and read
+    and written whole."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Patient)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _do(self, path: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T:
+        try:
+            return _attempt(f"s3://{path}", verb, act)
+        except NotFoundError as error:
+            raise FileNotFoundError(str(error)) from error
+        except StorageError as error:
+            raise OSError(str(error)) from error
+
+    def get_type_name(self) -> str:
+        return "s3"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        return [self._do(path, "look for", lambda fs, there: fs.get_file_info(there)) for path in paths]
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        return self._do(selector.base_dir, "list", lambda fs, there: fs.get_file_info(selector))
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self._do(path, "write", lambda fs, there: fs.create_dir(there, recursive=recursive))
+
+    def delete_dir(self, path: str) -> None:
+        self._do(path, "delete", lambda fs, there: fs.delete_dir(there))
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        self._do(path, "delete", lambda fs, there: fs.delete_dir_contents(there, missing_dir_ok=missing_dir_ok))
+
+    def delete_root_dir_contents(self) -> None:
+        raise NotImplementedError("a whole object store is not deleted")
+
+    def delete_file(self, path: str) -> None:
+        self._do(path, "delete", lambda fs, there: fs.delete_file(there))
+
+    def move(self, src: str, dest: str) -> None:
+        self._do(src, "write", lambda fs, there: fs.move(there, dest))
+
+    def copy_file(self, src: str, dest: str) -> None:
+        self._do(src, "write", lambda fs, there: fs.copy_file(there, dest))
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        def read(fs: pafs.FileSystem, there: str) -> bytes:
+            with fs.open_input_file(there) as file:
+                data: bytes = file.read()
+            return data
+
+        return pa.BufferReader(self._do(path, "read", read))
+
+    open_input_stream = open_input_file
+
+    def open_output_stream(self, path: str, metadata: object) -> pa.NativeFile:
+        return pa.PythonFile(_Upload(lambda data: self._do(path, "write", _written(data))), mode="w")
+
+    def open_append_stream(self, path: str, metadata: object) -> pa.NativeFile:
+        raise NotImplementedError("objects cannot be appended to")
+
+
+class _Upload(io.BytesIO):
+    """Keeps what is written until it is closed."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def close(self) -> None:
+        if not self.closed:
+            data = self.getvalue()
+            super().close()
+            self._write(data)
+
+
+def _written(data: bytes) -> Callable[[pafs.FileSystem, str], None]:
+    def write(fs: pafs.FileSystem, path: str) -> None:
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+
+    return write
+
+
+def _store() -> str:
+    """The store's name for messages."""
+    return redacted(endpoint() or "Amazon S3")
 
 
 # --- diagnosis
 
 
-def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1) -> StorageError:
+def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1, seconds: float = 0.0) -> StorageError:
     """The clear error for a failed operation: what, where, what the store said, and what to do."""
     if not is_s3(uri):
         return _explain_local(uri, verb, error)
     code: str | None
-    if kind in (UNREACHABLE, STALLED):
+    if kind == UNREACHABLE:
         code, said = "Unreachable", _curl_reason(str(error))
     else:
         code, said = _ask_s3(uri, verb)
@@ -416,12 +594,12 @@ def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1)
         code, said = "error", _first_line(str(error))
     bucket = uri[len("s3://") :].partition("/")[0]
     error_type = NotFoundError if code in ("NoSuchBucket", "NoSuchKey", "404") else StorageError
-    tries = f" (tried {attempts} times)" if attempts > 1 else ""
-    return error_type(f"cannot {verb} {uri} at {endpoint() or 'Amazon S3'}{tries}: {_remedy(code, said, bucket)}")
+    tries = f" (tried {attempts} times in {seconds:.0f} s)" if attempts > 1 else ""
+    return error_type(f"cannot {verb} {uri} at {_store()}{tries}: {_remedy(code, said, bucket)}")
 
 
 def _nothing_there(uri: str) -> str:
-    place = f" at {endpoint() or 'Amazon S3'}" if is_s3(uri) else ""
+    place = f" at {_store()}" if is_s3(uri) else ""
     return f"nothing at {uri}{place}; check the spelling"
 
 
@@ -508,7 +686,7 @@ def clock_skew_seconds(uri: str) -> float | None:
         response = error.response
     except BotoCoreError as error:
         said = _remedy("Unreachable", type(error).__name__, bucket)
-        raise StorageError(f"cannot ask {endpoint() or 'Amazon S3'} for its time: {said}") from error
+        raise StorageError(f"cannot ask {_store()} for its time: {said}") from error
     date = response["ResponseMetadata"]["HTTPHeaders"].get("date")
     return (before + time.time()) / 2 - parsedate_to_datetime(date).timestamp() if date else None
 

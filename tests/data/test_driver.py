@@ -14,6 +14,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from tests.clips import videos
+from tpn_ray import storage
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.sampling import ClipConfig
@@ -35,6 +36,14 @@ def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=3, object_store_memory=STORE_BYTES, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def test_a_dataset_outwaits_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "execution_no_progress_timeout_s", 0)
+    monkeypatch.setenv(storage.PATIENCE, "120")
+    driver.configure_context(patience_seconds=300)
+    assert context.execution_no_progress_timeout_s == 420
 
 
 def source_of(folder: Path, clip: ClipConfig, crop_px: int) -> ClipSource:

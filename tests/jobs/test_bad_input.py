@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.jobs.processes import refusal, start
-from tests.servers import S3Server
+from tests.servers import S3Server, free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -57,6 +58,9 @@ def test_object_storage(s3: S3Server) -> None:
     assert "SignatureDoesNotMatch" in output
     assert "AWS_SECRET_ACCESS_KEY" in output
     assert "wrong-and-secret" not in output
+    nobody = {**s3.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    (output,) = refused([["toy", "--data", f"s3://{s3.bucket}/videos"]], nobody)  # though a running job waits for it
+    assert re.search(r"tried \d+ times in 10 s\): no answer .*check AWS_ENDPOINT_URL", output), output
 
 
 def test_machines_and_servers(toy_folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_train_from_s3_on_a_cluster(
         "toy_actions",
     ]
     job += ["--loop.epochs", str(EPOCHS), "--loop.evaluate-every-epochs", str(EPOCHS // 2), "--max-bad", "0.05"]
-    job += ["--saving.every-steps", "2"]
+    job += ["--saving.every-steps", "2", "--storage-seconds", "240"]
     with ray_head(4, s3.environment) as head:
         client = {**head.environment, "RAY_ADDRESS": head.jobs_url}
         _stop_after_a_checkpoint(job, client, f"{runs}/submitted")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faulty_proxy import OUTAGES, faulty_proxy
 from tests.jobs.processes import run
-from tpn_ray import chaos
+from tests.servers import S3Server
+from tpn_ray import chaos, outages
 from tpn_ray.clips.toy import ToyConfig, write_toy
 from tpn_ray.job_process import JobProcess
 
@@ -41,6 +43,29 @@ def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_t
     assert job.starts == 1
 
 
+@pytest.mark.long
+def test_an_object_store_that_goes_away(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every default; the operations one by one are in tests/test_storage.py."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    with faulty_proxy(s3) as door:
+        report = outages.attack(
+            str(tmp_path),
+            f"s3://{s3.bucket}/outages",
+            door,
+            kinds=OUTAGES,
+            outages=3,
+            seconds=(15.0, 40.0),
+            seed=SEED,
+            epochs=outages.epochs_for(3),
+        )
+    print(report)
+    report.check()
+    assert sum(report.outages.values()) == 3
+    assert report.outcome.starts == 1
+    assert "answers again" in (tmp_path / "in-outages.log").read_text()
+
+
 def test_kills_at_random(tmp_path: Path) -> None:
     report = chaos.attack(str(tmp_path), kills=KILLS, seed=SEED, epochs=EPOCHS)
     print(report)
@@ -48,7 +73,7 @@ def test_kills_at_random(tmp_path: Path) -> None:
     assert sum(report.killed.values()) == KILLS
     assert len(report.killed) >= 4, report
     assert report.interrupted
-    assert report.starts > 2
+    assert report.outcome.starts > 2
     flags = ["toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "under-fire"]
     fields = {**chaos.FIELDS, "loop.epochs": EPOCHS}
     given = [part for name, value in fields.items() for part in (f"--{name}", str(value))]

@@ -93,6 +93,16 @@ def test_what_was_lost_on_its_way_is_passed_on_once(tmp_path: Path, manifest: Ma
     assert [event.step for event in seen if isinstance(event, Committed)] == [4, 8]
 
 
+def test_what_several_processes_tell_of_storage_is_passed_on_once(manifest: Manifest) -> None:
+    seen: list[Event] = []
+    ledger = ledger_of(manifest, seen)
+    away, back = Notice(text="away", about="storage"), Notice(text="back", about="storage")
+    other = Notice(text="a checkpoint could not be written")
+    for event in (away, away, other, back, other, back, away):
+        ledger(event)
+    assert seen == [away, other, back, other, away]
+
+
 def test_bad_videos_are_booked_once_and_held_to_the_budget(manifest: Manifest) -> None:
     seen: list[Event] = []
     ledger = ledger_of(manifest, seen)

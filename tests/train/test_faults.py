@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.faulty_proxy import FAULTS, faulty_proxy
+from tests.faulty_proxy import FAULTS, OUTAGES, faulty_proxy
 from tests.jobs.processes import ROOT
 from tests.servers import S3Server
 from tests.train.test_step import STEPS, step_of, training
@@ -74,6 +75,31 @@ def test_a_run_on_a_store_that_fails_ends_with_the_same_bits(
     assert [record.step for record in run_folder.read_records(run)] == [STEPS - 2, STEPS - 1, STEPS]
     assert same(last.weights, straight.state()[0])
     assert same(last.training, straight.state()[1])
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_a_commit_outlives_a_store_that_is_away(s3: S3Server, outage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word of a checkpoint that could not be written."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(storage, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(storage, "LONGEST_WAIT_SECONDS", 1.0)
+    run, told, trained = f"s3://{s3.bucket}/outage-{outage}", list[Event](), training()
+    with faulty_proxy(s3) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        writing = Writer(run, Saving(), told.append)
+        for step in range(2):
+            trained.train_step(step_of(step), STEPS)
+            proxy.go_away(outage)
+            back = threading.Timer(2.5, proxy.come_back)
+            back.start()
+            commit(writing, trained)
+            back.join()
+        writing.close()
+        assert run_folder.newest_whole(run) == (2, [])
+    assert [type(event) for event in told] == [Committed, Committed]
+    assert same(checkpoints.load(run_folder.checkpoint_uri(run, 2)).weights, trained.state()[0])
 
 
 FULL_DISK = """

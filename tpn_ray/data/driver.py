@@ -17,6 +17,7 @@ import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from tpn_ray import storage
 from tpn_ray.data import worker
 from tpn_ray.data.nodes import Labels, labels_of
 from tpn_ray.data.plan import MicroBatch, Plan, evaluation_slot
@@ -88,7 +89,8 @@ class Pace(ExecutionCallback):  # type: ignore[misc]  # Ray's classes are untype
 def configure_context(cpus: float | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Settings of Ray Data for the calling process; datasets made afterwards carry them.
 
-    A dataset that is not limited to some `cpus` may ask for all that are free, and others beside it get none.
+    A dataset that is not limited to some `cpus` may ask for all that are free, and others beside it get none. What its
+    tasks may wait for storage comes on top of its own patience.
     """
     context = ray.data.DataContext.get_current()
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=cpus)
@@ -96,7 +98,8 @@ def configure_context(cpus: float | None = None, patience_seconds: float = PATIE
     context.target_max_block_size = None  # one task, one block: a micro-batch is never cut
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [Pace]
-    context.execution_no_progress_timeout_s = int(patience_seconds)  # by default it waits 30 minutes for a CPU
+    # By default it waits 30 minutes for a CPU.
+    context.execution_no_progress_timeout_s = int(patience_seconds + storage.patience_seconds())
 
 
 def training_clips(
@@ -121,11 +124,13 @@ def run_clips(
     workers: int,
     first_step: int,
     resources: DecodeResources,
+    tell: Callable[[str], None],
 ) -> ray.data.Dataset:
     """All that a run reads after `first_step`, in the blocks of `schedule.block`; rows of `worker.training_rows` or, in
-    between, of `worker.evaluation_rows`."""
+    between, of `worker.evaluation_rows`. Storage that is away is told of by `tell`, from where the data is read."""
 
     def decode(number: Rows) -> Rows:
+        storage.tell_outages(tell)
         block = schedule.block(int(number["id"][0]), workers, first_step)
         scored = [slot.samples for slot in block if isinstance(slot, EvaluationBatch)]
         trained = [slot for slot in block if isinstance(slot, MicroBatch)]

@@ -18,10 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import fsspec
 import ray
 import ray.exceptions
 import ray.train
-from ray.train.torch import TorchTrainer
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_actors, list_placement_groups
 from ray.util.state.exception import RayStateApiException
@@ -45,6 +47,8 @@ TAKE_SECONDS = 0.5
 START_ATTEMPTS = 5
 """Times that Ray Train may fail to place its workers (60 s each) before a run of fixed size and cluster gives up.
 Others only wait by the clock: Ray counts over the whole run, and every node that is lost may cost an attempt."""
+COLLECTIVE_SECONDS = 1800
+"""How long a worker waits for the others, besides what one of them may wait for storage."""
 WAIT_SECONDS = 600.0
 """Longest time without workers on a cluster of fixed size; by default Ray Train waits for ever."""
 LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
@@ -185,8 +189,9 @@ def run(
             start_step=start_epoch * plan.steps_per_epoch,
             order_ledger=order_ledger,
         )
-        longest = GROW_SECONDS if machines.may_grow else WAIT_SECONDS
-        _fit(lambda: _trainer(job, machines, storage_uri, name, max_failures), mailbox, ledger, longest)
+        # Workers that have their places and wait for storage have not yet begun.
+        longest = (GROW_SECONDS if machines.may_grow else WAIT_SECONDS) + storage.patience_seconds()
+        _fit(lambda: _trainer(job, machines, name, max_failures), mailbox, ledger, longest)
         ledger.catch_up(run_uri)
         records = run_folder.read_records(run_uri)
     ledger.goodput.finished(time.time())
@@ -217,8 +222,10 @@ def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) 
     )
 
 
-def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, max_failures: int) -> TorchTrainer:
-    filesystem, path = storage.filesystem(storage_uri, attempts=storage.MAX_ATTEMPTS)
+def _trainer(job: worker.Job, machines: Machines, name: str, max_failures: int) -> TorchTrainer:
+    # Checkpoints are ours, and Ray Train puts down nothing but a mark that it can write, at every start of its
+    # controller: in storage that is away just then, the start would fail.
+    nothing_kept = PyFileSystem(FSSpecHandler(fsspec.filesystem("memory")))
     per_worker = {"CPU": machines.cpus_per_worker, **amounts_of(machines.worker_resources, "worker_resources")}
     if machines.gpus_per_worker:
         per_worker["GPU"] = machines.gpus_per_worker
@@ -229,6 +236,7 @@ def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, m
     return TorchTrainer(
         worker.train,
         train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS + int(storage.patience_seconds())),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(machines.min_workers, workers) if machines.min_workers else workers,
             use_gpu=machines.gpus_per_worker > 0,
@@ -237,8 +245,8 @@ def _trainer(job: worker.Job, machines: Machines, storage_uri: str, name: str, m
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=path,
-            storage_filesystem=filesystem,
+            storage_path="ray-train",
+            storage_filesystem=nothing_kept,
             callbacks=[_FailureCallback(job.mailbox)],
             worker_runtime_env={"env_vars": {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_SHARE_SECONDS)}},
             failure_config=ray.train.FailureConfig(
@@ -274,9 +282,15 @@ class _Ledger:
     """The last step on record that was passed on."""
     placement_group: str = ""
     """Of the workers that run."""
+    noticed: dict[str, str] = field(default_factory=dict)
+    """What notices are about -> the last one."""
 
     def __call__(self, event: Event) -> None:
         match event:
+            case Notice() if event.about:
+                if self.noticed.get(event.about) == event.text:
+                    return
+                self.noticed[event.about] = event.text
             case Started():
                 self.goodput.started(event.at, event.workers)
                 self.committed = max(self.committed, event.step)

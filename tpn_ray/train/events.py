@@ -95,6 +95,8 @@ class Notice:
     """Something the user should know, in a sentence."""
 
     text: str
+    about: str = ""
+    """What several processes may tell of: then only what differs from the last notice about it is news."""
 
 
 Event = Progress | Started | Failed | Diverged | BadVideos | Committed | Notice

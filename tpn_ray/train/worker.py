@@ -76,6 +76,11 @@ class Job:
         """Send without waiting: a driver that is slow or gone must not stop a step."""
         self.mailbox.put.remote(event)
 
+    def teller_of_outages(self) -> Callable[[str], None]:
+        """What tells the driver of storage that is away, from any process of the run."""
+        mailbox = self.mailbox
+        return lambda text: mailbox.put.remote(Notice(text=text, about="storage"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
@@ -93,6 +98,7 @@ class Beginning:
 def train(config: dict[str, Any]) -> None:
     """The whole run on one rank, from the last checkpoint or the beginning to the end."""
     job: Job = config["job"]
+    storage.tell_outages(job.teller_of_outages())
     clock, at = Clock(), time.time()
     torch.set_num_threads(job.threads)
     context = ray.train.get_context()
@@ -275,7 +281,15 @@ def _blocks(job: Job, training: Training, rank: int, workers: int) -> Iterator[R
     """This rank's share of the one stream that rank 0 makes; it ends with rank 0."""
     shares: list[Any] = [None]
     if rank == 0:
-        clips = data.run_clips(job.training, job.validation, job.schedule, workers, training.step, job.decoding)
+        clips = data.run_clips(
+            job.training,
+            job.validation,
+            job.schedule,
+            workers,
+            training.step,
+            job.decoding,
+            job.teller_of_outages(),
+        )
         shares[0] = clips.streaming_split(workers, equal=True)
     if workers > 1:
         dist.broadcast_object_list(shares, src=0, device=torch.device(training.device))

@@ -156,7 +156,7 @@ def run(
     asks = wanted.searcher in search.MODELS
     if asks and scheduler == "pbt":
         raise ConfigError(f"pbt mutates settings itself: use --searcher random or grid, not {wanted.searcher}")
-    filesystem, path = storage.filesystem(storage.join(campaign.uri, "tune"), attempts=storage.MAX_ATTEMPTS)
+    filesystem, path = storage.patient_filesystem(storage.join(campaign.uri, "tune"))
     tuner = ray.tune.Tuner(
         trainable,
         param_space={} if asks else {"sample": ray.tune.grid_search(all_samples(campaign.journal, wanted))},

@@ -40,6 +40,7 @@ class CampaignReport:
     trials: int
     epochs: int
     seconds: float
+    undisturbed_seconds: float
     different: tuple[str, ...]
     """Rows that are not those of the undisturbed campaign, with every score of every epoch."""
     repeated: tuple[str, ...]
@@ -48,7 +49,8 @@ class CampaignReport:
     def __str__(self) -> str:
         return (
             f"{self.kills} kills of the driver with seed {self.seed} over {self.epochs} epochs of {self.trials} trials "
-            f"in {self.seconds:.0f} s\n"
+            f"in {self.seconds:.0f} s; undisturbed {self.undisturbed_seconds:.0f} s, so an effective training time "
+            f"ratio of {self.undisturbed_seconds / self.seconds:.2f}\n"
             f"table:  {'the undisturbed one' if not self.different else 'DIFFERENT: ' + '; '.join(self.different)}\n"
             f"record: {'every step once' if not self.repeated else 'NOT ONCE: ' + '; '.join(self.repeated)}"
         )
@@ -67,7 +69,9 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int, samples: int) -> 
         raise ConfigError(f"--folder {folder} is not empty")
     videos = here / "videos"
     write_toy(str(videos), ToyConfig(train_per_class=4, val_per_class=2))
+    begun = time.monotonic()
     _to_its_end(_job(here, "undisturbed", videos, epochs, samples), here / "undisturbed")
+    undisturbed_seconds = time.monotonic() - begun
     job, choice, begun = _job(here, "under-fire", videos, epochs, samples), random.Random(seed), time.monotonic()
     done, kept = 0, dict[tuple[int, int], float]()
     last = int(LAST_STRIKE * len(_losses(here / "undisturbed")))
@@ -88,6 +92,7 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int, samples: int) -> 
         trials=len(other),
         epochs=sum(trial.epochs for trial in other),
         seconds=time.monotonic() - begun,
+        undisturbed_seconds=undisturbed_seconds,
         different=tuple(f"{a} is now {b}" for a, b in zip(_table(one), _table(other), strict=True) if a != b),
         repeated=(*_steps_twice(here / "under-fire", other), *anew),
     )
