@@ -22,6 +22,7 @@ LAYERS = [
     ["data", "tracking"],
     ["checkpoint"],
     ["clips", "model", "metrics"],
+    ["lease", "sealed"],
     ["storage"],
     ["redaction"],
     ["errors"],

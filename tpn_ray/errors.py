@@ -4,6 +4,9 @@
     |-- ConfigError             a recipe field or a flag that cannot be (also a ValueError)
     |-- StorageError            an object store or a disk that refuses
     |   `-- NotFoundError       nothing there
+    |-- DamagedError            a file of this project is not what was written
+    |-- LeaseError              another job works on the same run, campaign or dataset
+    |   `-- SupersededError     another group of workers of the same job does
     |-- ManifestError           annotations that do not fit the videos
     |-- BadVideo                one video that cannot be used; carries a `reason` from REASONS
     |-- BudgetError             more bad videos than the budget allows
@@ -35,6 +38,18 @@ class StorageError(TpnRayError):
 
 class NotFoundError(StorageError):
     """The bucket, folder or object does not exist."""
+
+
+class DamagedError(TpnRayError):
+    """A file that this project wrote is not what was written; the message says how to go on."""
+
+
+class LeaseError(TpnRayError):
+    """Another job works on the same run, campaign or dataset, or has taken it over."""
+
+
+class SupersededError(LeaseError):
+    """Another group of workers of the same job has taken this one's place."""
 
 
 class ManifestError(TpnRayError):
