@@ -8,9 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, recipes, report, session, storage
-from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.data.views import parse_views
+from tpn_ray import command_line, lease, recipes, report, session, storage
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.data.views import Views, parse_views
+from tpn_ray.lease import Lease
 from tpn_ray.progress import Terminal, track
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train import driver
@@ -77,6 +78,14 @@ def main() -> None:
     check_division(machines, recipe)
     folder, run_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(name)
     storage.check_writable(folder)
+    with lease.held(storage.join(folder, run_name), f"run {run_name}") as held:
+        _train(flags, recipe, manifest, folder, run_name, views, held)
+
+
+def _train(
+    flags: Arguments, recipe: Recipe, manifest: Manifest, folder: str, run_name: str, views: Views, held: Lease
+) -> None:
+    machines = flags.machines
     begun = driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
     if not begun and storage.is_s3(recipe.loop.weights):  # a file may be on the workers' nodes alone
         storage.check_readable(recipe.loop.weights)
@@ -107,6 +116,8 @@ def main() -> None:
             max_bad=flags.max_bad,
             max_failures=flags.max_failures,
             order_ledger=storage.absolute(flags.order_ledger) if flags.order_ledger else "",
+            token=held.token,
+            look=held.look,
         )
         report.finish(tracked, result, manifest.select("val"), views, machines, storage.join(folder, run_name))
         if flags.register:

@@ -223,8 +223,9 @@ def state_of(content: dict[str, Any]) -> Literal["ended", "held"]:
     if content.get("released"):
         return "ended"
     process, machine = content.get("process"), content.get("machine")
-    here = isinstance(process, int) and machine and machine == _machine()
-    return "ended" if here and _is_gone(process, content.get("started")) else "held"
+    if isinstance(process, int) and machine and machine == _machine() and _is_gone(process, content.get("started")):
+        return "ended"
+    return "held"
 
 
 # --- processes
@@ -256,7 +257,7 @@ def _machine() -> str:
     the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

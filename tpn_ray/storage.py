@@ -353,8 +353,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _create_s3(path: str, data: bytes) -> bool:
-    """Put an object on condition that there is none. Failures become OSErrors, as pyarrow raises them."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    """Put an object on condition that there is none. Failures become OSErrors, worded as pyarrow words them."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
     bucket, _, key = path.partition("/")
     client = _client_for_writing(bucket, endpoint(), _credentials())
@@ -366,10 +366,12 @@ def _create_s3(path: str, data: bytes) -> bool:
             if status == HTTPStatus.PRECONDITION_FAILED:
                 return False
             if status != HTTPStatus.CONFLICT or last:
-                raise OSError(f"{code}: HTTP status {status}: {error}") from error
+                raise OSError(f"AWS Error {code} (HTTP status {status}) during PutObject operation: {error}") from error
             time.sleep(CONFLICT_SECONDS)
-        except BotoCoreError as error:
+        except (NoCredentialsError, PartialCredentialsError) as error:
             raise OSError(str(error)) from error
+        except BotoCoreError as error:  # no answer, or none that is whole
+            raise OSError(f"AWS Error NETWORK_CONNECTION during PutObject operation: {error}") from error
         else:
             return True
     raise AssertionError("unreachable")
@@ -387,9 +389,7 @@ def _put_new(client: Any, bucket: str, key: str, data: bytes) -> None:
             piece = bytes(whole[begin : begin + UPLOAD_PIECE_BYTES])
             answer = client.upload_part(**place, UploadId=upload, PartNumber=number, Body=piece)
             parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-        client.complete_multipart_upload(
-            **place, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
-        )
+        client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
     except Exception:
         with contextlib.suppress(Exception):  # what is left of it a rule of the bucket ends (README)
             client.abort_multipart_upload(**place, UploadId=upload)
@@ -422,9 +422,9 @@ def list_files(uri: str, *, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
 
     def walk(fs: pafs.FileSystem, path: str) -> list[StoredFile]:
         prefix = "s3://" if is_s3(root) else ""
-        # Folders that are deleted meanwhile are no error; that the root is not there is one.
-        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-        if not infos and fs.get_file_info(path).type == pafs.FileType.NotFound:
+        # On a disk, folders below it that are deleted meanwhile are no error; that it is not there itself is one.
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=not prefix))
+        if not infos and not prefix and not Path(path).exists():
             raise FileNotFoundError(errno.ENOENT, "no such folder", path)
         return [
             StoredFile(prefix + info.path, info.size)
@@ -736,14 +736,17 @@ def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1,
         code, said = "Unreachable", _curl_reason(str(error))
     else:
         code, said = _ask_s3(uri, verb)
+    if isinstance(error, FileNotFoundError) and (code is None or code in _PASSING_ANSWERS):
+        return NotFoundError(_nothing_there(uri))  # the bucket is there, or nobody can say just now that it is not
     if code is None:  # the store answers the question, so the failure is of this object alone
-        if isinstance(error, FileNotFoundError):
-            return NotFoundError(_nothing_there(uri))
         code, said = "error", _first_line(str(error))
     bucket = uri[len("s3://") :].partition("/")[0]
     error_type = NotFoundError if code in ("NoSuchBucket", "NoSuchKey", "404") else StorageError
     tries = f" (tried {attempts} times in {seconds:.0f} s)" if attempts > 1 else ""
     return error_type(f"cannot {verb} {uri} at {_store()}{tries}: {_remedy(code, said, bucket)}")
+
+
+_PASSING_ANSWERS = ("Unreachable", "SlowDown", "InternalError", "ServiceUnavailable", "500", "502", "503", "504")
 
 
 def _nothing_there(uri: str) -> str:

@@ -294,9 +294,10 @@ class Book:
 
 def recovered(journal: Journal, trial: Trial, run_uri: str) -> Trial:
     """The trial with what a killed process did not live to write down, from its run's own records."""
+    there = run_folder.committed_steps(run_uri)
     for record in run_folder.read_records(run_uri):
         if record.scores and trial.at(record.epoch) is None:
-            event = Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step))
+            event = Committed.of(record, run_folder.place_of(run_uri, record.step, there))
             trial = trial.with_point(point_of(event))
             journal.write(trial)
     return trial
