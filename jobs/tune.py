@@ -9,16 +9,17 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, recipes, report, session, storage
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray import command_line, lease, recipes, report, session, storage
+from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError
+from tpn_ray.lease import Lease
 from tpn_ray.redaction import redacted
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines, check_division
 from tpn_ray.train.recipe import Recipe
 from tpn_ray.tune import driver, leaderboard
-from tpn_ray.tune.space import space
+from tpn_ray.tune.space import Space, space
 from tpn_ray.tune.trial import Campaign
 
 PROGRAM = "python jobs/tune.py"
@@ -90,11 +91,26 @@ def main() -> None:
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Search around {name}.")
     manifest = load_manifest(flags.data)
-    recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
-    check_division(machines, recipe)
-    searched = space(flags.space or ("none" if flags.vary else "all"), recipe, flags.vary)
+    recipe = recipe_for(flags.recipe, manifest)
+    check_division(flags.machines, recipe)
     folder, campaign_name = storage.absolute(flags.storage), flags.name or command_line.fresh_name(f"{name}-tune")
+    searched = space(flags.space or ("none" if flags.vary else "all"), recipe, flags.vary)
     storage.check_writable(folder)
+    with lease.held(storage.join(folder, campaign_name), f"campaign {campaign_name}") as held:
+        _search(flags, name, recipe, manifest, searched, folder, campaign_name, held)
+
+
+def _search(
+    flags: Arguments,
+    name: str,
+    recipe: Recipe,
+    manifest: Manifest,
+    searched: Space,
+    folder: str,
+    campaign_name: str,
+    held: Lease,
+) -> None:
+    machines = flags.machines
     session.connect(
         flags.address,
         workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.how.at_once, 1),
@@ -116,6 +132,7 @@ def main() -> None:
             max_bad=flags.max_bad,
             session=command_line.fresh_name("session"),
             fidelity=driver.fidelity_of(recipe, flags.how),
+            token=held.token,
         )
         wanted = driver.search_for(
             campaign,
@@ -130,7 +147,7 @@ def main() -> None:
             driver.estimate(campaign, wanted, flags.how, say=leaderboard.say)
             status = "FINISHED"
             return
-        outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say)
+        outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say, look=held.look)
         again = redacted(shlex.join([*sys.argv[1:], *([] if flags.name else ["--name", campaign_name])]))
         leaderboard.show(
             outcome, campaign, searched, recipe_name=name, data=flags.data, again=f"{PROGRAM} {again}", tracked=tracked

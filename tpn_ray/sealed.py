@@ -14,13 +14,13 @@ from tpn_ray.errors import DamagedError
 SEAL = "sha256"
 
 
-def seal(content: dict[str, Any]) -> bytes:
+def seal(content: dict[str, Any], *, indent: int | None = 1) -> bytes:
     """Encode a file's content together with its hash."""
     plain = json.loads(json.dumps(content))
-    return json.dumps({**plain, SEAL: _hash(plain)}, indent=1, ensure_ascii=False).encode()
+    return json.dumps({**plain, SEAL: _hash(plain)}, indent=indent, ensure_ascii=False).encode()
 
 
-def unseal(data: bytes, uri: str, remedy: str) -> dict[str, Any]:
+def unseal(data: bytes | str, uri: str, remedy: str) -> dict[str, Any]:
     """Decode a file's content. Raises DamagedError, which says what to do by `remedy`, for anything else than what was
     written."""
     try:

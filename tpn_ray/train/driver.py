@@ -379,7 +379,7 @@ def _fit(
     mailbox: Any,
     ledger: _Ledger,
     longest: float,
-    look: Callable[[], None],
+    look: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the trainer in a thread of its own and handle its events here until it is done, or had no workers for the
     `longest` time, in seconds. `look` is called now and then, and may raise."""
