@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["jobs"],
     ["command_line"],
-    ["planning", "outages"],
+    ["planning", "outages", "twins"],
     ["tune", "tempo", "chaos", "reproduce", "doctor"],
     ["report", "recipes"],
     ["progress", "session", "job_process"],

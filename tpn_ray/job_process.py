@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -55,30 +55,55 @@ class JobProcess:
     def below(self, titles: tuple[str, ...]) -> list[psutil.Process]:
         """Processes below it whose title begins with one of `titles`, by id."""
         found = []
-        for process in self._children():
+        for process in self.children():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 if " ".join(process.cmdline()).startswith(titles):
                     found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
-    def kill(self) -> bool:
+    @property
+    def pid(self) -> int:
+        """Of the process that runs, or ran last; 0 if none did."""
+        return self._process.pid if self._process else 0
+
+    def wait(self, seconds: float) -> int | None:
+        """Status of its process, None if it still runs after so many seconds."""
+        if self._process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        return None
+
+    def freeze(self, *, below: bool) -> Callable[[], None]:
+        """SIGSTOP, and to all below if asked; returns what lets them go on."""
+        processes = [psutil.Process(self.pid), *(self.children() if below else [])]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+        def thaw() -> None:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+        return thaw
+
+    def kill(self, *, below: bool = True) -> bool:
         """SIGKILL, and to all below, which would end by itself some time later; False if it does not run."""
         if self._process is None or self._process.poll() is not None:
             return False
-        below = self._children()
+        children = self.children()
         self._process.kill()
         self._process.wait()
-        for process in below:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(below, timeout=END_SECONDS)
+        if below:
+            end(children)
         return True
 
     def interrupt(self) -> None:
         """What Ctrl-C does: SIGINT to its group. Raises TrainingError if it does not end as it should."""
         if self._process is None or self._process.poll() is not None:
             return
-        below = self._children()
+        below = self.children()
         os.killpg(self._process.pid, signal.SIGINT)
         try:
             status = self._process.wait(END_SECONDS)
@@ -91,12 +116,21 @@ class JobProcess:
         if status not in (0, INTERRUPTED):
             raise TrainingError(f"Ctrl-C ended the job with status {status}; see {self.log}")
 
-    def _children(self) -> list[psutil.Process]:
+    def children(self) -> list[psutil.Process]:
+        """All processes below it."""
         if self._process is None or self._process.poll() is not None:
             return []
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self._process.pid).children(recursive=True)
         return []
+
+
+def end(processes: Sequence[psutil.Process]) -> None:
+    """SIGKILL to processes, and wait until they are gone."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=END_SECONDS)
 
 
 @contextlib.contextmanager

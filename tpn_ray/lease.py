@@ -218,6 +218,12 @@ def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[
         time.sleep(WATCH_SECONDS)
 
 
+def holder(folder: str) -> dict[str, Any]:
+    """What the newest lease of a folder says of who has it, or had it; nothing where there was none."""
+    number = _highest(_LEASE, _names(folder))
+    return _read(folder, number) if number else {}
+
+
 def state_of(content: dict[str, Any]) -> Literal["ended", "held"]:
     """Whether a lease has ended: it was released, or its holder was a process of this machine that is gone."""
     if content.get("released"):

@@ -371,7 +371,7 @@ def _create_s3(path: str, data: bytes) -> bool:
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise OSError(str(error)) from error
         except BotoCoreError as error:  # no answer, or none that is whole
-            raise OSError(f"AWS Error NETWORK_CONNECTION during PutObject operation: {error}") from error
+            raise PassingError(str(error)) from error
         else:
             return True
     raise AssertionError("unreachable")
