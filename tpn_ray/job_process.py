@@ -15,6 +15,7 @@ import psutil
 from tpn_ray.errors import TrainingError
 
 END_SECONDS = 60.0
+TOO_BUSY = "Ray could not be started on this machine"
 INTERRUPTED = 130
 """Status of a job after Ctrl-C."""
 
@@ -28,6 +29,7 @@ class JobProcess:
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.command, self.log, self.environment = [sys.executable, *arguments], log, environment or {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_begin = 0
         self.starts = 0
         self.over = False
         """Whether it has ended by itself, and well."""
@@ -35,11 +37,12 @@ class JobProcess:
     def keep_running(self) -> bool:
         """Give the command if it does not run; False if it is over. Raises TrainingError if it gave up."""
         if self._process is not None and self._process.poll() is not None:
-            if self._process.returncode not in (0, -signal.SIGKILL):
+            if self._process.returncode not in (0, -signal.SIGKILL) and not self._was_busy():
                 raise TrainingError(f"the job stopped with status {self._process.returncode}; see {self.log}")
             self.over = self._process.returncode == 0
             self._process = None
         if self._process is None and not self.over:
+            self._log_begin = self.log.stat().st_size if self.log.exists() else 0
             with self.log.open("ab") as log, _heeding_interrupts():
                 # A group of its own, as a terminal gives it.
                 self._process = subprocess.Popen(
@@ -51,6 +54,11 @@ class JobProcess:
                 )
             self.starts += 1
         return not self.over
+
+    def _was_busy(self) -> bool:
+        """Whether Ray found the machine too busy to start on, which it gives half a minute."""
+        said = self.log.read_bytes()[self._log_begin :].decode(errors="replace")
+        return TOO_BUSY in said
 
     def below(self, titles: tuple[str, ...]) -> list[psutil.Process]:
         """Processes below it whose title begins with one of `titles`, by id."""
