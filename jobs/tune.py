@@ -110,11 +110,10 @@ def _search(
     campaign_name: str,
     held: Lease,
 ) -> None:
-    machines = flags.machines
     session.connect(
         flags.address,
-        workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.how.at_once, 1),
-        decode_cpus=2 * machines.decode_cpus * max(flags.how.at_once, 1),
+        workers_cpus=flags.machines.workers * flags.machines.cpus_per_worker * max(flags.how.at_once, 1),
+        decode_cpus=2 * flags.machines.decode_cpus * max(flags.how.at_once, 1),
         storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)
@@ -123,7 +122,7 @@ def _search(
         campaign = Campaign(
             recipe=recipe,
             manifest=manifest,
-            machines=machines,
+            machines=flags.machines,
             uri=storage.join(folder, campaign_name),
             name=campaign_name,
             tracking_uri=tracked.tracking_uri,
@@ -148,9 +147,16 @@ def _search(
             status = "FINISHED"
             return
         outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say, look=held.look)
-        again = redacted(shlex.join([*sys.argv[1:], *([] if flags.name else ["--name", campaign_name])]))
         leaderboard.show(
-            outcome, campaign, searched, recipe_name=name, data=flags.data, again=f"{PROGRAM} {again}", tracked=tracked
+            outcome,
+            campaign,
+            searched,
+            recipe_name=name,
+            data=flags.data,
+            again=redacted(
+                shlex.join([*PROGRAM.split(), *sys.argv[1:], *([] if flags.name else ["--name", campaign_name])])
+            ),
+            tracked=tracked,
         )
         status = "KILLED" if outcome.paused else "FINISHED"
     except KeyboardInterrupt:

@@ -55,7 +55,7 @@ class TwinReport:
 
 def epochs_for(twins: int) -> int:
     """Epochs of four steps in which so many twins find the run still going."""
-    return 20 + 14 * twins
+    return 20 + 9 * twins
 
 
 def attack(folder: str, *, twins: int, seed: int, epochs: int) -> TwinReport:

@@ -137,7 +137,9 @@ def test_a_video_whose_bytes_were_changed_is_found_when_it_is_read(dataset: Path
     data = bytearray(shard.read_bytes())
     data[int(manifest.placement.offsets[1]) + 5] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(BadVideo, match=r"train-00000.parquet are not those that were prepared. Delete it") as caught:
+    with pytest.raises(
+        BadVideo, match=r"train-00000.parquet are not those that were stored; delete that shard"
+    ) as caught:
         reader.fetch(manifest, 1)
     assert caught.value.reason == "damaged"
     assert len(reader.fetch(manifest, 0)) == manifest.sizes_bytes[0]
