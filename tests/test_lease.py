@@ -133,6 +133,13 @@ def test_of_many_that_begin_at_once_one_has_it(folder: str) -> None:
     taken[0].release()
 
 
+def test_a_holder_whose_file_was_not_whole_at_first_is_still_seen(tmp_path: Path) -> None:
+    with held(str(tmp_path), "run demo"):
+        (tmp_path / "lease" / "00000001.json").write_bytes(b"{")
+        with pytest.raises(LeaseError, match="another job works on the run demo"):
+            take(str(tmp_path), "run demo")
+
+
 def test_what_a_watcher_sees_of_a_holder() -> None:
     mine = lease._myself()
     assert state_of(mine) == "held"

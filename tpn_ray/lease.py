@@ -200,7 +200,8 @@ def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[
         now = _read(folder, number)
         if state_of(now) == "ended":
             return True
-        if first and now.get("count") != first.get("count"):
+        first = first or now  # what could not be read at first
+        if now.get("count") != first.get("count"):
             raise LeaseError(
                 f"another job works on the {what} in {folder}: {_describe(now)}; its last sign of life came "
                 f"{time.monotonic() - looked:.0f} s ago. Wait for its end, stop it, or choose another {flag}"
