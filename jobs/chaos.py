@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tpn_ray import chaos, command_line, outages
+from tpn_ray import chaos, command_line, outages, twins
 from tpn_ray.tune import attack
 
 
@@ -22,9 +22,10 @@ class Arguments:
     folder: str
     """New or empty folder for videos, runs and ledgers."""
 
-    what: Literal["run", "campaign", "outage"] = "run"
+    what: Literal["run", "campaign", "outage", "twins"] = "run"
     """run: any process of one run is killed. campaign: the driver of a search by promotion is killed. outage: the
-    object store of a run (SeaweedFS, of the test extra) goes away: refused, 503 or stalled."""
+    object store of a run (SeaweedFS, of the test extra) goes away: refused, 503 or stalled. twins: the command of a
+    run is given a second time, beside a driver that lives, is frozen or is killed."""
 
     kills: int = 20
     """Processes to kill with SIGKILL, each at a random moment."""
@@ -43,6 +44,9 @@ class Arguments:
 
     outage_seconds: tuple[float, float] = (30.0, 120.0)
     """Shortest and longest time that it is away."""
+
+    twins: int = 20
+    """Times that the command is given a second time."""
 
 
 def outage(flags: Arguments) -> outages.OutageReport:
@@ -68,9 +72,12 @@ def outage(flags: Arguments) -> outages.OutageReport:
 def main() -> None:
     default = Arguments(folder="runs/chaos")
     flags = command_line.parse(default, sys.argv[1:], program="python jobs/chaos.py", description=__doc__ or "")
-    report: chaos.ChaosReport | attack.CampaignReport | outages.OutageReport
+    report: chaos.ChaosReport | attack.CampaignReport | outages.OutageReport | twins.TwinReport
     if flags.what == "outage":
         report = outage(flags)
+    elif flags.what == "twins":
+        epochs = flags.epochs or twins.epochs_for(flags.twins)
+        report = twins.attack(flags.folder, twins=flags.twins, seed=flags.seed, epochs=epochs)
     elif flags.what == "run":
         epochs = flags.epochs or chaos.epochs_for(flags.kills)
         report = chaos.attack(flags.folder, kills=flags.kills, seed=flags.seed, epochs=epochs)

@@ -7,14 +7,16 @@ from tpn_ray.job import goes_on, run_job
 import shlex
 import sys
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, names, recipes, report, session, storage
+from tpn_ray import command_line, lease, names, recipes, report, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
-from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.data.views import parse_views
+from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.data.views import Views, parse_views
+from tpn_ray.lease import Lease
 from tpn_ray.progress import Terminal, track
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train import driver
@@ -88,6 +90,21 @@ def main() -> None:
     folder = storage.absolute(flags.storage)
     storage.check_writable(folder)
     goes_on(f"--name {shlex.quote(run_name)}")
+    with lease.held(storage.join(folder, run_name), f"run {run_name}") as held:
+        _train(flags, recipe, manifest, folder, run_name, views, max_bad, held)
+
+
+def _train(
+    flags: Arguments,
+    recipe: Recipe,
+    manifest: Manifest,
+    folder: str,
+    run_name: str,
+    views: Views,
+    max_bad: Fraction,
+    held: Lease,
+) -> None:
+    machines = flags.machines
     begun = driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
     if not begun and storage.is_s3(recipe.loop.weights):  # a file may be on the workers' nodes alone
         storage.check_readable(recipe.loop.weights)
@@ -118,6 +135,8 @@ def main() -> None:
             max_bad=max_bad,
             max_failures=flags.max_failures,
             order_ledger=storage.absolute(flags.order_ledger) if flags.order_ledger else "",
+            token=held.token,
+            look=held.look,
         )
         report.finish(tracked, result, manifest.select("val"), views, machines, storage.join(folder, run_name))
         if flags.register:

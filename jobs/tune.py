@@ -7,21 +7,23 @@ from tpn_ray.job import goes_on, run_job
 import shlex
 import sys
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, names, recipes, report, session, storage
+from tpn_ray import command_line, lease, names, recipes, report, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError
+from tpn_ray.lease import Lease
 from tpn_ray.redaction import redacted
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines, check_division
 from tpn_ray.train.recipe import Recipe
 from tpn_ray.tune import driver, leaderboard
-from tpn_ray.tune.space import space
+from tpn_ray.tune.space import Space, space
 from tpn_ray.tune.trial import Campaign
 
 PROGRAM = "python jobs/tune.py"
@@ -95,16 +97,31 @@ def main() -> None:
     max_bad = parse_share(flags.max_bad)
     campaign_name = names.checked("--name", flags.name or command_line.fresh_name(f"{name}-tune"))
     manifest = load_manifest(flags.data)
-    recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
-    check_division(machines, recipe)
+    recipe = recipe_for(flags.recipe, manifest)
+    check_division(flags.machines, recipe)
     searched = space(flags.space or ("none" if flags.vary else "all"), recipe, flags.vary)
     folder = storage.absolute(flags.storage)
     storage.check_writable(folder)
     goes_on(f"--name {shlex.quote(campaign_name)}")
+    with lease.held(storage.join(folder, campaign_name), f"campaign {campaign_name}") as held:
+        _search(flags, name, recipe, manifest, searched, folder, campaign_name, max_bad, held)
+
+
+def _search(
+    flags: Arguments,
+    name: str,
+    recipe: Recipe,
+    manifest: Manifest,
+    searched: Space,
+    folder: str,
+    campaign_name: str,
+    max_bad: Fraction,
+    held: Lease,
+) -> None:
     session.connect(
         flags.address,
-        workers_cpus=machines.workers * machines.cpus_per_worker * max(flags.how.at_once, 1),
-        decode_cpus=2 * machines.decode_cpus * max(flags.how.at_once, 1),
+        workers_cpus=flags.machines.workers * flags.machines.cpus_per_worker * max(flags.how.at_once, 1),
+        decode_cpus=2 * flags.machines.decode_cpus * max(flags.how.at_once, 1),
         storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)
@@ -113,7 +130,7 @@ def main() -> None:
         campaign = Campaign(
             recipe=recipe,
             manifest=manifest,
-            machines=machines,
+            machines=flags.machines,
             uri=storage.join(folder, campaign_name),
             name=campaign_name,
             tracking_uri=tracked.tracking_uri,
@@ -122,6 +139,7 @@ def main() -> None:
             max_bad=max_bad,
             session=command_line.fresh_name("session"),
             fidelity=driver.fidelity_of(recipe, flags.how),
+            token=held.token,
         )
         wanted = driver.search_for(
             campaign,
@@ -136,10 +154,17 @@ def main() -> None:
             driver.estimate(campaign, wanted, flags.how, say=leaderboard.say)
             status = "FINISHED"
             return
-        outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say)
-        again = redacted(shlex.join([*sys.argv[1:], *([] if flags.name else ["--name", campaign_name])]))
+        outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say, look=held.look)
         leaderboard.show(
-            outcome, campaign, searched, recipe_name=name, data=flags.data, again=f"{PROGRAM} {again}", tracked=tracked
+            outcome,
+            campaign,
+            searched,
+            recipe_name=name,
+            data=flags.data,
+            again=redacted(
+                shlex.join([*PROGRAM.split(), *sys.argv[1:], *([] if flags.name else ["--name", campaign_name])])
+            ),
+            tracked=tracked,
         )
         status = "KILLED" if outcome.paused else "FINISHED"
     except KeyboardInterrupt:

@@ -130,6 +130,72 @@ def test_existence_and_deletion(root: str) -> None:
     assert storage.read_bytes(storage.join(root, "run2/x")) == b"2"
 
 
+def test_deleting_what_is_gone_is_no_error(root: str) -> None:
+    uri = storage.join(root, "run/x")
+    storage.delete_file(uri)
+    storage.write_bytes(uri, b"1")
+    storage.delete_file(uri)
+    storage.delete_file(uri)
+    assert not storage.exists(uri)
+
+
+@pytest.mark.parametrize("size", [10, 3 * 5 * 1024**2 + 1])
+def test_of_several_that_create_a_file_one_succeeds(root: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "UPLOAD_PIECE_BYTES", 5 * 1024**2)
+    uri, made = storage.join(root, "a/b.json"), dict[bytes, bool]()
+    contents = [bytes([number]) * size for number in range(4)]
+
+    def go(data: bytes) -> None:
+        made[data] = storage.create(uri, data)
+
+    threads = [threading.Thread(target=go, args=(data,)) for data in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [data for data in contents if made[data]]
+    assert storage.read_bytes(uri) == winner
+    assert [file.uri for file in storage.list_files(root)] == [uri]
+    assert not storage.create(uri, winner)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("fault", FAULTS)
+def test_creating_on_a_store_that_fails(
+    server: S3Server, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the object was made, but the answer was lost: it is then this one's."""
+    point_to(server, monkeypatch)
+    with faulty_proxy(server, fault, lambda number: number % 3 == 0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        for number in range(6):
+            uri = f"s3://{server.bucket}/{tmp_path.name}/{number}"
+            assert storage.create(uri, b"%d" % number)
+            assert not storage.create(uri, b"another")
+            assert storage.read_bytes(uri) == b"%d" % number
+        assert proxy.faults >= 3
+
+
+def test_what_is_written_to_a_disk_is_synced_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = list[str](), os.fsync
+
+    def noted(opened: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{opened}").readlink()))
+        fsync(opened)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    for write in (storage.write_bytes, storage.create):
+        folder = tmp_path / write.__name__ / "run"
+        write(str(folder / "file"), b"x")
+        parents, file, name = synced[:-2], synced[-2], synced[-1]
+        assert parents == [str(tmp_path), str(folder.parent)]  # which hold the names of the new folders
+        assert Path(file).name.startswith(".file.")
+        assert name == str(folder)
+        synced.clear()
+    storage.download(str(folder / "file"), tmp_path / "copy", max_bytes=10)
+    assert synced == [str(tmp_path / "copy"), str(tmp_path)]
+
+
 def test_preflights_leave_nothing(root: str) -> None:
     with pytest.raises(NotFoundError, match=r"nothing at .*/data.*check the spelling"):
         storage.check_readable(storage.join(root, "data"))

@@ -22,6 +22,7 @@ import torch
 import tpn_ray
 from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, NotFoundError, TornCheckpointError
+from tpn_ray.lease import Token
 from tpn_ray.names import label_sets_problem
 
 FORMAT = 1
@@ -45,8 +46,11 @@ class Checkpoint:
     """Validation scores at this step, if it was evaluated."""
 
 
-def save(uri: str | Path, checkpoint: Checkpoint) -> None:
-    """Write the four files to a folder on disk or in object storage; what was there of them before is replaced."""
+def save(uri: str | Path, checkpoint: Checkpoint, token: Token | None = None) -> None:
+    """Write the four files to a folder on disk or in object storage; what was there of them before is replaced.
+
+    With the token of a lease nothing of a later holder's is replaced, and LeaseError is raised where there is one.
+    """
     folder = storage.absolute(uri)
     about = {
         "format": FORMAT,
@@ -62,10 +66,13 @@ def save(uri: str | Path, checkpoint: Checkpoint) -> None:
         "training.pt": _packed(checkpoint.training),
         "checkpoint.json": json.dumps(about, indent=1).encode(),
     }
+    write = token.write if token else storage.write_bytes
     for name, data in contents.items():
-        storage.write_bytes(storage.join(folder, name), data)
+        write(storage.join(folder, name), data)
+    if token:
+        token.check()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    storage.write_bytes(storage.join(folder, MANIFEST), json.dumps(hashes, indent=1).encode())
+    write(storage.join(folder, MANIFEST), json.dumps(hashes, indent=1).encode())
 
 
 def load(uri: str, parts: tuple[str, ...] = ("weights", "training")) -> Checkpoint:
@@ -105,6 +112,8 @@ def _checked(uri: str, name: str) -> bytes:
         hashes = json.loads(listed or "{}")
     except ValueError as error:
         raise TornCheckpointError(f"{uri}/{MANIFEST} is not whole ({error}): it is torn or was changed") from error
+    if not isinstance(hashes, dict):
+        raise TornCheckpointError(f"{uri}/{MANIFEST} holds no hashes of files: it is torn or was changed")
     if hashes.get(name) != hashlib.sha256(data).hexdigest():
         raise TornCheckpointError(f"{uri}/{name} does not have the SHA-256 of its manifest: it is torn or was changed")
     if name == "checkpoint.json" and json.loads(data)["format"] != FORMAT:

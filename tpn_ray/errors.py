@@ -5,6 +5,9 @@
     |-- StorageError            an object store or a disk that refuses
     |   |-- NotFoundError       nothing there
     |   `-- StorageRefusedError no permission, no space: trying again later changes nothing
+    |-- DamagedError            a file of this project is not what was written
+    |-- LeaseError              another job works on the same run, campaign or dataset
+    |   `-- SupersededError     another group of workers of the same job does
     |-- ManifestError           annotations that do not fit the videos
     |-- BadVideo                one video that cannot be used; carries a `reason` from REASONS
     |-- BudgetError             more bad videos than the budget allows
@@ -40,6 +43,18 @@ class NotFoundError(StorageError):
 
 class StorageRefusedError(StorageError):
     """Storage refuses in a way that time does not mend: wrong credentials, no permission, a full disk."""
+
+
+class DamagedError(TpnRayError):
+    """A file that this project wrote is not what was written; the message says how to go on."""
+
+
+class LeaseError(TpnRayError):
+    """Another job works on the same run, campaign or dataset, or has taken it over."""
+
+
+class SupersededError(LeaseError):
+    """Another group of workers of the same job has taken this one's place."""
 
 
 class ManifestError(TpnRayError):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.train import run_folder
-from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started, Stopped
 from tpn_ray.train.record import Record
 
 LOG_SECONDS = 10.0
@@ -38,7 +38,7 @@ def line(event: Event) -> str:
             return f"checkpoint {event.checkpoint}"
         case Notice():
             return f"warning: {event.text}"
-        case BadVideos() | Failed() | Diverged():
+        case BadVideos() | Failed() | Diverged() | Stopped():
             return ""
 
 
@@ -60,7 +60,7 @@ class Terminal:
             self._bad_videos(event)
         elif isinstance(event, Failed):
             self.say("a worker is lost; the run goes on from its last checkpoint")
-        elif isinstance(event, Diverged):
+        elif isinstance(event, Diverged | Stopped):
             pass  # the error that ends the run says it
         elif isinstance(event, Progress):
             self._progress(line(event) + _restarts(self.starts))
@@ -104,11 +104,12 @@ def track(run: TrackedRun, event: Event) -> None:
 def catch_up(run: TrackedRun, records: Sequence[Record], run_uri: str) -> None:
     """Track what is on record of an earlier time of this run and MLflow does not have."""
     known, measured = run.last_step("epoch"), run.last_step(_metric("loss"))
+    there = run_folder.committed_steps(run_uri)
     for record in records:
         if record.step > known:
             # A driver that was killed while it tracked this commit had sent a part of its steps.
             new = tuple(metrics for metrics in record.history if metrics.step > measured)
-            committed = Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step))
+            committed = Committed.of(record, run_folder.place_of(run_uri, record.step, there))
             track(run, dataclasses.replace(committed, history=new))
 
 

@@ -3,11 +3,13 @@
 A URI is "s3://bucket/key", "file:///absolute/path" or a plain local path; relative paths become absolute at once.
 Endpoint, region and credentials come from the usual AWS variables and profiles: AWS_ENDPOINT_URL_S3 or
 AWS_ENDPOINT_URL (for S3-compatible stores), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE,
-AWS_REGION or AWS_DEFAULT_REGION. Data moves through pyarrow; boto3 is asked only what was wrong, after a failure,
-because pyarrow's HEAD requests carry no error code ("No response body").
+AWS_REGION or AWS_DEFAULT_REGION. Data moves through pyarrow. boto3 does two things that pyarrow cannot: it writes an
+object only if nothing is there (`create`), and says after a failure what was wrong, since pyarrow's HEAD requests carry
+no error code ("No response body").
 
 A store that does not answer, or answers that it cannot just now, is asked again until `patience_seconds` are over. What
-will not pass (no such key, no permission) is never asked again.
+will not pass (no such key, no permission) is never asked again. What is written to a disk is durable when the call
+returns: the file and its folder are synced.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -49,6 +52,10 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 10.0
 TELL_SECONDS = 10.0
 """How long a store is waited for before the user is told."""
 DOWNLOAD_PIECE_BYTES = 16 * 1024**2
+UPLOAD_PIECE_BYTES = 64 * 1024**2
+"""Larger objects are created in pieces of this size."""
+CONFLICT_TRIES, CONFLICT_SECONDS = 10, 0.5
+"""Answers of a store that another writer is at work on the same object, and the wait after each."""
 
 T = TypeVar("T")
 
@@ -244,6 +251,9 @@ def download(uri: str, target: Path, *, max_bytes: int) -> None:
                 copied.write(piece)
             if copied.tell() != size:
                 raise PassingError(f"truncated body: {copied.tell()} of {size} bytes came")
+            copied.flush()
+            os.fsync(copied.fileno())
+        _sync_folder(target.parent)
 
     _attempt(uri, "read", copy)
 
@@ -256,16 +266,144 @@ def write_bytes(uri: str, data: bytes) -> None:
             with fs.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _beside(Path(path), data) as temporary:
+            temporary.replace(path)
+        _sync_folder(Path(path).parent)
 
     _attempt(uri, "write", write)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write one file whole if nothing is there; False, and nothing is changed, if something is.
+
+    Of several that try at the same moment one succeeds. Raises StorageError.
+    """
+    tries = 0
+
+    def write(fs: pafs.FileSystem, path: str) -> bool:
+        nonlocal tries
+        tries += 1
+        if not is_s3(absolute(uri)):
+            return _create_local(Path(path), data)
+        # A request whose answer was lost may have succeeded: then the object is this one.
+        return _create_s3(path, data) or (tries > 1 and _holds(fs, path, data))
+
+    return _attempt(uri, "write", write)
+
+
+def _create_local(target: Path, data: bytes) -> bool:
+    with _beside(target, data) as temporary:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            # A file system without hard links: another one may see this file before it is whole.
+            try:
+                with target.open("xb") as file:
+                    _write_through(file, data)
+            except FileExistsError:
+                return False
+    _sync_folder(target.parent)
+    return True
+
+
+@contextlib.contextmanager
+def _beside(target: Path, data: bytes) -> Iterator[Path]:
+    """A durable file under another name in the folder of `target`, removed at the end if it is still there."""
+    _make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            _write_through(file, data)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_through(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, durably."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        _sync_folder(one.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Some network file systems cannot, and need not: they keep no names back."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # a folder that may be written and not read
+        return
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS):
+            raise
+    finally:
+        os.close(opened)
+
+
+def _create_s3(path: str, data: bytes) -> bool:
+    """Put an object on condition that there is none. Failures become OSErrors, worded as pyarrow words them."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+    bucket, _, key = path.partition("/")
+    client = _client_for_writing(bucket, endpoint(), _credentials())
+    for last in (False,) * (CONFLICT_TRIES - 1) + (True,):
+        try:
+            _put_new(client, bucket, key, data)
+        except ClientError as error:
+            code, status = error.response["Error"].get("Code"), error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == HTTPStatus.PRECONDITION_FAILED:
+                return False
+            if status != HTTPStatus.CONFLICT or last:
+                raise OSError(f"AWS Error {code} (HTTP status {status}) during PutObject operation: {error}") from error
+            time.sleep(CONFLICT_SECONDS)
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise OSError(str(error)) from error
+        except BotoCoreError as error:  # no answer, or none that is whole
+            raise PassingError(str(error)) from error
+        else:
+            return True
+    raise AssertionError("unreachable")
+
+
+def _put_new(client: Any, bucket: str, key: str, data: bytes) -> None:
+    place = {"Bucket": bucket, "Key": key}
+    if len(data) <= UPLOAD_PIECE_BYTES:
+        client.put_object(**place, Body=data, IfNoneMatch="*")
+        return
+    upload = client.create_multipart_upload(**place)["UploadId"]
+    try:
+        parts, whole = [], memoryview(data)
+        for number, begin in enumerate(range(0, len(data), UPLOAD_PIECE_BYTES), 1):
+            piece = bytes(whole[begin : begin + UPLOAD_PIECE_BYTES])
+            answer = client.upload_part(**place, UploadId=upload, PartNumber=number, Body=piece)
+            parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+    except Exception:
+        with contextlib.suppress(Exception):  # what is left of it a rule of the bucket ends (README)
+            client.abort_multipart_upload(**place, UploadId=upload)
+        raise
+
+
+def _holds(fs: pafs.FileSystem, path: str, data: bytes) -> bool:
+    with fs.open_input_file(path) as file:
+        return bool(file.size() == len(data) and file.read() == data)
+
+
+@lru_cache(maxsize=16)
+def _client_for_writing(bucket: str, _endpoint: str | None, _credentials: tuple[str | None, ...]) -> Any:
+    return _boto3_client(bucket)
 
 
 def exists(uri: str) -> bool:
@@ -284,7 +422,10 @@ def list_files(uri: str, *, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
 
     def walk(fs: pafs.FileSystem, path: str) -> list[StoredFile]:
         prefix = "s3://" if is_s3(root) else ""
-        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True))
+        # On a disk, folders below it that are deleted meanwhile are no error; that it is not there itself is one.
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=not prefix))
+        if not infos and not prefix and not Path(path).exists():
+            raise FileNotFoundError(errno.ENOENT, "no such folder", path)
         return [
             StoredFile(prefix + info.path, info.size)
             for info in infos
@@ -302,15 +443,22 @@ def delete_folder(uri: str) -> None:
         raise ConfigError("refusing to delete '/'")
 
     def delete(fs: pafs.FileSystem, path: str) -> None:
-        if fs.get_file_info(path).type != pafs.FileType.NotFound:
-            fs.delete_dir(path)
+        # Another one may delete at the same time, and a request whose answer was lost has deleted already.
+        with contextlib.suppress(FileNotFoundError):
+            if fs.get_file_info(path).type != pafs.FileType.NotFound:
+                fs.delete_dir(path)
 
     _attempt(root, "delete", delete)
 
 
 def delete_file(uri: str) -> None:
-    """Delete one file."""
-    _attempt(uri, "delete", lambda fs, path: fs.delete_file(path))
+    """Delete one file; nothing there is no error."""
+
+    def delete(fs: pafs.FileSystem, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.delete_file(path)
+
+    _attempt(uri, "delete", delete)
 
 
 def check_readable(uri: str) -> None:
@@ -592,10 +740,9 @@ def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1,
         code, said = "Unreachable", _curl_reason(str(error))
     else:
         code, said = _ask_s3(uri, verb)
-    # The store answers the question, so the failure is of this object alone; or it went away after it had failed.
-    if code is None or (kind == LASTING and code == "Unreachable"):
-        if isinstance(error, FileNotFoundError):
-            return NotFoundError(_nothing_there(uri))
+    if isinstance(error, FileNotFoundError) and (code is None or code in _PASSING_ANSWERS):
+        return NotFoundError(_nothing_there(uri))  # the bucket is there, or nobody can say just now that it is not
+    if code is None:  # the store answers the question, so the failure is of this object alone
         code, said = "error", _first_line(str(error))
     bucket = uri[len("s3://") :].partition("/")[0]
     error_type = NotFoundError if code in ("NoSuchBucket", "NoSuchKey", "404") else StorageError
@@ -603,6 +750,9 @@ def explain(uri: str, verb: str, error: Exception, kind: str, attempts: int = 1,
         error_type = StorageRefusedError
     tries = f" (tried {attempts} times in {seconds:.0f} s)" if attempts > 1 else ""
     return error_type(f"cannot {verb} {uri} at {_store()}{tries}: {_remedy(code, said, bucket)}")
+
+
+_PASSING_ANSWERS = ("Unreachable", "SlowDown", "InternalError", "ServiceUnavailable", "500", "502", "503", "504")
 
 
 def _nothing_there(uri: str) -> str:

@@ -18,7 +18,7 @@ from tpn_ray.clips import shards
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.shards import ShardSummary, read_summary, row_groups, shard_bytes, write_dataset
 from tpn_ray.data import reader
-from tpn_ray.errors import BadVideo, ManifestError, StorageError
+from tpn_ray.errors import BadVideo, DamagedError, ManifestError
 from tpn_ray.storage import StoredFile
 
 BAD = [(7, "s3://b/bad.mp4", "empty", "the file has no bytes")]
@@ -102,8 +102,48 @@ def test_long_footers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_shard(tmp_path: Path) -> None:
     for content in (b"", b"PAR1", b"x" * 5000):
         (tmp_path / "x.parquet").write_bytes(content)
-        with pytest.raises(StorageError, match="is not a shard of this version; delete it"):
+        with pytest.raises(DamagedError, match=r"it is not a whole shard of this version. Delete it, and give"):
             read_summary(StoredFile(str(tmp_path / "x.parquet"), len(content)))
+
+
+def test_a_flipped_byte_in_a_footer_is_noticed(tmp_path: Path) -> None:
+    """Wherever it is: in Thrift, in the lengths, in the summary. What it does not reach is read as it was written."""
+    data = bytearray(shard_bytes([row(n, 10) for n in range(3)], BAD, job="j", split="val"))
+    place, begin = tmp_path / "val-00000.parquet", len(data) - int.from_bytes(data[-8:-4], "little") - 8
+    place.write_bytes(data)
+    whole, noticed = read_summary(StoredFile(str(place), len(data))), 0
+    for at in range(begin, len(data), 7):
+        data[at] ^= 0xFF
+        place.write_bytes(data)
+        try:
+            assert read_summary(StoredFile(str(place), len(data))) == whole
+        except DamagedError as error:
+            assert "val-00000.parquet is damaged" in str(error)
+            noticed += 1
+        data[at] ^= 0xFF
+    assert noticed > 100
+
+
+def test_a_shard_of_an_earlier_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = write(tmp_path, "val-00000.parquet", [row(0, 10)], "val")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "seal", lambda content, indent: json.dumps(content))
+        assert write(tmp_path, "val-00001.parquet", [row(0, 10)], "val") == new
+
+
+def test_a_video_whose_bytes_were_changed_is_found_when_it_is_read(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    assert manifest.placement is not None
+    shard = dataset / "shards" / "train-00000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[int(manifest.placement.offsets[1]) + 5] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(
+        BadVideo, match=r"train-00000.parquet are not those that were stored; delete that shard"
+    ) as caught:
+        reader.fetch(manifest, 1)
+    assert caught.value.reason == "damaged"
+    assert len(reader.fetch(manifest, 0)) == manifest.sizes_bytes[0]
 
 
 def test_a_prepared_dataset_is_a_manifest(dataset: Path, rows: list[dict[str, Any]]) -> None:
@@ -147,15 +187,21 @@ def test_the_version_is_the_content(dataset: Path, rows: list[dict[str, Any]], t
 
 def test_torn_datasets_are_refused(dataset: Path) -> None:
     text = (dataset / "dataset.json").read_text()
-    (dataset / "dataset.json").write_text(text.replace("videos, 1", "videos, 99"))
+    newer = {**json.loads(text), "format": "tpn_ray prepared videos, 99"}
+    newer.pop("sha256")
+    (dataset / "dataset.json").write_text(json.dumps(newer))
     with pytest.raises(ManifestError, match="has the format 'tpn_ray prepared videos, 99', this version reads"):
         load_manifest(str(dataset))
-    (dataset / "dataset.json").write_text(text[:50])
-    with pytest.raises(ManifestError, match="is not JSON"):
-        load_manifest(str(dataset))
+    for torn in (text[:50], "", "[]", text.replace("jump", "rump"), '{"format": "tpn_ray prepared videos, 1"}'):
+        (dataset / "dataset.json").write_text(torn)
+        with pytest.raises(DamagedError, match=r"dataset.json is damaged: .*\. Give the jobs/prepare.py command"):
+            load_manifest(str(dataset))
     (dataset / "dataset.json").write_text(text)
     (dataset / "index.parquet").write_bytes(b"other")
-    with pytest.raises(ManifestError, match="does not belong to its dataset.json"):
+    with pytest.raises(DamagedError, match="does not belong to its dataset.json"):
+        load_manifest(str(dataset))
+    (dataset / "index.parquet").unlink()
+    with pytest.raises(DamagedError, match="index.parquet is damaged: it is not there"):
         load_manifest(str(dataset))
 
 

@@ -16,6 +16,7 @@ def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
         "list": PASS,
         "read": PASS,
         "ranged read": PASS,
+        "conditional write": PASS,
         "multipart upload": PASS,
         "clock": NOT_HERE,
         "delete": PASS,
@@ -50,6 +51,13 @@ def test_a_store_that_changes_bytes_is_found(tmp_path: Path, monkeypatch: pytest
     rows = {row.check: row for row in stores.examine_storage(str(tmp_path), 60)}
     for check in ("storage: read", "storage: multipart upload"):
         assert (rows[check].result, rows[check].remedy) == (FAIL, stores.BROKEN_REMEDY)
+
+
+def test_a_store_that_ignores_conditions_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "create", lambda uri, data: storage.write_bytes(uri, data) is None)
+    rows = {row.check: row for row in stores.examine_storage(str(tmp_path), 60)}
+    row = rows["storage: conditional write"]
+    assert (row.result, row.remedy) == (WARN, stores.CONDITION_REMEDY)
 
 
 @pytest.mark.parametrize(

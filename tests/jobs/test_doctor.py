@@ -51,7 +51,7 @@ def test_a_sound_cluster(
     status, output, rows = examine(head, tmp_path / "rows.json", *places)
     assert status == 0, output
     found = results(rows)
-    steps = ("write", "list", "read", "ranged read", "multipart upload", "clock", "delete")
+    steps = ("write", "list", "read", "ranged read", "conditional write", "multipart upload", "clock", "delete")
     sound = [f"storage: {step}" for step in steps] + [f"data: {step}" for step in ("list", "read", "ranged read")]
     sound += ["tracking: server", "tracking: run", "client", "cluster", "all-reduce (gloo)"]
     sound += ["versions", "shared memory", "decoder", "confinement", "storage from the node", "token"]

@@ -10,7 +10,7 @@ import pytest
 from tests.faulty_proxy import OUTAGES, faulty_proxy
 from tests.jobs.processes import run
 from tests.servers import S3Server
-from tpn_ray import chaos, outages
+from tpn_ray import chaos, outages, twins
 from tpn_ray.clips.toy import ToyConfig, write_toy
 from tpn_ray.job_process import JobProcess
 
@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 KILLS, SEED = 20, 1
 EPOCHS = chaos.epochs_for(KILLS)
+TWIN_EPOCHS = 60
 
 
 def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_taken(tmp_path: Path) -> None:
@@ -64,6 +65,14 @@ def test_an_object_store_that_goes_away(s3: S3Server, tmp_path: Path, monkeypatc
     assert sum(report.outages.values()) == 3
     assert report.outcome.starts == 1
     assert "answers again" in (tmp_path / "in-outages.log").read_text()
+
+
+def test_two_drivers_of_one_run(tmp_path: Path) -> None:
+    """One beside a driver that lives, one whose predecessor is killed in the same moment; 20 of all kinds in README."""
+    report = twins.attack(str(tmp_path), twins=2, seed=1, epochs=TWIN_EPOCHS)
+    print(report)
+    report.check()
+    assert sum(report.twins.values()) == 2
 
 
 def test_kills_at_random(tmp_path: Path) -> None:

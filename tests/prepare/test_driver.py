@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tpn_ray import storage
+from tpn_ray import lease, storage
 from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.entries import Entry
-from tpn_ray.clips.manifest import build
+from tpn_ray.clips.manifest import Manifest, build
 from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.clips.shards import CLAIM, DATASET, INDEX, SHARDS, shard_bytes
-from tpn_ray.errors import BudgetError, ConfigError, StorageError
+from tpn_ray.errors import BudgetError, ConfigError, DamagedError, LeaseError, StorageError
 from tpn_ray.prepare import driver
 from tpn_ray.prepare.driver import Tasks
 from tpn_ray.prepare.layout import ShardConfig, ShardPlan
@@ -30,8 +30,53 @@ def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
         driver.claim(out, {"encode": {"crf": 20}})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
-    with pytest.raises(ConfigError, match="is not empty and was not made by this job"):
+    with pytest.raises(ConfigError, match=r"is not empty and was not made by this job: it has .*/thesis.txt"):
         driver.claim(str(tmp_path / "mine"), {})
+
+
+def test_a_damaged_claim_is_named_with_a_way_on(tmp_path: Path) -> None:
+    driver.claim(str(tmp_path), {"encode": {"crf": 23}})
+    storage.write_bytes(storage.join(str(tmp_path), SHARDS, "train-00000.parquet"), b"a shard")
+    for torn in (b"", b"[]", (tmp_path / CLAIM).read_bytes().replace(b"23", b"20")):
+        (tmp_path / CLAIM).write_bytes(torn)
+        with pytest.raises(DamagedError, match=r"prepare.json is damaged: .*\. Delete it: the same command writes it"):
+            driver.claim(str(tmp_path), {"encode": {"crf": 23}})
+    (tmp_path / CLAIM).unlink()
+    driver.claim(str(tmp_path), {"encode": {"crf": 23}})
+    (tmp_path / CLAIM).write_text('{"encode": {"crf": 23}}')  # as earlier versions wrote it
+    driver.claim(str(tmp_path), {"encode": {"crf": 23}})
+
+
+def test_a_second_job_is_refused_and_takes_nothing_from_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = build([Entry("a", "/videos/a.mp4", ("x",), "train")], {"/videos/a.mp4": 1000}, source="test")
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    out = tmp_path / "out"
+    with lease.held(str(out), "dataset out"):
+        in_flight = out / SHARDS / f".train-00000.parquet.{'0' * 32}"
+        storage.write_bytes(str(in_flight), b"half")
+        with pytest.raises(LeaseError, match=r"another job works on the dataset out in .*choose another --out"):
+            prepare(manifest, out)
+        assert in_flight.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(ConfigError, match="was not made by this job"):
+        prepare(manifest, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def prepare(manifest: Manifest, folder: Path) -> None:
+    driver.run(
+        manifest,
+        str(folder),
+        EncodeConfig(),
+        limits=SandboxLimits(),
+        shards=ShardConfig(),
+        tasks=Tasks(),
+        max_bad=0.5,
+        on_progress=lambda progress: None,
+    )
 
 
 def test_finished_shards(tmp_path: Path) -> None:
@@ -75,16 +120,7 @@ def test_the_budget_holds_for_what_the_tasks_told_too_late(tmp_path: Path, monke
 
     monkeypatch.setattr(driver, "make_shards", make_shards)
     with pytest.raises(BudgetError, match="2 of 2 videos are bad"):
-        driver.run(
-            manifest,
-            str(tmp_path),
-            EncodeConfig(),
-            limits=SandboxLimits(),
-            shards=ShardConfig(),
-            tasks=Tasks(),
-            max_bad=0.5,
-            on_progress=lambda progress: None,
-        )
+        prepare(manifest, tmp_path)
     assert not (tmp_path / DATASET).exists()
 
 

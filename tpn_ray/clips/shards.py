@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tpn_ray import storage
-from tpn_ray.errors import ManifestError, NotFoundError, StorageError
+from tpn_ray.errors import ManifestError, NotFoundError
+from tpn_ray.sealed import damaged, seal, unseal
 from tpn_ray.storage import StoredFile
 
 DATASET, INDEX, QUARANTINE, SHARDS = "dataset.json", "index.parquet", "quarantine.parquet", "shards"
@@ -34,6 +35,9 @@ CLAIM = "prepare.json"
 FORMAT = "tpn_ray prepared videos, 1"
 ROW_GROUP_BYTES = 8 * 1024**2
 """A row group is closed before it would hold more; only a single larger video makes a larger one."""
+
+SHARD_REMEDY = "Delete it, and give the jobs/prepare.py command of its dataset again: it is made anew"
+DATASET_REMEDY = "Give the jobs/prepare.py command of the dataset again: it is put together anew from its shards"
 
 SUMMARY_KEY = b"tpn_ray.summary"
 """Footer entry of a shard: JSON of its ShardSummary."""
@@ -119,7 +123,7 @@ def shard_bytes(rows: Sequence[dict[str, Any]], bad: Sequence[Bad], *, job: str,
                 index.append(_index_row(row, number, offset))
             written.release()
         summary = ShardSummary(job=job, split=split, index=index, bad=list(bad))
-        writer.add_key_value_metadata({SUMMARY_KEY: json.dumps(dataclasses.asdict(summary))})
+        writer.add_key_value_metadata({SUMMARY_KEY: seal(dataclasses.asdict(summary), indent=None)})
     return buffer.getvalue()
 
 
@@ -161,7 +165,7 @@ def row_groups(rows: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, An
 
 
 def read_summary(shard: StoredFile) -> ShardSummary:
-    """Everything of a shard but its videos, from its footer. Raises StorageError where it cannot be understood."""
+    """Everything of a shard but its videos, from its footer. Raises DamagedError where that is not what was written."""
     size = min(FOOTER_BYTES, shard.size_bytes)
     tail = storage.read_range(shard.uri, shard.size_bytes - size, size)
     needed = int.from_bytes(tail[-8:-4], "little") + 8
@@ -169,10 +173,10 @@ def read_summary(shard: StoredFile) -> ShardSummary:
         tail = storage.read_range(shard.uri, shard.size_bytes - needed, needed)
     try:
         footer = pq.read_metadata(io.BytesIO(tail)).metadata
-        fields = json.loads(footer[SUMMARY_KEY])
+        fields = unseal(footer[SUMMARY_KEY], shard.uri, SHARD_REMEDY)
         return ShardSummary(**{**fields, "bad": [tuple(bad) for bad in fields["bad"]]})
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{shard.uri} is not a shard of this version; delete it to have it made again") from error
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # OSError: Thrift that is none
+        raise damaged(shard.uri, "it is not a whole shard of this version", SHARD_REMEDY) from error
 
 
 # --- the dataset
@@ -203,7 +207,7 @@ def write_dataset(
     }
     storage.write_bytes(storage.join(folder, INDEX), index)
     storage.write_bytes(storage.join(folder, QUARANTINE), quarantine)
-    storage.write_bytes(storage.join(folder, DATASET), json.dumps(dataset, indent=1, ensure_ascii=False).encode())
+    storage.write_bytes(storage.join(folder, DATASET), seal(dataset))
     return dataset
 
 
@@ -225,27 +229,28 @@ def table_bytes(table: pa.Table) -> bytes:
 
 
 def read_dataset(folder: str) -> tuple[dict[str, Any], pa.Table] | None:
-    """dataset.json and the index; None where the folder is none. Raises ManifestError for a torn one."""
+    """dataset.json and the index; None where the folder is none. Raises DamagedError for what is not as it was written,
+    and ManifestError for what another version wrote, or an unfinished job."""
+    uri = storage.join(folder, DATASET)
     try:
-        dataset: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, DATASET)))
+        dataset = unseal(storage.read_bytes(uri), uri, DATASET_REMEDY)
     except NotFoundError:
         if storage.exists(storage.join(folder, CLAIM)):
             raise ManifestError(
                 f"{folder} is not finished; give its jobs/prepare.py command again, which goes on"
             ) from None
         return None
-    except ValueError as error:
-        raise ManifestError(
-            f"{storage.join(folder, DATASET)} is not JSON: {error}; run jobs/prepare.py again"
-        ) from error
     if dataset.get("format") != FORMAT:
         raise ManifestError(
             f"{storage.join(folder, DATASET)} has the format {dataset.get('format')!r}, this version reads {FORMAT!r};"
             " run jobs/prepare.py again"
         )
-    index = storage.read_bytes(storage.join(folder, INDEX))
+    if missing := {"version", "label_sets", "index_sha256"} - dataset.keys():
+        raise damaged(uri, f"it has no {', '.join(sorted(missing))}", DATASET_REMEDY)
+    try:
+        index = storage.read_bytes(storage.join(folder, INDEX))
+    except NotFoundError as error:
+        raise damaged(storage.join(folder, INDEX), "it is not there", DATASET_REMEDY) from error
     if hashlib.sha256(index).hexdigest() != dataset["index_sha256"]:
-        raise ManifestError(
-            f"{storage.join(folder, INDEX)} does not belong to its dataset.json; run jobs/prepare.py again"
-        )
+        raise damaged(storage.join(folder, INDEX), "it does not belong to its dataset.json", DATASET_REMEDY)
     return dataset, pq.read_table(io.BytesIO(index))

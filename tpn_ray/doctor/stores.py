@@ -24,6 +24,10 @@ PARTS_REMEDY = (
     "the credentials need s3:PutObject and s3:AbortMultipartUpload, the store must know multipart uploads, and a proxy "
     "before it must let large requests pass (client_max_body_size)"
 )
+CONDITION_REMEDY = (
+    "two jobs that begin one run, campaign or dataset in the same moment are not kept apart: use a store that honours "
+    "If-None-Match: * in PutObject, or take care of it"
+)
 BROKEN_REMEDY = "use another store, or repair this one"
 CLOCK_REMEDY = "set this machine's clock by NTP (chrony, systemd-timesyncd): S3 refuses requests of another time"
 
@@ -38,6 +42,7 @@ def examine_storage(uri: str, seconds: float) -> list[Finding]:
         ("list", LIST_REMEDY, lambda: listed(folder, [one])),
         ("read", READ_REMEDY, lambda: same(storage.read_bytes(one), small)),
         ("ranged read", READ_REMEDY, lambda: same(storage.read_range(one, 1000, 96), small[1000:1096])),
+        ("conditional write", WRITE_REMEDY, lambda: exclusive(one)),
         ("multipart upload", PARTS_REMEDY, lambda: parts(two, large)),
         ("clock", CLOCK_REMEDY, lambda: clock(uri)),
         ("delete", WRITE_REMEDY, lambda: deleted(folder)),
@@ -95,6 +100,13 @@ def same(got: bytes, expected: bytes) -> Verdict:
     if got == expected:
         return passed(f"{len(got)} bytes, as written")
     return failed(f"{len(got)} bytes came that are not those that were written", BROKEN_REMEDY)
+
+
+def exclusive(uri: str) -> Verdict:
+    """Creating what is there already must be refused."""
+    if storage.create(uri, b"something else"):
+        return warned("a write on condition that nothing is there replaced what was there", CONDITION_REMEDY)
+    return passed("what is there is not replaced")
 
 
 def parts(uri: str, data: bytes) -> Verdict:

@@ -8,7 +8,6 @@ Runs on the driver.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
 import time
@@ -24,7 +23,7 @@ import ray.data
 import ray.data.exceptions
 import ray.exceptions
 
-from tpn_ray import errors, mailbox, storage
+from tpn_ray import errors, lease, mailbox, storage
 from tpn_ray.budget import check_budget
 from tpn_ray.clips import shards as shard_files
 from tpn_ray.clips.encode import EncodeConfig
@@ -34,10 +33,12 @@ from tpn_ray.clips.shards import Bad, ShardSummary
 from tpn_ray.data import driver as data
 from tpn_ray.data import reader
 from tpn_ray.data.nodes import labels_of
-from tpn_ray.errors import ConfigError, ResourceError, StorageError, TpnRayError
+from tpn_ray.errors import ConfigError, NotFoundError, ResourceError, StorageError, TpnRayError
+from tpn_ray.lease import Lease
 from tpn_ray.prepare import worker
 from tpn_ray.prepare.layout import ShardConfig, ShardPlan, difference, plan_shards, settings_hash, settings_of
 from tpn_ray.prepare.worker import PrepareJob, Totals
+from tpn_ray.sealed import seal, unseal
 
 POLL_SECONDS = 0.5
 FOOTER_READERS = 16
@@ -51,6 +52,12 @@ FAILURE = "failure"
 
 LEFTOVER = re.compile(rf"\.({shard_files.CLAIM}|{shard_files.DATASET}|[a-z]+(-\d+)?\.parquet)\.[0-9a-f]{{32}}")
 """Names of files that this job was writing when it was killed, as `storage.write_bytes` makes them."""
+
+OURS = re.compile(
+    rf"(.*/)?{LEFTOVER.pattern}|{lease.FOLDER}/.*|{shard_files.SHARDS}/[a-z]+-\d+\.parquet|{shard_files.CLAIM}|"
+    rf"{shard_files.DATASET}|{shard_files.INDEX}|{shard_files.QUARANTINE}"
+)
+"""Places of files that such a job makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +120,30 @@ def run(
     max_bad: Fraction,
     on_progress: Callable[[Progress], None],
 ) -> Summary:
-    """Prepare every video of the manifest into `folder`. Raises BudgetError, and other TpnRayErrors."""
-    begin = time.monotonic()
+    """Prepare every video of the manifest into `folder`. Raises BudgetError, LeaseError when another job prepares into
+    it, and other TpnRayErrors."""
     refuse_copied_segments(manifest, encode)
-    remove_leftovers(folder)
-    settings = settings_of(manifest, encode, limits, shards)
-    claim(folder, settings)
+    refuse_foreign(folder)
+    with lease.held(folder, f"dataset {storage.name(folder)}", flag="--out") as held:
+        settings = settings_of(manifest, encode, limits, shards)
+        claim(folder, settings)
+        remove_leftovers(folder)
+        return _prepare(manifest, folder, encode, limits, shards, tasks, max_bad, on_progress, settings, held)
+
+
+def _prepare(
+    manifest: Manifest,
+    folder: str,
+    encode: EncodeConfig,
+    limits: SandboxLimits,
+    shards: ShardConfig,
+    tasks: Tasks,
+    max_bad: Fraction,
+    on_progress: Callable[[Progress], None],
+    settings: dict[str, Any],
+    held: Lease,
+) -> Summary:
+    begin = time.monotonic()
     plans = plan_shards(manifest, shards)
     done = finished(folder, plans, settings_hash(settings))
     known = {bad[0]: bad for summary in done.values() for bad in summary.bad}
@@ -130,10 +155,12 @@ def run(
         limits=limits,
         folder=storage.absolute(folder),
         settings_hash=settings_hash(settings),
+        token=held.token,
     )
     before = sum(len(plan.rows) for plan in plans if plan.name in done)
 
     def watch(totals: Totals) -> None:
+        held.look()
         bad = known | totals.bad
         seconds = time.monotonic() - begin
         on_progress(Progress(videos_in_all=len(manifest), before=before, totals=totals, bad=len(bad), seconds=seconds))
@@ -143,6 +170,7 @@ def run(
     done = finished(folder, plans, settings_hash(settings))
     # What the tasks told last may not have arrived while they ran; the shards have it all.
     refuse_beyond_budget({bad[0]: bad for summary in done.values() for bad in summary.bad}, len(manifest), max_bad)
+    held.token.check()
     dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings)
     return Summary(
         dataset=dataset,
@@ -176,21 +204,35 @@ def refuse_copied_segments(manifest: Manifest, encode: EncodeConfig) -> None:
 # --- what is there already
 
 
+def refuse_foreign(folder: str) -> None:
+    """Raise ConfigError where there is something that no such job made."""
+    root = storage.absolute(folder) + "/"
+    try:
+        files = storage.list_files(folder)
+    except NotFoundError:
+        return
+    foreign = [file.uri for file in files if not OURS.fullmatch(file.uri.removeprefix(root))]
+    if foreign and not storage.exists(storage.join(folder, shard_files.CLAIM)):
+        raise ConfigError(
+            f"{storage.absolute(folder)} is not empty and was not made by this job: it has {foreign[0]}; choose "
+            "another --out"
+        )
+
+
 def claim(folder: str, settings: dict[str, Any]) -> None:
     """Make the folder this job's, or see that it is. Raises ConfigError where it holds something else."""
+    refuse_foreign(folder)
     uri = storage.join(folder, shard_files.CLAIM)
-    if storage.exists(uri):
-        changed = difference(json.loads(storage.read_bytes(uri)), settings)
-        if changed:
-            raise ConfigError(
-                f"{storage.absolute(folder)} holds a dataset of other settings or other videos:\n  "
-                + "\n  ".join(changed)
-                + "\nSet them back, or choose another --out"
-            )
+    if storage.create(uri, seal(settings)):
         return
-    if storage.exists(folder) and storage.list_files(folder):
-        raise ConfigError(f"{storage.absolute(folder)} is not empty and was not made by this job; choose another --out")
-    storage.write_bytes(uri, json.dumps(settings, indent=1).encode())
+    remedy = "Delete it: the same command writes it anew, and takes only shards of the same settings"
+    changed = difference(unseal(storage.read_bytes(uri), uri, remedy), settings)
+    if changed:
+        raise ConfigError(
+            f"{storage.absolute(folder)} holds a dataset of other settings or other videos:\n  "
+            + "\n  ".join(changed)
+            + "\nSet them back, or choose another --out"
+        )
 
 
 def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, ShardSummary]:

@@ -25,6 +25,7 @@ from tpn_ray.clips.shards import SHARDS, VIDEO, Bad, shard_bytes
 from tpn_ray.data import decoding
 from tpn_ray.data.decoding import decoder_of
 from tpn_ray.errors import BadVideo, NotFoundError
+from tpn_ray.lease import Token
 from tpn_ray.prepare.layout import ShardPlan, segment_of
 from tpn_ray.prepare.scratch import scratch_folder
 
@@ -47,6 +48,8 @@ class PrepareJob:
     limits: SandboxLimits
     folder: str
     settings_hash: str
+    token: Token | None = None
+    """Of the lease under which the dataset is written."""
 
 
 @dataclass(kw_only=True)
@@ -109,6 +112,8 @@ def make_shard(job: PrepareJob, number: int, tell: Callable[[Finding], None]) ->
             bad.append(finding.bad)
         tell(finding)
     data = shard_bytes(rows, bad, job=job.settings_hash, split=plan.split)
+    if job.token:
+        job.token.check()
     storage.write_bytes(storage.join(job.folder, SHARDS, plan.name), data)
     return len(data)
 

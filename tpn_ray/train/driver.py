@@ -30,7 +30,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_actors, list_placement_groups
 from ray.util.state.exception import RayStateApiException
 
-from tpn_ray import mailbox, storage
+from tpn_ray import lease, mailbox, storage
 from tpn_ray.budget import Bad, check_budget
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
@@ -40,7 +40,7 @@ from tpn_ray.data.schedule import Schedule
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError, StorageError, TpnRayError, TrainingError
 from tpn_ray.train import bad_record, run_folder, worker
-from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Started
+from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Started, Stopped
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.losses import End, Losses, Lost, decide, is_lasting
 from tpn_ray.train.machines import GROW_SECONDS, Machines, check_division, check_feasible
@@ -149,6 +149,8 @@ def run(
     start_from: str = "",
     start_epoch: int = 0,
     order_ledger: str = "",
+    token: lease.Token | None = None,
+    look: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Train to the end, going on where a run of this name in this storage stopped.
 
@@ -161,60 +163,82 @@ def run(
     Workers may be lost `max_failures` times in a row without a later checkpoint in between; nodes that the cluster
     takes away do not count. `recipe` has the dataset's number of classes (`recipe_for`).
 
+    The run is written under the lease of `token`, which its holder has for the run or for a campaign around it, and
+    `look` raises when it is lost; without one, the lease of the run is taken here.
+
     Raises TrainingError when training fails for good, or the project's own error that a worker met and the next would
-    meet as well; BudgetError when more than the share `max_bad` of the videos are bad; and whatever `on_event` raises.
+    meet as well; BudgetError when more than the share `max_bad` of the videos are bad, LeaseError when another job
+    works on the run, DamagedError when what is there of it is damaged, and whatever `on_event` and `look` raise.
     """
     run_uri = storage.join(storage_uri, name)
-    begun = check_resumable(run_uri, recipe, manifest)
-    plan = make_plan(recipe, manifest)
-    last_step = (until_epoch or plan.epochs) * plan.steps_per_epoch
-    if last_step > plan.steps:
-        raise ConfigError(f"until_epoch={until_epoch} is beyond the {plan.epochs} epochs of the run")
-    records = run_folder.read_records(run_uri)
-    complete = begun >= last_step or bool(records and records[-1].ended)
-    ledger = _Ledger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()), run_uri)
-    ledger.take_up()
-    if not complete:
-        check_division(machines, recipe)
-        check_feasible(machines, ray.cluster_resources(), data.node_labels())
-        mail = mailbox.beside_driver()
-        job = worker.Job(
-            recipe=recipe,
-            schedule=make_schedule(recipe, manifest, last_step),
-            steps=plan.steps,
-            training=_source(recipe, manifest, machines, "train"),
-            validation=_source(recipe, manifest, machines, "val"),
-            decoding=machines.decoding(share_with=storage_uri),
-            label_sets=manifest.label_sets,
-            dataset_version=manifest.version,
-            run_uri=run_uri,
-            saving=saving or Saving(),
-            mailbox=mail,
-            threads=max(1, int(machines.cpus_per_worker)),
-            start_from=start_from,
-            start_step=start_epoch * plan.steps_per_epoch,
-            order_ledger=order_ledger,
-        )
-        # Workers that have their places and wait for storage have not yet begun.
-        longest = (GROW_SECONDS if machines.may_grow else WAIT_SECONDS) + storage.patience_seconds()
-        _fit(lambda: _trainer(job, machines, name), mail, ledger, longest, max_failures)
-        ledger.save()
-        ledger.catch_up(run_uri)
+    with contextlib.ExitStack() as stack:
+        if token is None:
+            held = stack.enter_context(lease.held(run_uri, f"run {name}"))
+            token, look = held.token, held.look
+        begun = check_resumable(run_uri, recipe, manifest)
+        plan = make_plan(recipe, manifest)
+        last_step = (until_epoch or plan.epochs) * plan.steps_per_epoch
+        if last_step > plan.steps:
+            raise ConfigError(f"until_epoch={until_epoch} is beyond the {plan.epochs} epochs of the run")
+        ledger = _Ledger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()), run_uri)
+        ledger.take_up()
+        complete = _is_complete(run_uri, begun, last_step, ledger)
+        if not complete:
+            check_division(machines, recipe)
+            check_feasible(machines, ray.cluster_resources(), data.node_labels())
+            mail = mailbox.beside_driver()
+            job = worker.Job(
+                recipe=recipe,
+                schedule=make_schedule(recipe, manifest, last_step),
+                steps=plan.steps,
+                training=_source(recipe, manifest, machines, "train"),
+                validation=_source(recipe, manifest, machines, "val"),
+                decoding=machines.decoding(share_with=storage_uri),
+                label_sets=manifest.label_sets,
+                dataset_version=manifest.version,
+                run_uri=run_uri,
+                token=token,
+                saving=saving or Saving(),
+                mailbox=mail,
+                threads=max(1, int(machines.cpus_per_worker)),
+                start_from=start_from,
+                start_step=start_epoch * plan.steps_per_epoch,
+                order_ledger=order_ledger,
+            )
+            # Workers that have their places and wait for storage have not yet begun.
+            longest = (GROW_SECONDS if machines.may_grow else WAIT_SECONDS) + storage.patience_seconds()
+            _fit(lambda: _trainer(job, machines, name), mail, ledger, longest, max_failures, look)
+            ledger.save()
+            ledger.catch_up(run_uri)
         records = run_folder.read_records(run_uri)
-    ledger.goodput.finished(time.time())
-    last, best = run_folder.last_checkpoint(run_uri), run_folder.best(records)
-    if last is None or best is None:
-        raise TrainingError(f"training ended without a checkpoint in {run_uri}")
-    return RunResult(
-        best=run_folder.checkpoint_uri(run_uri, best.step),
-        last=last,
-        scores=best.scores,
-        ended=records[-1].ended,
-        bad=tuple(ledger.bad.values()),
-        trained=not complete,
-        clips_per_second=statistics.median(ledger.speeds) if ledger.speeds else 0.0,
-        goodput=ledger.goodput,
-    )
+        ledger.goodput.finished(time.time())
+        ends = run_folder.ends(run_uri, records)
+        for notice in ends.notices:
+            ledger(Notice(text=notice))
+        if not ends.last:
+            raise TrainingError(f"training ended without a checkpoint in {run_uri}")
+        return RunResult(
+            best=run_folder.checkpoint_uri(run_uri, ends.best),
+            last=run_folder.checkpoint_uri(run_uri, ends.last),
+            scores=ends.scores,
+            ended=records[-1].ended if records else "",
+            bad=tuple(ledger.bad.values()),
+            trained=not complete,
+            clips_per_second=statistics.median(ledger.speeds) if ledger.speeds else 0.0,
+            goodput=ledger.goodput,
+        )
+
+
+def _is_complete(run_uri: str, begun: int, last_step: int, ledger: _Ledger) -> bool:
+    """Whether nothing is left to train. A last checkpoint that is damaged is set aside, and trained again."""
+    records = run_folder.read_records(run_uri)
+    if begun < last_step and not (records and records[-1].ended):
+        return False
+    step, faults = run_folder.newest_whole(run_uri)
+    for fault in faults:
+        ledger(Notice(text=f"{fault}; it is set aside, and the one before it is used"))
+    records = run_folder.read_records(run_uri)
+    return step >= last_step or bool(records and records[-1].ended)
 
 
 def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) -> ray.ObjectRef[ClipSource]:
@@ -323,13 +347,16 @@ class _Ledger:
         self.on_event(event)
         if isinstance(event, Diverged):
             self._stop(event)
+        if isinstance(event, Stopped):
+            raise event.error
         if isinstance(event, BadVideos):  # not before: what is on record may have been repaired since
             self._hold_to_budget()
 
     def catch_up(self, run_uri: str) -> None:
         """Pass on what is on record but was lost on its way."""
+        there = run_folder.committed_steps(run_uri)
         for record in run_folder.read_records(run_uri, after=self.committed):
-            self(Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step)))
+            self(Committed.of(record, run_folder.place_of(run_uri, record.step, there)))
 
     def take_up(self) -> None:
         """Begin with the bad videos that are on record."""
@@ -381,14 +408,19 @@ class _Ledger:
 
 
 def _fit(
-    make_trainer: Callable[[], TorchTrainer], mail: Any, ledger: _Ledger, longest: float, max_failures: int
+    make_trainer: Callable[[], TorchTrainer],
+    mail: Any,
+    ledger: _Ledger,
+    longest: float,
+    max_failures: int,
+    look: Callable[[], None] = lambda: None,
 ) -> None:
     """Run one trainer after the other, until one is done, `decide` ends the run, or it had no workers for the `longest`
-    time, in seconds."""
+    time, in seconds. `look` is called now and then, and may raise."""
     places, losses = _Places(ledger, longest, time.monotonic()), Losses()
     while True:
         commits = ledger.commits
-        error = _fit_once(make_trainer, mail, ledger, places)
+        error = _fit_once(make_trainer, mail, ledger, places, look)
         if error is None:
             return
         lost = what_was_lost(error)
@@ -404,7 +436,11 @@ def _fit(
 
 
 def _fit_once(
-    make_trainer: Callable[[], TorchTrainer], mail: Any, ledger: _Ledger, places: _Places
+    make_trainer: Callable[[], TorchTrainer],
+    mail: Any,
+    ledger: _Ledger,
+    places: _Places,
+    look: Callable[[], None],
 ) -> BaseException | None:
     """Run a trainer in a thread of its own and handle its events here; what ended it, or None."""
     failure: list[BaseException] = []
@@ -425,6 +461,7 @@ def _fit_once(
         if not running:
             return failure[0] if failure else None
         places.look(time.monotonic())
+        look()
         time.sleep(TAKE_SECONDS)
 
 

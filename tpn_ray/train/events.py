@@ -98,4 +98,11 @@ class Notice:
     """What several processes may tell of: then only what differs from the last notice about it is news."""
 
 
-Event = Progress | Started | Failed | Diverged | BadVideos | Committed | Notice
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """Training ends by an error that no new start of the workers would mend."""
+
+    error: Exception
+
+
+Event = Progress | Started | Failed | Diverged | Stopped | BadVideos | Committed | Notice

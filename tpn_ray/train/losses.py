@@ -13,6 +13,7 @@ from tpn_ray.errors import (
     ResourceError,
     StorageError,
     StorageRefusedError,
+    SupersededError,
     TornCheckpointError,
     TpnRayError,
     TrackingError,
@@ -21,7 +22,7 @@ from tpn_ray.errors import (
 CONTROLLER_STARTS = 20
 """Times that Ray Train's controller may be lost without any progress."""
 
-PASSING = (StorageError, ResourceError, TornCheckpointError, TrackingError)
+PASSING = (StorageError, ResourceError, TornCheckpointError, TrackingError, SupersededError)
 """Errors of ours that a new group of workers need not meet again: a node may have been the cause, and a checkpoint that
 is torn is passed over. Of all others, such as a checkpoint of another network, the next group would die as well."""
 

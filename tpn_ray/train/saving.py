@@ -23,12 +23,18 @@ class Saving:
     keep_last: int = 2
     """Newest checkpoints that stay."""
 
+    give_up_seconds: float = 1800.0
+    """How long checkpoints may fail to be written, one after the other, before training stops. Until then it goes on
+    without them; at its end it waits so long for the last one."""
+
     def __post_init__(self) -> None:
-        if self.every_seconds < 0 or self.every_steps < 0 or self.keep_best < 1 or self.keep_last < 1:
+        if min(self.every_seconds, self.every_steps, self.give_up_seconds) < 0:
             raise ConfigError(
-                f"every_seconds={self.every_seconds} and every_steps={self.every_steps} must not be negative, "
-                f"keep_best={self.keep_best} and keep_last={self.keep_last} must be at least 1"
+                f"every_seconds={self.every_seconds}, every_steps={self.every_steps} and "
+                f"give_up_seconds={self.give_up_seconds} must not be negative"
             )
+        if self.keep_best < 1 or self.keep_last < 1:
+            raise ConfigError(f"keep_best={self.keep_best} and keep_last={self.keep_last} must be at least 1")
 
     def is_due(self, step: int, seconds: float) -> bool:
         """Whether to write one after `step` steps, `seconds` after the last one."""

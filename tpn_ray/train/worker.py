@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -26,11 +27,20 @@ from tpn_ray import storage
 from tpn_ray.data import driver as data
 from tpn_ray.data.schedule import Schedule
 from tpn_ray.data.worker import ClipSource, Rows
-from tpn_ray.errors import CheckpointError, ConfigError, TrainingError
+from tpn_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedError,
+    LeaseError,
+    SupersededError,
+    TpnRayError,
+    TrainingError,
+)
+from tpn_ray.lease import Token
 from tpn_ray.model.self_test import convolution_self_test
 from tpn_ray.model.weights import load_weights
 from tpn_ray.train import run_folder
-from tpn_ray.train.events import Event, Notice, Started
+from tpn_ray.train.events import Event, Notice, Started, Stopped
 from tpn_ray.train.goodput import Clock
 from tpn_ray.train.log import DivergedError, Log
 from tpn_ray.train.order_ledger import OrderLedger
@@ -42,6 +52,8 @@ from tpn_ray.train.stream import Stream
 from tpn_ray.train.writer import Writer, copied
 
 PREFETCH_BATCHES = 2
+TELL_SECONDS = 30.0
+"""Longest wait until the driver has what ends the run; without it the workers would be started again."""
 NOTICE_SECONDS = 1.0
 """How often it is looked whether the cluster takes a node away."""
 
@@ -61,6 +73,8 @@ class Job:
     label_sets: dict[str, tuple[str, ...]]
     dataset_version: str
     run_uri: str
+    token: Token
+    """Of the lease under which the run is written."""
     saving: Saving
     mailbox: Any
     """Handle of a `mailbox.Mailbox`."""
@@ -81,6 +95,18 @@ class Job:
         mailbox = self.mailbox
         return lambda text: mailbox.put.remote(Notice(text=text, about="storage"))
 
+    @contextlib.contextmanager
+    def stopped_by(self, *errors: type[TpnRayError]) -> Iterator[None]:
+        """Have the driver end the run, and not start the workers again, if one of these errors is raised inside."""
+        try:
+            yield
+        except SupersededError:  # of this group alone: a newer one trains
+            raise
+        except errors as error:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self.mailbox.put.remote(Stopped(error=error)), timeout=TELL_SECONDS)
+            raise
+
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
@@ -93,6 +119,8 @@ class Beginning:
     """A number above that of every start before: milliseconds since the epoch."""
     top1: tuple[float, ...]
     """Of all evaluations so far."""
+    token: Token
+    """What this group writes with."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -122,7 +150,7 @@ def train(config: dict[str, Any]) -> None:
         device=device,
         tell=job.tell,
     )
-    writer = Writer(job.run_uri, job.saving, job.tell)
+    writer = Writer(job.run_uri, job.saving, job.tell, beginning.token, beginning.step)
     with contextlib.suppress(DivergedError):  # the driver was told, and fails the run; a new start would only repeat it
         _Rank(job, training, stream, writer, clock, rank, beginning).run()
 
@@ -166,9 +194,10 @@ class _Rank:
                     self._commit(scores)
                 if notice:
                     self.job.tell(Notice(text=f"{notice}; a checkpoint of step {training.step} is being written"))
-                self.writer.check()
+                with self.job.stopped_by(TpnRayError):
+                    self.writer.check()
         if self.rank == 0:
-            with self.clock.booking("checkpoint"):
+            with self.clock.booking("checkpoint"), self.job.stopped_by(TpnRayError):
                 self.writer.close()
 
     def _step(self) -> None:
@@ -218,7 +247,8 @@ class _Rank:
                 history=self.log.take_history(),
                 ended=self.ended,
             )
-            self.writer.commit(checkpoint, record)
+            with self.job.stopped_by(TpnRayError):
+                self.writer.commit(checkpoint, record)
             self.saved_at = time.monotonic()
 
 
@@ -254,16 +284,19 @@ def _choose(job: Job) -> Beginning:
             f"{job.run_uri} is not there on node {ray.util.get_node_ip_address()}: with workers on several nodes, "
             "--storage must be a folder that all of them share, or s3://..."
         )
-    step, faults = run_folder.newest_whole(job.run_uri)
+    with job.stopped_by(LeaseError, DamagedError):
+        token = job.token.begin(job.run_uri)
+        step, faults = run_folder.newest_whole(job.run_uri)
+        scored = [record for record in run_folder.read_records(job.run_uri) if record.scores]
     for fault in faults:
-        job.tell(Notice(text=f"{fault}; it is deleted, and the one before it is used"))
+        job.tell(Notice(text=f"{fault}; it is set aside, and the one before it is used"))
     uri = run_folder.checkpoint_uri(job.run_uri, step) if step else job.start_from
-    scored = [record for record in run_folder.read_records(job.run_uri) if record.scores]
     return Beginning(
         step=step or job.start_step or (checkpoints.load(uri).step if uri else 0),
         checkpoint=uri,
         start=time.time_ns() // 1_000_000,
         top1=tuple(record.scores["val_top1"] for record in scored),
+        token=token,
     )
 
 

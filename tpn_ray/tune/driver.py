@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import ray
 
-from tpn_ray import storage
+from tpn_ray import lease, storage
 from tpn_ray.data.driver import node_labels
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
 from tpn_ray.train import driver as train
@@ -251,8 +252,28 @@ def _places(campaign: Campaign, how: How) -> int:
     return trials_at_once(campaign.machines, total, how.at_once)
 
 
-def run(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> Outcome:
-    """Run the campaign, or go on with the one of this name, to its end or to the end of its hours."""
+def run(
+    campaign: Campaign,
+    wanted: Search,
+    how: How,
+    *,
+    say: Callable[[str], None],
+    look: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Run the campaign, or go on with the one of this name, to its end or to the end of its hours.
+
+    It is written under the lease of `campaign.token`, and `look` raises when that is lost; without one, the lease is
+    taken here. Raises LeaseError when another job works on the campaign.
+    """
+    if campaign.token is not None:
+        return _run_alone(campaign, wanted, how, say, look)
+    with lease.held(campaign.uri, f"campaign {campaign.name}", say=say) as held:
+        return _run_alone(dataclasses.replace(campaign, token=held.token), wanted, how, say, held.look)
+
+
+def _run_alone(
+    campaign: Campaign, wanted: Search, how: How, say: Callable[[str], None], lost: Callable[[], None]
+) -> Outcome:
     at_once = _places(campaign, how)
     goes_on = campaign.journal.begin(settings(campaign, wanted, how))
     takes = cost(campaign, wanted, how)
@@ -260,8 +281,14 @@ def run(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], No
     if goes_on:
         known = campaign.journal.trials()
         say(f"the campaign goes on: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
+    spent_all = _hours(campaign, how.budget_hours)
+
+    def look() -> None:
+        lost()
+        spent_all()
+
     try:
-        trials = _run(campaign, wanted, how, at_once, _hours(campaign, how.budget_hours), say)
+        trials = _run(campaign, wanted, how, at_once, look, say)
     except HoursSpentError as spent:
         known = campaign.journal.trials()
         return Outcome(

@@ -4,7 +4,8 @@
     waves/0000.json     samples that were suggested together, written before the first of them starts
     trials/0000.json    one trial: its scores by epoch, the times it held its resources, how it failed
 
-Every file is written whole, so a kill leaves the old one or the new one. Runs on the driver, and in Tune trials.
+Every file is written whole, so a kill leaves the old one or the new one, and only by who works under the campaign's
+lease. Each holds a hash of itself. Runs on the driver, and in Tune trials.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, NotFoundError
+from tpn_ray.lease import Token
+from tpn_ray.sealed import damaged, seal, unseal
 from tpn_ray.tune.space import Sample
 
 
@@ -104,6 +107,17 @@ class Trial:
 
 
 _TRIAL = TypeAdapter(Trial)
+_SAMPLES = TypeAdapter(list[Sample])
+_CAMPAIGN_REMEDY = (
+    "Put it back from a copy, or delete it and give the command with the very settings that it had: it is then written "
+    "anew"
+)
+_WAVE_REMEDY = (
+    "Put it back from a copy; or, if it is the newest one, delete it: the same command suggests the same samples again"
+)
+_TRIAL_REMEDY = (
+    "Put it back from a copy, or delete it: the same command then takes what was measured from the trial's own run"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +125,16 @@ class Journal:
     """The files below one folder."""
 
     uri: str
+    token: Token | None = None
+    """Of the lease under which they are written; None for who only reads, or is alone for other reasons."""
 
     def begin(self, settings: dict[str, Any]) -> bool:
         """Write what the campaign is; True if it goes on. Refuses one of other settings, with what differs."""
         place = storage.join(self.uri, "campaign.json")
         new = json.loads(json.dumps(settings))
-        try:
-            old = json.loads(storage.read_bytes(place))
-        except NotFoundError:
-            storage.write_bytes(place, json.dumps(new, indent=1).encode())
+        if storage.create(place, seal(new)):
             return False
+        old = unseal(storage.read_bytes(place), place, _CAMPAIGN_REMEDY)
         before, now = _flat(old), _flat(new)
         changed = [
             f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
@@ -137,37 +151,65 @@ class Journal:
 
     def write_wave(self, wave: int, samples: list[Sample]) -> list[Sample]:
         """Keep what was suggested; gives it as it will be read, with lists for tuples."""
-        data = json.dumps(samples)
-        storage.write_bytes(storage.join(self.uri, f"waves/{wave:04d}.json"), data.encode())
-        stored: list[Sample] = json.loads(data)
+        self._put(f"waves/{wave:04d}.json", {"samples": samples})
+        stored: list[Sample] = json.loads(json.dumps(samples))
         return stored
 
     def waves(self) -> list[list[Sample]]:
         """What was suggested, in order."""
-        return [json.loads(data) for data in self._files("waves")]
+        return [_wave(uri, data) for uri, data in self._files("waves")]
 
     def write(self, trial: Trial) -> None:
         """Keep a trial as far as it has come."""
-        data = json.dumps(_TRIAL.dump_python(trial, mode="json"), indent=1)
-        storage.write_bytes(storage.join(self.uri, f"trials/{trial.number:04d}.json"), data.encode())
+        self._put(f"trials/{trial.number:04d}.json", _TRIAL.dump_python(trial, mode="json"))
 
     def read(self, number: int) -> Trial | None:
         """One trial, if it was ever written."""
+        uri = storage.join(self.uri, f"trials/{number:04d}.json")
         try:
-            return _TRIAL.validate_json(storage.read_bytes(storage.join(self.uri, f"trials/{number:04d}.json")))
+            return _trial(uri, storage.read_bytes(uri))
         except NotFoundError:
             return None
 
     def trials(self) -> list[Trial]:
         """All trials that were ever written, by number."""
-        return [_TRIAL.validate_json(data) for data in self._files("trials")]
+        return [_trial(uri, data) for uri, data in self._files("trials")]
 
-    def _files(self, folder: str) -> list[bytes]:
+    def _put(self, name: str, content: dict[str, Any]) -> None:
+        if self.token:
+            self.token.check()
+        storage.write_bytes(storage.join(self.uri, name), seal(content))
+
+    def _files(self, folder: str) -> list[tuple[str, bytes]]:
         try:
             found = storage.list_files(storage.join(self.uri, folder), suffixes=(".json",))
         except NotFoundError:
             return []
-        return [storage.read_bytes(file.uri) for file in found if not storage.name(file.uri).startswith(".")]
+        named = [file.uri for file in found if not storage.name(file.uri).startswith(".")]
+        return [(uri, storage.read_bytes(uri)) for uri in named]
+
+
+def _trial(uri: str, data: bytes) -> Trial:
+    content = unseal(data, uri, _TRIAL_REMEDY)
+    try:
+        return _TRIAL.validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise damaged(uri, f"it is no trial: {_first(error)}", _TRIAL_REMEDY) from error
+
+
+def _wave(uri: str, data: bytes) -> list[Sample]:
+    if data.lstrip().startswith(b"["):  # of an earlier version
+        data = b'{"samples": ' + data + b"}"
+    content = unseal(data, uri, _WAVE_REMEDY)
+    try:
+        return _SAMPLES.validate_json(json.dumps(content.get("samples")))
+    except ValidationError as error:
+        raise damaged(uri, f"it holds no samples: {_first(error)}", _WAVE_REMEDY) from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

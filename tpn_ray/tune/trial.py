@@ -21,7 +21,8 @@ from ray import tune
 
 from tpn_ray import storage, tracking
 from tpn_ray.clips.manifest import Manifest
-from tpn_ray.errors import CheckpointError, TpnRayError, TrackingError
+from tpn_ray.errors import CheckpointError, LeaseError, TpnRayError, TrackingError
+from tpn_ray.lease import Token
 from tpn_ray.progress import track
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.train import driver, run_folder
@@ -55,10 +56,12 @@ class Campaign:
     """The process of the driver."""
     fidelity: Fidelity = field(default_factory=Fidelity)
     """What trials have less of at the lower rungs."""
+    token: Token | None = None
+    """Of the campaign's lease, under which its trials are written as well; without one each run takes its own."""
 
     @property
     def journal(self) -> Journal:
-        return Journal(uri=self.uri)
+        return Journal(uri=self.uri, token=self.token)
 
     def recipe_at(self, sample: Sample, rung: int) -> Recipe:
         """The recipe of a sample, as it is trained up to a rung."""
@@ -139,6 +142,8 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
     try:
         saving = Saving(keep_last=campaign.recipe.loop.epochs) if pointers else None  # donors must not be pruned
         _run(campaign, book, sample, name=name, start_from=start_from, saving=saving)
+    except LeaseError:  # the campaign's end, and not the trial's
+        raise
     except TpnRayError as error:  # the trial's own end; what Tune raises to end it goes on
         book.trial = dataclasses.replace(book.trial, failure=reason(error))
         campaign.journal.write(book.trial)
@@ -222,6 +227,7 @@ def _run(
         until_epoch=until_epoch,
         start_from=start_from,
         start_epoch=start_epoch,
+        token=campaign.token,
     )
 
 
@@ -295,9 +301,10 @@ class Book:
 
 def recovered(journal: Journal, trial: Trial, run_uri: str) -> Trial:
     """The trial with what a killed process did not live to write down, from its run's own records."""
+    there = run_folder.committed_steps(run_uri)
     for record in run_folder.read_records(run_uri):
         if record.scores and trial.at(record.epoch) is None:
-            event = Committed.of(record, run_folder.checkpoint_uri(run_uri, record.step))
+            event = Committed.of(record, run_folder.place_of(run_uri, record.step, there))
             trial = trial.with_point(point_of(event))
             journal.write(trial)
     return trial

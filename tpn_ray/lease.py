@@ -1,0 +1,364 @@
+"""One writer per folder: a lease in storage, with a number that fences off who had it before. Runs anywhere.
+
+    lease/00000007.json         who holds the lease and since when; a count that rises while they live; whether it ended
+    lease/start-00000012.json   the newest group of workers in a run's folder: an older one writes nothing more
+
+Numbers only rise. To take the lease is to create the next number, which only one can do. The holder alone rewrites its
+file. Who finds a lease that has not ended takes it over at once if the holder was a process of this machine that is
+gone, and else watches the count by its own clock: where it rises, the holder lives; where it stands still for
+SILENT_SECONDS, the holder has lost the lease. No two machines' clocks are compared.
+
+Only a higher number takes the lease away: while storage is out of reach its holder works on. Whoever writes below the
+folder looks for a higher number (`Token.check`) right before each write that decides, and creates files that must not
+change with `Token.write`, which replaces nothing that a later holder wrote. What is left is a deletion under way in a
+process that stands still for SILENT_SECONDS between looking and deleting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import getpass
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tpn_ray import storage
+from tpn_ray.errors import LeaseError, NotFoundError, StorageError, SupersededError
+from tpn_ray.redaction import redacted
+
+FOLDER = "lease"
+RENEW_SECONDS = 5.0
+"""How often a holder shows that it lives."""
+SILENT_SECONDS = 45.0
+"""A holder that showed nothing for so long has lost its lease to whoever asks for it."""
+WATCH_SECONDS = 1.0
+COUNTED_SECONDS = 3.0
+"""Most that the time between two looks counts: a store that was away, or a watcher that stood still, saw no silence."""
+RELEASE_SECONDS = 2.0
+"""Longest wait for storage at the end: a lease that is not released ends by itself."""
+REPLACE_TRIES = 5
+COMMAND_CHARACTERS = 200
+
+_LEASE = re.compile(r"(\d{8})\.json")
+_START = re.compile(r"start-(\d{8})\.json")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """What a process needs to write under a lease, whether or not it holds the lease itself. Can be pickled."""
+
+    folder: str
+    """The folder that the lease is for."""
+    number: int
+    what: str
+    """The folder in a user's words, such as "run demo"."""
+    run: str = ""
+    """Folder of the training run, below `folder` or the same, in which only the newest group of workers may write."""
+    start: int = 0
+    """Number of that group."""
+
+    def check(self) -> None:
+        """Raise LeaseError if another job holds the lease by now, and StorageError if that cannot be found out."""
+        names = _names(self.folder)
+        newest = _highest(_LEASE, names)
+        if newest > self.number:
+            raise LeaseError(
+                f"another job has taken over the {self.what} in {self.folder}: {_describe(_read(self.folder, newest))}."
+                f" This one had shown no sign of life for {SILENT_SECONDS:g} s, or was asked to end. It stops here and "
+                "writes nothing more; what it had committed is kept, and the other goes on from there"
+            )
+        if newest < self.number:
+            raise LeaseError(f"{self.folder}/{FOLDER} is gone: the {self.what} was deleted or moved; this job stops")
+        if self.start and self.start < _highest(_START, names if self.run == self.folder else _names(self.run)):
+            raise SupersededError(f"a newer group of workers trains the {self.what}; this one stops")
+
+    def begin(self, run_uri: str) -> Token:
+        """Make a group of workers the only one that may write to a run; returns what it writes with."""
+        self.check()
+        number, _ = _create_next(run_uri, _START, {"id": uuid.uuid4().hex})
+        _prune(run_uri, _START, number)
+        return dataclasses.replace(self, run=run_uri, start=number)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Write a file that nobody but a later holder may replace. Raises LeaseError and StorageError.
+
+        What is there already was left by an attempt that failed, or by a former holder.
+        """
+        for _ in range(REPLACE_TRIES):
+            if storage.create(uri, data):
+                return
+            self.check()
+            storage.delete_file(uri)
+        raise StorageError(f"cannot write {uri}: another process writes it over and over")
+
+
+class Lease:
+    """A lease that this process holds, and renews in a thread until it is released or lost."""
+
+    def __init__(self, token: Token, content: dict[str, Any]) -> None:
+        self.token = token
+        self._content, self._lock, self._ended = content, threading.Lock(), threading.Event()
+        self._lost: LeaseError | None = None
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+
+    def look(self) -> None:
+        """Raise LeaseError if the lease is known to be lost; asks nobody, and is never slow."""
+        if self._lost:
+            raise self._lost
+
+    def release(self) -> None:
+        """Let the next job have it at once. Waits for storage no longer than RELEASE_SECONDS, and raises nothing."""
+        self._ended.set()
+        releasing = threading.Thread(target=self._write, kwargs={"released": True}, name="lease end", daemon=True)
+        releasing.start()
+        releasing.join(RELEASE_SECONDS)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            try:
+                self.token.check()
+            except LeaseError as error:
+                self._lost = error
+                return
+            except StorageError:
+                continue  # out of reach for everybody: nobody else can take it either
+            self._write()
+
+    def _write(self, *, released: bool = False) -> None:
+        with self._lock, contextlib.suppress(StorageError):
+            if self._lost or (self._ended.is_set() and not released):
+                return
+            self._content |= {"count": self._content["count"] + 1, "released": released}
+            storage.write_bytes(_uri(self.token.folder, self.token.number), _encoded(self._content))
+
+
+@contextlib.contextmanager
+def held(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], None] = _say) -> Iterator[Lease]:
+    """Hold the lease for a folder. `what` it is in a user's words, and `flag` chooses another one.
+
+    Raises LeaseError, which names the holder.
+    """
+    lease = take(folder, what, flag=flag, say=say)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def take(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], None] = _say) -> Lease:
+    """Take the lease for a folder. Raises LeaseError if a job that lives holds it.
+
+    To see that takes no longer than RENEW_SECONDS and a look; one that died elsewhere, or stands still, is waited for
+    SILENT_SECONDS.
+    """
+    folder = storage.absolute(folder)
+    while True:
+        number = _highest(_LEASE, _names(folder))
+        if number and not _may_be_taken(folder, number, what, flag, say):
+            continue
+        content = _myself()
+        taken, uri = _create_next(folder, _LEASE, content, after=number)
+        if not taken:
+            continue
+        if storage.is_s3(uri) and storage.create(uri, _encoded(content) + b"\n"):
+            say(
+                f"warning: the store of {folder} ignores conditional writes (If-None-Match: *), so two jobs that begin "
+                f"the {what} in the same moment are not kept apart; one that begins later is refused as usual"
+            )
+        if _highest(_LEASE, _names(folder)) != taken:  # the number was free because it had been used and deleted
+            storage.delete_file(uri)
+            continue
+        _prune(folder, _LEASE, taken)
+        return Lease(Token(folder=folder, number=taken, what=what), content)
+
+
+def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[[str], None]) -> bool:
+    """Wait until it is clear whether that lease has ended; False if a newer one is there by then.
+
+    Raises LeaseError if its holder lives.
+    """
+    first, silent, told = _read(folder, number), 0.0, False
+    looked = time.monotonic()
+    while True:
+        if _highest(_LEASE, _names(folder)) != number:
+            return False
+        now = _read(folder, number)
+        if state_of(now) == "ended":
+            return True
+        first = first or now  # what could not be read at first
+        if now.get("count") != first.get("count"):
+            raise LeaseError(
+                f"another job works on the {what} in {folder}: {_describe(now)}; its last sign of life came "
+                f"{time.monotonic() - looked:.0f} s ago. Wait for its end, stop it, or choose another {flag}"
+            )
+        silent, looked = silent + min(COUNTED_SECONDS, time.monotonic() - looked), time.monotonic()
+        if silent >= SILENT_SECONDS:
+            say(f"the {what} is taken over: {_describe(now)} has shown no sign of life for {SILENT_SECONDS:g} s")
+            return True
+        if silent > RENEW_SECONDS + WATCH_SECONDS and not told:
+            told = True
+            say(
+                f"the {what} in {folder} was begun by another job, {_describe(now)}, which shows no sign of life; it "
+                f"is taken over if none comes within {SILENT_SECONDS:g} s"
+            )
+        time.sleep(WATCH_SECONDS)
+
+
+def holder(folder: str) -> dict[str, Any]:
+    """What the newest lease of a folder says of who has it, or had it; nothing where there was none."""
+    number = _highest(_LEASE, _names(folder))
+    return _read(folder, number) if number else {}
+
+
+def state_of(content: dict[str, Any]) -> Literal["ended", "held"]:
+    """Whether a lease has ended: it was released, or its holder was a process of this machine that is gone."""
+    if content.get("released"):
+        return "ended"
+    process, machine = content.get("process"), content.get("machine")
+    if isinstance(process, int) and machine and machine == _machine() and _is_gone(process, content.get("started")):
+        return "ended"
+    return "held"
+
+
+# --- processes
+
+
+def _myself() -> dict[str, Any]:
+    """Who holds a lease, as its file says it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    return {
+        "id": uuid.uuid4().hex,
+        "user": user,
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "process": os.getpid(),
+        "started": _started(os.getpid()),
+        "job": _submission(),
+        "command": redacted(shlex.join(sys.argv))[:COMMAND_CHARACTERS],
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "count": 0,
+        "released": False,
+    }
+
+
+def _machine() -> str:
+    """What tells apart machines, their starts, and containers, whose processes have numbers of their own; empty where
+    the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _is_gone(process: int, started: object) -> bool:
+    """Whether a process of this machine has ended, even if another one has its number by now."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        pass
+    now = _started(process)
+    return now is not None and now != started
+
+
+def _started(process: int) -> int | None:
+    """When a process of this machine began, in ticks since the start of the machine; 0 if it has ended, None if that
+    cannot be read."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return 0 if status[0] in "ZX" else int(status[19])  # one that only waits to be noticed has ended
+
+
+def _submission() -> str:
+    """The id of `ray job submit`, where that started this process."""
+    try:
+        metadata = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+    except (ValueError, AttributeError):
+        return ""
+    return str(metadata.get("job_submission_id", ""))
+
+
+def _describe(content: dict[str, Any]) -> str:
+    if "host" not in content:
+        return "a job whose lease cannot be read"
+    job = f", Ray job {content['job']}" if content.get("job") else ""
+    return (
+        f"{content.get('user')} on {content['host']}, process {content.get('process')}{job}, since "
+        f"{content.get('since')} ({content.get('command')})"
+    )
+
+
+# --- files
+
+
+def _uri(folder: str, number: int) -> str:
+    return storage.join(folder, FOLDER, f"{number:08d}.json")
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        files = storage.list_files(storage.join(folder, FOLDER))
+    except NotFoundError:
+        return []
+    return [storage.name(file.uri) for file in files]
+
+
+def _highest(pattern: re.Pattern[str], names: list[str]) -> int:
+    return max((int(found[1]) for name in names if (found := pattern.fullmatch(name))), default=0)
+
+
+def _read(folder: str, number: int) -> dict[str, Any]:
+    """What a lease's file says; nothing if it is not there any more, or not whole."""
+    try:
+        content = json.loads(storage.read_bytes(_uri(folder, number)))
+    except (NotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _create_next(
+    folder: str, pattern: re.Pattern[str], content: dict[str, Any], after: int | None = None
+) -> tuple[int, str]:
+    """Create the number after the highest, or after `after`: then 0 if another was faster."""
+    while True:
+        number = (_highest(pattern, _names(folder)) if after is None else after) + 1
+        name = f"{number:08d}.json" if pattern is _LEASE else f"start-{number:08d}.json"
+        uri = storage.join(folder, FOLDER, name)
+        if storage.create(uri, _encoded(content)):
+            return number, uri
+        if after is not None:
+            return 0, uri
+
+
+def _prune(folder: str, pattern: re.Pattern[str], number: int) -> None:
+    """Delete lower numbers, as far as storage lets us: they mean nothing any more."""
+    with contextlib.suppress(StorageError):
+        for name in _names(folder):
+            if (found := pattern.fullmatch(name)) and int(found[1]) < number:
+                storage.delete_file(storage.join(folder, FOLDER, name))

@@ -1,0 +1,194 @@
+"""A training run that is given twice: two drivers of one name, at any moment, must do what one does.
+
+The run is what a user starts: `python jobs/train.py` with a Ray of its own. While it goes on, the same command is given
+again: beside a driver that lives (the second must be refused, and told who has the run), when the first one is frozen
+for longer than a lease lives (the second must take over, and the first must stop when it wakes), and when the first one
+is killed in the same moment, whose workers live on for some seconds. Runs on one machine.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpn_ray import chaos, lease
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray.chaos import Outcome, Run
+from tpn_ray.clips.toy import write_toy
+from tpn_ray.errors import TornCheckpointError, TrainingError
+from tpn_ray.job_process import JobProcess, end
+from tpn_ray.train import run_folder
+
+BESIDE, FROZEN, FROZEN_WHOLE, KILLED = "beside", "driver frozen", "all of it frozen", "killed"
+USER_ERROR = 2
+START_SECONDS = 180.0
+"""Longest time until a second driver is refused, or has the run: its start, and the longest silence of a lease."""
+LONGEST_PAUSE_SECONDS = 8.0
+"""A twin comes, wakes up or is killed at a random moment so long after what it follows."""
+LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinReport:
+    """How often the run was given twice, and what it did to it."""
+
+    twins: dict[str, int]
+    """What became of the first driver, and of the second -> times."""
+    faults: tuple[str, ...]
+    """Second drivers that were not told, first ones that did not stop, checkpoints that are not whole."""
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {times}" for kind, times in sorted(self.twins.items()))
+        seed = self.outcome.seed
+        told = "every driver knew its place" if not self.faults else "FAULTS: " + "; ".join(self.faults)
+        return f"{sum(self.twins.values())} twins with seed {seed} ({kinds}) over {self.outcome}\ntwins:  {told}"
+
+    def check(self) -> None:
+        """Raises TrainingError if the run did not end as the undisturbed one, or a driver did not know its place."""
+        self.outcome.check(*self.faults)
+
+
+def epochs_for(twins: int) -> int:
+    """Epochs of four steps in which so many twins find the run still going."""
+    return 20 + 9 * twins
+
+
+def attack(folder: str, *, twins: int, seed: int, epochs: int) -> TwinReport:
+    """Train undisturbed and with twins, and compare. Raises TrainingError if the run stops for good, or hangs."""
+    here = chaos.empty_folder(folder)
+    videos = str(here / "videos")
+    write_toy(videos, chaos.TOY)
+    plain = Run(here, "undisturbed", videos, epochs)
+    plain.finish()
+    attacked = _Twins(here, videos, epochs, random.Random(seed))
+    for number, kind in enumerate(_kinds(twins, attacked.choice), 1):
+        attacked.twin(number, kind, f"{number - 1} of {twins} twins")
+    attacked.run.finish()
+    return TwinReport(
+        twins=dict(attacked.happened),
+        faults=(*attacked.faults, *_torn(attacked.run.uri)),
+        outcome=chaos.compare(plain, attacked.run, seed),
+    )
+
+
+def _kinds(twins: int, choice: random.Random) -> list[str]:
+    """Half of them find a driver that lives; of the others the slow ones, who wait for a lease to end, are fewer."""
+    some = [BESIDE, KILLED, FROZEN, BESIDE, KILLED, BESIDE, FROZEN_WHOLE, BESIDE]
+    kinds = (some * (1 + twins // len(some)))[:twins]
+    choice.shuffle(kinds)
+    return kinds
+
+
+class _Twins:
+    """The run, and who else was given its name."""
+
+    def __init__(self, here: Path, videos: str, epochs: int, choice: random.Random) -> None:
+        self.here, self.choice = here, choice
+        self.run = Run(here, "twins", videos, epochs)
+        self.happened, self.faults = Counter[str](), list[str]()
+
+    def twin(self, number: int, kind: str, so_far: str) -> None:
+        """Give the command a second time at some moment; what goes on then is the run."""
+        self._wait(so_far)
+        first = self.run.job
+        second = JobProcess(first.command[1:], self.here / f"twin-{number}.log")
+        step = self.run.step
+        if kind == KILLED:
+            said = self._killed(first, second)
+        elif kind == BESIDE:
+            second.keep_running()
+            said = self._refused(first, second)
+        else:
+            said = self._frozen(first, second, whole=kind == FROZEN_WHOLE)
+        self.happened[f"{kind}: {said}"] += 1
+        print(f"twin {number}: {kind}: {said}; steps {step} to {self.run.step} were committed meanwhile", flush=True)
+        if self.run.step < step:
+            self.faults.append(f"twin {number} ({kind}): step {step} was committed, and is lost")
+
+    def _wait(self, so_far: str) -> None:
+        """Until any moment of a start, or of training."""
+        steps = self.choice.randrange(chaos.MOST_STEPS) if self.choice.random() < 0.7 else -1
+        target = self.run.step + steps if steps >= 0 else 0
+        at_most = chaos.RUN_SECONDS if steps >= 0 else self.choice.uniform(2.0, chaos.LONGEST_START_SECONDS)
+        going = self.run.wait_for_workers(target, at_most=at_most)
+        deadline = time.monotonic() + chaos.RUN_SECONDS
+        while going and not self._has_it(self.run.job):  # which it takes before everything else
+            going = self.run.job.keep_running()
+            if time.monotonic() > deadline:
+                raise TrainingError(f"no driver has the run for {chaos.RUN_SECONDS:g} s; see {self.run.job.log}")
+            time.sleep(LOOK_SECONDS)
+        if not going:
+            raise TrainingError(f"the run was over after {so_far}; give more --epochs")
+        time.sleep(self.choice.uniform(0.0, 1.0))
+
+    def _has_it(self, job: JobProcess) -> bool:
+        return bool(job.pid) and lease.holder(self.run.uri).get("process") == job.pid
+
+    def _refused(self, first: JobProcess, second: JobProcess) -> str:
+        status, output = second.wait(START_SECONDS), second.log.read_text(errors="replace")
+        if status == 0 and first.wait(0) == 0:
+            return "found it complete"  # the first one ended meanwhile
+        named = f"another job works on the run twins in {self.run.uri}:" in output and f"process {first.pid}," in output
+        if status != USER_ERROR or not named:
+            second.kill()
+            self.faults.append(f"a second driver beside {first.pid} ended with {status} and said: {output[-500:]}")
+        return "refused"
+
+    def _frozen(self, first: JobProcess, second: JobProcess, *, whole: bool) -> str:
+        before, thaw = first.children(), first.freeze(below=whole)
+        second.keep_running()
+        self._until(lambda: self._has_it(second), second)
+        time.sleep(self.choice.uniform(0.0, 3 * LONGEST_PAUSE_SECONDS))
+        said = first.log.stat().st_size
+        thaw()
+        status = first.wait(START_SECONDS)
+        output = first.log.read_bytes()[said:].decode(errors="replace")
+        if status != USER_ERROR or "another job has taken over the run twins" not in output:
+            first.kill()
+            self.faults.append(f"a frozen driver ended with {status} when it woke, and said: {output[-500:]}")
+        time.sleep(self.choice.uniform(0.0, LONGEST_PAUSE_SECONDS))
+        end(before)  # its Ray ends by itself some time later
+        self.run.job = second
+        return "taken over"
+
+    def _killed(self, first: JobProcess, second: JobProcess) -> str:
+        """Only the driver: its workers go on for some seconds, while the second one already begins."""
+        below, pause = first.children(), self.choice.uniform(-1.0, LONGEST_PAUSE_SECONDS)
+        if pause < 0:
+            first.kill(below=False)
+            second.keep_running()
+        else:
+            second.keep_running()
+            time.sleep(pause)
+            first.kill(below=False)
+        time.sleep(self.choice.uniform(0.0, LONGEST_PAUSE_SECONDS))
+        end(below)
+        self._until(lambda: self._has_it(second) or second.wait(0) is not None, second)
+        if second.wait(0) == USER_ERROR:  # it had seen that the first one lives; the command is given again
+            return "refused just before"
+        self.run.job = second
+        return "taken over"
+
+    def _until(self, come: Callable[[], bool], job: JobProcess) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not come():
+            if time.monotonic() > deadline:
+                raise TrainingError(f"the second driver neither has the run nor ended; see {job.log}")
+            time.sleep(LOOK_SECONDS)
+
+
+def _torn(run_uri: str) -> list[str]:
+    """Checkpoints that are there and not whole."""
+    found = run_folder.contents(run_uri)
+    faults = [f"the checkpoint of step {step} was damaged" for step in found.set_aside]
+    for step in found.committed:
+        try:
+            checkpoints.verify(run_folder.checkpoint_uri(run_uri, step))
+        except TornCheckpointError as error:
+            faults.append(str(error))
+    return faults
