@@ -157,13 +157,15 @@ class _Twins:
         said = first.log.stat().st_size
         thaw()
         status = first.wait(START_SECONDS)
+        self.run.job = second
         output = first.log.read_bytes()[said:].decode(errors="replace")
+        if status == 0 and not output.strip():
+            return "it had just ended"
         if status != USER_ERROR or f"another job has taken over the run {self.name}" not in output:
             first.kill()
             self.faults.append(f"a frozen driver ended with {status} when it woke, and said: {output[-500:]}")
         time.sleep(self.choice.uniform(0.0, LONGEST_PAUSE_SECONDS))
         end(before)  # its Ray ends by itself some time later
-        self.run.job = second
         return "taken over"
 
     def _killed(self, first: JobProcess, second: JobProcess) -> str:
