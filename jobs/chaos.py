@@ -76,8 +76,7 @@ def main() -> None:
     if flags.what == "outage":
         report = outage(flags)
     elif flags.what == "twins":
-        epochs = flags.epochs or twins.epochs_for(flags.twins)
-        report = twins.attack(flags.folder, twins=flags.twins, seed=flags.seed, epochs=epochs)
+        report = twins.attack(flags.folder, twins=flags.twins, seed=flags.seed, epochs=flags.epochs or twins.EPOCHS)
     elif flags.what == "run":
         epochs = flags.epochs or chaos.epochs_for(flags.kills)
         report = chaos.attack(flags.folder, kills=flags.kills, seed=flags.seed, epochs=epochs)

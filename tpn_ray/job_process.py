@@ -84,7 +84,9 @@ class JobProcess:
 
     def freeze(self, *, below: bool) -> Callable[[], None]:
         """SIGSTOP, and to all below if asked; returns what lets them go on."""
-        processes = [psutil.Process(self.pid), *(self.children() if below else [])]
+        processes = self.children() if below else []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.insert(0, psutil.Process(self.pid))
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()

@@ -3,7 +3,8 @@
 The run is what a user starts: `python jobs/train.py` with a Ray of its own. While it goes on, the same command is given
 again: beside a driver that lives (the second must be refused, and told who has the run), when the first one is frozen
 for longer than a lease lives (the second must take over, and the first must stop when it wakes), and when the first one
-is killed in the same moment, whose workers live on for some seconds. Runs on one machine.
+is killed in the same moment, whose workers live on for some seconds. A run that is over too soon is followed by another
+one. Runs on one machine.
 """
 
 from __future__ import annotations
@@ -40,22 +41,26 @@ class TwinReport:
     """What became of the first driver, and of the second -> times."""
     faults: tuple[str, ...]
     """Second drivers that were not told, first ones that did not stop, checkpoints that are not whole."""
-    outcome: Outcome
+    outcomes: tuple[Outcome, ...]
+    """Of each run."""
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {times}" for kind, times in sorted(self.twins.items()))
-        seed = self.outcome.seed
         told = "every driver knew its place" if not self.faults else "FAULTS: " + "; ".join(self.faults)
-        return f"{sum(self.twins.values())} twins with seed {seed} ({kinds}) over {self.outcome}\ntwins:  {told}"
+        return (
+            f"{sum(self.twins.values())} twins with seed {self.outcomes[0].seed} ({kinds}) over "
+            + "\nand ".join(map(str, self.outcomes))
+            + f"\ntwins:  {told}"
+        )
 
     def check(self) -> None:
         """Raises TrainingError if the run did not end as the undisturbed one, or a driver did not know its place."""
-        self.outcome.check(*self.faults)
+        for outcome in self.outcomes:
+            outcome.check(*self.faults)
 
 
-def epochs_for(twins: int) -> int:
-    """Epochs of four steps in which so many twins find the run still going."""
-    return 20 + 9 * twins
+EPOCHS = 60
+"""Of each run, of four steps."""
 
 
 def attack(folder: str, *, twins: int, seed: int, epochs: int) -> TwinReport:
@@ -65,15 +70,19 @@ def attack(folder: str, *, twins: int, seed: int, epochs: int) -> TwinReport:
     write_toy(videos, chaos.TOY)
     plain = Run(here, "undisturbed", videos, epochs)
     plain.finish()
-    attacked = _Twins(here, videos, epochs, random.Random(seed))
-    for number, kind in enumerate(_kinds(twins, attacked.choice), 1):
-        attacked.twin(number, kind, f"{number - 1} of {twins} twins")
-    attacked.run.finish()
-    return TwinReport(
-        twins=dict(attacked.happened),
-        faults=(*attacked.faults, *_torn(attacked.run.uri)),
-        outcome=chaos.compare(plain, attacked.run, seed),
-    )
+    choice, happened = random.Random(seed), Counter[str]()
+    kinds, faults, outcomes = _kinds(twins, choice), list[str](), list[Outcome]()
+    while kinds:
+        attacked = _Twins(here, f"twins-{len(outcomes) + 1}", videos, epochs, choice)
+        while kinds and attacked.goes_on():
+            attacked.twin(twins - len(kinds) + 1, kinds.pop())
+        if not attacked.happened:
+            raise TrainingError(f"a run was over before it was attacked; give more than {epochs} --epochs")
+        attacked.run.finish()
+        happened += attacked.happened
+        faults += [*attacked.faults, *_torn(attacked.run.uri)]
+        outcomes.append(chaos.compare(plain, attacked.run, seed))
+    return TwinReport(twins=dict(happened), faults=tuple(faults), outcomes=tuple(outcomes))
 
 
 def _kinds(twins: int, choice: random.Random) -> list[str]:
@@ -87,14 +96,13 @@ def _kinds(twins: int, choice: random.Random) -> list[str]:
 class _Twins:
     """The run, and who else was given its name."""
 
-    def __init__(self, here: Path, videos: str, epochs: int, choice: random.Random) -> None:
-        self.here, self.choice = here, choice
-        self.run = Run(here, "twins", videos, epochs)
+    def __init__(self, here: Path, name: str, videos: str, epochs: int, choice: random.Random) -> None:
+        self.here, self.name, self.choice = here, name, choice
+        self.run = Run(here, name, videos, epochs)
         self.happened, self.faults = Counter[str](), list[str]()
 
-    def twin(self, number: int, kind: str, so_far: str) -> None:
-        """Give the command a second time at some moment; what goes on then is the run."""
-        self._wait(so_far)
+    def twin(self, number: int, kind: str) -> None:
+        """Give the command a second time; what goes on then is the run."""
         first = self.run.job
         second = JobProcess(first.command[1:], self.here / f"twin-{number}.log")
         step = self.run.step
@@ -110,8 +118,8 @@ class _Twins:
         if self.run.step < step:
             self.faults.append(f"twin {number} ({kind}): step {step} was committed, and is lost")
 
-    def _wait(self, so_far: str) -> None:
-        """Until any moment of a start, or of training."""
+    def goes_on(self) -> bool:
+        """Wait until any moment of a start, or of training; False if the run is over."""
         steps = self.choice.randrange(chaos.MOST_STEPS) if self.choice.random() < 0.7 else -1
         target = self.run.step + steps if steps >= 0 else 0
         at_most = chaos.RUN_SECONDS if steps >= 0 else self.choice.uniform(2.0, chaos.LONGEST_START_SECONDS)
@@ -122,9 +130,8 @@ class _Twins:
             if time.monotonic() > deadline:
                 raise TrainingError(f"no driver has the run for {chaos.RUN_SECONDS:g} s; see {self.run.job.log}")
             time.sleep(LOOK_SECONDS)
-        if not going:
-            raise TrainingError(f"the run was over after {so_far}; give more --epochs")
         time.sleep(self.choice.uniform(0.0, 1.0))
+        return going
 
     def _has_it(self, job: JobProcess) -> bool:
         return bool(job.pid) and lease.holder(self.run.uri).get("process") == job.pid
@@ -133,7 +140,10 @@ class _Twins:
         status, output = second.wait(START_SECONDS), second.log.read_text(errors="replace")
         if status == 0 and first.wait(0) == 0:
             return "found it complete"  # the first one ended meanwhile
-        named = f"another job works on the run twins in {self.run.uri}:" in output and f"process {first.pid}," in output
+        named = (
+            f"another job works on the run {self.name} in {self.run.uri}:" in output
+            and f"process {first.pid}," in output
+        )
         if status != USER_ERROR or not named:
             second.kill()
             self.faults.append(f"a second driver beside {first.pid} ended with {status} and said: {output[-500:]}")
@@ -147,13 +157,15 @@ class _Twins:
         said = first.log.stat().st_size
         thaw()
         status = first.wait(START_SECONDS)
+        self.run.job = second
         output = first.log.read_bytes()[said:].decode(errors="replace")
-        if status != USER_ERROR or "another job has taken over the run twins" not in output:
+        if status == 0 and not output.strip():
+            return "it had just ended"
+        if status != USER_ERROR or f"another job has taken over the run {self.name}" not in output:
             first.kill()
             self.faults.append(f"a frozen driver ended with {status} when it woke, and said: {output[-500:]}")
         time.sleep(self.choice.uniform(0.0, LONGEST_PAUSE_SECONDS))
         end(before)  # its Ray ends by itself some time later
-        self.run.job = second
         return "taken over"
 
     def _killed(self, first: JobProcess, second: JobProcess) -> str:

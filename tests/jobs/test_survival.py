@@ -18,7 +18,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 KILLS, SEED = 20, 1
 EPOCHS = chaos.epochs_for(KILLS)
-TWIN_EPOCHS = 60
 
 
 def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_taken(tmp_path: Path) -> None:
@@ -69,7 +68,7 @@ def test_an_object_store_that_goes_away(s3: S3Server, tmp_path: Path, monkeypatc
 
 def test_two_drivers_of_one_run(tmp_path: Path) -> None:
     """One beside a driver that lives, one whose predecessor is killed in the same moment; 20 of all kinds in README."""
-    report = twins.attack(str(tmp_path), twins=2, seed=1, epochs=TWIN_EPOCHS)
+    report = twins.attack(str(tmp_path), twins=2, seed=1, epochs=10)
     print(report)
     report.check()
     assert sum(report.twins.values()) == 2
