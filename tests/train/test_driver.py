@@ -11,6 +11,7 @@ import ray.exceptions
 import ray.train
 import ray.util
 
+from tests.servers import free_port
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import lease, mailbox, recipes, session
 from tpn_ray.checkpoint import Checkpoint
@@ -224,6 +225,18 @@ def test_bad_videos_are_put_on_record_when_storage_takes_them_again(manifest: Ma
     assert not run.exists(), "not at once again"
     ledger.save(time.monotonic() + driver.SAVE_AGAIN_SECONDS)
     assert bad_record.read(str(run), manifest.version)[0] == ledger.bad
+
+
+@pytest.mark.timeout(60)
+def test_events_do_not_wait_for_storage_that_is_away(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    ledger = ledger_of(manifest, [], "s3://bucket/run")
+    ledger(BadVideos(split="train", found=((0, "empty", "a"),)))
+    begun = time.monotonic()
+    ledger.save(begun + 1)  # would wait for five minutes
+    assert begun < ledger.save_at < float("inf")
 
 
 def test_a_bad_segment_is_not_taken_for_another_of_its_file() -> None:

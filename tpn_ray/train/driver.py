@@ -365,11 +365,13 @@ class _Ledger:
             self(Notice(text=fault))
 
     def save(self, now: float = math.inf) -> None:
-        """Put bad videos that are new on record. Storage that refuses is asked again later, and ends no run."""
+        """Put bad videos that are new on record. Storage that refuses is asked again later, and ends no run: while
+        it runs (`now` is given), events must not wait for storage."""
         if self.save_at == math.inf or now < self.save_at:
             return
         try:
-            bad_record.write(self.run_uri, self.manifest.version, self.bad)
+            with storage.patience(math.inf if now == math.inf else 0.0):
+                bad_record.write(self.run_uri, self.manifest.version, self.bad)
         except StorageError:
             self.save_at = time.monotonic() + SAVE_AGAIN_SECONDS
         else:
