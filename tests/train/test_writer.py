@@ -92,36 +92,55 @@ def refuse(uri: str, saved: Checkpoint, token: Token | None) -> None:
     raise StorageError("the disk is full")
 
 
+class Hands:
+    """A clock that a test sets; in place of the module `time` in the writer."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def test_training_stops_when_storage_has_refused_for_the_time_that_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By time: a short interval between checkpoints, or a disk that refuses at once, ends no healthy workers."""
     told: list[Event] = []
-    writing = Writer(str(tmp_path), Saving(give_up_seconds=1.0), told.append)
+    clock = Hands()
+    monkeypatch.setattr(writer, "time", clock)
+    writing = Writer(str(tmp_path), Saving(give_up_seconds=60.0), told.append)
     writing.commit(checkpoint(5), Record(step=5, epoch=1))
     writing._settle()
     monkeypatch.setattr(checkpoints, "save", refuse)
     for step in range(10, 21):
         writing.commit(checkpoint(step), Record(step=step, epoch=1))
-    time.sleep(1.1)
+    clock.now += 59.0
+    writing._settle()
+    writing.commit(checkpoint(20), Record(step=20, epoch=1))
+    clock.now += 1.0
     with pytest.raises(StorageError) as raised:
-        writing.check()
-    assert "--saving.give-up-seconds 1): the disk is full" in str(raised.value)
+        writing._settle()
+    assert "for 1 min, and training stops (--saving.give-up-seconds 60): the disk is full" in str(raised.value)
     assert "The work of steps 6 to 20 is lost; the same command with the same --name goes on from step 5" in str(
         raised.value
     )
-    assert sum(isinstance(event, Notice) for event in told) == 10
+    assert sum(isinstance(event, Notice) for event in told) == 11
 
 
 def test_the_time_counts_from_the_first_refusal_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = checkpoints.save
-    writing = Writer(str(tmp_path), Saving(give_up_seconds=1.0), lambda _: None)
+    save, clock = checkpoints.save, Hands()
+    monkeypatch.setattr(writer, "time", clock)
+    writing = Writer(str(tmp_path), Saving(give_up_seconds=60.0), lambda _: None)
     for step in range(1, 5):
         monkeypatch.setattr(checkpoints, "save", refuse)
         writing.commit(checkpoint(2 * step), Record(step=2 * step, epoch=1))
         writing._settle()
         monkeypatch.setattr(checkpoints, "save", save)
-        time.sleep(0.4)
+        clock.now += 40.0
         writing.commit(checkpoint(2 * step + 1), Record(step=2 * step + 1, epoch=1))
         writing._settle()
     writing.close()
