@@ -140,8 +140,7 @@ def test_deleting_what_is_gone_is_no_error(root: str) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 3 * 5 * 1024**2 + 1])
-def test_of_several_that_create_a_file_one_succeeds(root: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "UPLOAD_PIECE_BYTES", 5 * 1024**2)
+def test_of_several_that_create_a_file_one_succeeds(root: str, size: int) -> None:
     uri, made = storage.join(root, "a/b.json"), dict[bytes, bool]()
     contents = [bytes([number]) * size for number in range(4)]
 
@@ -157,6 +156,8 @@ def test_of_several_that_create_a_file_one_succeeds(root: str, size: int, monkey
     assert storage.read_bytes(uri) == winner
     assert [file.uri for file in storage.list_files(root)] == [uri]
     assert not storage.create(uri, winner)
+    with pytest.raises(ValueError, match="at most"):
+        storage.create(uri, bytes(storage.CREATE_BYTES + 1))
 
 
 @pytest.mark.cluster

@@ -52,8 +52,8 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 10.0
 TELL_SECONDS = 10.0
 """How long a store is waited for before the user is told."""
 DOWNLOAD_PIECE_BYTES = 16 * 1024**2
-UPLOAD_PIECE_BYTES = 64 * 1024**2
-"""Larger objects are created in pieces of this size."""
+CREATE_BYTES = 64 * 1024**2
+"""Most that `create` writes: one request, since not all stores heed the condition of an upload in pieces."""
 CONFLICT_TRIES, CONFLICT_SECONDS = 10, 0.5
 """Answers of a store that another writer is at work on the same object, and the wait after each."""
 
@@ -276,8 +276,10 @@ def write_bytes(uri: str, data: bytes) -> None:
 def create(uri: str, data: bytes) -> bool:
     """Write one file whole if nothing is there; False, and nothing is changed, if something is.
 
-    Of several that try at the same moment one succeeds. Raises StorageError.
+    Of several that try at the same moment one succeeds. Raises StorageError, and ValueError for more than CREATE_BYTES.
     """
+    if len(data) > CREATE_BYTES:
+        raise ValueError(f"{len(data)} bytes for {uri}: at most {CREATE_BYTES} are created on condition")
     tries = 0
 
     def write(fs: pafs.FileSystem, path: str) -> bool:
@@ -360,7 +362,7 @@ def _create_s3(path: str, data: bytes) -> bool:
     client = _client_for_writing(bucket, endpoint(), _credentials())
     for last in (False,) * (CONFLICT_TRIES - 1) + (True,):
         try:
-            _put_new(client, bucket, key, data)
+            client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
             code, status = error.response["Error"].get("Code"), error.response["ResponseMetadata"]["HTTPStatusCode"]
             if status == HTTPStatus.PRECONDITION_FAILED:
@@ -375,25 +377,6 @@ def _create_s3(path: str, data: bytes) -> bool:
         else:
             return True
     raise AssertionError("unreachable")
-
-
-def _put_new(client: Any, bucket: str, key: str, data: bytes) -> None:
-    place = {"Bucket": bucket, "Key": key}
-    if len(data) <= UPLOAD_PIECE_BYTES:
-        client.put_object(**place, Body=data, IfNoneMatch="*")
-        return
-    upload = client.create_multipart_upload(**place)["UploadId"]
-    try:
-        parts, whole = [], memoryview(data)
-        for number, begin in enumerate(range(0, len(data), UPLOAD_PIECE_BYTES), 1):
-            piece = bytes(whole[begin : begin + UPLOAD_PIECE_BYTES])
-            answer = client.upload_part(**place, UploadId=upload, PartNumber=number, Body=piece)
-            parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-        client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
-    except Exception:
-        with contextlib.suppress(Exception):  # what is left of it a rule of the bucket ends (README)
-            client.abort_multipart_upload(**place, UploadId=upload)
-        raise
 
 
 def _holds(fs: pafs.FileSystem, path: str, data: bytes) -> bool:
