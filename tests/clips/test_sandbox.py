@@ -92,7 +92,7 @@ def test_a_pause_makes_no_video_bad() -> None:
     with closing(Sandbox(SandboxLimits(cpu_seconds=1, wall_seconds=60))) as box, ThreadPoolExecutor(1) as pool:
         box.call(misbehaviour.answers, b"")
         under_way = pool.submit(box.call, misbehaviour.stops, b"")
-        (child,) = psutil.Process().children()
+        child = psutil.Process(box.child)
         while child.status() != psutil.STATUS_STOPPED:
             time.sleep(0.01)
         time.sleep(2)
@@ -103,7 +103,7 @@ def test_a_pause_makes_no_video_bad() -> None:
 def test_a_child_that_is_ended_from_outside(good: Path) -> None:
     with closing(Sandbox(SOON)) as box:
         expected = prepare(box, good)
-        (child,) = psutil.Process().children()
+        child = psutil.Process(box.child)
         child.kill()
         assert prepare(box, good) == expected, "it is begun again"
         with pytest.raises(ResourceError, match="ended from outside"):
@@ -150,6 +150,7 @@ channel.recv(100)
 
 
 def test_a_stream_comes_one_by_one_and_can_be_left() -> None:
+    before = psutil.Process().children()
     with closing(Sandbox(SOON)) as box:
         assert list(box.stream(misbehaviour.counts, b"", 2)) == [0, 1]
         items = box.stream(misbehaviour.counts, b"", 9)
@@ -159,7 +160,7 @@ def test_a_stream_comes_one_by_one_and_can_be_left() -> None:
         left = box.stream(misbehaviour.counts, b"", 9)
         assert next(left) == 0
         left.close()
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 def test_a_large_video_does_not_stay_in_memory() -> None:
@@ -175,7 +176,7 @@ def test_the_child_knows_no_secrets_and_writes_nothing(good: Path, monkeypatch: 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
     with closing(Sandbox(SandboxLimits())) as box:
         prepare(box, good)
-        (child,) = psutil.Process().children()
+        child = psutil.Process(box.child)
         process = Path(f"/proc/{child.pid}")
         assert b"do-not-tell" not in (process / "environ").read_bytes()
         assert "Max file size             0 " in (process / "limits").read_text()

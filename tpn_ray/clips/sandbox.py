@@ -156,6 +156,11 @@ class Sandbox:
             except _SilentChildError as silence:
                 raise alone._verdict(silence) from None
 
+    @property
+    def child(self) -> int | None:
+        """Process id of the child that runs; None before the first call and after `close`."""
+        return self._child.pid if self._child is not None else None
+
     def confinement(self) -> Confinement:
         """Start a child, and say what holds it."""
         self.call(len, b"")
@@ -254,6 +259,11 @@ class _Child:
             )
         # Also for a sandbox that nobody closes.
         self._end = weakref.finalize(self, _end, self._process, self._socket, self._requests, self._replies)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
 
     def send(self, request: bytes, video: bytes | Path) -> None:
         """Hand a call over; the child begins with it at once."""
