@@ -66,8 +66,9 @@ def test_an_object_store_that_goes_away(s3: S3Server, tmp_path: Path, monkeypatc
     assert "answers again" in (tmp_path / "in-outages.log").read_text()
 
 
+@pytest.mark.long
 def test_two_drivers_of_one_run(tmp_path: Path) -> None:
-    """One beside a driver that lives, one whose predecessor is killed in the same moment; 20 of all kinds in README."""
+    """One beside a driver that lives, one whose predecessor is killed in the same moment."""
     report = twins.attack(str(tmp_path), twins=2, seed=1, epochs=10)
     print(report)
     report.check()
