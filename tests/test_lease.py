@@ -209,3 +209,19 @@ def test_a_former_holder_replaces_nothing(folder: str) -> None:
         with pytest.raises(LeaseError):
             former.token.write(uri, b"too late")
     assert storage.read_bytes(uri) == b"the holder's"
+
+
+def test_what_is_too_large_for_a_condition_is_written_under_the_lease(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the weights of any larger network are."""
+    monkeypatch.setattr(storage, "CREATE_BYTES", 3000)
+    uri = f"{folder}/step/weights.pt"
+    former = take(folder, "run demo")
+    for content in (b"a" * 5000, b"b" * 5000):
+        former.token.write(uri, content)
+        assert storage.read_bytes(uri) == content
+    former.release()
+    with held(folder, "run demo"), pytest.raises(LeaseError):
+        former.token.write(uri, b"c" * 5000)
+    assert storage.read_bytes(uri) == b"b" * 5000

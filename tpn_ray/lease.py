@@ -10,8 +10,9 @@ SILENT_SECONDS, the holder has lost the lease. No two machines' clocks are compa
 
 Only a higher number takes the lease away: while storage is out of reach its holder works on. Whoever writes below the
 folder looks for a higher number (`Token.check`) right before each write that decides, and creates files that must not
-change with `Token.write`, which replaces nothing that a later holder wrote. What is left is a deletion under way in a
-process that stands still for SILENT_SECONDS between looking and deleting.
+change with `Token.write`, which replaces nothing that a later holder wrote. What is left is a deletion, or an upload to
+an object store of more than storage.CREATE_BYTES, that is under way in a process that stands still for SILENT_SECONDS:
+a checkpoint whose tensors that replaces does not have the hashes of its manifest any more, and is passed over.
 """
 
 from __future__ import annotations
@@ -97,8 +98,13 @@ class Token:
     def write(self, uri: str, data: bytes) -> None:
         """Write a file that nobody but a later holder may replace. Raises LeaseError and StorageError.
 
-        What is there already was left by an attempt that failed, or by a former holder.
+        What is there already was left by an attempt that failed, or by a former holder. What is too large to be created
+        on condition is only written under a lease that was looked for right before.
         """
+        if not storage.can_create(uri, data):
+            self.check()
+            storage.write_bytes(uri, data)
+            return
         for _ in range(REPLACE_TRIES):
             if storage.create(uri, data):
                 return

@@ -276,9 +276,10 @@ def write_bytes(uri: str, data: bytes) -> None:
 def create(uri: str, data: bytes) -> bool:
     """Write one file whole if nothing is there; False, and nothing is changed, if something is.
 
-    Of several that try at the same moment one succeeds. Raises StorageError, and ValueError for more than CREATE_BYTES.
+    Of several that try at the same moment one succeeds. Raises StorageError, and ValueError for what is not
+    `can_create`.
     """
-    if len(data) > CREATE_BYTES:
+    if not can_create(uri, data):
         raise ValueError(f"{len(data)} bytes for {uri}: at most {CREATE_BYTES} are created on condition")
     tries = 0
 
@@ -291,6 +292,11 @@ def create(uri: str, data: bytes) -> bool:
         return _create_s3(path, data) or (tries > 1 and _holds(fs, path, data))
 
     return _attempt(uri, "write", write)
+
+
+def can_create(uri: str, data: bytes) -> bool:
+    """Whether it is small enough to be written on condition, in one request; on a disk everything is."""
+    return not is_s3(absolute(uri)) or len(data) <= CREATE_BYTES
 
 
 def _create_local(target: Path, data: bytes) -> bool:
