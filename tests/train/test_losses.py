@@ -96,7 +96,8 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.timeout(600)
 def test_a_run_may_lose_more_workers_than_in_a_row(toy_folder: Path, tmp_path: Path, ray_here: None) -> None:
     manifest = load_manifest(str(toy_folder))
-    short = {"loop.epochs": 1, "loop.evaluate_every_epochs": 1, "loop.batch_clips": 8, "loop.micro_batch_clips": 8}
+    # 24 steps: events arrive while the worker goes on, and both must arrive before it has ended.
+    short = {"loop.epochs": 6, "loop.evaluate_every_epochs": 6, "loop.batch_clips": 8, "loop.micro_batch_clips": 8}
     recipe = driver.recipe_for(replace_fields(recipes.toy(), short), manifest)
     events: list[Event] = []
     killed: list[int] = []
@@ -118,7 +119,7 @@ def test_a_run_may_lose_more_workers_than_in_a_row(toy_folder: Path, tmp_path: P
     )
     assert len(killed) == 2
     assert sum(isinstance(event, Failed) for event in events) >= 2
-    assert result.last.endswith("step-00000004")
+    assert result.last.endswith("step-00000024")
 
 
 def kill_the_worker() -> list[int]:

@@ -32,6 +32,7 @@ PACKAGES = (
     "mlflow",
     "pyarrow",
     "av",
+    "fsspec",
     "boto3",
     "numpy",
     "pillow",
