@@ -7,18 +7,21 @@ from tpn_ray.job import run_job
 import dataclasses
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not part of the package
+
+from benchmarks.campaign import CampaignBench, measure_campaign
+from benchmarks.decode import DecodeBench, measure_decode
+from benchmarks.ingest import IngestBench, measure_ingest
+from benchmarks.share import ShareBench, measure_share
+from benchmarks.train import TrainBench, measure_train
+from benchmarks.views import ViewsBench, measure_views
 from tpn_ray import recipes, session
-from tpn_ray.clips.bench import DecodeBench, measure_decode
-from tpn_ray.data.bench import IngestBench, measure_ingest
-from tpn_ray.data.share_bench import ShareBench, measure_share
-from tpn_ray.data.views_bench import ViewsBench, measure_views
 from tpn_ray.model.bench import StepBench, measure_step
-from tpn_ray.train.bench import TrainBench, measure_train
-from tpn_ray.tune.bench import CampaignBench, measure_campaign
 from tpn_ray.tune.leaderboard import say
 
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tpn_ray import chaos, command_line, outages, twins
-from tpn_ray.tune import attack
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/ is not part of the package
+
+from tests.chaos import campaigns, kills, outages, twins
+from tests.faulty_proxy import OUTAGES, faulty_proxy
+from tests.servers import s3_server
+from tpn_ray import command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +55,6 @@ class Arguments:
 
 def outage(flags: Arguments) -> outages.OutageReport:
     """The store and the door before it are those of the tests."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.faulty_proxy import OUTAGES, faulty_proxy
-    from tests.servers import s3_server
-
     with tempfile.TemporaryDirectory() as stored, s3_server(Path(stored)) as server, faulty_proxy(server) as door:
         os.environ.update(server.environment)
         return outages.attack(
@@ -72,17 +72,19 @@ def outage(flags: Arguments) -> outages.OutageReport:
 def main() -> None:
     default = Arguments(folder="runs/chaos")
     flags = command_line.parse(default, sys.argv[1:], program="python jobs/chaos.py", description=__doc__ or "")
-    report: chaos.ChaosReport | attack.CampaignReport | outages.OutageReport | twins.TwinReport
+    report: kills.ChaosReport | campaigns.CampaignReport | outages.OutageReport | twins.TwinReport
     if flags.what == "outage":
         report = outage(flags)
     elif flags.what == "twins":
         report = twins.attack(flags.folder, twins=flags.twins, seed=flags.seed, epochs=flags.epochs or twins.EPOCHS)
     elif flags.what == "run":
-        epochs = flags.epochs or chaos.epochs_for(flags.kills)
-        report = chaos.attack(flags.folder, kills=flags.kills, seed=flags.seed, epochs=epochs)
+        epochs = flags.epochs or kills.epochs_for(flags.kills)
+        report = kills.attack(flags.folder, kills=flags.kills, seed=flags.seed, epochs=epochs)
     else:
         epochs = flags.epochs or 9
-        report = attack.attack(flags.folder, kills=flags.kills, seed=flags.seed, epochs=epochs, samples=flags.samples)
+        report = campaigns.attack(
+            flags.folder, kills=flags.kills, seed=flags.seed, epochs=epochs, samples=flags.samples
+        )
     print(report, flush=True)
     report.check()
 

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["jobs"],
     ["command_line"],
-    ["planning", "outages", "twins"],
-    ["tune", "tempo", "chaos", "reproduce", "doctor"],
+    ["planning"],
+    ["tune", "tempo", "reproduce", "doctor"],
     ["report", "recipes"],
-    ["progress", "session", "job_process"],
+    ["progress", "session"],
     ["train", "predict", "prepare"],
     ["data", "tracking"],
     ["checkpoint"],
@@ -37,7 +37,7 @@ BESIDE = {("predict", "train")}
 MODULES = sorted([*ROOT.glob("tpn_ray/**/*.py"), *ROOT.glob("jobs/*.py")])
 
 ONLY_IN = {
-    "ray": ["driver.py", "worker.py", "trial.py", "space.py", "session.py", "mailbox.py", "data/bench.py"],
+    "ray": ["driver.py", "worker.py", "trial.py", "space.py", "session.py", "mailbox.py", "planning/ingest.py"],
     "mlflow": ["tracking.py", "predict/served.py"],
     "av": ["clips/"],
     "boto3": ["storage.py"],

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.chaos import campaigns
 from tests.jobs.processes import refusal, run
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import tracking
-from tpn_ray.tune import attack
 from tpn_ray.tune.journal import Journal
 
 pytestmark = pytest.mark.cluster
@@ -25,7 +25,7 @@ def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:
 
 
 def test_a_campaign_whose_driver_is_killed_has_the_undisturbed_table(tmp_path: Path) -> None:
-    report = attack.attack(str(tmp_path), kills=1, seed=0, epochs=2, samples=2)  # after an evaluation
+    report = campaigns.attack(str(tmp_path), kills=1, seed=0, epochs=2, samples=2)  # after an evaluation
     print(report)
     report.check()
     assert (report.kills, report.trials, report.epochs) == (1, 2, 3)

@@ -12,13 +12,11 @@ import ray
 
 from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.manifest import Manifest
-from tpn_ray.data import bench
-from tpn_ray.data.bench import IngestBench
 from tpn_ray.data.driver import configure_context
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import ConfigError, ResourceError
 from tpn_ray.model.bench import StepBench
-from tpn_ray.planning import worker
+from tpn_ray.planning import ingest, worker
 from tpn_ray.planning.figures import Machines, Measured, Span, exactly
 from tpn_ray.planning.worker import Stepped
 from tpn_ray.train.driver import make_plan
@@ -65,11 +63,11 @@ def measure(
         developed=not machines.gpus_per_worker,
     )
     say("decoding ...")
-    wanted = _ingest(recipe, source, MOST_BLOCKS)
+    plan = ingest.plan_for(len(train), recipe.loop.micro_batch_clips, MOST_BLOCKS)
     # Every task holds one core, of whichever node; what is measured is that node's.
     look = _get(
         _task(worker.decode),
-        (source, bench.make_plan(source, wanted), how.seconds * DECODE_SHARE),
+        (source, plan, how.seconds * DECODE_SHARE),
         "a decoding task",
     )
     decoding = _through_ray(recipe, source, look.seconds_per_block, how.seconds * BLOCKS_SHARE)
@@ -126,25 +124,13 @@ def check_possible(recipe: Recipe, machines: Machines, how: Measurement, total: 
         )
 
 
-def _ingest(recipe: Recipe, source: ClipSource, blocks: int) -> IngestBench:
-    return IngestBench(
-        data="",
-        frames=recipe.clip.frames,
-        crop_px=recipe.augment.crop_px,
-        micro_batch_clips=recipe.loop.micro_batch_clips,
-        blocks=blocks,
-        rounds=ROUNDS,
-        device="cpu" if source.developed else "cuda",
-    )
-
-
 def _through_ray(recipe: Recipe, source: ClipSource, seconds_per_block: float, seconds: float) -> Span:
     """Clips per second of one decoding task at a time, as a Train worker gets them."""
-    fit = int(seconds / ROUNDS / max(seconds_per_block, 1e-6)) - bench.WARM_UP_BLOCKS
-    wanted = _ingest(recipe, source, min(MOST_BLOCKS, max(FEWEST_BLOCKS, fit)))
-    plan = bench.make_plan(source, wanted)
+    fit = int(seconds / ROUNDS / max(seconds_per_block, 1e-6)) - ingest.WARM_UP_BLOCKS
+    blocks = min(MOST_BLOCKS, max(FEWEST_BLOCKS, fit))
+    plan = ingest.plan_for(len(source.manifest), recipe.loop.micro_batch_clips, blocks)
     configure_context(1.0)
-    speeds = [bench.clips_per_second(bench.with_ray(source, plan), wanted)[0] for _ in range(ROUNDS)]
+    speeds = [ingest.clips_per_second(ingest.through_ray(source, plan), blocks)[0] for _ in range(ROUNDS)]
     return Span(min(speeds), statistics.median(speeds), max(speeds))
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tpn_ray import chaos, storage
-from tpn_ray.chaos import Outcome, Run
+from tests.chaos import kills
+from tests.chaos.kills import Outcome, Run
+from tpn_ray import storage
 from tpn_ray.clips.toy import write_toy
 from tpn_ray.errors import TrainingError
 
 EVALUATION_STEPS = 16
-FIELDS = {**chaos.FIELDS, "loop.evaluate_every_epochs": EVALUATION_STEPS // 4}
+FIELDS = {**kills.FIELDS, "loop.evaluate_every_epochs": EVALUATION_STEPS // 4}
 STARTED = "; run "
 """Begins, in a job's output, what it says when its checks are over: before, storage that is away is an error."""
 LONGEST_START_SECONDS, LONGEST_PAUSE_SECONDS = 15.0, 2.0
@@ -82,9 +83,9 @@ def attack(
     The variables of this process lead to the store itself, and the run's to the door. Raises TrainingError if the run
     stops, or hangs.
     """
-    here = chaos.empty_folder(folder)
+    here = kills.empty_folder(folder)
     videos = storage.join(bucket_uri, "videos")
-    write_toy(videos, chaos.TOY)
+    write_toy(videos, kills.TOY)
 
     def run(name: str) -> Run:
         return Run(
@@ -115,7 +116,7 @@ def attack(
         away += time.monotonic() - begun
         happened[f"{kind} at {moment}"] += 1
     fire.finish()
-    return OutageReport(outages=dict(happened), away_seconds=away, outcome=chaos.compare(plain, fire, seed))
+    return OutageReport(outages=dict(happened), away_seconds=away, outcome=kills.compare(plain, fire, seed))
 
 
 def _wait_for(moment: str, run: Run, choice: random.Random, so_far: str) -> None:
@@ -127,21 +128,21 @@ def _wait_for(moment: str, run: Run, choice: random.Random, so_far: str) -> None
     step = run.step
     target = {
         "step": step + choice.randrange(1, EVALUATION_STEPS),
-        "checkpoint": step + chaos.CHECKPOINT_STEPS,
-        "evaluation": (step // EVALUATION_STEPS + 1) * EVALUATION_STEPS - chaos.CHECKPOINT_STEPS + 1,
-        "end": 4 * run.epochs - chaos.CHECKPOINT_STEPS,
+        "checkpoint": step + kills.CHECKPOINT_STEPS,
+        "evaluation": (step // EVALUATION_STEPS + 1) * EVALUATION_STEPS - kills.CHECKPOINT_STEPS + 1,
+        "end": 4 * run.epochs - kills.CHECKPOINT_STEPS,
     }[moment]
     _until(lambda: run.step >= target, run, so_far)
     time.sleep(choice.uniform(0.0, 0.2 if moment == "checkpoint" else LONGEST_PAUSE_SECONDS))
 
 
 def _until(come: Callable[[], bool], run: Run, so_far: str) -> None:
-    deadline = time.monotonic() + chaos.RUN_SECONDS
+    deadline = time.monotonic() + kills.RUN_SECONDS
     while run.job.keep_running():
         if come():
             return
         if time.monotonic() > deadline:
             run.job.kill()
-            raise TrainingError(f"the run stood still for {chaos.RUN_SECONDS:g} s after {so_far}; see {run.job.log}")
+            raise TrainingError(f"the run stood still for {kills.RUN_SECONDS:g} s after {so_far}; see {run.job.log}")
         time.sleep(LOOK_SECONDS)
     raise TrainingError(f"the run was over after {so_far}; give more --epochs")

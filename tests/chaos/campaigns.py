@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.job_process import JobProcess
 from tpn_ray import storage
 from tpn_ray.clips.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.job_process import JobProcess
 from tpn_ray.train import run_folder
 from tpn_ray.tune.journal import Journal, Trial
 from tpn_ray.tune.rungs import ranked

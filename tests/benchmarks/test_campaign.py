@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from benchmarks.campaign import CampaignBench, CampaignBenchReport, _compared
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.tune.bench import CampaignBench, CampaignBenchReport, _compared
 from tpn_ray.tune.journal import Held, Point, Trial
 
 BENCH = CampaignBench(data="d", at_once=2)

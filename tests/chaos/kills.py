@@ -18,12 +18,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from tests.chaos.job_process import JobProcess
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.job_process import JobProcess
 from tpn_ray.train import driver, order_ledger, run_folder
 from tpn_ray.train.recipe import replace_fields
 

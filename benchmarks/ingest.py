@@ -11,15 +11,13 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from tpn_ray.clips import augment, sampling
@@ -27,16 +25,13 @@ from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data import driver, reader, rows, worker
-from tpn_ray.data.driver import DecodeResources
-from tpn_ray.data.plan import BLOCK_CLIPS, Plan
+from tpn_ray.data import reader, worker
+from tpn_ray.data.plan import Plan
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import BadVideo, ConfigError
+from tpn_ray.planning.ingest import WARM_UP_BLOCKS, clips_per_second, plan_for, through_ray
 
 Indices = NDArray[np.int64]
-
-WARM_UP_BLOCKS = 2
-"""Blocks that are not counted: processes start, and connections open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +127,7 @@ def measure_ingest(bench: IngestBench) -> IngestReport:
         seed=0,
         developed=bench.device == "cpu",
     )
-    plan = make_plan(source, bench)
+    plan = plan_for(len(source.manifest), bench.micro_batch_clips, bench.blocks)
     stages = measure_stages(source, plan, bench)
     speeds: dict[str, list[float]] = {"decode only": [], "one process": [], "Ray Data": []}
     pixels, bad, held = 0, 0, fetched_for(source, plan, bench)
@@ -140,9 +135,9 @@ def measure_ingest(bench: IngestBench) -> IngestReport:
         for name, stream in (
             ("decode only", without_ray(source, plan, lambda _, sample: held[sample])),
             ("one process", without_ray(source, plan, reader.fetch)),
-            ("Ray Data", with_ray(source, plan)),
+            ("Ray Data", through_ray(source, plan)),
         ):
-            speed, pixels, bad = clips_per_second(stream, bench)
+            speed, pixels, bad = clips_per_second(stream, bench.blocks)
             speeds[name].append(speed)
     against_decoding, spread = ratio(speeds["Ray Data"], speeds["decode only"])
     against_process, process_spread = ratio(speeds["Ray Data"], speeds["one process"])
@@ -168,22 +163,6 @@ def ratio(speeds: list[float], base: list[float]) -> tuple[float, tuple[float, f
     """Median of the rounds, and their range."""
     rounds = [one / other for one, other in zip(speeds, base, strict=True)]
     return statistics.median(rounds), (min(rounds), max(rounds))
-
-
-def make_plan(source: ClipSource, bench: IngestBench) -> Plan:
-    """A run of enough steps of one micro-batch each."""
-    samples = len(source.manifest)
-    if samples < bench.micro_batch_clips:
-        raise ConfigError(f"{samples} training videos do not fill a micro-batch of {bench.micro_batch_clips}")
-    # What runs ahead is made too, and must not end before the counting does.
-    steps = 2 * (WARM_UP_BLOCKS + bench.blocks) * max(1, BLOCK_CLIPS // bench.micro_batch_clips)
-    return Plan(
-        samples=samples,
-        seed=0,
-        epochs=math.ceil(steps / (samples // bench.micro_batch_clips)),
-        batch_clips=bench.micro_batch_clips,
-        micro_batch_clips=bench.micro_batch_clips,
-    )
 
 
 # --- stages
@@ -264,24 +243,3 @@ def fetched_for(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[int,
 def without_ray(source: ClipSource, plan: Plan, fetch: worker.Fetch) -> Iterator[worker.Rows]:
     """Blocks made by this process, one after the other."""
     return (worker.training_rows(source, plan.block(index, 1), fetch) for index in range(plan.blocks(1)))
-
-
-def with_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
-    """Blocks as a Train worker gets them, made by one decoding task at a time: the time to start the next is in it."""
-    clips = driver.training_clips(ray.put(source), plan, 1, 0, DecodeResources(cpus=1, tasks=1))
-    (shard,) = clips.streaming_split(1, equal=True)
-    blocks: Iterable[worker.Rows] = shard.iter_batches(batch_size=None, prefetch_batches=2)
-    return iter(blocks)
-
-
-def clips_per_second(blocks: Iterator[worker.Rows], bench: IngestBench) -> tuple[float, int, int]:
-    """Wall-clock speed behind the warm-up, bytes of pixels, and clips of bad videos."""
-    for _ in islice(blocks, WARM_UP_BLOCKS):
-        pass
-    pixels = bad = clips = 0
-    begin = time.perf_counter()
-    for block in islice(blocks, bench.blocks):
-        pixels += block[rows.PIXELS if rows.PIXELS in block else rows.CLIP].nbytes
-        bad += int((block[rows.REASON] != "").sum())
-        clips += len(block[rows.SAMPLE])
-    return clips / (time.perf_counter() - begin), pixels, bad

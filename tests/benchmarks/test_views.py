@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tpn_ray.data.views_bench import ViewsBench, measure_views
+from benchmarks.views import ViewsBench, measure_views
 from tpn_ray.errors import ConfigError
 
 

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpn_ray import chaos, lease
+from tests.chaos import kills
+from tests.chaos.job_process import JobProcess, end
+from tests.chaos.kills import Outcome, Run
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray.chaos import Outcome, Run
+from tpn_ray import lease
 from tpn_ray.clips.toy import write_toy
 from tpn_ray.errors import TornCheckpointError, TrainingError
-from tpn_ray.job_process import JobProcess, end
 from tpn_ray.train import run_folder
 
 BESIDE, FROZEN, FROZEN_WHOLE, KILLED = "beside", "driver frozen", "all of it frozen", "killed"
@@ -65,9 +66,9 @@ EPOCHS = 60
 
 def attack(folder: str, *, twins: int, seed: int, epochs: int) -> TwinReport:
     """Train undisturbed and with twins, and compare. Raises TrainingError if the run stops for good, or hangs."""
-    here = chaos.empty_folder(folder)
+    here = kills.empty_folder(folder)
     videos = str(here / "videos")
-    write_toy(videos, chaos.TOY)
+    write_toy(videos, kills.TOY)
     plain = Run(here, "undisturbed", videos, epochs)
     plain.finish()
     choice, happened = random.Random(seed), Counter[str]()
@@ -81,7 +82,7 @@ def attack(folder: str, *, twins: int, seed: int, epochs: int) -> TwinReport:
         attacked.run.finish()
         happened += attacked.happened
         faults += [*attacked.faults, *_torn(attacked.run.uri)]
-        outcomes.append(chaos.compare(plain, attacked.run, seed))
+        outcomes.append(kills.compare(plain, attacked.run, seed))
     return TwinReport(twins=dict(happened), faults=tuple(faults), outcomes=tuple(outcomes))
 
 
@@ -120,15 +121,15 @@ class _Twins:
 
     def goes_on(self) -> bool:
         """Wait until any moment of a start, or of training; False if the run is over."""
-        steps = self.choice.randrange(chaos.MOST_STEPS) if self.choice.random() < 0.7 else -1
+        steps = self.choice.randrange(kills.MOST_STEPS) if self.choice.random() < 0.7 else -1
         target = self.run.step + steps if steps >= 0 else 0
-        at_most = chaos.RUN_SECONDS if steps >= 0 else self.choice.uniform(2.0, chaos.LONGEST_START_SECONDS)
+        at_most = kills.RUN_SECONDS if steps >= 0 else self.choice.uniform(2.0, kills.LONGEST_START_SECONDS)
         going = self.run.wait_for_workers(target, at_most=at_most)
-        deadline = time.monotonic() + chaos.RUN_SECONDS
+        deadline = time.monotonic() + kills.RUN_SECONDS
         while going and not self._has_it(self.run.job):  # which it takes before everything else
             going = self.run.job.keep_running()
             if time.monotonic() > deadline:
-                raise TrainingError(f"no driver has the run for {chaos.RUN_SECONDS:g} s; see {self.run.job.log}")
+                raise TrainingError(f"no driver has the run for {kills.RUN_SECONDS:g} s; see {self.run.job.log}")
             time.sleep(LOOK_SECONDS)
         time.sleep(self.choice.uniform(0.0, 1.0))
         return going

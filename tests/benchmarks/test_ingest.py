@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import ingest
+from benchmarks.ingest import IngestBench
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.data import bench, reader
-from tpn_ray.data.bench import IngestBench
+from tpn_ray.data import reader
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import ConfigError
+from tpn_ray.planning.ingest import WARM_UP_BLOCKS, clips_per_second, plan_for
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
@@ -25,18 +27,18 @@ def test_stages_are_measured(toy_folder: Path, device: str) -> None:
         seed=0,
         developed=device == "cpu",
     )
-    plan = bench.make_plan(source, options)
-    assert plan.blocks(1) >= 2 * (bench.WARM_UP_BLOCKS + 2)
-    stages = bench.measure_stages(source, plan, options)
+    plan = plan_for(len(source.manifest), options.micro_batch_clips, options.blocks)
+    assert plan.blocks(1) >= 2 * (WARM_UP_BLOCKS + 2)
+    stages = ingest.measure_stages(source, plan, options)
     assert next(iter(stages)) == "object store -> bytes"
     assert len(stages) == 4
-    held = bench.fetched_for(source, plan, options)
+    held = ingest.fetched_for(source, plan, options)
     for fetch in (reader.fetch, lambda _, sample: held[sample]):
-        speed, pixels, bad = bench.clips_per_second(bench.without_ray(source, plan, fetch), options)
+        speed, pixels, bad = clips_per_second(ingest.without_ray(source, plan, fetch), options.blocks)
         assert speed > 0
         assert pixels > 0
         assert bad == 0
-    assert bench.ratio([1.0, 3.0, 2.0], [1.0, 1.0, 1.0]) == (2.0, (1.0, 3.0))
+    assert ingest.ratio([1.0, 3.0, 2.0], [1.0, 1.0, 1.0]) == (2.0, (1.0, 3.0))
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tpn_ray.data.share_bench import ShareBench, measure_share
+from benchmarks.share import ShareBench, measure_share
 from tpn_ray.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from tpn_ray.job_process import JobProcess
+from tests.chaos.job_process import JobProcess
 
 PROGRAM = """
 import sys, time

@@ -7,32 +7,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos import kills, outages, twins
+from tests.chaos.job_process import JobProcess
 from tests.faulty_proxy import OUTAGES, faulty_proxy
 from tests.jobs.processes import run
 from tests.servers import S3Server
-from tpn_ray import chaos, outages, twins
 from tpn_ray.clips.toy import ToyConfig, write_toy
-from tpn_ray.job_process import JobProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 KILLS, SEED = 20, 1
-EPOCHS = chaos.epochs_for(KILLS)
+EPOCHS = kills.epochs_for(KILLS)
 
 
 def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_taken(tmp_path: Path) -> None:
     """Nobody else knows of these: the next workers would find no CPU for decoding, again and again."""
     write_toy(str(tmp_path / "videos"), ToyConfig(train_per_class=4, val_per_class=2))
     command = ["jobs/train.py", "toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "run"]
-    fields = {**chaos.FIELDS, "loop.epochs": 2, "loop.evaluate_every_epochs": 2}
+    fields = {**kills.FIELDS, "loop.epochs": 2, "loop.evaluate_every_epochs": 2}
     job = JobProcess(
         [*command, *(part for name, value in fields.items() for part in (f"--{name}", str(value)))], tmp_path / "log"
     )
     deadline, killed = time.monotonic() + 600, 0
     while job.keep_running():
         assert time.monotonic() < deadline, job.log.read_text()
-        if not killed and job.below(chaos.TITLES["worker"]):
-            (controller,) = job.below(chaos.TITLES["controller"])
+        if not killed and job.below(kills.TITLES["worker"]):
+            (controller,) = job.below(kills.TITLES["controller"])
             controller.kill()
             killed = controller.pid
         time.sleep(0.05)
@@ -76,7 +76,7 @@ def test_two_drivers_of_one_run(tmp_path: Path) -> None:
 
 
 def test_kills_at_random(tmp_path: Path) -> None:
-    report = chaos.attack(str(tmp_path), kills=KILLS, seed=SEED, epochs=EPOCHS)
+    report = kills.attack(str(tmp_path), kills=KILLS, seed=SEED, epochs=EPOCHS)
     print(report)
     report.check()
     assert sum(report.killed.values()) == KILLS
@@ -84,7 +84,7 @@ def test_kills_at_random(tmp_path: Path) -> None:
     assert report.interrupted
     assert report.outcome.starts > 2
     flags = ["toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "under-fire"]
-    fields = {**chaos.FIELDS, "loop.epochs": EPOCHS}
+    fields = {**kills.FIELDS, "loop.epochs": EPOCHS}
     given = [part for name, value in fields.items() for part in (f"--{name}", str(value))]
     status, output = run("train", *flags, *given, "--optim.lr", "0.07")
     assert status == 2, output

@@ -20,9 +20,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from tpn_ray.clips import sampling
-from tpn_ray.clips.augment import generator
-from tpn_ray.clips.bench_readers import (
+from benchmarks.decode_readers import (
     MODULES,
     READERS,
     Reader,
@@ -32,7 +30,9 @@ from tpn_ray.clips.bench_readers import (
     read_planes,
     read_rgb,
 )
-from tpn_ray.clips.bench_videos import FORMS, Stored, stored_forms, total_bytes
+from benchmarks.decode_videos import FORMS, Stored, stored_forms, total_bytes
+from tpn_ray.clips import sampling
+from tpn_ray.clips.augment import generator
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.clips.sandbox import clip_sandbox
 from tpn_ray.errors import ConfigError

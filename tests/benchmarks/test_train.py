@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.train import TrainBench, check_same, checkpoint_seconds, compare, speed, waiting, without_ray
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.train import driver
-from tpn_ray.train.bench import TrainBench, check_same, checkpoint_seconds, compare, speed, waiting, without_ray
 from tpn_ray.train.recipe import replace_fields
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import decode, decode_readers
+from benchmarks.decode import DecodeBench, measure_decode
+from benchmarks.decode_videos import Stored
 from tests.clips import videos
-from tpn_ray.clips import bench, bench_readers
-from tpn_ray.clips.bench import DecodeBench, measure_decode
-from tpn_ray.clips.bench_videos import Stored
 from tpn_ray.errors import ConfigError
 
 
@@ -41,22 +41,22 @@ def test_folders_without_usable_videos(tmp_path: Path) -> None:
 
 
 def test_promised_ratios_compare_with_torchcodec() -> None:
-    readers = dict.fromkeys(("torchcodec", "decord", "opencv"), bench_readers.read_rgb)
-    seconds = {case.name: [2.0, 3.0] for case in bench.make_cases(readers)}
+    readers = dict.fromkeys(("torchcodec", "decord", "opencv"), decode_readers.read_rgb)
+    seconds = {case.name: [2.0, 3.0] for case in decode.make_cases(readers)}
     seconds["tpn_ray planes prepared 8x8"] = [0.5, 1.0]
-    ratios = bench.ratios_of(seconds)
+    ratios = decode.ratios_of(seconds)
     assert ratios["prepared_8x8_over_torchcodec_gop12"] == [4.0, 3.0]
     assert {"prepared_8x8_rgb_over_torchcodec_gop12", "raw_gop250_8x8_over_torchcodec"} <= ratios.keys()
 
 
 def test_other_frames_are_not_timed() -> None:
     def wrong(data: bytes, indices: np.ndarray) -> object:  # type: ignore[type-arg]
-        return np.asarray(bench_readers.read_rgb(data, indices))[::-1]
+        return np.asarray(decode_readers.read_rgb(data, indices))[::-1]
 
     video = Stored("a", videos.encode(frames=70), 70, 40.0)
-    case = bench.Case("wrong gop12 8x8", "8x8", "gop12", wrong)
+    case = decode.Case("wrong gop12 8x8", "8x8", "gop12", wrong)
     with pytest.raises(ConfigError, match="wrong gop12 8x8 gives other pixels for frame"):
-        bench.check([case], {"gop12": [video]})
+        decode.check([case], {"gop12": [video]})
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -1,0 +1,55 @@
+"""How fast training clips reach a training worker through Ray Data, one decoding task at a time. Runs on the driver."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import ray
+
+from tpn_ray.data import driver, rows, worker
+from tpn_ray.data.driver import DecodeResources
+from tpn_ray.data.plan import BLOCK_CLIPS, Plan
+from tpn_ray.data.worker import ClipSource
+from tpn_ray.errors import ConfigError
+
+WARM_UP_BLOCKS = 2
+"""Blocks that are not counted: processes start, and connections open."""
+
+
+def plan_for(samples: int, micro_batch_clips: int, blocks: int) -> Plan:
+    """Plan a run of steps of one micro-batch each, long enough to measure `blocks` blocks."""
+    if samples < micro_batch_clips:
+        raise ConfigError(f"{samples} training videos do not fill a micro-batch of {micro_batch_clips}")
+    # Blocks are made ahead of the one that is read, and must not run out before the counting ends.
+    steps = 2 * (WARM_UP_BLOCKS + blocks) * max(1, BLOCK_CLIPS // micro_batch_clips)
+    return Plan(
+        samples=samples,
+        seed=0,
+        epochs=math.ceil(steps / (samples // micro_batch_clips)),
+        batch_clips=micro_batch_clips,
+        micro_batch_clips=micro_batch_clips,
+    )
+
+
+def through_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
+    """Yield blocks as a Train worker gets them, made by one task at a time; the start of the next task counts too."""
+    clips = driver.training_clips(ray.put(source), plan, 1, 0, DecodeResources(cpus=1, tasks=1))
+    (shard,) = clips.streaming_split(1, equal=True)
+    blocks: Iterable[worker.Rows] = shard.iter_batches(batch_size=None, prefetch_batches=2)
+    return iter(blocks)
+
+
+def clips_per_second(stream: Iterator[worker.Rows], blocks: int) -> tuple[float, int, int]:
+    """Return the wall-clock speed of `blocks` blocks after the warm-up, their bytes of pixels and their bad videos."""
+    for _ in islice(stream, WARM_UP_BLOCKS):
+        pass
+    pixels = bad = clips = 0
+    begin = time.perf_counter()
+    for block in islice(stream, blocks):
+        pixels += block[rows.PIXELS if rows.PIXELS in block else rows.CLIP].nbytes
+        bad += int((block[rows.REASON] != "").sum())
+        clips += len(block[rows.SAMPLE])
+    return clips / (time.perf_counter() - begin), pixels, bad
