@@ -17,10 +17,11 @@ import pytest
 from tests.clips import misbehaviour, videos
 from tests.clips.hostile import HOSTILE, LIMITS, bomb
 from tpn_ray.clips import sandbox
-from tpn_ray.clips.encode import EncodeConfig, Prepared, prepare_confined
+from tpn_ray.clips.encode import EncodeConfig, Prepared
 from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
 from tpn_ray.clips.source_frames import Segment
 from tpn_ray.errors import BadVideo, ConfigError, ResourceError
+from tpn_ray.prepare.worker import prepare_confined
 
 
 def prepare(box: Sandbox, path: Path, segment: Segment | None = None) -> Prepared:

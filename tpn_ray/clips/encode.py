@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
@@ -24,7 +23,6 @@ from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.mp4_writer import open_mp4
 from tpn_ray.clips.packets import DecodeLimits
 from tpn_ray.clips.planes import plane_rows, to_rgb
-from tpn_ray.clips.sandbox import Sandbox
 from tpn_ray.clips.source_frames import Segment, refuse_false_length, segment_frames, whole_frames
 from tpn_ray.errors import BadVideo, ConfigError
 
@@ -103,14 +101,6 @@ def prepare_video(source: BinaryIO, segment: Segment | None, config: EncodeConfi
         output.add(ticks, frame, tick_seconds)
     _refuse_short(output.count, config)
     return output.finish()
-
-
-def prepare_confined(sandbox: Sandbox, path: Path, segment: Segment | None, config: EncodeConfig) -> Prepared:
-    """`prepare_video` of a local file, in a sandbox. Raises BadVideo, also for what its child dies of."""
-    limits = sandbox.limits
-    if segment is None and path.stat().st_size > limits.decode.max_bytes:
-        raise BadVideo("too_large", f"the file has {path.stat().st_size} bytes, more than {limits.max_file_gb:g} GB")
-    return Prepared(**sandbox.call(prepare_plain, path, segment, config, limits.decode))
 
 
 def prepare_plain(

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from tpn_ray import storage
-from tpn_ray.clips.encode import EncodeConfig, Prepared, prepare_confined
+from tpn_ray.clips.encode import EncodeConfig, Prepared, prepare_plain
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.clips.sandbox import Sandbox, SandboxLimits
 from tpn_ray.clips.shards import SHARDS, VIDEO, Bad, shard_bytes
+from tpn_ray.clips.source_frames import Segment
 from tpn_ray.data import decoding
 from tpn_ray.data.decoding import decoder_of
 from tpn_ray.errors import BadVideo, NotFoundError
@@ -209,3 +210,11 @@ def clip_seconds(pairs: list[tuple[bytes, bytes]]) -> tuple[float, float]:
     seconds = np.array([[decode(decoding.clip_seconds, data, config, True) for data in pair] for pair in pairs])
     before, after = np.median(seconds, axis=0)
     return float(before), float(after)
+
+
+def prepare_confined(sandbox: Sandbox, path: Path, segment: Segment | None, config: EncodeConfig) -> Prepared:
+    """Prepare a local file in a sandbox. Raises BadVideo, also for what its child dies of."""
+    limits = sandbox.limits
+    if segment is None and path.stat().st_size > limits.decode.max_bytes:
+        raise BadVideo("too_large", f"the file has {path.stat().st_size} bytes, more than {limits.max_file_gb:g} GB")
+    return Prepared(**sandbox.call(prepare_plain, path, segment, config, limits.decode))
