@@ -33,6 +33,13 @@ from tests.servers import S3Server, mlflow_server, s3_server  # noqa: E402
 from tpn_ray.clips.toy import ToyConfig, write_toy  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def ordinary_scheduling() -> Iterator[None]:
+    """No test leaves this process a real-time one, which would starve all that later tests start."""
+    yield
+    assert not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 training and 16 validation videos of the toy dataset."""

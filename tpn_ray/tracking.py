@@ -1,5 +1,6 @@
 """MLflow, the only place. Runs on drivers and in Tune trials. No text that is tracked holds a secret.
 
+MLflow is imported where it is first used: that takes seconds, which a job that is refused or tracks nothing saves.
 A run is tracked by the process that drives it. What the server does not take is kept and sent again later, so that a
 server that goes away for a while costs neither the training nor its curves.
 """
@@ -16,11 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpn_ray import storage
 from tpn_ray.errors import TrackingError
 from tpn_ray.redaction import redacted
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 # Read by mlflow when it is imported: by default an unreachable server is asked for many minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -28,13 +33,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it reports every migration of a new database
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that it may hold
-
-import mlflow.pyfunc
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 
 PACKAGE = Path(__file__).parent
 SERVED = PACKAGE / "predict" / "served.py"
@@ -94,6 +92,8 @@ class TrackedRun:
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Metrics of one step; steps should not be repeated, MLflow keeps both."""
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         keys = {key: _NOT_IN_KEYS.sub("_", key) for key in values}
         self.waiting += [Metric(keys[key], float(value), now, step) for key, value in values.items()]
@@ -169,6 +169,8 @@ class TrackedRun:
         made: list[str] = []
 
         def act() -> None:
+            import mlflow.pyfunc
+
             with tempfile.TemporaryDirectory() as folder:
                 files = Path(folder) / "checkpoint"
                 files.mkdir()
@@ -212,9 +214,11 @@ def begin(
 ) -> TrackedRun:
     """Begin a run, or go on with the one of this name that did not finish. Raises TrackingError if the store is not
     to be used: better now than after a night of training."""
+    from mlflow.entities import RunTag
+
     clean = {key: redacted(value) for key, value in tags.items()}
     try:
-        client = MlflowClient(tracking_uri)
+        client = _client(tracking_uri)
         experiment_id = _experiment(client, experiment)
         run_id = _unfinished(client, experiment_id, name, parent)
         if run_id is None:
@@ -242,8 +246,12 @@ PROBE_EXPERIMENT = "tpn_ray_doctor"
 
 def probe_version(tracking_uri: str) -> tuple[str, str]:
     """The version of the MLflow that answers at the URI, and the one here; of a store without a server, twice that."""
+    import mlflow
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     if not tracking_uri.startswith("http"):
-        MlflowClient(tracking_uri).search_experiments(max_results=1)
+        _client(tracking_uri).search_experiments(max_results=1)
         return mlflow.__version__, mlflow.__version__
     answer = http_request(get_default_host_creds(tracking_uri), "/version", "GET", timeout=15, max_retries=1)
     if answer.status_code in (401, 403):
@@ -255,7 +263,9 @@ def probe_version(tracking_uri: str) -> tuple[str, str]:
 
 def probe_run(tracking_uri: str) -> None:
     """Make a run, write what jobs write, read it back and delete it. Raises whatever the client raises."""
-    client = MlflowClient(tracking_uri)
+    from mlflow.entities import Metric, Param
+
+    client = _client(tracking_uri)
     experiment = _experiment(client, PROBE_EXPERIMENT)
     run_id = client.create_run(experiment, run_name="doctor").info.run_id
     try:
@@ -271,12 +281,20 @@ def probe_run(tracking_uri: str) -> None:
 
 def settle(tracking_uri: str, run_id: str, status: str, tags: Mapping[str, str]) -> None:
     """End a run whose own process is gone. What the server does not take is left as it is: nothing depends on it."""
-    run = TrackedRun(client=MlflowClient(tracking_uri), run_id=run_id, tracking_uri=tracking_uri)
+    run = TrackedRun(client=_client(tracking_uri), run_id=run_id, tracking_uri=tracking_uri)
     run.set_tags(tags)
     run.end(status)
 
 
+def _client(tracking_uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
 def _experiment(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
@@ -310,6 +328,8 @@ def _user() -> str:
 
 
 def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
     params = [Param(key, redacted(str(value))[:VALUE_CHARACTERS]) for key, value in parameters.items()]
     for start in range(0, len(params), PARAMS_PER_CALL):
         client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,6 +41,7 @@ def encode(
 ) -> bytes:
     """A video of `frames` frames of (height, width); `times` are presentation times in ms (default 40 apart)."""
     with (
+        unchanged_scheduling(),
         tempfile.NamedTemporaryFile() as file,
         av.open(file.name, "w", format=container, container_options=container_options or {}) as output,
     ):
@@ -60,6 +63,20 @@ def encode(
         output.mux(stream.encode(None))
         output.close()
         return Path(file.name).read_bytes()
+
+
+@contextlib.contextmanager
+def unchanged_scheduling() -> Iterator[None]:
+    """As root, SVT-AV1 makes the thread that encodes a real-time one, and so all that this process starts later: they
+    would then starve everything else on the machine."""
+    if not hasattr(os, "sched_getscheduler"):  # elsewhere than on Linux
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def audio_only() -> bytes:
