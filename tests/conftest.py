@@ -29,6 +29,7 @@ os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
+from tests.ray_head import RayHead, ray_head  # noqa: E402
 from tests.servers import S3Server, mlflow_server, s3_server  # noqa: E402
 from tpn_ray.clips.toy import ToyConfig, write_toy  # noqa: E402
 
@@ -60,3 +61,10 @@ def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server."""
     with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: S3Server) -> Iterator[RayHead]:
+    """A Ray cluster of one node that many jobs join, one after the other."""
+    with ray_head(8, s3.environment) as head:
+        yield head

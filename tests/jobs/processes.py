@@ -9,10 +9,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
+from tests.ray_head import RayHead
+from tpn_ray import session, storage
 from tpn_ray.errors import TpnRayError
 
 ROOT = Path(__file__).parents[2]
@@ -62,21 +64,36 @@ def without_ray() -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, "COLUMNS": "200"}
 
 
+def run_on(head: RayHead, job: str, *arguments: object) -> tuple[int, str]:
+    """Exit status and output of a job that joins `head`, by its `main` in this process: a process of its own, with a
+    Ray of its own, takes a dozen seconds to begin. Those are in tests/jobs/test_submit.py and tests/chaos."""
+    joined = {**head.environment, "RAY_ADDRESS": head.address, "COLUMNS": "200"}
+    try:
+        return in_this_process(job, [str(one) for one in arguments], joined)
+    finally:
+        session.disconnect()
+        storage.set_patience(storage.PATIENCE_SECONDS)
+
+
 def refusal(job: str, *arguments: str) -> str:
-    """What `python jobs/<job>.py ...` prints before it gives up, by its `main` in this process: a new one takes seconds
-    to import everything. That such an error is one line and status 2 is in tests/test_command_line.py."""
+    """What `python jobs/<job>.py ...` prints before it gives up, by its `main` in this process. That such an error is
+    one line and status 2 is in tests/test_command_line.py."""
+    status, said = in_this_process(job, arguments, without_ray())
+    assert status == 2, f"jobs/{job}.py {' '.join(arguments)} was not refused; it printed:\n{said}"
+    return said
+
+
+def in_this_process(job: str, arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Status and output of a job's `main`."""
     main, said = importlib.import_module(f"jobs.{job}").main, io.StringIO()
-    argv, environment = [f"jobs/{job}.py", *arguments], {**without_ray(), "COLUMNS": "200"}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(sys, "argv", argv))
+        stack.enter_context(mock.patch.object(sys, "argv", [f"jobs/{job}.py", *arguments]))
         stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
         stack.enter_context(contextlib.redirect_stdout(said))
         stack.enter_context(contextlib.redirect_stderr(said))
         try:
-            main()
+            return main() or 0, said.getvalue()
         except TpnRayError as error:
-            return f"{said.getvalue()}{error}"
+            return 2, f"{said.getvalue()}{error}"
         except SystemExit as left:  # of a flag that is not known
-            assert left.code == 2
-            return said.getvalue()
-    raise AssertionError(f"{' '.join(argv)} was not refused; it printed:\n{said.getvalue()}")
+            return int(left.code or 0), said.getvalue()

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.checkpoints import save_untrained
-from tests.jobs.processes import refusal, run
+from tests.jobs.processes import refusal, run_on
+from tests.ray_head import RayHead
 
 pytestmark = pytest.mark.cluster
 
@@ -22,13 +23,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_untrained(tmp_path_factory.mktemp("checkpoint"))
 
 
-def test_score_track_and_compare(untrained: str, toy_folder: Path, tmp_path: Path) -> None:
+def test_score_track_and_compare(cluster: RayHead, untrained: str, toy_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(toy_folder, data)
     (data / "val" / "period_10" / "text.mp4").write_text("not a video " * 100)
     store, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
     flags = ["--checkpoint", untrained, "--data", str(data), "--alpha", "1,2", "4,8", "--out", str(out)]
-    status, output = run("evaluate", *flags, "--tracking-uri", store, "--max-bad", "0")
+    status, output = run_on(cluster, "evaluate", *flags, "--tracking-uri", store, "--max-bad", "0")
     assert status == 2, output
     assert "1 of 17 videos are bad (1 not_video), the budget allows 0" in output
     assert "16 videos scored; 1 could not be used, 0 were quarantined" in output
@@ -40,7 +41,9 @@ def test_score_track_and_compare(untrained: str, toy_folder: Path, tmp_path: Pat
     assert tracked.data.metrics["test/alpha_4_8/top1"] == metrics["numbers"]["top1"]
     files = {file.path for file in client.list_artifacts(tracked.info.run_id, "alpha_4_8")}
     assert {"alpha_4_8/metrics.json", "alpha_4_8/confusion_action.png"} <= files
-    status, output = run("compare", str(out / "alpha_1_2"), str(out / "alpha_4_8"), "--out", str(tmp_path / "both"))
+    status, output = run_on(
+        cluster, "compare", str(out / "alpha_1_2"), str(out / "alpha_4_8"), "--out", str(tmp_path / "both")
+    )
     assert status == 0, output
     assert "1 videos could not be used by one or both and are left out" in output
     (found,) = json.loads((tmp_path / "both" / "comparison.json").read_text())
@@ -48,9 +51,11 @@ def test_score_track_and_compare(untrained: str, toy_folder: Path, tmp_path: Pat
     assert (tmp_path / "both" / "gains_action.png").exists()
 
 
-def test_predict_a_folder(untrained: str, toy_folder: Path, tmp_path: Path) -> None:
+def test_predict_a_folder(cluster: RayHead, untrained: str, toy_folder: Path, tmp_path: Path) -> None:
     videos, out = toy_folder / "val" / "period_10", tmp_path / "found.parquet"
-    status, output = run("predict", "--checkpoint", untrained, "--videos", str(videos), "--out", str(out), "--top", "2")
+    status, output = run_on(
+        cluster, "predict", "--checkpoint", untrained, "--videos", str(videos), "--out", str(out), "--top", "2"
+    )
     assert status == 0, output
     assert "2 answers, 0 of them for videos that could not be used" in output
     table = pq.read_table(out).to_pylist()

@@ -12,7 +12,8 @@ import pytest
 import tyro
 
 from jobs import train, tune
-from tests.jobs.processes import refusal, run, start
+from tests.jobs.processes import refusal, run_on, start
+from tests.ray_head import RayHead
 from tpn_ray import command_line, recipes
 
 pytestmark = pytest.mark.cluster
@@ -22,10 +23,10 @@ SMALL = ["--seconds", "5", "--loop.epochs", "9"]
 
 
 @pytest.mark.timeout(600)
-def test_a_plan_is_measured_and_gives_flags(toy_folder: Path, tmp_path: Path) -> None:
+def test_a_plan_is_measured_and_gives_flags(cluster: RayHead, toy_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     prices = ["--price-cpu-hour", "0.05", "--samples", "9", "--json", str(out)]
-    status, output = run("plan", "toy", "--data", str(toy_folder), *SMALL, *prices, seconds=500)
+    status, output = run_on(cluster, "plan", "toy", "--data", toy_folder, *SMALL, *prices)
     assert status == 0, output
     found = json.loads(out.read_text())
     measured, plan = found["measured"], found["plan"]

@@ -17,7 +17,8 @@ import pytest
 
 from tests.checkpoints import save_untrained
 from tests.clips.hostile import HOSTILE
-from tests.jobs.processes import ROOT, refusal, run, start, without_ray
+from tests.jobs.processes import ROOT, refusal, run_on, start, without_ray
+from tests.ray_head import RayHead
 from tests.servers import S3Server
 from tpn_ray import storage
 from tpn_ray.clips.toy import ToyConfig, write_toy
@@ -72,10 +73,12 @@ def killed_in_the_middle(arguments: list[str], environment: dict[str, str], shar
 
 
 @pytest.fixture(scope="module")
-def prepared(sources: str, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(cluster: RayHead, sources: str, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset on disk, by an undisturbed run."""
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
-    status, output = run("prepare", "--data", sources, "--out", str(folder), *FLAGS, environment=s3.environment)
+    status, output = run_on(
+        cluster, "prepare", "--data", sources, "--out", str(folder), *FLAGS, environment=s3.environment
+    )
     assert status == 0, output
     assert "videos       48 (32 train, 16 val)" in output
     assert "quarantined  5 (1 damaged, 1 empty, 2 not_video, 1 truncated)" in output
@@ -89,13 +92,15 @@ def test_the_quarantine_is_exactly_the_hostile_files(prepared: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_killed_and_begun_again(sources: str, prepared: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_and_begun_again(
+    cluster: RayHead, sources: str, prepared: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     undisturbed, there = contents(str(prepared)), f"s3://{s3.bucket}/prepare/prepared"
     done = killed_in_the_middle(["--data", sources, "--out", there, *FLAGS], s3.environment, f"{there}/shards")
     assert done < len([name for name in undisturbed if name.startswith("/shards")]), "it was killed too late"
-    status, output = run("prepare", "--data", sources, "--out", there, *FLAGS, environment=s3.environment)
+    status, output = run_on(cluster, "prepare", "--data", sources, "--out", there, *FLAGS)
     assert status == 0, output
     made_again = int(output.split("this run     ")[1].split()[0])
     assert made_again <= 48 - 6 * done + len(BAD), "finished shards are not made again"
@@ -123,10 +128,10 @@ def test_the_job_outlives_the_actor_that_is_told_of_every_video(toy_folder: Path
 
 
 @pytest.mark.timeout(600)
-def test_training_from_a_prepared_dataset(prepared: Path, s3: S3Server, tmp_path: Path) -> None:
+def test_training_from_a_prepared_dataset(cluster: RayHead, prepared: Path, s3: S3Server, tmp_path: Path) -> None:
     arguments = ["toy", "--data", str(prepared), "--storage", str(tmp_path), "--name", "r", "--loop.epochs", "1"]
     sizes = ["--loop.batch-clips", "8", "--loop.micro-batch-clips", "4", "--loop.evaluate-every-epochs", "1"]
-    status, output = run("train", *arguments, *sizes)
+    status, output = run_on(cluster, "train", *arguments, *sizes)
     assert status == 0, output
     assert "best checkpoint" in output
     assert "bad video" not in output
@@ -135,9 +140,9 @@ def test_training_from_a_prepared_dataset(prepared: Path, s3: S3Server, tmp_path
     assert all(row["id"].startswith("val/period_") and not row["reason"] for row in scores)
 
 
-def test_the_score_with_and_without_what_was_quarantined(prepared: Path, tmp_path: Path) -> None:
+def test_the_score_with_and_without_what_was_quarantined(cluster: RayHead, prepared: Path, tmp_path: Path) -> None:
     flags = ["--checkpoint", save_untrained(tmp_path / "untrained"), "--data", str(prepared), "--split", "train"]
-    status, output = run("evaluate", *flags, "--out", str(tmp_path / "scores"))
+    status, output = run_on(cluster, "evaluate", *flags, "--out", tmp_path / "scores")
     assert status == 0, output
     assert "32 videos scored; 0 could not be used, 5 were quarantined" in output
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
@@ -147,9 +152,11 @@ def test_the_score_with_and_without_what_was_quarantined(prepared: Path, tmp_pat
     assert {storage.name(row["uri"]) for row in metrics["quarantined"]} == set(BAD)
 
 
-def test_the_budget(sources: str, prepared: Path, s3: S3Server) -> None:
+def test_the_budget(cluster: RayHead, sources: str, prepared: Path) -> None:
     flags = [flag.replace("10%", "5%") for flag in FLAGS]
-    status, output = run("prepare", "--data", sources, "--out", str(prepared), *flags, environment=s3.environment)
+    status, output = run_on(
+        cluster, "prepare", "--data", sources, "--out", str(prepared), *flags, environment=s3.environment
+    )
     assert status == 2, output
     assert "5 of 53 videos are bad" in output
     assert "raise --max-bad (now 5%)" in output

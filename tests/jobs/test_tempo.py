@@ -12,7 +12,8 @@ import torch
 from mlflow import MlflowClient
 
 from tests.checkpoints import save_untrained
-from tests.jobs.processes import refusal, run
+from tests.jobs.processes import refusal, run_on
+from tests.ray_head import RayHead
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes
 from tpn_ray.checkpoint import Checkpoint
@@ -70,12 +71,12 @@ def _train(recipe: Recipe, manifest: Manifest) -> dict[str, torch.Tensor]:
     return training.model.state_dict()
 
 
-def test_the_whole_analysis(actions: Path, frames_checkpoint: str, tmp_path: Path) -> None:
+def test_the_whole_analysis(cluster: RayHead, actions: Path, frames_checkpoint: str, tmp_path: Path) -> None:
     other = save_untrained(tmp_path / "other", ACTION_CLASSES)
     out, store = tmp_path / "out", f"sqlite:///{tmp_path}/mlflow.db"
     flags = ["--data", str(actions), "--frames", frames_checkpoint, "--first", other, "--second", other]
     flags += ["--strides", "2", "--workers", "2", "--tracking-uri", store, "--out", str(out)]
-    status, output = run("tempo", *flags)
+    status, output = run_on(cluster, "tempo", *flags)
     assert status == 0, output
     tempos = pq.read_table(out / "tempo.parquet").to_pylist()
     assert [one["id"] for one in tempos] == load_manifest(str(actions)).select("val").ids

@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.chaos import campaigns
-from tests.jobs.processes import refusal, run
+from tests.jobs.processes import refusal, run_on
+from tests.ray_head import RayHead
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import tracking
 from tpn_ray.tune.journal import Journal
@@ -59,9 +60,9 @@ def _check_family(uri: str, name: str) -> None:
     assert "MLmodel" in {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "model")}
 
 
-def test_spent_hours_leave_a_campaign_that_goes_on(toy_folder: Path, tmp_path: Path) -> None:
+def test_spent_hours_leave_a_campaign_that_goes_on(cluster: RayHead, toy_folder: Path, tmp_path: Path) -> None:
     flags = arguments(toy_folder, tmp_path, "short", "--samples", "2", "--loop.epochs", "1", "--rungs", "1")
-    status, output = run("tune", *flags, "--budget-hours", "0.0005")
+    status, output = run_on(cluster, "tune", *flags, "--budget-hours", "0.0005")
     assert status == 2, output
     assert "the 0.0005 hours of --budget-hours are spent; nothing is lost" in output
     assert len(json.loads((tmp_path / "short" / "waves" / "0000.json").read_text())) == 2
@@ -80,12 +81,12 @@ def test_spent_hours_leave_a_campaign_that_goes_on(toy_folder: Path, tmp_path: P
     ],
 )
 def test_every_scheduler_to_its_end(
-    scheduler: str, searcher: str, objectives: str, toy_folder: Path, tmp_path: Path
+    cluster: RayHead, scheduler: str, searcher: str, objectives: str, toy_folder: Path, tmp_path: Path
 ) -> None:
     """What promotion's tests do not see: Ray Tune's own schedulers, with a model and with two objectives."""
     how = ["--scheduler", scheduler, "--searcher", searcher, "--objectives", objectives, "--samples", "4"]
     flags = arguments(toy_folder, tmp_path, scheduler, *how, "--loop.epochs", "4", "--space", "lambda_alpha")
-    status, output = run("tune", *flags)
+    status, output = run_on(cluster, "tune", *flags)
     assert status == 0, output
     trials = Journal(uri=str(tmp_path / scheduler)).trials()
     assert [trial.number for trial in trials] == list(range(4))
@@ -95,7 +96,7 @@ def test_every_scheduler_to_its_end(
         epochs = [point.epoch for point in trial.points]
         assert epochs == sorted(set(epochs)), "no epoch is trained twice"
     assert (tmp_path / scheduler / "report.html").stat().st_size > 10**6
-    status, again = run("tune", *flags)
+    status, again = run_on(cluster, "tune", *flags)
     assert status == 0, again
     assert Journal(uri=str(tmp_path / scheduler)).trials() == trials, "a finished campaign trains nothing"
 
