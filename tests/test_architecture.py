@@ -40,8 +40,8 @@ ONLY_IN = {
     "ray": ["driver.py", "worker.py", "trial.py", "space.py", "session.py", "mailbox.py", "planning/ingest.py"],
     "mlflow": ["tracking.py", "predict/served.py"],
     "av": ["clips/"],
-    "boto3": ["storage.py"],
-    "botocore": ["storage.py"],
+    "boto3": ["storage/"],
+    "botocore": ["storage/"],
     "optuna": ["tune/"],
 }
 

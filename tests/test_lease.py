@@ -215,7 +215,7 @@ def test_what_is_too_large_for_a_condition_is_written_under_the_lease(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the weights of any larger network are."""
-    monkeypatch.setattr(storage, "CREATE_BYTES", 3000)
+    monkeypatch.setattr("tpn_ray.storage.files.CREATE_BYTES", 3000)
     uri = f"{folder}/step/weights.pt"
     former = take(folder, "run demo")
     for content in (b"a" * 5000, b"b" * 5000):

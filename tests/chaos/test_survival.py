@@ -45,7 +45,7 @@ def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_t
 
 @pytest.mark.long
 def test_an_object_store_that_goes_away(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every default; the operations one by one are in tests/test_storage.py."""
+    """At every default; the operations one by one are in tests/storage."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     with faulty_proxy(s3) as door:

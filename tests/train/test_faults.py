@@ -85,8 +85,8 @@ def test_a_commit_outlives_a_store_that_is_away(s3: S3Server, outage: str, monke
     """Without a word of a checkpoint that could not be written."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "REQUEST_SECONDS", 1.0)
-    monkeypatch.setattr(storage, "LONGEST_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr("tpn_ray.storage.s3.REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr("tpn_ray.storage.retry.LONGEST_WAIT_SECONDS", 1.0)
     run, told, trained = f"s3://{s3.bucket}/outage-{outage}", list[Event](), training()
     with faulty_proxy(s3) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
