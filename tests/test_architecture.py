@@ -137,7 +137,7 @@ def keyword(call: ast.Call, name: str) -> object:
     return next((ast.unparse(one.value) for one in call.keywords if one.arg == name), None)
 
 
-HEARS_ITS_PARENT = "tpn_ray/clips/sandbox.py"
+HEARS_ITS_PARENT = "tpn_ray/clips/sandbox_child.py"
 """There a child unpickles what the process that started it asks for; what comes back is JSON and arrays."""
 
 
