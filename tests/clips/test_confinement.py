@@ -21,9 +21,10 @@ from pathlib import Path
 import pytest
 
 from tests.clips import videos
-from tpn_ray.clips import breakout, confinement
+from tpn_ray.clips import breakout, confinement, confinement_filter
 from tpn_ray.clips.breakout import ATTEMPTS, POSSIBLE, REFUSED, UP_TO_THE_MACHINE, Trial
-from tpn_ray.clips.confinement import ALLOW, ARCHITECTURES, KILL, LAYERS, REFUSE, Confinement, child_environment
+from tpn_ray.clips.confinement import LAYERS, Confinement, child_environment
+from tpn_ray.clips.confinement_filter import ALLOW, ARCHITECTURES, KILL, REFUSE
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="there is nothing to confine with")
 SECONDS = 120
@@ -314,24 +315,25 @@ def verdict(machine: str, number: int, *arguments: int, architecture: int | None
     """What the filter says: a reading of the kernel's classic BPF."""
     numbers = [value & 0xFFFFFFFFFFFFFFFF for value in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
     data = struct.pack("<iIQ6Q", number, architecture or ARCHITECTURES[machine], 0, *numbers)
-    code = [struct.unpack("<HBBI", one) for one in re.findall(rb"(?s).{8}", confinement.program(machine, pid))]
+    code = [struct.unpack("<HBBI", one) for one in re.findall(rb"(?s).{8}", confinement_filter.program(machine, pid))]
     at, value = 0, 0
     while True:
         operation, if_true, if_false, operand = code[at]
         at += 1
-        if operation == confinement.LOAD:
+        if operation == confinement_filter.LOAD:
             (value,) = struct.unpack_from("<I", data, operand)
-        elif operation == confinement.AND:
+        elif operation == confinement_filter.AND:
             value &= operand
-        elif operation == confinement.IF_EQUAL:
+        elif operation == confinement_filter.IF_EQUAL:
             at += if_true if value == operand else if_false
         else:
-            assert operation == confinement.RETURN
+            assert operation == confinement_filter.RETURN
             return int(operand)
 
 
 NUMBERS = {
-    machine: {call.name: getattr(call, machine) for call in confinement.allowed_calls(77)} for machine in ARCHITECTURES
+    machine: {call.name: getattr(call, machine) for call in confinement_filter.allowed_calls(77)}
+    for machine in ARCHITECTURES
 }
 
 
