@@ -20,7 +20,7 @@ from tests.jobs.processes import ROOT
 from tests.servers import S3Server
 from tpn_ray import lease, storage
 from tpn_ray.errors import LeaseError, SupersededError
-from tpn_ray.lease import Token, held, state_of, take
+from tpn_ray.lease import Token, has_ended, held, take
 
 HOLDER = """
 import sys, time
@@ -140,16 +140,18 @@ def test_a_holder_whose_file_was_not_whole_at_first_is_still_seen(tmp_path: Path
             take(str(tmp_path), "run demo")
 
 
-def test_what_a_watcher_sees_of_a_holder() -> None:
-    mine = lease._myself()
-    assert state_of(mine) == "held"
-    assert state_of({**mine, "released": True}) == "ended"
-    assert state_of({**mine, "started": mine["started"] - 1}) == "ended"  # its number is another process's by now
-    assert state_of({**mine, "process": 2**22 + 1}) == "ended"
-    assert state_of({**mine, "process": 2**22 + 1, "machine": "elsewhere"}) == "held"
-    assert state_of({**mine, "machine": "", "process": 2**22 + 1}) == "held"
-    assert state_of({**mine, "process": 1, "started": lease._started(1)}) == "held"
-    assert state_of({}) == "held"  # not whole: only silence ends it
+def test_what_a_watcher_sees_of_a_holder(tmp_path: Path) -> None:
+    with held(str(tmp_path), "run demo"):
+        mine = lease.holder(str(tmp_path))
+    started = int(Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19])
+    assert not has_ended(mine)
+    assert has_ended({**mine, "released": True})
+    assert has_ended({**mine, "started": mine["started"] - 1})  # its number is another process's by now
+    assert has_ended({**mine, "process": 2**22 + 1})
+    assert not has_ended({**mine, "process": 2**22 + 1, "machine": "elsewhere"})
+    assert not has_ended({**mine, "machine": "", "process": 2**22 + 1})
+    assert not has_ended({**mine, "process": 1, "started": started})
+    assert not has_ended({})  # not whole: only silence ends it
 
 
 def test_a_store_that_is_away_takes_the_lease_from_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

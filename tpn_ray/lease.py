@@ -32,7 +32,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tpn_ray import storage
 from tpn_ray.errors import LeaseError, NotFoundError, StorageError, SupersededError
@@ -51,8 +51,8 @@ RELEASE_SECONDS = 2.0
 REPLACE_TRIES = 5
 COMMAND_CHARACTERS = 200
 
-_LEASE = re.compile(r"(\d{8})\.json")
-_START = re.compile(r"start-(\d{8})\.json")
+_LEASE, _START = "", "start-"
+"""What the files' names begin with, before the number."""
 
 
 def _say(line: str) -> None:
@@ -91,7 +91,9 @@ class Token:
     def begin(self, run_uri: str) -> Token:
         """Make a group of workers the only one that may write to a run; returns what it writes with."""
         self.check()
-        number, _ = _create_next(run_uri, _START, {"id": uuid.uuid4().hex})
+        number = _highest(_START, _names(run_uri)) + 1
+        while not storage.create(_uri(run_uri, number, _START), _encoded({"id": uuid.uuid4().hex})):
+            number += 1
         _prune(run_uri, _START, number)
         return dataclasses.replace(self, run=run_uri, start=number)
 
@@ -177,9 +179,8 @@ def take(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], N
         number = _highest(_LEASE, _names(folder))
         if number and not _may_be_taken(folder, number, what, flag, say):
             continue
-        content = _myself()
-        taken, uri = _create_next(folder, _LEASE, content, after=number)
-        if not taken:
+        content, taken, uri = _myself(), number + 1, _uri(folder, number + 1)
+        if not storage.create(uri, _encoded(content)):
             continue
         if storage.is_s3(uri) and storage.create(uri, _encoded(content) + b"\n"):
             say(
@@ -204,7 +205,7 @@ def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[
         if _highest(_LEASE, _names(folder)) != number:
             return False
         now = _read(folder, number)
-        if state_of(now) == "ended":
+        if has_ended(now):
             return True
         first = first or now  # what could not be read at first
         if now.get("count") != first.get("count"):
@@ -226,26 +227,26 @@ def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[
 
 
 def holder(folder: str) -> dict[str, Any]:
-    """What the newest lease of a folder says of who has it, or had it; nothing where there was none."""
+    """Return what the newest lease of a folder says of who has it, or had it; nothing where there was none."""
     number = _highest(_LEASE, _names(folder))
     return _read(folder, number) if number else {}
 
 
-def state_of(content: dict[str, Any]) -> Literal["ended", "held"]:
-    """Whether a lease has ended: it was released, or its holder was a process of this machine that is gone."""
+def has_ended(content: dict[str, Any]) -> bool:
+    """Return whether a lease has ended: it was released, or its holder was a process of this machine that is gone."""
     if content.get("released"):
-        return "ended"
+        return True
     process, machine = content.get("process"), content.get("machine")
-    if isinstance(process, int) and machine and machine == _machine() and _is_gone(process, content.get("started")):
-        return "ended"
-    return "held"
+    if not isinstance(process, int) or not machine or machine != _machine():
+        return False
+    return _is_gone(process, content.get("started"))
 
 
 # --- processes
 
 
 def _myself() -> dict[str, Any]:
-    """Who holds a lease, as its file says it."""
+    """Describe this process as the holder of a lease."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
@@ -266,8 +267,10 @@ def _myself() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What tells apart machines, their starts, and containers, whose processes have numbers of their own; empty where
-    the system does not tell."""
+    """Name this start of this machine, and this container, whose processes have numbers of their own.
+
+    The name is empty where the system does not tell.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -276,7 +279,7 @@ def _machine() -> str:
 
 
 def _is_gone(process: int, started: object) -> bool:
-    """Whether a process of this machine has ended, even if another one has its number by now."""
+    """Return whether a process of this machine has ended, even if another one has its number by now."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -288,8 +291,10 @@ def _is_gone(process: int, started: object) -> bool:
 
 
 def _started(process: int) -> int | None:
-    """When a process of this machine began, in ticks since the start of the machine; 0 if it has ended, None if that
-    cannot be read."""
+    """Return when a process of this machine began, in ticks since the machine's start.
+
+    0 means that it has ended, None that it cannot be read.
+    """
     try:
         status = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -298,7 +303,7 @@ def _started(process: int) -> int | None:
 
 
 def _submission() -> str:
-    """The id of `ray job submit`, where that started this process."""
+    """Return the id of `ray job submit`, where that started this process."""
     try:
         metadata = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
     except (ValueError, AttributeError):
@@ -319,8 +324,8 @@ def _describe(content: dict[str, Any]) -> str:
 # --- files
 
 
-def _uri(folder: str, number: int) -> str:
-    return storage.join(folder, FOLDER, f"{number:08d}.json")
+def _uri(folder: str, number: int, kind: str = _LEASE) -> str:
+    return storage.join(folder, FOLDER, f"{kind}{number:08d}.json")
 
 
 def _encoded(content: dict[str, Any]) -> bytes:
@@ -335,12 +340,16 @@ def _names(folder: str) -> list[str]:
     return [storage.name(file.uri) for file in files]
 
 
-def _highest(pattern: re.Pattern[str], names: list[str]) -> int:
-    return max((int(found[1]) for name in names if (found := pattern.fullmatch(name))), default=0)
+def _numbers(kind: str, names: list[str]) -> list[int]:
+    return [int(found[1]) for name in names if (found := re.fullmatch(rf"{kind}(\d{{8}})\.json", name))]
+
+
+def _highest(kind: str, names: list[str]) -> int:
+    return max(_numbers(kind, names), default=0)
 
 
 def _read(folder: str, number: int) -> dict[str, Any]:
-    """What a lease's file says; nothing if it is not there any more, or not whole."""
+    """Return what a lease's file says; nothing if it is not there any more, or not whole."""
     try:
         content = json.loads(storage.read_bytes(_uri(folder, number)))
     except (NotFoundError, ValueError):
@@ -348,23 +357,9 @@ def _read(folder: str, number: int) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _create_next(
-    folder: str, pattern: re.Pattern[str], content: dict[str, Any], after: int | None = None
-) -> tuple[int, str]:
-    """Create the number after the highest, or after `after`: then 0 if another was faster."""
-    while True:
-        number = (_highest(pattern, _names(folder)) if after is None else after) + 1
-        name = f"{number:08d}.json" if pattern is _LEASE else f"start-{number:08d}.json"
-        uri = storage.join(folder, FOLDER, name)
-        if storage.create(uri, _encoded(content)):
-            return number, uri
-        if after is not None:
-            return 0, uri
-
-
-def _prune(folder: str, pattern: re.Pattern[str], number: int) -> None:
+def _prune(folder: str, kind: str, number: int) -> None:
     """Delete lower numbers, as far as storage lets us: they mean nothing any more."""
     with contextlib.suppress(StorageError):
-        for name in _names(folder):
-            if (found := pattern.fullmatch(name)) and int(found[1]) < number:
-                storage.delete_file(storage.join(folder, FOLDER, name))
+        for old in _numbers(kind, _names(folder)):
+            if old < number:
+                storage.delete_file(_uri(folder, old, kind))

@@ -80,10 +80,6 @@ _SHAPES = re.compile(
     r"|eyJ[\w-]{8,2048}\.eyJ[\w-]*\.[\w-]*"  # JSON web tokens
     r")"
 )
-_SHAPE_BEGINNINGS = (
-    *("akia", "asia", "abia", "acca", "fwog", "iqoj", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
-    *("glpat-", "xox", "sk-", "aiza", "ya29.", "dapi", "npm_", "pypi-", "eyj"),
-)
 _WEBHOOK = re.compile(
     r"(https?://(?:hooks\.slack\.com/(?:services|workflows)|discord(?:app)?\.com/api/webhooks"
     r"|[\w.-]*webhook\.office\.com)/)[^\s'\"]+",
@@ -107,16 +103,8 @@ _DATABASE = re.compile(
     r"(^|_)(DATABASE|DB|REDIS|MONGO\w*|POSTGRES\w*|MYSQL|AMQP|BROKER)_UR[IL]$|DSN$|CONNECTION_STRING", re.IGNORECASE
 )
 _PLAIN_URI = re.compile(r"[A-Za-z][\w+.-]*://[^@]*$")
-_PLAIN_VALUES = (
-    "optional",
-    "required",
-    "disabled",
-    "enabled",
-    "default",
-    "negotiate",
-    "kerberos",
-    "bearer",
-    "password",
+_PLAIN_VALUES = frozenset(
+    ("optional", "required", "disabled", "enabled", "default", "negotiate", "kerberos", "bearer", "password")
 )
 _PASSWORD_OF_URI = re.compile(
     r"[A-Za-z][\w+.-]*://([^/\s:@]*):(?!\d*(?:[/\s]|$))([^\s@]+)@|[A-Za-z][\w+.-]*://([^/\s:@]+)@"
@@ -124,7 +112,7 @@ _PASSWORD_OF_URI = re.compile(
 
 
 def redacted(text: str) -> str:
-    """A text without the secrets described above. What holds none is returned as it is."""
+    """Return a text without the secrets described above; one that holds none as it is."""
     for secret in _known_secrets():
         text = _hide_known(text, secret)
     lowered = text.lower()
@@ -135,8 +123,10 @@ def redacted(text: str) -> str:
 
 
 def refuse_credentials(what: str, uri: str) -> None:
-    """Raise ConfigError, which does not repeat them, for a URI of storage with credentials in it: it would be stored
-    in recipes, records and MLflow."""
+    """Raise ConfigError, which does not repeat them, for credentials in a URI of storage.
+
+    The URI would be stored in recipes, records and MLflow.
+    """
     authority = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*@|[A-Za-z][A-Za-z0-9+.-]*://[^/:@]+:(?!\d*(?:/|$)).*@", uri)
     if authority or _IN_QUERY.search(uri):
         raise ConfigError(
@@ -146,23 +136,22 @@ def refuse_credentials(what: str, uri: str) -> None:
 
 
 def _hide_value(found: re.Match[str]) -> str:
-    """The name, and in place of the value, within its quotes, the sign of something hidden."""
+    """Keep the name, and the quotes around the value that is hidden."""
     value = found[0][len(found["name"]) :]
     quote = re.match(r"""\\*["']""", value)
     return f"{found['name']}{quote[0]}{HIDDEN}{quote[0]}" if quote else found["name"] + HIDDEN
 
 
 def _hide_basic(found: re.Match[str]) -> str:
-    """Only what decodes to user:password: "basic" is a word as well."""
+    """Hide only what decodes to user:password: "basic" is a word as well."""
     try:
-        plain = base64.b64decode(found[2].translate(str.maketrans("-_", "+/")) + "===")
+        plain = base64.b64decode(found[2].translate(_STANDARD) + "===")
     except binascii.Error:
         return found[0]
     return found[1] + HIDDEN if b":" in plain else found[0]
 
 
-_Hide = Callable[[str], str]
-_RULES: tuple[tuple[tuple[str, ...], _Hide], ...] = (
+_RULES: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = (
     (("private key",), lambda text: _PRIVATE_KEY.sub(rf"-----BEGIN \g<1>-----{HIDDEN}-----END \g<1>-----", text)),
     (("//",), lambda text: _USER.sub(f"//{HIDDEN}@", _USER_WITH_SLASHES.sub(f"//{HIDDEN}@", text))),
     (("//",), lambda text: _WEBHOOK.sub(rf"\g<1>{HIDDEN}", text)),
@@ -174,16 +163,16 @@ _RULES: tuple[tuple[tuple[str, ...], _Hide], ...] = (
         ("passw", "passphrase", "secret", "token", "credential", "webhook", "key"),
         lambda text: _FLAG.sub(_hide_value, _ASSIGNED.sub(_hide_value, text)),
     ),
-    (_SHAPE_BEGINNINGS, lambda text: _SHAPES.sub(HIDDEN, text)),
+    (("",), lambda text: _SHAPES.sub(HIDDEN, text)),
 )
-"""What is tried, in this order, on a text that holds one of the words in lower case."""
+"""What is tried, in this order, on a text that holds one of the words in lower case; the last on every text."""
 
 
 # --- what this process knows to be secret
 
 
 def _known_secrets() -> list[str]:
-    """Longest first, so that none is cut by another that is a part of it."""
+    """List the longest first, so that none is cut by another that is a part of it."""
     secrets = set[str]()
     for name, value in (*os.environ.items(), *(("", argument) for argument in sys.argv[1:])):
         if _is_secret(name, value):
@@ -195,7 +184,7 @@ def _known_secrets() -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _is_secret(name: str, value: str) -> bool:
-    """Whether the value of a variable is to be hidden, by the variable's name and by what the value cannot be."""
+    """Return whether the value of a variable is to be hidden, by the variable's name and by what it cannot be."""
     if len(value) < SHORTEST:
         return False
     if _DATABASE.search(name):
@@ -206,7 +195,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def _is_path(value: str) -> bool:
-    """Keys can begin with a slash as well, so that the folder has to be there."""
+    """Return whether it is a path whose folder is there: keys can begin with a slash as well."""
     if not value.startswith("/"):
         return False
     path = Path(value)
@@ -226,16 +215,12 @@ def _passwords(text: str) -> Iterator[str]:
 def _hide_known(text: str, secret: str) -> str:
     text = _any_spelling(secret).sub(HIDDEN, text)
     standard = text.translate(_STANDARD)
-    for form in _base64_forms(secret):
-        while (place := standard.find(form)) >= 0:
-            begin, end = place, place + len(form)
-            while begin and standard[begin - 1] in _BASE64:
-                begin -= 1
-            while end < len(standard) and standard[end] in _BASE64:
-                end += 1
-            text = text[:begin] + HIDDEN + text[end:]
-            standard = standard[:begin] + HIDDEN + standard[end:]
-    return text
+    forms = [form for form in _base64_forms(secret) if form in standard]
+
+    def hide(run: re.Match[str]) -> str:
+        return HIDDEN if any(form in run[0].translate(_STANDARD) for form in forms) else run[0]
+
+    return _BASE64_RUN.sub(hide, text) if forms else text
 
 
 @functools.lru_cache(maxsize=256)
@@ -244,7 +229,7 @@ def _any_spelling(secret: str) -> re.Pattern[str]:
 
 
 def _spellings(character: str) -> str:
-    """One character of a secret as it is, percent-encoded or escaped."""
+    """Match one character of a secret as it is, percent-encoded or escaped."""
     if character.isascii() and character.isalnum():
         return character
     percent = "".join(f"%(?:25)?(?i:{byte:02x})" for byte in character.encode())
@@ -253,19 +238,18 @@ def _spellings(character: str) -> str:
     return rf"(?:{percent}|\\*{re.escape(character)}{others}{code})"
 
 
+_BASE64_RUN = re.compile(r"[A-Za-z0-9+/=_-]+")
 _STANDARD = str.maketrans("-_", "+/")
-_BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
 
 
 @functools.lru_cache(maxsize=256)
 def _base64_forms(secret: str) -> tuple[str, ...]:
-    """What base64 makes of a secret inside a longer text, such as user:password, at each of the three places that it
-    can begin at; without the characters at both ends that depend on its neighbors."""
+    """Return what base64 makes of a secret inside a longer text, such as user:password.
+
+    There is one form for each of the three places that it can begin at, without the characters at both ends that depend
+    on its neighbors.
+    """
     plain = secret.encode(errors="surrogateescape")
-    forms = []
-    for before in range(3):
-        begin, end = (before * 8 + 5) // 6, (before + len(plain)) * 8 // 6
-        form = base64.b64encode(b"\0" * before + plain).decode()[begin:end]
-        if len(form) >= SHORTEST:
-            forms.append(form)
-    return tuple(forms)
+    padded = [base64.b64encode(b"\0" * before + plain).decode() for before in range(3)]
+    forms = (form[(before * 8 + 5) // 6 : (before + len(plain)) * 8 // 6] for before, form in enumerate(padded))
+    return tuple(form for form in forms if len(form) >= SHORTEST)
