@@ -199,7 +199,7 @@ def _is_path(value: str) -> bool:
     if not value.startswith("/"):
         return False
     path = Path(value)
-    return path.exists() or (path.parent != Path("/") and path.parent.is_dir())
+    return path.exists() or (path.parent.name != "" and path.parent.is_dir())
 
 
 def _passwords(text: str) -> Iterator[str]:
