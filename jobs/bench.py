@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tpn_ray.job import run_job
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,23 +17,19 @@ from benchmarks.campaign import CampaignBench, measure_campaign
 from benchmarks.decode import DecodeBench, measure_decode
 from benchmarks.ingest import IngestBench, measure_ingest
 from benchmarks.share import ShareBench, measure_share
+from benchmarks.step import StepBench, measure_step
 from benchmarks.train import TrainBench, measure_train
 from benchmarks.views import ViewsBench, measure_views
 from tpn_ray import recipes, session
-from tpn_ray.model.bench import StepBench, measure_step
 from tpn_ray.tune.leaderboard import say
 
 
 def step(
     bench: Annotated[StepBench, tyro.conf.arg(name="")],
-    recipe: Annotated[str, tyro.conf.arg(help="Measure this recipe's network and clips instead of --model.*")] = "",
+    recipe: Annotated[str, tyro.conf.arg(help="Recipe whose network and clips are measured.")] = "toy",
 ) -> None:
-    """A training step and inference: clips/s of this package's network and of the plain formulation, in turns."""
-    if recipe:
-        parts = recipes.recipe(recipe)
-        size = {"model": parts.model, "frames": parts.clip.frames, "size": parts.augment.crop_px}
-        bench = dataclasses.replace(bench, **size, batch=parts.loop.micro_batch_clips)  # type: ignore[arg-type]
-    print(measure_step(bench))
+    """Training steps and scoring in one process, in turns: precisions, eager and compiled, and a matrix product."""
+    print(measure_step(recipes.recipe(recipe), bench))
 
 
 def decode(bench: Annotated[DecodeBench, tyro.conf.arg(name="")]) -> None:

@@ -1,4 +1,4 @@
-"""Weights and vectors made from a formula."""
+"""Weights made from a formula, and what published networks computed with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+REFERENCE = Path(__file__).parent / "reference"
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +51,12 @@ def weight_by_name(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=1)  # making the weights takes longer than the tests of one network
 def reference(case: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and recorded results of a published network, from a folder beside the checkout."""
-    if not (REFERENCE / f"{case}.io.pt").exists():
-        pytest.skip(f"no reference vectors in {REFERENCE}")
-    shapes = json.loads((REFERENCE / f"{case}.keys.json").read_text())
-    recorded = torch.load(REFERENCE / f"{case}.io.pt", weights_only=True)
-    return weights_by_name(shapes), recorded
+    """Weights of a published network, and what mmaction2's code computed with them in double precision."""
+    recorded = json.loads((REFERENCE / f"{case}.json").read_text())
+    return weights_by_name(recorded["weights"]), recorded
+
+
+def noise(recorded: dict[str, Any]) -> torch.Tensor:
+    """Normal noise of a recorded seed and shape, rounded to float32."""
+    values = np.random.RandomState(recorded["seed"]).standard_normal(recorded["shape"])
+    return torch.from_numpy(values.astype(np.float32))

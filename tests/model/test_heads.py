@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tpn_ray.model.heads import AuxiliaryHead, ClassificationHead
@@ -12,9 +13,13 @@ def test_scores_are_linear_in_the_mean_feature() -> None:
     torch.testing.assert_close(head(features), expected)
 
 
-def test_scores_are_float32_in_low_precision() -> None:
-    head = ClassificationHead(6, 4, dropout=0.0).bfloat16()
-    assert head(torch.randn(2, 6, 1, 2, 2).bfloat16()).dtype == torch.float32
+@pytest.mark.parametrize(
+    ("computed", "given"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_scores_are_float32_at_least(computed: torch.dtype, given: torch.dtype) -> None:
+    head = ClassificationHead(6, 4, dropout=0.0).to(computed)
+    assert head(torch.randn(2, 6, 1, 2, 2).to(computed)).dtype == given
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -2,26 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from tpn_ray.model.layers import MANY_CHANNELS, ConvNorm, SharedStatistics, batch_norm, conv, convolve
-
-CONVOLUTIONS = {
-    "columns": (conv(6, 4, (3, 1)), (2, 6, 5, 9)),
-    "one frame": (conv(6, 4, (3, 1)), (2, 6, 1, 9)),
-    "grouped": (conv(16, 8, 1, groups=4), (3, 16, 2, 5)),
-    "taps": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 5, 4)),
-    "taps on a pixel": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 1, 1)),
-    "taps on a line": (conv(MANY_CHANNELS, 8, 3, stride=2), (2, MANY_CHANNELS, 2, 1)),
-    "1x1": (conv(6, 4, 1), (2, 6, 5, 9)),
-    "1x1, many rows": (conv(6, 4, 1), (2, 6, 32, 16)),
-    "1x1, many images": (conv(6, 4, 1), (17, 6, 5, 9)),
-    "1x1, stride 2": (conv(6, 4, 1, stride=2), (2, 6, 5, 4)),
-    "plain": (conv(6, 4, 3, stride=2), (2, 6, 5, 9)),
-}
+from tpn_ray.model.layers import ConvNorm, SharedStatistics, batch_norm, conv
 
 
 def gradients(function, x, parameters):  # type: ignore[no-untyped-def]
@@ -29,47 +14,6 @@ def gradients(function, x, parameters):  # type: ignore[no-untyped-def]
     y = function(x)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     return [y, *torch.autograd.grad((y * weight).sum(), [x, *parameters])]
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_convolutions_equal_torchs(name: str, dtype: torch.dtype) -> None:
-    layer, shape = CONVOLUTIONS[name]
-    layer = layer.to(dtype)
-    x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
-    ours = gradients(lambda x: convolve(layer, x), x, [layer.weight])
-    theirs = gradients(layer, x, [layer.weight])
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(4, 6, 5, 7), (1, 3, 1, 5), (2, 8, 16, 16)])
-def test_batch_norm_equals_torchs_in_values_gradients_and_memory(shape: tuple[int, ...]) -> None:
-    ours, theirs = nn.BatchNorm2d(shape[1]), nn.BatchNorm2d(shape[1]).double()
-    for norm in (ours, theirs):
-        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(2))
-    theirs.weight.data.copy_(ours.weight)
-    x = 3 + torch.randn(shape).contiguous(memory_format=torch.channels_last)
-    a = gradients(lambda x: batch_norm(ours, x), x, list(ours.parameters()))
-    b = gradients(theirs, x.double(), list(theirs.parameters()))
-    for left, right in zip(a, b, strict=True):
-        torch.testing.assert_close(left.double(), right, rtol=1e-4, atol=2e-5)
-    for (name, left), right in zip(ours.named_buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(left.double(), right.double(), rtol=1e-5, atol=1e-6, msg=name)
-
-
-def test_batch_norm_adds_up_more_precisely_than_torchs_channels_last_kernel() -> None:
-    x = (1 + torch.randn(8, 16, 56, 56)).contiguous(memory_format=torch.channels_last)
-    exact = gradients(nn.BatchNorm2d(16).double(), x.double(), [])[1]
-    ours, torchs = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
-    error = [(gradients(f, x, [])[1].double() - exact).abs().max() for f in (lambda x: batch_norm(ours, x), torchs)]
-    assert error[0] < 3e-6
-    assert error[0] <= error[1] * 1.05
-
-
-def test_batch_norm_of_a_single_position_is_refused_as_by_torch() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        batch_norm(nn.BatchNorm2d(3), torch.randn(1, 3, 1, 1))
 
 
 def test_batch_norm_in_evaluation_uses_what_it_remembers() -> None:

@@ -24,11 +24,13 @@ def test_sound_libraries_are_trusted() -> None:
 
 @pytest.mark.parametrize("fault", [1.1, float("nan")])
 def test_a_silent_fault_is_found_and_named(fault: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = nn.Conv2d.forward
+
     def faulty(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = convolution(x)
+        y = sound(convolution, x)
         return y * fault if y.dtype == torch.bfloat16 and convolution.kernel_size == (3, 1) else y
 
-    monkeypatch.setattr(self_test, "convolve", faulty)
+    monkeypatch.setattr(nn.Conv2d, "forward", faulty)
     report = convolution_self_test(build_model(TOY), (2, 3, 8, 32, 32))
     assert not report.trusted
     assert report.error > self_test.TOLERANCE

@@ -1,92 +1,127 @@
-"""The neck against the published formulation (tpn_ray/model/plain.py: Conv3d and MaxPool3d), in double precision."""
+"""The neck against the same formulas with Conv3d and MaxPool3d, in double precision, and what its parts do."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tpn_ray.model.plain import plain_forward
-from tpn_ray.model.recognizer import ModelConfig, Recognizer, Scores, build_model
+from tpn_ray.model.layers import ConvNorm
 from tpn_ray.model.tpn import TemporalPyramid, bottom_up, top_down
 
-TOY = ModelConfig(backbone="slowonly_toy", classes=5, dropout=0.0, alpha=(4, 8))
-DEEP = replace(TOY, levels=(2, 3, 4, 5), alpha=(1, 2, 4, 8))
-SINGLE = replace(TOY, levels=(5,), rates=(1, 2, 4), alpha=(1, 1, 2))
+FOUR = {"channels": (8, 16, 32, 64), "rates": (1, 1, 1, 1), "alpha": (1, 2, 4, 8)}
+SINGLE = {"channels": (64, 64, 64), "rates": (1, 2, 4), "alpha": (1, 1, 2)}
 
-CASES = {
-    "cascade": (TOY, 8),
-    "parallel": (replace(TOY, flow="parallel"), 8),
-    "top_down": (replace(TOY, flow="top_down"), 8),
-    "bottom_up": (replace(TOY, flow="bottom_up"), 8),
-    "isolation": (replace(TOY, flow="isolation"), 8),
-    "published alpha": (replace(TOY, alpha=(8, 8)), 8),
-    "published alpha, 32 frames": (replace(TOY, alpha=(16, 32)), 32),
-    "published alpha on a long clip": (replace(TOY, alpha=(8, 8)), 20),
-    "short clip": (TOY, 4),
-    "odd clip": (TOY, 11),
-    "one frame": (TOY, 1),
-    "three levels": (replace(TOY, levels=(3, 4, 5), alpha=(2, 4, 8), flow="parallel"), 8),
-    "four levels": (DEEP, 8),
-    "without res5": (replace(TOY, levels=(3, 4)), 8),
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "cascade": ({}, 8),
+    "parallel": ({"flow": "parallel"}, 8),
+    "top_down": ({"flow": "top_down"}, 8),
+    "bottom_up": ({"flow": "bottom_up"}, 8),
+    "isolation": ({"flow": "isolation"}, 8),
+    "published alpha": ({"alpha": (8, 8)}, 8),
+    "published alpha, 32 frames": ({"alpha": (16, 32)}, 32),
+    "published alpha on a long clip": ({"alpha": (8, 8)}, 20),
+    "short clip": ({"alpha": (4, 8)}, 4),
+    "odd clip": ({"alpha": (4, 8)}, 11),
+    "one frame": ({}, 1),
+    "four levels": (FOUR, 8),
+    "four levels, parallel": ({**FOUR, "flow": "parallel"}, 9),
     "single depth": (SINGLE, 8),
-    "single depth, parallel": (replace(SINGLE, flow="parallel"), 9),
-    "baseline": (replace(TOY, neck="none"), 8),
-    "tsn": (replace(TOY, backbone="tsn_toy", alpha=(8, 8)), 8),
-    "tsm": (replace(TOY, backbone="tsm_toy", alpha=(8, 8)), 8),
-    "tsm in place": (replace(TOY, backbone="tsm_toy", shift="inplace"), 8),
+    "single depth, parallel": ({**SINGLE, "flow": "parallel"}, 9),
+    "no spatial modulation": ({**FOUR, "spatial_modulation": False}, 8),
+    "no temporal modulation": ({**FOUR, "temporal_modulation": False}, 8),
 }
 
 
-def randomised(config: ModelConfig) -> Recognizer:
-    """A double-precision network none of whose parameters sits at a special value."""
+def neck(**options: Any) -> TemporalPyramid:
+    defaults = {
+        "channels": (32, 64),
+        "flow": "cascade",
+        "rates": (1, 1),
+        "alpha": (2, 4),
+        "spatial_modulation": True,
+        "temporal_modulation": True,
+    }
+    return TemporalPyramid(**{**defaults, **options})
+
+
+def conv3d(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of the neck over n c t h w."""
+    kernel, (stride, _) = convolution.weight, convolution.stride
+    high, wide = kernel.shape[2:]
+    if high != wide:
+        return F.conv3d(x, kernel.unsqueeze(4), padding=(high // 2, 0, 0), groups=convolution.groups)
+    strides, padding = (1, stride, stride), (0, high // 2, high // 2)
+    return F.conv3d(x, kernel.unsqueeze(2), None, strides, padding, groups=convolution.groups)
+
+
+def unit(block: ConvNorm, x: Tensor) -> Tensor:
+    norm, y = block.norm, conv3d(block.conv, x)
+    statistics = (None, None) if norm.training else (norm.running_mean, norm.running_var)
+    return F.relu(F.batch_norm(y, *statistics, norm.weight, norm.bias, norm.training, 0.1, norm.eps))
+
+
+def pool(x: Tensor, factor: int, side: int) -> Tensor:
+    """Max-pool time by `factor` and space to frames of width `side`."""
+    window = (factor, *[-(-x.shape[4] // side)] * 2)
+    return F.max_pool3d(x, window, window, ceil_mode=True)
+
+
+def in_three_dimensions(neck: TemporalPyramid, levels: list[Tensor]) -> Tensor:
+    """The paper's section 3, with its F_i in `modulated`."""
+    strides, modulated = neck.strides(), []
+    for i, (level, rate, alpha) in enumerate(zip(levels, neck.rates, neck.alpha, strict=True)):
+        x = level[:, :, ::rate]
+        for block in neck.spatial[i]:
+            x = unit(block, x)
+        x = conv3d(neck.temporal[i], x)
+        modulated.append(pool(x, alpha, x.shape[4]) if neck.temporal_modulation else x)
+    falling = list(modulated)
+    for i in reversed(range(len(levels) - 1)):
+        falling[i] = falling[i] + F.interpolate(falling[i + 1], size=falling[i].shape[2:], mode="nearest")
+    rising = list(falling if neck.flow == "cascade" else modulated)
+    for i, convolution in enumerate(neck.down):
+        down = conv3d(convolution, rising[i])
+        rising[i + 1] = rising[i + 1] + pool(down, strides[i + 1] // strides[i], rising[i + 1].shape[4])
+    made = {"isolation": modulated, "top_down": falling, "bottom_up": rising}
+    fused = []
+    for name, fusion in neck.level_fusion.items():
+        side = made[name][-1].shape[4]
+        pooled = [pool(x, strides[-1] // stride, side) for x, stride in zip(made[name], strides, strict=True)]
+        mixed = [unit(mix, x) for mix, x in zip(fusion.mix, pooled, strict=True)]
+        fused.append(unit(fusion.fuse, torch.cat(mixed, dim=1)))
+    return fused[0] if neck.pyramid_fusion is None else unit(neck.pyramid_fusion, torch.cat(fused, dim=1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_the_neck_equals_its_formulas_in_three_dimensions(case: str, training: bool) -> None:
+    options, t = CASES[case]
     torch.manual_seed(0)
-    model = build_model(config, "fast")
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+    pyramid = neck(**options).double().train(training)
+    for module in pyramid.modules():
+        if isinstance(module, nn.BatchNorm2d):  # none of their values is a special one
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model.double()
-
-
-def outcome(model: Recognizer, forward: Any, clips: torch.Tensor) -> list[torch.Tensor]:
-    """Scores, auxiliary scores, and the gradient of every parameter."""
-    model.zero_grad()
-    scores = forward(clips)
-    parts = [scores.action, *scores.auxiliary]
-    sum((part.double() * torch.linspace(-1, 1, part.numel()).view_as(part)).sum() for part in parts).backward()
-    return [*parts, *[p.grad.clone() for p in model.parameters()]]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_scores_and_gradients_equal_the_plain_formulation(case: str) -> None:
-    config, t = CASES[case]
-    model = randomised(config).train()
-    clips = torch.randn(2, 3, t, 40, 48, dtype=torch.float64)
-    ours = outcome(model, model, clips)
-    plain = outcome(model, lambda clips: Scores(*plain_forward(model, clips)), clips)
-    assert len(ours) == len(plain)
-    for a, b in zip(ours, plain, strict=True):
-        torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_evaluation_equals_the_plain_formulation(case: str) -> None:
-    config, t = CASES[case]
-    model = randomised(config).eval()
-    clips = torch.randn(1, 3, t, 33, 47, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(model(clips).action.double(), plain_forward(model, clips)[0], rtol=1e-5, atol=1e-6)
-
-
-def neck(**options: Any) -> TemporalPyramid:
-    defaults = {"rates": (1, 1), "alpha": (2, 4), "spatial_modulation": True, "temporal_modulation": True}
-    return TemporalPyramid((32, 64), **{"flow": "cascade", **defaults, **options})
+    channels = options.get("channels", (32, 64))
+    scales = [channels[-1] // count for count in channels]
+    features = [
+        torch.randn(2, count, t, scale + 1, 3 * scale, dtype=torch.float64, requires_grad=True)
+        for count, scale in zip(channels, scales, strict=True)
+    ]
+    parts = [*features, *pyramid.parameters()]
+    theirs = in_three_dimensions(pyramid, features)
+    ours = pyramid(features)
+    weight = torch.randn_like(theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    gradients = [torch.autograd.grad((made * weight).sum(), parts) for made in (ours, theirs)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def levels() -> list[torch.Tensor]:

@@ -10,11 +10,7 @@ from tpn_ray.clips.encode import EncodeConfig
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.worker import ClipSource
-from tpn_ray.model.bench import StepBench
-from tpn_ray.model.recognizer import ModelConfig
 from tpn_ray.planning import worker
-
-TOY = ModelConfig(backbone="slowonly_toy", classes=8, alpha=(1, 2), dropout=0.0)
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ def test_decoding(source: ClipSource) -> None:
 
 
 def test_a_step() -> None:
-    stepped = worker.step(StepBench(model=TOY, frames=8, size=32, rounds=3, threads=1, forms=("ours",), device="cpu"))
+    stepped = worker.step(recipes.toy(), "cpu", threads=1, rounds=3)
     assert 0 < stepped.clips_per_second.low <= stepped.clips_per_second.middle <= stepped.clips_per_second.high
     assert stepped.score_clips_per_second > 0
     assert stepped.peak_bytes > 1e7

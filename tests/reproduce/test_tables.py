@@ -20,14 +20,14 @@ def test_rows_are_recipes_whose_networks_can_be_built(name: str) -> None:
     recipes = [row.recipe("toy", seed=5) for row in made.rows]
     assert all(recipe.loop.seed == 5 for recipe in recipes)
     for recipe in {str((one.model, one.clip)): one for one in recipes}.values():
-        model = build_model(recipe.model, "fast").eval()
+        model = build_model(recipe.model).eval()
         clip = recipe.clip
         with torch.inference_mode():
             scores = model(torch.zeros(1, 3, clip.frames, 32, 32)).action
         assert scores.shape == (1, 8)
     with torch.device("meta"):
         for config in {row.recipe("full", seed=0).model for row in made.rows}:
-            build_model(config, "published")
+            build_model(config)
 
 
 def test_rows_that_only_the_backbone_distinguishes_differ() -> None:
@@ -51,8 +51,8 @@ def test_networks_of_figures_can_be_built(name: str) -> None:
     assert (FRAMES in made.rows) == (name != "figure5")
     with torch.device("meta"):
         for row in made.rows:
-            build_model(row.recipe("toy", seed=1).model, "fast")
-            build_model(row.recipe("full", seed=1).model, "published")
+            build_model(row.recipe("toy", seed=1).model)
+            build_model(row.recipe("full", seed=1).model)
     frames = FRAMES.recipe("toy", seed=1)
     assert (frames.model.backbone[:3], frames.model.neck, frames.loop.seed) == ("tsn", "none", 1)
 

@@ -202,7 +202,7 @@ def look_at_gpu(gpus: float, model: ModelConfig, clips_shape: Sequence[int]) -> 
 
 def convolutions(model: ModelConfig, clips_shape: Sequence[int], device: str) -> Verdict:
     """The network's kinds of convolutions in bf16 against float32."""
-    report = convolution_self_test(build_model(model, "fast").to(device), clips_shape)
+    report = convolution_self_test(build_model(model).to(device), clips_shape)
     return passed(str(report)) if report.trusted else failed(str(report), BF16_REMEDY)
 
 

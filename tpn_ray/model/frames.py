@@ -6,7 +6,7 @@ copy, as
     columns   n c t (h w)    images whose height is time: convolutions of 3x1x1 and pools over time are conv2d and
                              max_pool2d too
 and batch statistics over frames are those over clips. So the network needs neither Conv3d nor MaxPool3d. This buys
-  * speed (tpn_ray/model/bench.py measures it);
+  * speed on GPUs, whose channels-last kernels are made for images;
   * determinism: the backward of max_pool2d on CUDA gathers, in a fixed order, and keeps the published code's rule for
     ties (the first frame wins); amax would share ties, and max(dim), AvgPool3d and AdaptiveAvgPool3d scatter or raise;
   * no exposure to the silent faults of some cuDNN versions in low-precision 3D convolutions.
@@ -55,12 +55,3 @@ def max_pool_time(clips: Clips, factor: int) -> Others:
     if factor == 1:
         return clips
     return along_time(lambda columns: F.max_pool2d(columns, (factor, 1), (factor, 1), ceil_mode=True), clips)
-
-
-def stretch_time(clips: Clips, t: int) -> Others:
-    """Nearest-neighbour upsampling to `t` frames, without parameters."""
-    if clips.shape[2] == t:
-        return clips
-    if clips.shape[2] == 1:
-        return clips.expand(-1, -1, t, -1, -1)
-    return along_time(lambda columns: F.interpolate(columns, (t, columns.shape[3]), mode="nearest"), clips)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,9 +21,9 @@ class ClassificationHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k"]:
-        # mean(), because AdaptiveAvgPool3d's backward on CUDA is not deterministic; float32 whatever the precision.
+        # mean(), because AdaptiveAvgPool3d's backward on CUDA is not deterministic
         scores: Tensor = self.linear(self.dropout(features.mean(dim=(2, 3, 4))))
-        return scores.float()
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))  # float32 under autocast; double stays
 
 
 class AuxiliaryHead(nn.Module):

@@ -14,20 +14,11 @@ from torch import Tensor, nn
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.frames import fold, unfold
 from tpn_ray.model.heads import AuxiliaryHead, ClassificationHead
-from tpn_ray.model.plain import plain_forward
 from tpn_ray.model.resnet2d import R50, R101, TOY, ResNet, tsm, tsn
 from tpn_ray.model.resnet3d import slowonly
 from tpn_ray.model.tpn import PYRAMIDS, Flow, TemporalPyramid
 
 Shift = Literal["residual", "inplace"]
-
-Arithmetic = Literal["published", "fast"]
-"""published: the very operations of the published code, to compare numbers to the last digits (`plain.py`).
-fast: the same function by quicker and, on CUDA, deterministic operations, which round differently; training uses it.
-
-Which one matters more than one would think: with few values per channel batch norm magnifies rounding, so that two
-float32 formulations differ by 1e-3 in the loss after two steps of SGD, though both are as close to double precision.
-"""
 
 BACKBONES: dict[str, Callable[[int, Shift], ResNet]] = {
     "slowonly_r50": lambda top, shift: slowonly(R50, top),
@@ -155,12 +146,9 @@ class Scores(NamedTuple):
 class Recognizer(nn.Module):
     """Backbone, pyramid and heads. The total loss, CE + sum of lambda_i CE_i, is computed outside, from Scores."""
 
-    def __init__(self, config: ModelConfig, arithmetic: Arithmetic) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # The published code has no network without the modulations of table 6b.
-        modulated = config.spatial_modulation and config.temporal_modulation
-        self.arithmetic: Arithmetic = arithmetic if modulated else "fast"
         classes = sum(config.label_sets)
         levels = config.levels if config.neck == "tpn" else (STAGES[-1],)
         self.levels = levels
@@ -184,8 +172,6 @@ class Recognizer(nn.Module):
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Scores:
         """Clips are normalised; their frames are the segments for tsn and tsm."""
         check_clips(self.config, clips)
-        if self.arithmetic == "published":
-            return Scores(*plain_forward(self, clips.contiguous()))
         t = clips.shape[2]
         stages = self.backbone(fold(clips), t)
         levels = [unfold(stages[level], t) for level in self.levels]
@@ -195,12 +181,10 @@ class Recognizer(nn.Module):
         return Scores(self.head(feature), auxiliary)
 
 
-def build_model(config: ModelConfig, arithmetic: Arithmetic = "published") -> Recognizer:
-    """A network with fresh weights, in the memory format it works in. Training builds it with "fast"."""
-    model = Recognizer(config, arithmetic)
+def build_model(config: ModelConfig) -> Recognizer:
+    """Build a network with fresh weights, in the memory format it works in."""
+    model = Recognizer(config)
     initialise_backbone(model.backbone)
-    if model.arithmetic == "published":
-        return model
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.layers import convolve
 from tpn_ray.model.recognizer import Recognizer
 
 TOLERANCE = 0.03
@@ -101,7 +100,7 @@ def disagreement(convolution: nn.Conv2d, shape: tuple[int, int, int, int], preci
     for enabled in (False, True):
         leaf = x.clone().requires_grad_()
         with torch.autocast(device.type, precision, enabled=enabled):
-            y = convolve(convolution, leaf)
+            y = convolution(leaf)
         weight = torch.randn(y.shape, generator=generator.manual_seed(1)).to(y)
         gradients = torch.autograd.grad(y, (leaf, convolution.weight), weight)
         results.append([part.float() for part in (y.detach(), *gradients)])

@@ -17,7 +17,6 @@ Alpha changes no weight's shape, so a built network can be given another one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Literal
 
 import torch
@@ -25,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpn_ray.model.frames import along_time, max_pool_time, per_frame, stretch_time
-from tpn_ray.model.layers import ConvNorm, conv, convolve
+from tpn_ray.model.frames import along_time, max_pool_time, per_frame
+from tpn_ray.model.layers import ConvNorm, conv
 
 Flow = Literal["isolation", "bottom_up", "top_down", "cascade", "parallel"]
 Level = Float[Tensor, "n _ _ _ _"]
@@ -124,10 +123,9 @@ class TemporalPyramid(nn.Module):
     def modulate(self, index: int, level: Level) -> Level:
         """Spatial, then temporal modulation of one level (the paper's F_i)."""
         sampled = per_frame(self.spatial[index], level[:, :, :: self.rates[index]])
-        convolution = self.temporal[index]
         if not self.temporal_modulation:
-            return per_frame(partial(convolve, convolution), sampled)
-        return max_pool_time(along_time(partial(convolve, convolution), sampled), self.alpha[index])
+            return per_frame(self.temporal[index], sampled)
+        return max_pool_time(along_time(self.temporal[index], sampled), self.alpha[index])
 
 
 def lift(channels: int, outputs: int) -> nn.Sequential:
@@ -143,7 +141,7 @@ def top_down(levels: Sequence[Level]) -> list[Level]:
     """Every level receives the (already enriched) level above it."""
     enriched = [levels[-1]]
     for level in reversed(levels[:-1]):
-        enriched.insert(0, level + stretch_like(enriched[0], level))
+        enriched.insert(0, level + F.interpolate(enriched[0], level.shape[2:], mode="nearest"))
     return enriched
 
 
@@ -151,7 +149,7 @@ def bottom_up(levels: Sequence[Level], down: Iterable[nn.Module], strides: Seque
     """Every level receives the (already enriched) level below it, convolved and pooled."""
     enriched = [levels[0]]
     for i, (level, convolution) in enumerate(zip(levels[1:], down, strict=True)):
-        convolved = along_time(partial(convolve, convolution), enriched[i])
+        convolved = along_time(convolution, enriched[i])
         enriched.append(level + pool_like(convolved, strides[i + 1] // strides[i], level))
     return enriched
 
@@ -167,12 +165,3 @@ def pool_like(level: Level, factor: int, target: Level) -> Level:
     if level.shape[-2:] == target.shape[-2:]:
         return pooled
     return per_frame(lambda frames: F.max_pool2d(frames, shrink, shrink, ceil_mode=True), pooled)
-
-
-def stretch_like(level: Level, target: Level) -> Level:
-    """Nearest up-sampling to the target's frames, and to its size where that differs (see `pool_like`)."""
-    stretched = stretch_time(level, target.shape[2])
-    if level.shape[-2:] == target.shape[-2:]:
-        return stretched
-    size = list(target.shape[-2:])
-    return per_frame(lambda frames: F.interpolate(frames, size, mode="nearest"), stretched)

@@ -15,7 +15,6 @@ from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data.driver import configure_context
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import ConfigError, ResourceError
-from tpn_ray.model.bench import StepBench
 from tpn_ray.planning import ingest, worker
 from tpn_ray.planning.figures import Machines, Measured, Span, exactly
 from tpn_ray.planning.worker import Stepped
@@ -135,20 +134,9 @@ def _through_ray(recipe: Recipe, source: ClipSource, seconds_per_block: float, s
 
 
 def _step(recipe: Recipe, machines: Machines) -> Stepped:
-    wanted = StepBench(
-        model=recipe.model,
-        batch=recipe.loop.micro_batch_clips,
-        frames=recipe.clip.frames,
-        size=recipe.augment.crop_px,
-        device="cuda" if machines.gpus_per_worker else "cpu",
-        forms=("ours",),
-        precisions=(recipe.loop.precision,),
-        compiled=(recipe.loop.compile,),
-        rounds=STEP_ROUNDS,
-        threads=max(1, int(machines.cpus_per_worker)),
-    )
+    device, threads = "cuda" if machines.gpus_per_worker else "cpu", max(1, int(machines.cpus_per_worker))
     task = _task(worker.step, cpus=machines.cpus_per_worker, gpus=machines.gpus_per_worker)
-    stepped: Stepped = _get(task, (wanted,), "a training step")
+    stepped: Stepped = _get(task, (recipe, device, threads, STEP_ROUNDS), "a training step")
     return stepped
 
 

@@ -82,7 +82,7 @@ class Measured:
     block_bytes: float
     """Of one block of clips in the object store."""
     step_clips_per_second: Span
-    """Of one worker: forward, loss, backward."""
+    """Of one worker: forward, loss, backward, update of the weights."""
     step_given: bool
     """Whether that was given by the user and not measured."""
     score_clips_per_second: float

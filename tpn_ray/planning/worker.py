@@ -19,12 +19,12 @@ from tpn_ray.data.decoding import decoder_of
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import BadVideo
-from tpn_ray.model.bench import StepBench, measure_step
-from tpn_ray.model.recognizer import build_model
 from tpn_ray.planning.figures import Preparing, Span
+from tpn_ray.planning.step_time import rehearse, time_scoring, time_training
+from tpn_ray.train.recipe import Recipe
 
-STATE_COPIES = 3
-"""Of the weights, which a step is measured without: momenta, buckets of gradients, the copy that is being saved."""
+STATE_COPIES = 2
+"""Copies of the weights that only a run has: buckets of gradients, the copy that is being saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +67,20 @@ def decode(source: ClipSource, plan: Plan, seconds: float) -> Decoded:
     )
 
 
-def step(wanted: StepBench) -> Stepped:
-    """Measure the first form of the bench."""
-    row = measure_step(wanted).rows[0]
-    slow, usual, fast = max(row.train_seconds), statistics.median(row.train_seconds), min(row.train_seconds)
-    weights = sum(one.numel() * one.element_size() for one in build_model(wanted.model, "fast").parameters())
-    on_gpu = torch.device(wanted.device).type == "cuda"
-    gpu = torch.cuda.max_memory_allocated() + STATE_COPIES * weights if on_gpu else 0
+def step(recipe: Recipe, device: str, threads: int, rounds: int) -> Stepped:
+    """Measure training steps and scoring of one micro-batch, after a first one that is not counted."""
+    torch.set_num_threads(threads)
+    training, batch = rehearse(recipe, device)
+    seconds = [(time_training(training, batch), time_scoring(training, batch)) for _ in range(1 + rounds)][1:]
+    train, score = zip(*seconds, strict=True)
+    clips = len(batch.clips)
+    weights = STATE_COPIES * sum(one.numel() * one.element_size() for one in training.model.parameters())
+    on_gpu = torch.device(device).type == "cuda"
     return Stepped(
-        clips_per_second=Span(wanted.batch / slow, wanted.batch / usual, wanted.batch / fast),
-        score_clips_per_second=wanted.batch / statistics.median(row.infer_seconds),
-        peak_bytes=peak_bytes() + STATE_COPIES * weights,
-        peak_gpu_bytes=gpu,
+        clips_per_second=Span(clips / max(train), clips / statistics.median(train), clips / min(train)),
+        score_clips_per_second=clips / statistics.median(score),
+        peak_bytes=peak_bytes() + weights,
+        peak_gpu_bytes=torch.cuda.max_memory_allocated() + weights if on_gpu else 0,
     )
 
 

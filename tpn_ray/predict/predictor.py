@@ -107,7 +107,7 @@ def load(checkpoint_uri: str, device: str = "", threads: int = 1) -> Predictor:
     """
     saved = checkpoints.load(storage.absolute(checkpoint_uri), parts=("weights",))
     recipe = from_plain(saved.recipe)
-    model = build_model(recipe.model, "fast")
+    model = build_model(recipe.model)
     try:
         model.load_state_dict(saved.weights)
     except RuntimeError as error:

@@ -135,7 +135,7 @@ class Training:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(loop.deterministic)
         self.loss_config, self.optim, self.loop, self.device = loss, optim, loop, device
-        self.model: Recognizer = build_model(model, "fast").to(device)
+        self.model: Recognizer = build_model(model).to(device)
         self.classes = model.label_sets
         self.optimizer = make_optimizer(optim, self.model)
         self.frozen = frozen_modules(optim, self.model)

@@ -1,0 +1,42 @@
+"""How long a training step and the scoring of a micro-batch take. Plain torch; runs in a Ray task or anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import torch
+
+from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.step import MicroBatch, Training
+
+
+def rehearse(recipe: Recipe, device: str) -> tuple[Training, MicroBatch]:
+    """Set up one worker's training in steps of a single micro-batch, and make such a micro-batch of noise."""
+    clips, side_px = recipe.loop.micro_batch_clips, recipe.augment.crop_px
+    loop = dataclasses.replace(recipe.loop, batch_clips=clips, sync_batch_norm=1)
+    training = Training(recipe.model, recipe.loss, recipe.optim, loop, device)
+    pixels = torch.randint(256, (clips, recipe.clip.frames, side_px, side_px, 3), dtype=torch.uint8, device=device)
+    labels = torch.zeros(clips, len(training.classes), dtype=torch.long, device=device)
+    return training, MicroBatch(0, pixels, labels)
+
+
+def time_training(training: Training, batch: MicroBatch) -> float:
+    """Return the seconds of one step: forward, loss, backward, update of the weights."""
+    begin = _now(training.device)
+    training.train_step([batch], steps=1000)
+    return _now(training.device) - begin
+
+
+def time_scoring(training: Training, batch: MicroBatch) -> float:
+    """Return the seconds of scoring the clips, as in an evaluation."""
+    begin = _now(training.device)
+    training.evaluate(batch.clips, batch.labels)
+    return _now(training.device) - begin
+
+
+def _now(device: str) -> float:
+    """Return the time once the device has finished what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
