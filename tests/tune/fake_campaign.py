@@ -16,17 +16,19 @@ import sys
 import time
 from pathlib import Path
 
+from optuna.distributions import FloatDistribution
+
 from tpn_ray import recipes
 from tpn_ray.errors import TrainingError
 from tpn_ray.tune.climb import Search, climb
-from tpn_ray.tune.distributions import Choice, Uniform
+from tpn_ray.tune.distributions import choice
 from tpn_ray.tune.journal import Journal, Point, Trial
 from tpn_ray.tune.rungs import Ladder
 from tpn_ray.tune.space import problem
 
 LADDER = Ladder(epochs=(1, 3, 9))
 SEARCH = Search(
-    space={"optim.lr": Uniform(0.01, 1, log=True), "model.alpha": Choice(((1, 2), (2, 4), (4, 8)))},
+    space={"optim.lr": FloatDistribution(0.01, 1, log=True), "model.alpha": choice(((1, 2), (2, 4), (4, 8)))},
     searcher="tpe",
     samples=27,
     seed=3,

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
 from ray.tune import schedulers
 
 from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
@@ -15,12 +16,12 @@ from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
 from tpn_ray.tune import asynchronous_driver as asynchronous
 from tpn_ray.tune.climb import Search
-from tpn_ray.tune.distributions import Choice, Uniform, Whole
+from tpn_ray.tune.distributions import choice
 from tpn_ray.tune.journal import Journal, Point, Trial
 from tpn_ray.tune.space import Sample, Space, problem
 from tpn_ray.tune.trial import Campaign, _incarnation, number_of
 
-SPACE: Space = {"loss.lambdas.0": Uniform(0.1, 1), "model.alpha": Choice(((1, 2), (4, 8)))}
+SPACE: Space = {"loss.lambdas.0": FloatDistribution(0.1, 1), "model.alpha": choice(((1, 2), (4, 8)))}
 
 
 def is_valid(sample: Sample) -> bool:
@@ -61,10 +62,10 @@ def test_a_model_that_is_asked_again_after_a_kill_repeats_itself(tmp_path: Path)
 
 
 def test_pbt_changes_only_what_may_change_in_flight(campaign: Campaign) -> None:  # noqa: F811
-    scheduler = asynchronous.pbt(campaign, wanted("random", {**SPACE, "clip.frames": Whole(8, 16)}))
+    scheduler = asynchronous.pbt(campaign, wanted("random", {**SPACE, "clip.frames": IntDistribution(8, 16)}))
     assert set(scheduler.changing) == set(SPACE)
     with pytest.raises(ConfigError, match="pbt changes fields in flight .* none of them: clip.frames"):
-        asynchronous.pbt(campaign, wanted("random", {"clip.frames": Whole(8, 16)}))
+        asynchronous.pbt(campaign, wanted("random", {"clip.frames": IntDistribution(8, 16)}))
 
 
 MUTATIONS = """
@@ -72,7 +73,7 @@ from types import SimpleNamespace
 from tpn_ray.tune.asynchronous_driver import Population
 from tpn_ray.tune.climb import Search
 from tpn_ray.tune.distributions import Choice, Uniform
-space = {"loss.lambdas.0": Uniform(0.1, 1), "model.alpha": Choice(((1, 2), (4, 8)))}
+space = {"loss.lambdas.0": FloatDistribution(0.1, 1), "model.alpha": choice(((1, 2), (4, 8)))}
 wanted = Search(space=space, searcher="random", samples=4, seed=7, is_valid=lambda sample: True, objectives=None)
 population = Population(wanted, space, 9, 1)
 sample = {"loss.lambdas.0": 0.5, "model.alpha": [1, 2]}

@@ -20,6 +20,7 @@ from tpn_ray.train.recipe import Recipe, to_plain
 from tpn_ray.tune import asynchronous_driver, fidelity, rungs, search
 from tpn_ray.tune.climb import Search, climb
 from tpn_ray.tune.cost import gmacs
+from tpn_ray.tune.distributions import written
 from tpn_ray.tune.fidelity import Fidelity
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.repeats import repeat
@@ -159,7 +160,7 @@ def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
     return {
         "recipe": to_plain(campaign.recipe),
         "dataset_version": campaign.manifest.version,
-        "space": {name: str(distribution) for name, distribution in wanted.space.items()},
+        "space": {name: written(distribution) for name, distribution in wanted.space.items()},
         "searcher": wanted.searcher,
         "samples": wanted.samples,
         "seed": wanted.seed,

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Any
 
 import numpy as np
 import optuna
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.tune.distributions import Choice, Distribution, Uniform
+from tpn_ray.tune import distributions
+from tpn_ray.tune.distributions import from_json
 from tpn_ray.tune.space import Sample, Space, draws
 
 TRIES = 1000
@@ -56,7 +56,7 @@ def random(question: Question) -> list[Sample]:
 
 def grid(question: Question) -> list[Sample]:
     """Every combination of choices and of GRID_POINTS values of each range, the last field fastest."""
-    values = [distribution.grid(GRID_POINTS) for distribution in question.space.values()]
+    values = [distributions.grid(one, GRID_POINTS) for one in question.space.values()]
     samples = (dict(zip(question.space, combination, strict=True)) for combination in product(*values))
     valid = filter(question.is_valid, samples)
     return list(islice(valid, question.first, question.first + question.count))
@@ -72,11 +72,10 @@ def tpe(question: Question) -> list[Sample]:
         return random(question)
     seed = int(np.random.SeedSequence([question.seed, question.first]).generate_state(1)[0])
     study = as_study(question.space, seen, seed)
-    distributions = {name: _for_optuna(one) for name, one in question.space.items()}
     found: list[Sample] = []
     for _ in range(TRIES):
-        trial = study.ask(distributions)
-        sample = {name: _value(question.space[name], trial.params[name]) for name in question.space}
+        trial = study.ask({**question.space})
+        sample = {name: trial.params[name] for name in question.space}
         if question.is_valid(sample):
             found.append(sample)
         else:
@@ -124,31 +123,12 @@ def as_study(space: Space, seen: Sequence[Seen], seed: int) -> optuna.Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)
     study = optuna.create_study(directions=["maximize"] * len(seen[0].scores), sampler=sampler)
-    distributions = {name: _for_optuna(one) for name, one in space.items()}
     for one in seen:
         study.add_trial(
             optuna.trial.create_trial(
-                params={name: _key(space[name], one.sample[name]) for name in space},
-                distributions=distributions,
+                params={name: from_json(one.sample[name]) for name in space},
+                distributions={**space},
                 values=list(one.scores),
             )
         )
     return study
-
-
-def _for_optuna(distribution: Distribution) -> optuna.distributions.BaseDistribution:
-    if isinstance(distribution, Choice):  # by place: Optuna's stores know no tuples
-        return optuna.distributions.CategoricalDistribution(range(len(distribution.values)))
-    if isinstance(distribution, Uniform):
-        return optuna.distributions.FloatDistribution(distribution.low, distribution.high, log=distribution.log)
-    return optuna.distributions.IntDistribution(distribution.low, distribution.high)
-
-
-def _value(distribution: Distribution, key: Any) -> Any:
-    return distribution.values[key] if isinstance(distribution, Choice) else key
-
-
-def _key(distribution: Distribution, value: Any) -> Any:
-    if not isinstance(distribution, Choice):
-        return value
-    return distribution.place(value)

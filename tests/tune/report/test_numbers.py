@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from optuna.distributions import FloatDistribution
 
-from tpn_ray.tune.distributions import Choice, Uniform
+from tpn_ray.tune.distributions import choice
 from tpn_ray.tune.journal import Held, Point, Trial
 from tpn_ray.tune.report.numbers import hours, importance, interval, repeated, rung_correlations
 
-SPACE = {"x": Uniform(0, 1), "kind": Choice(("a", "b"))}
+SPACE = {"x": FloatDistribution(0, 1), "kind": choice(("a", "b"))}
 
 
 def trial(number: int, *tops: float, sample: dict[str, object] | None = None, repeat_of: int | None = None) -> Trial:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import plotly.offline
 
 from tpn_ray.progress import duration
+from tpn_ray.tune.distributions import written
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.report import plots
 from tpn_ray.tune.report.numbers import (
@@ -39,7 +40,7 @@ def as_html(found: Findings) -> str:
         )
         parts.append(f"<section><h2>{_escaped(title)}</h2><p>{_escaped(text)}</p>{drawn}</section>")
     parts.append("</div>")
-    rows = [(name, str(distribution)) for name, distribution in found.space.items()]
+    rows = [(name, written(distribution)) for name, distribution in found.space.items()]
     parts.append(f"<h2>Searched</h2>{_html_table((('field', 'distribution'), rows))}")
     parts.append(f"<h2>Run again</h2><pre>{_escaped(found.campaign_command)}</pre>")
     return (
@@ -55,7 +56,7 @@ def as_markdown(found: Findings) -> str:
     parts.append("\n".join(f"- {name}: {value}" for name, value in facts(found)))
     for title, text, table in [*tables(found), *_numbers_of_plots(found)]:
         parts += [f"## {title}", text, _markdown_table(table)]
-    rows = [(f"`{name}`", f"`{distribution}`") for name, distribution in found.space.items()]
+    rows = [(f"`{name}`", f"`{written(distribution)}`") for name, distribution in found.space.items()]
     parts += ["## Searched", _markdown_table((("field", "distribution"), rows))]
     parts += ["## Run again", f"```\n{found.campaign_command}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"

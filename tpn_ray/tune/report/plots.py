@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from optuna.distributions import CategoricalDistribution as Choice
+from optuna.distributions import FloatDistribution as Uniform
 
-from tpn_ray.tune.distributions import Choice, Uniform
+from tpn_ray.tune.distributions import from_json
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.report.numbers import Findings, importance, rung_correlations, value_text
 
@@ -100,9 +102,9 @@ def _axis(field: str, trials: Sequence[Trial], found: Findings) -> dict[str, Any
     distribution = found.space[field]
     values = [trial.sample[field] for trial in trials]
     if isinstance(distribution, Choice):
-        places = [distribution.place(value) for value in values]
-        ticks = list(range(len(distribution.values)))
-        texts = [value_text(value) for value in distribution.values]
+        places = [distribution.choices.index(from_json(value)) for value in values]
+        ticks = list(range(len(distribution.choices)))
+        texts = [value_text(value) for value in distribution.choices]
         return {"label": short(field), "values": places, "tickvals": ticks, "ticktext": texts}
     if isinstance(distribution, Uniform) and distribution.log:
         low, high = math.log10(distribution.low), math.log10(distribution.high)
@@ -153,7 +155,7 @@ def accuracy_by(trials: Sequence[Trial], field: str, found: Findings) -> go.Figu
         )
     figure.update_yaxes(title="validation top-1", tickformat=".0%")
     if isinstance(distribution, Choice):
-        order = [_shown(value) for value in distribution.values]
+        order = [_shown(value) for value in distribution.choices]
         figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     elif isinstance(distribution, Uniform) and distribution.log:
         figure.update_xaxes(type="log")
