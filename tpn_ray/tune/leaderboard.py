@@ -13,8 +13,7 @@ from tpn_ray.tune.cost import gmacs
 from tpn_ray.tune.driver import Outcome
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.report import page
-from tpn_ray.tune.report.numbers import Findings, hours, interval, repeated, value_text
-from tpn_ray.tune.report.plots import short
+from tpn_ray.tune.report.numbers import Findings, hours, interval, repeated, short, value_text
 from tpn_ray.tune.space import Sample, Space, apply, as_flags
 from tpn_ray.tune.trial import Campaign, begin_child
 

@@ -7,18 +7,21 @@ happened to end; so a campaign that is begun again makes the same ones, and no s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
+from typing import Literal
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.tune import distributions
 from tpn_ray.tune.distributions import from_json
 from tpn_ray.tune.space import Sample, Space, draws
 
+Direction = Literal["minimize", "maximize"]
 TRIES = 1000
 """Samples drawn for one valid one."""
 GRID_POINTS = 3
@@ -71,7 +74,10 @@ def tpe(question: Question) -> list[Sample]:
     if not seen:
         return random(question)
     seed = int(np.random.SeedSequence([question.seed, question.first]).generate_state(1)[0])
-    study = as_study(question.space, seen, seed)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)
+    known = [as_trial(question.space, one.sample, one.scores) for one in seen]
+    study = as_study(known, ["maximize"] * len(seen[0].scores), sampler)
     found: list[Sample] = []
     for _ in range(TRIES):
         trial = study.ask({**question.space})
@@ -116,19 +122,19 @@ def _furthest(seen: Sequence[Seen]) -> list[Seen]:
     return []
 
 
-def as_study(space: Space, seen: Sequence[Seen], seed: int) -> optuna.Study:
-    """What was seen as a study of Optuna, in memory."""
+def as_study(
+    trials: Iterable[FrozenTrial],
+    directions: Sequence[Direction] = ("maximize",),
+    sampler: optuna.samplers.BaseSampler | None = None,
+) -> optuna.Study:
+    """Make a study of Optuna in memory."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)
-    study = optuna.create_study(directions=["maximize"] * len(seen[0].scores), sampler=sampler)
-    for one in seen:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={name: from_json(one.sample[name]) for name in space},
-                distributions={**space},
-                values=list(one.scores),
-            )
-        )
+    study = optuna.create_study(directions=directions, sampler=sampler)
+    study.add_trials(trials)
     return study
+
+
+def as_trial(space: Space, sample: Sample, values: Sequence[float]) -> FrozenTrial:
+    """Make a complete trial of Optuna; stored samples hold lists where the space has tuples."""
+    params = {name: from_json(sample[name]) for name in space}
+    return optuna.trial.create_trial(params=params, distributions={**space}, values=values)

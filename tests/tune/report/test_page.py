@@ -70,9 +70,11 @@ def test_a_browser_draws_all_plots_offline(found: Findings, tmp_path: Path) -> N
     assert titles == [
         "Learning curves",
         "Settings and accuracy",
+        "Accuracy by field",
         "Importance",
-        "Accuracy by alpha",
         "Accuracy against arithmetic",
     ]
     assert len(re.findall(r'<div[^>]*class="[^"]*js-plotly-plot', body)) == 5  # the script adds it when it has drawn
-    assert body.count('class="trace scatter') == 26 + 2 + 1  # curves of all trials but the failed one; two epochs
+    assert (
+        body.count('class="trace scatter') == 26 + (26 + 1) + 2 + 2
+    )  # curves and lines of all trials but the failed one

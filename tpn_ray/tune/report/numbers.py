@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -12,7 +12,7 @@ from scipy import stats
 from tpn_ray.metrics import wilson_interval
 from tpn_ray.tune import search
 from tpn_ray.tune.journal import Trial
-from tpn_ray.tune.search import Seen
+from tpn_ray.tune.search import Direction
 from tpn_ray.tune.space import Space
 
 ENOUGH = 4
@@ -89,21 +89,35 @@ def interval(trial: Trial) -> tuple[float, float]:
     return wilson_interval(round(trial.top1 * videos), videos)
 
 
-def importance(trials: Sequence[Trial], space: Space) -> tuple[int, dict[str, float]]:
-    """Share of the variance of accuracy that each field explains (fANOVA), and the epoch it is taken at.
+def as_study(
+    trials: Sequence[Trial],
+    space: Space,
+    values: Mapping[int, Sequence[float]],
+    directions: Sequence[Direction] = ("maximize",),
+) -> optuna.Study:
+    """Give Optuna the trials that have values, under their own numbers; all other numbers have failed there."""
+    known = {
+        one.number: search.as_trial(space, one.sample, values[one.number]) for one in trials if one.number in values
+    }
+    missing = optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL)
+    return search.as_study([known.get(number, missing) for number in range(max(known) + 1)], directions)
 
-    That is the furthest epoch that half of the trials reached: the few behind it are no fair sample of the space.
-    (0, {}) where there are not enough.
+
+def fair_study(trials: Sequence[Trial], space: Space) -> tuple[int, optuna.Study | None]:
+    """Find the furthest epoch that half of the trials reached, and the study of their accuracy there.
+
+    The few trials behind that epoch are no fair sample of the space. None where there are too few even so.
     """
     for epoch in sorted({point.epoch for trial in trials for point in trial.points}, reverse=True):
-        reached = [(trial, point) for trial in trials if (point := trial.at(epoch)) is not None]
-        tops = {point.top1 for _, point in reached}
-        if len(reached) >= max(ENOUGH, len(trials) / 2) and len(tops) > 1:
-            seen = [Seen(sample=trial.sample, epoch=epoch, scores=(point.top1,)) for trial, point in reached]
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            study = search.as_study(space, seen, seed=0)
-            return epoch, optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return 0, {}
+        tops = {trial.number: (point.top1,) for trial in trials if (point := trial.at(epoch))}
+        if len(tops) >= max(ENOUGH, len(trials) / 2) and len(set(tops.values())) > 1:
+            return epoch, as_study(trials, space, tops)
+    return 0, None
+
+
+def fanova() -> optuna.importance.FanovaImportanceEvaluator:
+    """Make what tells the share of variance that each field explains, the same at every call."""
+    return optuna.importance.FanovaImportanceEvaluator(seed=0)
 
 
 def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int, float]]:
@@ -175,3 +189,9 @@ def value_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(tuple(value)) if isinstance(value, list) else str(value)
+
+
+def short(field: str) -> str:
+    """Name a field in a table."""
+    name = field.partition(".")[2].replace("lambdas", "lambda")
+    return name.replace(".", " ")

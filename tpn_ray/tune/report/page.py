@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+import optuna
 import plotly.offline
 
 from tpn_ray.progress import duration
@@ -13,11 +14,13 @@ from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.report import plots
 from tpn_ray.tune.report.numbers import (
     Findings,
+    fair_study,
+    fanova,
     hours,
-    importance,
     interval,
     repeated,
     rung_correlations,
+    short,
     value_text,
 )
 
@@ -120,7 +123,7 @@ def tables(found: Findings) -> list[tuple[str, str, Table]]:
 def leaderboard(found: Findings) -> Table:
     """One row a trial."""
     fields = list(found.space)
-    heads = ("", "trial", "top-1", "95 %", "epochs", "GMACs", *(plots.short(field) for field in fields), "")
+    heads = ("", "trial", "top-1", "95 %", "epochs", "GMACs", *(short(field) for field in fields), "")
     return heads, [_row(place, trial, fields, found) for place, trial in enumerate(found.trials, 1)]
 
 
@@ -142,8 +145,9 @@ def _row(place: int, trial: Trial, fields: Sequence[str], found: Findings) -> li
 def _numbers_of_plots(found: Findings) -> list[tuple[str, str, Table]]:
     trials = [trial for trial in found.trials if trial.points]
     made: list[tuple[str, str, Table]] = []
-    epoch, shares = importance(trials, found.space)
-    if shares:
+    epoch, study = fair_study(trials, found.space)
+    if study:
+        shares = optuna.importance.get_param_importances(study, evaluator=fanova())
         rows = [(field, f"{share:.0%}") for field, share in shares.items()]
         made.append(("Importance", f"Share of variance after epoch {epoch} (fANOVA).", (("field", "share"), rows)))
     correlations = rung_correlations(trials, found.epochs)
@@ -186,5 +190,5 @@ th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid #e8ecf0;whi
 td:last-child{white-space:normal;min-width:180px}th{color:#52606d;font-weight:600}
 tbody tr:first-child td{font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(520px,1fr));gap:0 36px}
-.plots section{min-width:0}.plots section:nth-child(-n+2){grid-column:1/-1}
+.plots section{min-width:0}.plots section:nth-child(-n+3){grid-column:1/-1}
 """
