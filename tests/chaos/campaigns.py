@@ -144,7 +144,7 @@ def _losses(folder: Path) -> dict[tuple[int, int], float]:
 def _table(trials: list[Trial]) -> list[str]:
     """The rows of the leaderboard, with everything that must be the same."""
     return [
-        f"{trial.name}: {trial.failure or trial.lineage} {[(p.epoch, sorted(p.scores.items())) for p in trial.points]} "
+        f"{trial.name}: {trial.failure or trial.history} {[(p.epoch, sorted(p.scores.items())) for p in trial.points]} "
         f"{sorted(trial.sample.items())}"
         for trial in ranked(trials)
     ]

@@ -34,7 +34,7 @@ def test_a_campaign_whose_driver_is_killed_has_the_undisturbed_table(tmp_path: P
     assert "the campaign goes on: " in output
     trials = Journal(uri=str(folder)).trials()
     (promoted,) = [trial for trial in trials if trial.epochs == 2]
-    assert promoted.lineage == ("promoted at epoch 1",)
+    assert promoted.history == ["promoted at epoch 1"]
     assert promoted.points[0].top1 == max(trial.points[0].top1 for trial in trials)
     assert checkpoints.load(promoted.points[-1].checkpoint).step == 8
     command = re.search(r"python jobs/train\.py (.*)", output)

@@ -72,7 +72,7 @@ def run(folder: Path, at_once: int = 3) -> list[Trial]:
 def table(trials: list[Trial]) -> str:
     """One line a trial, with everything that must be the same."""
     return "\n".join(
-        f"{t.number} {t.wave} {t.epochs} {t.top1} {t.lineage} {t.failure} {sorted(t.sample.items())}" for t in trials
+        f"{t.number} {t.wave} {t.epochs} {t.top1} {t.history} {t.failure} {sorted(t.sample.items())}" for t in trials
     )
 
 

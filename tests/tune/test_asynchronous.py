@@ -72,7 +72,8 @@ MUTATIONS = """
 from types import SimpleNamespace
 from tpn_ray.tune.asynchronous_driver import Population
 from tpn_ray.tune.climb import Search
-from tpn_ray.tune.distributions import Choice, Uniform
+from optuna.distributions import FloatDistribution
+from tpn_ray.tune.distributions import choice
 space = {"loss.lambdas.0": FloatDistribution(0.1, 1), "model.alpha": choice(((1, 2), (4, 8)))}
 wanted = Search(space=space, searcher="random", samples=4, seed=7, is_valid=lambda sample: True, objectives=None)
 population = Population(wanted, space, 9, 1)
@@ -168,7 +169,7 @@ def test_who_goes_on_and_who_is_a_mutant() -> None:
     mutant, name, start = _incarnation(trial, {"optim.lr": 0.2}, donor)
     assert (name, start) == ("trial-0004-from-0001-epoch-0002", "donor")
     assert [point.epoch for point in mutant.points] == [1, 2]
-    assert mutant.lineage == ("from trial 1 at epoch 2: lr 0.1 -> 0.2",)
+    assert mutant.history == ["from trial 1 at epoch 2: lr 0.1 -> 0.2"]
     # Its process is lost and it is begun again: it is the same mutant, not another.
     assert _incarnation(mutant, {"optim.lr": 0.2}, donor) == (mutant, name, start)
     assert _incarnation(mutant, {"optim.lr": 0.2}, {**own, "epoch": 3}) == (mutant, name, start)

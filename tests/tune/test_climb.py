@@ -13,7 +13,7 @@ from tests.tune import fake_campaign
 from tests.tune.fake_campaign import FAILS, LADDER, SEARCH
 from tpn_ray.errors import BudgetError, CheckpointError, StorageError
 from tpn_ray.tune.climb import climb
-from tpn_ray.tune.journal import Held, Journal, Point, Trial
+from tpn_ray.tune.journal import Held, Journal, Kind, Point, Transition, Trial
 from tpn_ray.tune.rungs import planned
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_the_best_are_promoted_and_no_epoch_is_trained_twice(undisturbed: tuple[
     assert len(lines) == len(set(lines)) == sum(trial.epochs for trial in trials)
     assert planned(SEARCH.waves(LADDER), LADDER)[0] == len(lines) + 1  # one epoch failed
     assert trials[0].top1 == max(trial.top1 for trial in trials)
-    assert trials[0].lineage == ("promoted at epoch 1", "promoted at epoch 3")
+    assert trials[0].history == ["promoted at epoch 1", "promoted at epoch 3"]
 
 
 def test_a_failed_trial_is_a_row_with_its_reason(undisturbed: tuple[Path, list[Trial]]) -> None:
@@ -111,7 +111,7 @@ def test_a_trial_is_read_as_it_was_written(tmp_path: Path) -> None:
         sample={"model.alpha": [1, 2], "optim.lr": 0.1},
         points=(Point(epoch=1, scores={"val_top1": 0.5}, checkpoint="c", train_loss=2.0),),
         held=(Held(session="a", begin=1.0, started=2.0, end=4.0),),
-        lineage=("promoted",),
+        lineage=(Transition(kind=Kind.PROMOTED, epoch=1),),
     )
     journal = Journal(uri=str(tmp_path))
     journal.write(trial)

@@ -10,7 +10,7 @@ import pytest
 
 from tpn_ray import lease
 from tpn_ray.errors import CheckpointError, DamagedError, LeaseError
-from tpn_ray.tune.journal import Journal, Point, Trial
+from tpn_ray.tune.journal import Journal, Kind, Point, Transition, Trial
 
 TRIAL = Trial(number=0, sample={"optim.lr": 0.1, "model.alpha": [1, 2]}).with_point(
     Point(epoch=1, scores={"val_top1": 0.5}, checkpoint="c")
@@ -49,6 +49,33 @@ def test_a_campaign_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         file.write_text(json.dumps(content.get("samples", content)))
     assert journal.begin(SETTINGS)
     assert (journal.trials(), journal.waves()) == ([TRIAL], [[TRIAL.sample]])
+
+
+@pytest.mark.parametrize(
+    ("line", "transition"),
+    [
+        ("promoted at epoch 3", Transition(kind=Kind.PROMOTED, epoch=3)),
+        ("ended at epoch 2: the loss: flat", Transition(kind=Kind.ENDED, epoch=2, detail="the loss: flat")),
+        (
+            "from trial 3 at epoch 2: lr 0.1 -> 0.2",
+            Transition(kind=Kind.MUTATED, epoch=2, donor=3, detail="lr 0.1 -> 0.2"),
+        ),
+    ],
+)
+def test_a_sentence_of_an_earlier_version_is_read(tmp_path: Path, line: str, transition: Transition) -> None:
+    file = tmp_path / "trials" / "0000.json"
+    file.parent.mkdir()
+    about = {"number": 0, "sample": {"loop.seed": 8}, "repeat_of": 7, "stopped": True}
+    lines = ["repeats trial 7 with seed 8", line, "stopped at epoch 0"]
+    file.write_text(json.dumps({**about, "lineage": lines}))
+    journal = Journal(uri=str(tmp_path))
+    (trial,) = journal.trials()
+    assert (trial.lineage, trial.history) == ((transition,), lines)
+    journal.write(trial)
+    assert journal.trials() == [trial]
+    file.write_text(json.dumps({**about, "lineage": ["something else"]}))
+    with pytest.raises(DamagedError, match="it is no trial: lineage.0"):
+        journal.trials()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

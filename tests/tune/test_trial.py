@@ -158,7 +158,7 @@ def test_the_worst_of_a_population_goes_on_from_the_best(campaign: Campaign, mon
     assert [(trial.epochs, trial.failure) for trial in trials] == [(2, ""), (2, "")]
     (mutant,) = [trial for trial in trials if trial.start_from]
     donor = trials[1 - mutant.number]
-    assert mutant.lineage[0].startswith(f"from trial {donor.number} at epoch 1: ")
+    assert mutant.history[0].startswith(f"from trial {donor.number} at epoch 1: ")
     assert mutant.start_from == donor.points[0].checkpoint
     saved = checkpoints.load(mutant.points[-1].checkpoint)
     assert (saved.step, saved.recipe["optim"]["lr"]) == (8, mutant.sample["optim.lr"])

@@ -302,8 +302,7 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         known = self._known(trial)
         if known and not known.failure and not known.stopped and known.epochs < self.epochs:
-            line = f"stopped at epoch {known.epochs}"
-            self.journal.write(dataclasses.replace(known, stopped=True, lineage=(*known.lineage, line)))
+            self.journal.write(dataclasses.replace(known, stopped=True))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         number = number_of(trial.trial_id, trial.config)

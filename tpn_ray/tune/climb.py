@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tpn_ray.errors import CheckpointError, ConfigError, TrainingError
 from tpn_ray.tune import rungs, search
-from tpn_ray.tune.journal import Journal, Trial
+from tpn_ray.tune.journal import Journal, Kind, Transition, Trial
 from tpn_ray.tune.rungs import Due, Ladder, Objectives
 from tpn_ray.tune.space import Sample, Space
 
@@ -134,11 +134,11 @@ def _suggested(journal: Journal, waves: Sequence[Sequence[Sample]]) -> list[Tria
 
 
 def _promoted(work: Due) -> Due:
-    """With a word about it, the same however often the work is begun."""
-    line = f"promoted at epoch {work.since}"
-    if not work.since or line in work.trial.lineage:
+    """Enter a promotion into the trial's lineage once, however often the work is begun."""
+    promotion = Transition(kind=Kind.PROMOTED, epoch=work.since)
+    if not work.since or promotion in work.trial.lineage:
         return work
-    return dataclasses.replace(work, trial=dataclasses.replace(work.trial, lineage=(*work.trial.lineage, line)))
+    return dataclasses.replace(work, trial=dataclasses.replace(work.trial, lineage=(*work.trial.lineage, promotion)))
 
 
 def _start(work: Due, train: Train, finished: queue.Queue[tuple[Trial, BaseException | None]]) -> None:

@@ -63,7 +63,10 @@ def show(
     for name, text in made.items():
         storage.write_bytes(storage.join(campaign.uri, name), text.encode())
         tracked.log_text(text, name)
-    rows = [{**vars(trial), "points": [vars(p) for p in trial.points], "held": None} for trial in trials]
+    rows = [
+        {**vars(trial), "points": [vars(p) for p in trial.points], "held": None, "lineage": trial.history}
+        for trial in trials
+    ]
     tracked.log_json(rows, "leaderboard.json")
     tracked.log_text(command + "\n", "best_recipe.txt")
     numbers = hours(found.trials, found.epochs, at_once)
@@ -89,7 +92,7 @@ def show(
 
 def settle(trial: Trial, campaign: Campaign) -> None:
     """End the MLflow run of a trial that will not go on; one that the server missed is written from the journal."""
-    tags = {"epochs": str(trial.epochs), "lineage": "; ".join(trial.lineage)}
+    tags = {"epochs": str(trial.epochs), "lineage": "; ".join(trial.history)}
     if trial.points:
         tags["checkpoint"] = trial.points[-1].checkpoint
     status = "FAILED" if trial.failure else "FINISHED"

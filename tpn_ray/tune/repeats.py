@@ -34,7 +34,6 @@ def repeat(
             number=REPEATS_FROM + trial.number * SEEDS_AT_MOST + seed,
             sample={**trial.sample, SEED: first_seed + seed},
             repeat_of=trial.number,
-            lineage=(f"repeats trial {trial.number} with seed {first_seed + seed}",),
         )
         for trial in complete
         for seed in range(1, seeds + 1)

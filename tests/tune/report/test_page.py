@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.tune import fake_campaign
-from tpn_ray.tune.journal import Held
+from tpn_ray.tune.journal import Held, Kind, Transition
 from tpn_ray.tune.report.numbers import Findings
 from tpn_ray.tune.report.page import as_html, as_markdown
 
@@ -48,11 +48,13 @@ def test_markdown_has_every_trial_and_number(found: Findings) -> None:
 
 def test_a_best_recipe_that_was_another_before_says_so(found: Findings) -> None:
     best, *others = found.trials
-    line = "from trial 3 at epoch 2: lr 0.1 -> 0.12"
-    mutant = dataclasses.replace(best, run=f"{best.name}-from-0003-epoch-0002", lineage=(line,))
+    mutation = Transition(kind=Kind.MUTATED, epoch=2, donor=3, detail="lr 0.1 -> 0.12")
+    mutant = dataclasses.replace(best, run=f"{best.name}-from-0003-epoch-0002", lineage=(mutation,))
     assert found.note == ""
     mutated = dataclasses.replace(found, trials=(mutant, *others))
-    assert f"{best.name} had other settings before ({line}): the command trains the last ones" in as_markdown(mutated)
+    assert f"{best.name} had other settings before ({mutation}): the command trains the last ones" in as_markdown(
+        mutated
+    )
     assert f"{best.name} had other settings before (from trial 3 at epoch 2: lr 0.1 -&gt; 0.12)" in as_html(mutated)
 
 

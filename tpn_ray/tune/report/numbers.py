@@ -44,7 +44,7 @@ class Findings:
         if not best.run:  # neither mutated nor above the first rung of a fidelity
             return ""
         return (
-            f"{best.name} had other settings before ({'; '.join(best.lineage)}): the command trains the last ones from "
+            f"{best.name} had other settings before ({'; '.join(best.history)}): the command trains the last ones from "
             "the start, and may score otherwise; what was scored is the checkpoint."
         )
 

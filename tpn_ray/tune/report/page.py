@@ -138,7 +138,7 @@ def _row(place: int, trial: Trial, fields: Sequence[str], found: Findings) -> li
         str(trial.epochs),
         f"{gmacs:.2f}" if gmacs is not None else "-",
         *(value_text(trial.sample[field]) for field in fields),
-        trial.failure or "; ".join(trial.lineage),
+        trial.failure or "; ".join(trial.history),
     ]
 
 
