@@ -22,7 +22,19 @@ SMALL = ["--loop.evaluate-every-epochs", "1", "--loop.batch-clips", "8", "--loop
 
 
 def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:
-    return ["toy", "--data", str(data), "--storage", str(storage), "--name", name, "--at-once", "2", *SMALL, *more]
+    return [
+        "toy",
+        "--data",
+        str(data),
+        "--storage",
+        str(storage),
+        "--name",
+        name,
+        "--max-concurrent",
+        "2",
+        *SMALL,
+        *more,
+    ]
 
 
 def test_a_campaign_whose_driver_is_killed_has_the_undisturbed_table(tmp_path: Path) -> None:
@@ -77,7 +89,7 @@ def test_spent_hours_leave_a_campaign_that_goes_on(cluster: RayHead, toy_folder:
         ("median", "random", "top1"),
         ("hyperband", "random", "top1"),
         ("pbt", "random", "top1"),
-        ("promote", "tpe", "top1+gmacs"),
+        ("halving", "tpe", "top1+gmacs"),
     ],
 )
 def test_every_scheduler_to_its_end(

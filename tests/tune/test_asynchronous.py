@@ -15,8 +15,8 @@ from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
 from tpn_ray.tune import asynchronous_driver as asynchronous
-from tpn_ray.tune.climb import Search
 from tpn_ray.tune.distributions import choice
+from tpn_ray.tune.halving import Search
 from tpn_ray.tune.journal import Journal, Point, Trial
 from tpn_ray.tune.space import Sample, Space, problem
 from tpn_ray.tune.trial import Campaign, _incarnation, number_of
@@ -71,7 +71,7 @@ def test_pbt_changes_only_what_may_change_in_flight(campaign: Campaign) -> None:
 MUTATIONS = """
 from types import SimpleNamespace
 from tpn_ray.tune.asynchronous_driver import Population
-from tpn_ray.tune.climb import Search
+from tpn_ray.tune.halving import Search
 from optuna.distributions import FloatDistribution
 from tpn_ray.tune.distributions import choice
 space = {"loss.lambdas.0": FloatDistribution(0.1, 1), "model.alpha": choice(((1, 2), (4, 8)))}

@@ -107,6 +107,14 @@ def test_files_of_something_else(tmp_path: Path) -> None:
         journal.waves()
 
 
+def test_a_campaign_with_settings_of_earlier_names_goes_on(tmp_path: Path) -> None:
+    journal = Journal(uri=str(tmp_path))
+    journal.begin({"scheduler": "promote", "keep": 3, "finalists": 1})
+    assert journal.begin({"scheduler": "halving", "reduction_factor": 3, "min_promoted": 1})
+    with pytest.raises(CheckpointError, match="reduction_factor: 3 then, 2 now"):
+        journal.begin({"scheduler": "halving", "reduction_factor": 2, "min_promoted": 1})
+
+
 def test_a_campaign_is_what_the_first_driver_says(tmp_path: Path) -> None:
     journal = written(tmp_path)
     with pytest.raises(CheckpointError, match=r"recipe.optim.lr: 0.1 then, 0.2 now"):

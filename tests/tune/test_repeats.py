@@ -35,7 +35,7 @@ def test_the_best_are_trained_again_once_each(tmp_path: Path) -> None:
             first_seed=10,
             epochs=4,
             train=train,
-            at_once=1,
+            max_concurrent=1,
             look=lambda: None,
         )
 

@@ -169,7 +169,7 @@ class Journal:
         if storage.create(place, seal(new)):
             return False
         old = unseal(storage.read_bytes(place), place, _CAMPAIGN_REMEDY)
-        before, now = _flat(old), _flat(new)
+        before, now = _flat(_renamed(old)), _flat(new)
         changed = [
             f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
             for name in sorted(before.keys() | now.keys())
@@ -259,6 +259,13 @@ def _wave(uri: str, data: bytes) -> list[Sample]:
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give the settings of a campaign of an earlier version their names of today."""
+    names = {"keep": "reduction_factor", "finalists": "min_promoted"}
+    renamed = {names.get(name, name): value for name, value in settings.items()}
+    return {**renamed, "scheduler": "halving"} if settings.get("scheduler") == "promote" else renamed
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

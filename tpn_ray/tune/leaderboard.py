@@ -35,7 +35,7 @@ def show(
 
     `again` is the command that runs the campaign. Raises TrainingError if no trial was ever evaluated.
     """
-    trials, at_once = outcome.trials, outcome.at_once
+    trials, max_concurrent = outcome.trials, outcome.max_concurrent
     originals = tuple(trial for trial in trials if trial.repeat_of is None)
     if not any(trial.points for trial in originals):
         first = next((trial.failure for trial in originals if trial.failure), "no message")
@@ -50,7 +50,7 @@ def show(
         campaign_command=again,
         space=space,
         epochs=campaign.recipe.loop.epochs,
-        at_once=at_once,
+        max_concurrent=max_concurrent,
         trials=originals,
         repeats=tuple(trial for trial in trials if trial.repeat_of is not None),
         gmacs={trial.number: gmacs(apply(campaign.recipe, trial.sample)) for trial in originals},
@@ -69,7 +69,7 @@ def show(
     ]
     tracked.log_json(rows, "leaderboard.json")
     tracked.log_text(command + "\n", "best_recipe.txt")
-    numbers = hours(found.trials, found.epochs, at_once)
+    numbers = hours(found.trials, found.epochs, max_concurrent)
     tracked.log_metrics(
         {
             "best/val_top1": best.top1,
@@ -134,7 +134,7 @@ def _print(found: Findings, best: Trial) -> None:
     for row in repeated(found.trials, found.repeats):
         p = "" if row.p is None else f", {100 * row.difference:+.1f} points to the best (p {row.p:.2f})"
         print(f"trial-{row.number:04d} over {len(row.scores)} seeds: {row.mean:.1%} +- {100 * row.deviation:.1f}{p}")
-    spent = hours(found.trials, found.epochs, found.at_once)
+    spent = hours(found.trials, found.epochs, found.max_concurrent)
     print(
         f"{spent.epochs} epochs trained, {spent.epochs / max(spent.epochs_in_full, 1):.0%} of all trials in full, in "
         f"{duration(spent.held * 3600)} of trials' time; idle {spent.idle:.0%}"

@@ -28,7 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
         campaign_command="python jobs/tune.py toy --data videos --name search",
         space=fake_campaign.SEARCH.space,
         epochs=9,
-        at_once=3,
+        max_concurrent=3,
         trials=tuple(dataclasses.replace(trial, held=(held,)) for trial in trials),
         repeats=(),
         gmacs={number: 0.5 + number / 100 for number in range(27)},

@@ -30,7 +30,7 @@ class Findings:
     space: Space
     epochs: int
     """Of a whole run."""
-    at_once: int
+    max_concurrent: int
     trials: tuple[Trial, ...]
     """Best first; repeats are not among them."""
     repeats: tuple[Trial, ...]
@@ -63,7 +63,7 @@ class Hours:
     """Estimate: hours per epoch as measured."""
     wall: float
     idle: float
-    """Share of the trials' places that nobody held."""
+    """Share of the machines' time, for `max_concurrent` trials, that no trial held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int
     return found
 
 
-def hours(trials: Sequence[Trial], whole: int, at_once: int) -> Hours:
+def hours(trials: Sequence[Trial], whole: int, max_concurrent: int) -> Hours:
     """Time held and saved. Idle time is counted within each submission, from its first trial to its last."""
     held = [one for trial in trials for one in trial.held]
     total = sum(one.end - one.begin for one in held) / 3600
@@ -149,7 +149,7 @@ def hours(trials: Sequence[Trial], whole: int, at_once: int) -> Hours:
         starting=sum(min(one.started, one.end) - one.begin for one in held) / 3600,
         in_full=total / epochs * in_full if epochs else 0.0,
         wall=wall,
-        idle=max(0.0, 1 - total / (wall * at_once)) if wall else 0.0,
+        idle=max(0.0, 1 - total / (wall * max_concurrent)) if wall else 0.0,
     )
 
 

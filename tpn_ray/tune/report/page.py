@@ -67,7 +67,7 @@ def as_markdown(found: Findings) -> str:
 
 def summary(found: Findings) -> str:
     """The result in two sentences."""
-    best, spent = found.trials[0], hours(found.trials, found.epochs, found.at_once)
+    best, spent = found.trials[0], hours(found.trials, found.epochs, found.max_concurrent)
     low, high = interval(best)
     return (
         f"Best of {len(found.trials)} trials: {best.name} with {best.top1:.1%} validation top-1 "
@@ -79,7 +79,7 @@ def summary(found: Findings) -> str:
 
 def facts(found: Findings) -> list[tuple[str, str]]:
     """Short facts: (what, how much)."""
-    spent = hours(found.trials, found.epochs, found.at_once)
+    spent = hours(found.trials, found.epochs, found.max_concurrent)
     failed = sum(bool(trial.failure) for trial in found.trials)
     return [
         ("trials", f"{len(found.trials)}" + (f", {failed} failed" if failed else "")),
@@ -87,7 +87,7 @@ def facts(found: Findings) -> list[tuple[str, str]]:
         ("trials' time", duration(spent.held * 3600)),
         ("saved, against all in full (estimate)", duration(max(0.0, spent.in_full - spent.held) * 3600)),
         ("of the time, starting workers", f"{spent.starting / spent.held:.0%}" if spent.held else "-"),
-        (f"of {found.at_once} trial places, idle", f"{spent.idle:.0%}"),
+        (f"of {found.max_concurrent} concurrent trials, idle", f"{spent.idle:.0%}"),
     ]
 
 
