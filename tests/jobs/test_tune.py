@@ -22,19 +22,8 @@ SMALL = ["--loop.evaluate-every-epochs", "1", "--loop.batch-clips", "8", "--loop
 
 
 def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:
-    return [
-        "toy",
-        "--data",
-        str(data),
-        "--storage",
-        str(storage),
-        "--name",
-        name,
-        "--max-concurrent",
-        "2",
-        *SMALL,
-        *more,
-    ]
+    places = ["--data", str(data), "--storage", str(storage), "--name", name]
+    return ["toy", *places, "--max-concurrent", "2", *SMALL, *more]
 
 
 def test_a_campaign_whose_driver_is_killed_has_the_undisturbed_table(tmp_path: Path) -> None:
