@@ -1,4 +1,4 @@
-"""What promotion saves, and what it costs in quality: the same grid by promotion and in full. Runs on the driver."""
+"""What successive halving saves, and what it costs in quality, against the same grid in full. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tpn_ray.tune.trial import Campaign
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignBench:
-    """A grid of settings, searched by promotion and trained in full, with several seeds."""
+    """A grid of settings, searched by successive halving and trained in full, with several seeds."""
 
     data: str
     """Dataset, as jobs/train.py takes it."""
@@ -44,7 +44,7 @@ class CampaignBench:
     """The fields of the grid, each as FIELD=choice(...)."""
 
     seeds: int = 3
-    """Of order, augmentation and first weights: one promotion and one full grid with each."""
+    """Of order, augmentation and first weights: one search by successive halving and one full grid with each."""
 
     epochs: int = 18
     """Of a trial in full; what is left of it at the first rung must be enough to learn something."""
@@ -52,14 +52,14 @@ class CampaignBench:
     rungs: int = 3
     """Times that trials are compared, the end included."""
 
-    keep: int = 3
-    """One trial in so many goes on."""
+    reduction_factor: int = 3
+    """Ratio of the trials at a rung to those that are promoted from it."""
 
-    finalists: int = 2
-    """But at least so many."""
+    min_promoted: int = 2
+    """Trials that are promoted at least."""
 
-    at_once: int = 2
-    """Trials side by side."""
+    max_concurrent: int = 2
+    """Trials that run at the same time."""
 
     fresh: str = ""
     """A dataset of the same kind that no trial has seen, such as toy videos of another --seed: what either search found
@@ -75,7 +75,7 @@ class CampaignBench:
     """File to write the figures to."""
 
     def __post_init__(self) -> None:
-        for field in ("seeds", "epochs", "at_once"):
+        for field in ("seeds", "epochs", "max_concurrent"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
 
@@ -90,13 +90,13 @@ class SeedReport:
     """One seed."""
 
     promoted: float
-    """Top-1 of the best that promotion trained to the end."""
+    """Top-1 of the best that halving trained to the end."""
     grid: float
     """Of the best of the grid in full."""
     epochs: int
     grid_epochs: int
     idle: float
-    """Share of the trials' places that nobody held while promotion ran."""
+    """Share of the machines' time, for `max_concurrent` trials, that no trial held during halving."""
     fresh: tuple[float, float] | None = None
     """Top-1 of both on videos that no trial has seen."""
 
@@ -124,14 +124,14 @@ class CampaignBenchReport:
     """All seeds."""
 
     settings: int
-    at_once: int
+    max_concurrent: int
     seeds: tuple[SeedReport, ...]
 
     def __str__(self) -> str:
         lines = [f"seed {number}: {one}" for number, one in enumerate(self.seeds)]
         fresh = statistics.mean(one.behind_fresh for one in self.seeds)
         lines.append(
-            f"{self.settings} settings, {self.at_once} at once, mean of {len(self.seeds)} seeds: "
+            f"{self.settings} settings, {self.max_concurrent} at once, mean of {len(self.seeds)} seeds: "
             f"{statistics.mean(one.behind for one in self.seeds):.1f} points behind the grid with "
             f"{statistics.mean(one.epochs / one.grid_epochs for one in self.seeds):.0%} of its epochs, idle "
             f"{statistics.mean(one.idle for one in self.seeds):.0%}"
@@ -149,12 +149,20 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
     seeds, settings = [], 0
     for seed in range(bench.seeds):
         seeded = replace_fields(base, {**changes, "loop.seed": seed})
-        promote = How(rungs=bench.rungs, keep=bench.keep, finalists=bench.finalists, at_once=bench.at_once)
+        halving = How(
+            rungs=bench.rungs,
+            reduction_factor=bench.reduction_factor,
+            min_promoted=bench.min_promoted,
+            max_concurrent=bench.max_concurrent,
+        )
         # Other rungs are other campaigns beside the same grid.
-        names = f"seed-{seed}-promotion-{bench.rungs}-{bench.keep}-{bench.finalists}", f"seed-{seed}-grid"
+        names = (
+            f"seed-{seed}-promotion-{bench.rungs}-{bench.reduction_factor}-{bench.min_promoted}",
+            f"seed-{seed}-grid",
+        )
         promotion, grid = (
             _campaign(seeded, manifest, bench, how, storage.join(folder, name), say)
-            for name, how in zip(names, (promote, How(rungs=1, at_once=bench.at_once)), strict=True)
+            for name, how in zip(names, (halving, How(rungs=1, max_concurrent=bench.max_concurrent)), strict=True)
         )
         seeds.append(_compared(promotion, grid, bench))
         if fresh:
@@ -162,7 +170,7 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
             seeds[-1] = dataclasses.replace(seeds[-1], fresh=scored)
         settings = len(grid)
         say(f"seed {seed}: {seeds[-1]}")
-    report = CampaignBenchReport(settings=settings, at_once=bench.at_once, seeds=tuple(seeds))
+    report = CampaignBenchReport(settings=settings, max_concurrent=bench.max_concurrent, seeds=tuple(seeds))
     if bench.json:
         Path(bench.json).write_text(json.dumps(dataclasses.asdict(report), indent=1))
     return report
@@ -198,7 +206,7 @@ def _compared(promotion: Sequence[Trial], grid: Sequence[Trial], bench: Campaign
     failed = [f"{trial.name}: {trial.failure}" for trial in (*promotion, *grid) if trial.failure]
     if failed:
         raise TrainingError("trials failed, so nothing is compared:\n  " + "\n  ".join(failed[:5]))
-    spent = hours(promotion, bench.epochs, bench.at_once)
+    spent = hours(promotion, bench.epochs, bench.max_concurrent)
     return SeedReport(
         promoted=promotion[0].top1,
         grid=_best(grid).top1,

@@ -66,8 +66,8 @@ def campaign(
     bench: Annotated[CampaignBench, tyro.conf.arg(name="")],
     recipe: Annotated[str, tyro.conf.arg(help="What is varied.")] = "toy_small",
 ) -> None:
-    """A grid by promotion against the same grid in full: how far behind, with which share of the epochs, how idle."""
-    session.connect(bench.address, workers_cpus=bench.at_once, decode_cpus=2 * bench.at_once)
+    """Search a grid by successive halving and in full: how far behind, with which share of the epochs, how idle."""
+    session.connect(bench.address, workers_cpus=bench.max_concurrent, decode_cpus=2 * bench.max_concurrent)
     print(measure_campaign(recipes.recipe(recipe), bench, say=say))
 
 

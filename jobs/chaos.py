@@ -27,8 +27,8 @@ class Arguments:
     """New or empty folder for videos, runs and ledgers."""
 
     what: Literal["run", "campaign", "outage", "twins"] = "run"
-    """run: any process of one run is killed. campaign: the driver of a search by promotion is killed. outage: the
-    object store of a run (SeaweedFS, of the test extra) goes away: refused, 503 or stalled. twins: the command of a
+    """run: any process of one run is killed. campaign: the driver of a search by successive halving is killed. outage:
+    the object store of a run (SeaweedFS, of the test extra) goes away: refused, 503 or stalled. twins: the command of a
     run is given a second time, beside a driver that lives, is frozen or is killed."""
 
     kills: int = 20

@@ -53,7 +53,7 @@ class Arguments:
     """top1, or top1+gmacs: accuracy against arithmetic."""
 
     wave: int = 0
-    """promote: trials that are suggested together; 0: all, or for a model as many as leave one at the end."""
+    """halving: trials that are suggested together; 0: all, or for a model as many as leave one at the end."""
 
     how: Annotated[driver.How, tyro.conf.arg(name="")] = field(default_factory=driver.How)
 
@@ -120,8 +120,8 @@ def _search(
 ) -> None:
     session.connect(
         flags.address,
-        workers_cpus=flags.machines.workers * flags.machines.cpus_per_worker * max(flags.how.at_once, 1),
-        decode_cpus=2 * flags.machines.decode_cpus * max(flags.how.at_once, 1),
+        workers_cpus=flags.machines.workers * flags.machines.cpus_per_worker * max(flags.how.max_concurrent, 1),
+        decode_cpus=2 * flags.machines.decode_cpus * max(flags.how.max_concurrent, 1),
         storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)

@@ -1,4 +1,7 @@
-"""Scores -> numbers people quote: top-k, mean class accuracy, averages over views, intervals. Runs anywhere."""
+"""Scores -> numbers people quote: top-k, mean class accuracy, averages over views, intervals. Runs anywhere.
+
+scipy.stats, which takes a second to import, is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,14 @@ def mean_class_accuracy(hits: NDArray[np.bool_], labels: NDArray[np.int64]) -> f
     return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
 
 
-def wilson_interval(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of an accuracy (Wilson, 1927), 95 % by default; (0, 1) for no videos."""
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy (Wilson, 1927); (0, 1) for no videos."""
+    from scipy import stats
+
     if total == 0:
         return 0.0, 1.0
-    share, spread = hits / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = stats.binomtest(hits, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def ranks(scores: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> NDArray[np.int64]:
@@ -85,36 +88,32 @@ def bootstrap_interval(values: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"],
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided p that two classifiers are as good, from the videos that only one of them gets right.
+    """Return the two-sided p that two classifiers are as good, from the videos that only one of them gets right.
 
     Exact (McNemar 1947, with the binomial distribution): each such video is a fair coin.
     """
-    total, fewer = only_first + only_second, min(only_first, only_second)
-    term, tail = 1, 0  # whole numbers: no rounding, however many videos
-    for heads in range(fewer + 1):
-        tail += term
-        term = term * (total - heads) // (heads + 1)
-    p: float = 2 * tail / 2**total
-    return min(1.0, p)
+    from scipy import stats
+
+    total = only_first + only_second
+    return float(stats.binomtest(only_first, total).pvalue) if total else 1.0
 
 
 def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """Rank correlation; equal values share the mean of their ranks; nan where one side is constant."""
-    return pearson(_mean_ranks(first), _mean_ranks(second))
+    """Return the rank correlation; equal values share the mean of their ranks; nan where one side is constant."""
+    from scipy import stats
+
+    return float(stats.spearmanr(first, second).statistic) if _vary(first, second) else math.nan
 
 
 def pearson(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """Linear correlation; nan where one side is constant."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return math.nan
-    return float(np.corrcoef(first, second)[0, 1])
+    """Return the linear correlation; nan where one side is constant."""
+    from scipy import stats
+
+    return float(stats.pearsonr(first, second).statistic) if _vary(first, second) else math.nan
 
 
-def _mean_ranks(values: Float[np.ndarray, " n"]) -> NDArray[np.float64]:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    mean_ranks: NDArray[np.float64] = (ends - (counts - 1) / 2)[places]
-    return mean_ranks
+def _vary(*sides: Float[np.ndarray, " n"]) -> bool:
+    return all(len(side) > 1 and np.ptp(side) > 0 for side in sides)
 
 
 def mean_class_interval(hits: NDArray[np.bool_], labels: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from benchmarks.campaign import CampaignBench, CampaignBenchReport, _compared
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.tune.journal import Held, Point, Trial
 
-BENCH = CampaignBench(data="d", at_once=2)
+BENCH = CampaignBench(data="d", max_concurrent=2)
 
 
 def trial(number: int, epochs: int, top1: float, held: tuple[float, float] = (0.0, 0.0), failure: str = "") -> Trial:
@@ -24,14 +24,14 @@ def test_promotion_is_measured_against_the_best_of_the_grid() -> None:
     assert (seed.promoted, seed.grid, seed.epochs, seed.grid_epochs) == (0.60, 0.61, 13, 27)
     assert seed.behind == pytest.approx(1.0)
     assert seed.idle == pytest.approx(1 - 190 / 200)
-    said = str(CampaignBenchReport(settings=3, at_once=2, seeds=(seed, seed)))
+    said = str(CampaignBenchReport(settings=3, max_concurrent=2, seeds=(seed, seed)))
     assert "mean of 2 seeds: 1.0 points behind the grid with 48% of its epochs, idle 5%" in said
 
 
 def test_on_fresh_videos_neither_is_flattered() -> None:
     promotion, grid = [trial(1, 9, 0.60)], [trial(0, 9, 0.64), trial(1, 9, 0.60)]
     seed = dataclasses.replace(_compared(promotion, grid, BENCH), fresh=(0.60, 0.605))
-    said = str(CampaignBenchReport(settings=2, at_once=2, seeds=(seed, seed)))
+    said = str(CampaignBenchReport(settings=2, max_concurrent=2, seeds=(seed, seed)))
     assert "seed 1: promotion 60.0%, grid 64.0% (4.0 points)" in said
     assert said.endswith("; on fresh videos 0.5 points behind")
 

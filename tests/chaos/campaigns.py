@@ -113,7 +113,7 @@ def _wait_for_strike(job: JobProcess, folder: Path, choice: random.Random, place
 
 def _job(here: Path, name: str, videos: Path, epochs: int, samples: int) -> JobProcess:
     command = ["jobs/tune.py", "toy", "--data", str(videos), "--storage", str(here.absolute()), "--name", name]
-    command += ["--space", SPACE, "--samples", str(samples), "--at-once", "2"]
+    command += ["--space", SPACE, "--samples", str(samples), "--max-concurrent", "2"]
     for field, value in {**FIELDS, "loop.epochs": epochs}.items():
         command += [f"--{field.replace('_', '-')}", str(value)]
     return JobProcess(command, here / f"{name}.log")
@@ -144,7 +144,7 @@ def _losses(folder: Path) -> dict[tuple[int, int], float]:
 def _table(trials: list[Trial]) -> list[str]:
     """The rows of the leaderboard, with everything that must be the same."""
     return [
-        f"{trial.name}: {trial.failure or trial.lineage} {[(p.epoch, sorted(p.scores.items())) for p in trial.points]} "
+        f"{trial.name}: {trial.failure or trial.history} {[(p.epoch, sorted(p.scores.items())) for p in trial.points]} "
         f"{sorted(trial.sample.items())}"
         for trial in ranked(trials)
     ]

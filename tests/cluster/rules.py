@@ -372,7 +372,7 @@ def demand(flags: Any) -> Demand:
             gpus_per_worker=machines.gpus,
             decode_cpus=machines.decode.cpus,
         )
-    trials = max(1, flags.how.at_once) if hasattr(flags, "how") else 1
+    trials = max(1, flags.how.max_concurrent) if hasattr(flags, "how") else 1
     per_trial = (cpus_per_trial(machines) - machines.workers * machines.cpus_per_worker) / machines.decode_cpus
     return Demand(
         workers=trials * machines.workers,

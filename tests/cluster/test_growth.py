@@ -76,7 +76,7 @@ EXPECTED = {
 @pytest.mark.parametrize("folder", EXPECTED)
 def test_the_nodes_of_a_job_come_from_nothing(folder: str) -> None:
     spec, flags = job(folder)
-    trials = flags.how.at_once if hasattr(flags, "how") else 1
+    trials = flags.how.max_concurrent if hasattr(flags, "how") else 1
     assert launches(configuration(spec), rules.demand(flags), trials) == (EXPECTED[folder], 0)
 
 
@@ -85,7 +85,7 @@ def test_the_standing_cluster_and_aws_serve_every_job() -> None:
     for config in (configuration(spec), on_aws()):
         for folder, nodes in EXPECTED.items():
             _, flags = job(folder)
-            trials = flags.how.at_once if hasattr(flags, "how") else 1
+            trials = flags.how.max_concurrent if hasattr(flags, "how") else 1
             assert launches(config, rules.demand(flags), trials) == (nodes, 0)
 
 

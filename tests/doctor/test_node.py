@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,13 +16,26 @@ from tpn_ray.model.recognizer import ModelConfig
 GB = 10**9
 
 
-def test_the_packages_are_those_of_the_project() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert set(node.PACKAGES) == {re.split(r"[\[<>=]", name)[0] for name in project["dependencies"]}
+def test_the_packages_are_those_that_the_distribution_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "demo-1.0.dist-info"
+    info.mkdir()
+    needs = [
+        "torch==2.13.0",
+        "ray[data,tune]==2.60.0",
+        "mlflow<3.18,>=3.17",
+        "scikit-learn",
+        'onnx>=1; extra == "export"',
+    ]
+    lines = ["Metadata-Version: 2.1", "Name: demo", "Version: 1.0", *(f"Requires-Dist: {need}" for need in needs)]
+    (info / "METADATA").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert node.required("demo") == ["torch", "ray", "mlflow", "scikit-learn"]
+    assert node.required("no-such-distribution") == []
 
 
 def test_versions_must_be_the_drivers() -> None:
-    here = node.versions()
+    here = node.versions(["av", "torch", "no-such-distribution"])
+    assert here.packages["no-such-distribution"] == "none"
     assert node.compare(here, here).result == PASS
     other = dataclasses.replace(here, python="3.12.1", packages={**here.packages, "av": "1.0"}, code="0")
     verdict = node.compare(other, here)
@@ -32,6 +43,14 @@ def test_versions_must_be_the_drivers() -> None:
     assert f"Python 3.12.1 (driver {here.python}), av 1.0 (driver {here.packages['av']})" in verdict.found
     assert "tpn_ray's code 0" in verdict.found
     assert "constraints.txt" in verdict.remedy
+
+
+def test_a_driver_that_cannot_name_the_packages_says_so() -> None:
+    here = node.versions([])
+    verdict = node.compare(here, here)
+    assert (verdict.result, "packages were not compared" in verdict.found) == (WARN, True)
+    assert "pip install" in verdict.remedy
+    assert node.compare(dataclasses.replace(here, code="0"), here).result == FAIL
 
 
 def test_shared_memory_must_hold_the_object_store() -> None:

@@ -22,7 +22,8 @@ SMALL = ["--loop.evaluate-every-epochs", "1", "--loop.batch-clips", "8", "--loop
 
 
 def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:
-    return ["toy", "--data", str(data), "--storage", str(storage), "--name", name, "--at-once", "2", *SMALL, *more]
+    places = ["--data", str(data), "--storage", str(storage), "--name", name]
+    return ["toy", *places, "--max-concurrent", "2", *SMALL, *more]
 
 
 def test_a_campaign_whose_driver_is_killed_has_the_undisturbed_table(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_a_campaign_whose_driver_is_killed_has_the_undisturbed_table(tmp_path: P
     assert "the campaign goes on: " in output
     trials = Journal(uri=str(folder)).trials()
     (promoted,) = [trial for trial in trials if trial.epochs == 2]
-    assert promoted.lineage == ("promoted at epoch 1",)
+    assert promoted.history == ["promoted at epoch 1"]
     assert promoted.points[0].top1 == max(trial.points[0].top1 for trial in trials)
     assert checkpoints.load(promoted.points[-1].checkpoint).step == 8
     command = re.search(r"python jobs/train\.py (.*)", output)
@@ -77,7 +78,7 @@ def test_spent_hours_leave_a_campaign_that_goes_on(cluster: RayHead, toy_folder:
         ("median", "random", "top1"),
         ("hyperband", "random", "top1"),
         ("pbt", "random", "top1"),
-        ("promote", "tpe", "top1+gmacs"),
+        ("halving", "tpe", "top1+gmacs"),
     ],
 )
 def test_every_scheduler_to_its_end(

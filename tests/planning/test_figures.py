@@ -81,7 +81,7 @@ def test_the_slower_of_both_sets_the_speed() -> None:
 
 
 def test_epochs_runs_and_campaigns() -> None:
-    plan = figures.plan(MEASURED, GPUS, Trials(samples=9, at_once=3), epochs=9, evaluate_every=2)
+    plan = figures.plan(MEASURED, GPUS, Trials(samples=9, max_concurrent=3), epochs=9, evaluate_every=2)
     epoch = 36_000 / 3600 + 1000 / 6400 / 2  # scoring 8 x 1000 clips/s, but 64 cores decode 6400
     assert plan.epochs_per_hour.middle == pytest.approx(3600 / epoch)
     assert plan.run.hours.middle == pytest.approx((60 + 9 * epoch) / 3600)
@@ -126,5 +126,5 @@ def test_machines_that_cannot_be(fields: dict[str, Any], words: str) -> None:
 def test_campaigns_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="samples=0"):
         Trials(samples=0)
-    with pytest.raises(ConfigError, match="keep=1"):
-        figures.plan(MEASURED, GPUS, Trials(keep=1), epochs=9, evaluate_every=1)
+    with pytest.raises(ConfigError, match="reduction_factor=1"):
+        figures.plan(MEASURED, GPUS, Trials(reduction_factor=1), epochs=9, evaluate_every=1)

@@ -6,14 +6,14 @@ from tests.planning.test_figures import GPUS, MEASURED
 from tpn_ray.planning import figures, show
 from tpn_ray.planning.figures import Span, Trials, exactly
 
-PLAN = figures.plan(MEASURED, GPUS, Trials(samples=9, at_once=2), epochs=9, evaluate_every=1)
+PLAN = figures.plan(MEASURED, GPUS, Trials(samples=9, max_concurrent=2), epochs=9, evaluate_every=1)
 
 
 def test_the_flags_are_those_of_the_jobs() -> None:
     flags = "--workers 8 --gpus-per-worker 1 --cpus-per-worker 1 --decode-tasks 64"
     assert show.train_flags(GPUS, PLAN) == flags
-    tune = show.tune_flags(GPUS, Trials(samples=9, at_once=2), PLAN)
-    assert tune == f"--samples 9 --rungs 3 --keep 3 --finalists 1 --at-once 2 {flags}"
+    tune = show.tune_flags(GPUS, Trials(samples=9, max_concurrent=2), PLAN)
+    assert tune == f"--samples 9 --rungs 3 --reduction-factor 3 --min-promoted 1 --max-concurrent 2 {flags}"
     assert show.store_flags(PLAN) == [
         "nodes that train:  ray start ... --object-store-memory 1920000000",
         "nodes that decode: ray start ... --object-store-memory 3360000000",

@@ -16,17 +16,19 @@ import sys
 import time
 from pathlib import Path
 
+from optuna.distributions import FloatDistribution
+
 from tpn_ray import recipes
 from tpn_ray.errors import TrainingError
-from tpn_ray.tune.climb import Search, climb
-from tpn_ray.tune.distributions import Choice, Uniform
+from tpn_ray.tune.distributions import choice
+from tpn_ray.tune.halving import Search, successive_halving
 from tpn_ray.tune.journal import Journal, Point, Trial
-from tpn_ray.tune.rungs import Ladder
+from tpn_ray.tune.rungs import Bracket
 from tpn_ray.tune.space import problem
 
-LADDER = Ladder(epochs=(1, 3, 9))
+BRACKET = Bracket(epochs=(1, 3, 9))
 SEARCH = Search(
-    space={"optim.lr": Uniform(0.01, 1, log=True), "model.alpha": Choice(((1, 2), (2, 4), (4, 8)))},
+    space={"optim.lr": FloatDistribution(0.01, 1, log=True), "model.alpha": choice(((1, 2), (2, 4), (4, 8)))},
     searcher="tpe",
     samples=27,
     seed=3,
@@ -45,7 +47,7 @@ def top1(trial: Trial, epoch: int) -> float:
     return round(0.5 + late - abs(rate - 0.1) + 0.03 * epoch, 6)
 
 
-def run(folder: Path, at_once: int = 3) -> list[Trial]:
+def run(folder: Path, max_concurrent: int = 3) -> list[Trial]:
     """The campaign in this process."""
     journal = Journal(uri=str(folder))
 
@@ -64,13 +66,13 @@ def run(folder: Path, at_once: int = 3) -> list[Trial]:
                 log.write(f"{trial.number} {at}\n")
         return trial
 
-    return climb(journal, SEARCH, LADDER, train=train, at_once=at_once)
+    return successive_halving(journal, SEARCH, BRACKET, train=train, max_concurrent=max_concurrent)
 
 
 def table(trials: list[Trial]) -> str:
     """One line a trial, with everything that must be the same."""
     return "\n".join(
-        f"{t.number} {t.wave} {t.epochs} {t.top1} {t.lineage} {t.failure} {sorted(t.sample.items())}" for t in trials
+        f"{t.number} {t.wave} {t.epochs} {t.top1} {t.history} {t.failure} {sorted(t.sample.items())}" for t in trials
     )
 
 

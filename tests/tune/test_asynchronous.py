@@ -8,19 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
 from ray.tune import schedulers
 
 from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
 from tpn_ray.tune import asynchronous_driver as asynchronous
-from tpn_ray.tune.climb import Search
-from tpn_ray.tune.distributions import Choice, Uniform, Whole
+from tpn_ray.tune.distributions import choice
+from tpn_ray.tune.halving import Search
 from tpn_ray.tune.journal import Journal, Point, Trial
 from tpn_ray.tune.space import Sample, Space, problem
 from tpn_ray.tune.trial import Campaign, _incarnation, number_of
 
-SPACE: Space = {"loss.lambdas.0": Uniform(0.1, 1), "model.alpha": Choice(((1, 2), (4, 8)))}
+SPACE: Space = {"loss.lambdas.0": FloatDistribution(0.1, 1), "model.alpha": choice(((1, 2), (4, 8)))}
 
 
 def is_valid(sample: Sample) -> bool:
@@ -61,18 +62,19 @@ def test_a_model_that_is_asked_again_after_a_kill_repeats_itself(tmp_path: Path)
 
 
 def test_pbt_changes_only_what_may_change_in_flight(campaign: Campaign) -> None:  # noqa: F811
-    scheduler = asynchronous.pbt(campaign, wanted("random", {**SPACE, "clip.frames": Whole(8, 16)}))
+    scheduler = asynchronous.pbt(campaign, wanted("random", {**SPACE, "clip.frames": IntDistribution(8, 16)}))
     assert set(scheduler.changing) == set(SPACE)
     with pytest.raises(ConfigError, match="pbt changes fields in flight .* none of them: clip.frames"):
-        asynchronous.pbt(campaign, wanted("random", {"clip.frames": Whole(8, 16)}))
+        asynchronous.pbt(campaign, wanted("random", {"clip.frames": IntDistribution(8, 16)}))
 
 
 MUTATIONS = """
 from types import SimpleNamespace
 from tpn_ray.tune.asynchronous_driver import Population
-from tpn_ray.tune.climb import Search
-from tpn_ray.tune.distributions import Choice, Uniform
-space = {"loss.lambdas.0": Uniform(0.1, 1), "model.alpha": Choice(((1, 2), (4, 8)))}
+from tpn_ray.tune.halving import Search
+from optuna.distributions import FloatDistribution
+from tpn_ray.tune.distributions import choice
+space = {"loss.lambdas.0": FloatDistribution(0.1, 1), "model.alpha": choice(((1, 2), (4, 8)))}
 wanted = Search(space=space, searcher="random", samples=4, seed=7, is_valid=lambda sample: True, objectives=None)
 population = Population(wanted, space, 9, 1)
 sample = {"loss.lambdas.0": 0.5, "model.alpha": [1, 2]}
@@ -167,7 +169,7 @@ def test_who_goes_on_and_who_is_a_mutant() -> None:
     mutant, name, start = _incarnation(trial, {"optim.lr": 0.2}, donor)
     assert (name, start) == ("trial-0004-from-0001-epoch-0002", "donor")
     assert [point.epoch for point in mutant.points] == [1, 2]
-    assert mutant.lineage == ("from trial 1 at epoch 2: lr 0.1 -> 0.2",)
+    assert mutant.history == ["from trial 1 at epoch 2: lr 0.1 -> 0.2"]
     # Its process is lost and it is begun again: it is the same mutant, not another.
     assert _incarnation(mutant, {"optim.lr": 0.2}, donor) == (mutant, name, start)
     assert _incarnation(mutant, {"optim.lr": 0.2}, {**own, "epoch": 3}) == (mutant, name, start)

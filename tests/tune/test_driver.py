@@ -12,7 +12,7 @@ from tpn_ray.errors import BudgetError, ConfigError, ResourceError
 from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines
 from tpn_ray.tune import driver
-from tpn_ray.tune.driver import How, search_for, trials_at_once
+from tpn_ray.tune.driver import How, concurrent_trials, search_for
 from tpn_ray.tune.journal import Held, Point, Trial
 from tpn_ray.tune.space import space
 from tpn_ray.tune.trial import Campaign
@@ -41,12 +41,12 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
 
 def test_how_many_trials_fit() -> None:
     machines = Machines(workers=2, gpus_per_worker=0.5)  # 4 CPUs and a GPU each
-    assert trials_at_once(machines, {"CPU": 16.0, "GPU": 3.0}, 0) == 3
-    assert trials_at_once(machines, {"CPU": 9.0, "GPU": 3.0}, 0) == 2
-    assert trials_at_once(machines, {"CPU": 16.0, "GPU": 3.0}, 1) == 1
-    assert trials_at_once(dataclasses.replace(machines, may_grow=True), {"CPU": 1.0}, 5) == 5
+    assert concurrent_trials(machines, {"CPU": 16.0, "GPU": 3.0}, 0) == 3
+    assert concurrent_trials(machines, {"CPU": 9.0, "GPU": 3.0}, 0) == 2
+    assert concurrent_trials(machines, {"CPU": 16.0, "GPU": 3.0}, 1) == 1
+    assert concurrent_trials(dataclasses.replace(machines, may_grow=True), {"CPU": 1.0}, 5) == 5
     with pytest.raises(ResourceError, match="not one trial fits: it needs 4 CPUs and 1 GPUs"):
-        trials_at_once(machines, {"CPU": 3.0, "GPU": 1.0}, 0)
+        concurrent_trials(machines, {"CPU": 3.0, "GPU": 1.0}, 0)
 
 
 def test_what_is_searched(campaign: Campaign) -> None:
@@ -70,9 +70,9 @@ def test_what_is_searched(campaign: Campaign) -> None:
             search_for(campaign, fields, **{"searcher": "random", **arguments, **wrong})
 
 
-@pytest.mark.parametrize("wrong", [{"scheduler": "x"}, {"at_once": -1}, {"repeats": 1, "repeat_best": 0}])
+@pytest.mark.parametrize("wrong", [{"scheduler": "x"}, {"max_concurrent": -1}, {"repeats": 1, "repeat_best": 0}])
 def test_nonsense(wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=r"unknown scheduler 'x'; known: promote|at_once=-1|repeat_best=0"):
+    with pytest.raises(ConfigError, match=r"unknown scheduler 'x'; known: halving|max_concurrent=-1|repeat_best=0"):
         How(**wrong)
 
 
@@ -102,6 +102,6 @@ def test_repeats_budget_and_machines_may_change_the_rest_not(campaign: Campaign)
     fields = space("lambda_alpha", campaign.recipe)
     wanted = search_for(campaign, fields, searcher="random", samples=9, seed=0, wave=0, objectives="top1")
     before = driver.settings(campaign, wanted, How())
-    assert driver.settings(campaign, wanted, How(repeats=2, budget_hours=3, at_once=4)) == before
-    assert driver.settings(campaign, wanted, How(keep=2)) != before
+    assert driver.settings(campaign, wanted, How(repeats=2, budget_hours=3, max_concurrent=4)) == before
+    assert driver.settings(campaign, wanted, How(reduction_factor=2)) != before
     assert driver.settings(campaign, dataclasses.replace(wanted, seed=1), How()) != before

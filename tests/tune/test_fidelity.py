@@ -61,5 +61,5 @@ def test_what_is_suggested_fits_every_rung(campaign: Campaign) -> None:  # noqa:
     assert driver.settings(short, wanted, how) != driver.settings(campaign, wanted, How())
     with pytest.raises(ConfigError, match="cannot be both searched and what --fidelity changes"):
         driver.search_for(short, space("none", campaign.recipe, ["clip.frames=whole(8,16)"]), **arguments)
-    with pytest.raises(ConfigError, match="belongs to the rungs of --scheduler promote, not to 'asha'"):
+    with pytest.raises(ConfigError, match="belongs to the rungs of --scheduler halving, not to 'asha'"):
         How(scheduler="asha", fidelity=("clip.frames=4,8,16",))

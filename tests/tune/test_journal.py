@@ -10,7 +10,7 @@ import pytest
 
 from tpn_ray import lease
 from tpn_ray.errors import CheckpointError, DamagedError, LeaseError
-from tpn_ray.tune.journal import Journal, Point, Trial
+from tpn_ray.tune.journal import Journal, Kind, Point, Transition, Trial
 
 TRIAL = Trial(number=0, sample={"optim.lr": 0.1, "model.alpha": [1, 2]}).with_point(
     Point(epoch=1, scores={"val_top1": 0.5}, checkpoint="c")
@@ -51,6 +51,33 @@ def test_a_campaign_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     assert (journal.trials(), journal.waves()) == ([TRIAL], [[TRIAL.sample]])
 
 
+@pytest.mark.parametrize(
+    ("line", "transition"),
+    [
+        ("promoted at epoch 3", Transition(kind=Kind.PROMOTED, epoch=3)),
+        ("ended at epoch 2: the loss: flat", Transition(kind=Kind.ENDED, epoch=2, detail="the loss: flat")),
+        (
+            "from trial 3 at epoch 2: lr 0.1 -> 0.2",
+            Transition(kind=Kind.MUTATED, epoch=2, donor=3, detail="lr 0.1 -> 0.2"),
+        ),
+    ],
+)
+def test_a_sentence_of_an_earlier_version_is_read(tmp_path: Path, line: str, transition: Transition) -> None:
+    file = tmp_path / "trials" / "0000.json"
+    file.parent.mkdir()
+    about = {"number": 0, "sample": {"loop.seed": 8}, "repeat_of": 7, "stopped": True}
+    lines = ["repeats trial 7 with seed 8", line, "stopped at epoch 0"]
+    file.write_text(json.dumps({**about, "lineage": lines}))
+    journal = Journal(uri=str(tmp_path))
+    (trial,) = journal.trials()
+    assert (trial.lineage, trial.history) == ((transition,), lines)
+    journal.write(trial)
+    assert journal.trials() == [trial]
+    file.write_text(json.dumps({**about, "lineage": ["something else"]}))
+    with pytest.raises(DamagedError, match="it is no trial: lineage.0"):
+        journal.trials()
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_named_with_a_way_on(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     journal = written(tmp_path)
@@ -78,6 +105,14 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "waves" / "0000.json").write_text('{"a": 1}')
     with pytest.raises(DamagedError, match=r"waves/0000.json is damaged: it holds no samples"):
         journal.waves()
+
+
+def test_a_campaign_with_settings_of_earlier_names_goes_on(tmp_path: Path) -> None:
+    journal = Journal(uri=str(tmp_path))
+    journal.begin({"scheduler": "promote", "keep": 3, "finalists": 1})
+    assert journal.begin({"scheduler": "halving", "reduction_factor": 3, "min_promoted": 1})
+    with pytest.raises(CheckpointError, match="reduction_factor: 3 then, 2 now"):
+        journal.begin({"scheduler": "halving", "reduction_factor": 2, "min_promoted": 1})
 
 
 def test_a_campaign_is_what_the_first_driver_says(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_end_of_a_campaign_whose_server_was_away(
     last = dataclasses.replace(best.points[-1], checkpoint=checkpoint)
     best = dataclasses.replace(best, points=(*best.points[:-1], last))
     trials = [best, trial(0, 0.5), trial(2, failure="TrainingError: the loss is nan")]
-    end(Outcome(trials=trials, at_once=2), tracked_campaign, parent)
+    end(Outcome(trials=trials, max_concurrent=2), tracked_campaign, parent)
     printed = capsys.readouterr().out
     assert "python jobs/train.py toy --data videos --optim.lr 0.2" in printed
     assert f"its checkpoint is {checkpoint}" in printed
@@ -85,11 +85,11 @@ def test_the_end_of_a_campaign_whose_server_was_away(
 def test_a_pause_leaves_trials_open_and_a_campaign_of_failures_is_one(
     tracked_campaign: Campaign, parent: TrackedRun
 ) -> None:
-    end(Outcome(trials=[trial(0)], at_once=1, paused="the hours are spent"), tracked_campaign, parent)
+    end(Outcome(trials=[trial(0)], max_concurrent=1, paused="the hours are spent"), tracked_campaign, parent)
     runs = MlflowClient(parent.tracking_uri).search_runs(["1"])
     assert [run.info.run_id for run in runs] == [parent.run_id]
     with pytest.raises(TrainingError, match="no trial was evaluated; the first failed with: TrainingError: nan"):
-        end(Outcome(trials=[trial(0, failure="TrainingError: nan")], at_once=1), tracked_campaign, parent)
+        end(Outcome(trials=[trial(0, failure="TrainingError: nan")], max_concurrent=1), tracked_campaign, parent)
 
 
 def test_a_server_that_is_away_stops_no_trial(tracked_campaign: Campaign) -> None:

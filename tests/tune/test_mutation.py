@@ -2,15 +2,17 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tpn_ray.tune.distributions import Choice, Uniform, Whole
+from optuna.distributions import FloatDistribution, IntDistribution
+
+from tpn_ray.tune.distributions import choice
 from tpn_ray.tune.mutation import generator, mutated
 from tpn_ray.tune.space import Sample, Space
 
 SPACE: Space = {
-    "loss.lambdas.0": Uniform(0.1, 1),
-    "optim.lr": Uniform(0.01, 1, log=True),
-    "optim.warmup": Whole(0, 8),
-    "model.alpha": Choice(((1, 2), (2, 4), (4, 8))),
+    "loss.lambdas.0": FloatDistribution(0.1, 1),
+    "optim.lr": FloatDistribution(0.01, 1, log=True),
+    "optim.warmup": IntDistribution(0, 8),
+    "model.alpha": choice(((1, 2), (2, 4), (4, 8))),
 }
 DONOR: Sample = {
     "loss.lambdas.0": 0.95,

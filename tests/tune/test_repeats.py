@@ -35,7 +35,7 @@ def test_the_best_are_trained_again_once_each(tmp_path: Path) -> None:
             first_seed=10,
             epochs=4,
             train=train,
-            at_once=1,
+            max_concurrent=1,
             look=lambda: None,
         )
 
@@ -44,6 +44,6 @@ def test_the_best_are_trained_again_once_each(tmp_path: Path) -> None:
     assert [trial.repeat_of for trial in found] == [7, 7, 2, 2]
     assert [trial.failure for trial in found] == ["", "", "", "TrainingError: the loss is nan"]
     assert len({trial.number for trial in found}) == 4
-    assert found[0].lineage == ("repeats trial 7 with seed 11",)
+    assert found[0].history == ["repeats trial 7 with seed 11"]
     assert again() == found
     assert len(trained) == 4

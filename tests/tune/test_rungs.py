@@ -6,9 +6,9 @@ import pytest
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.tune.journal import Point, Trial
-from tpn_ray.tune.rungs import Ladder, best, due, frontier, ladder, may_suggest, planned, ranked, visible
+from tpn_ray.tune.rungs import Bracket, best, bracket, due, frontier, may_suggest, planned, ranked, visible
 
-LADDER = Ladder(epochs=(1, 3), keep=2)
+BRACKET = Bracket(epochs=(1, 3), reduction_factor=2)
 
 
 def trial(number: int, *tops: float, wave: int = 0, failure: str = "") -> Trial:
@@ -30,39 +30,39 @@ def numbers(trials: list[Trial]) -> list[int]:
 
 
 def test_rungs_are_shares_of_the_run() -> None:
-    assert ladder(150, rungs=3, keep=3).epochs == (17, 50, 150)
-    assert ladder(10, rungs=3, keep=3).epochs == (2, 4, 10)
-    assert ladder(2, rungs=5, keep=3).epochs == (1, 2)
-    assert ladder(9, rungs=1, keep=3).epochs == (9,)
+    assert bracket(150, rungs=3, reduction_factor=3).epochs == (17, 50, 150)
+    assert bracket(10, rungs=3, reduction_factor=3).epochs == (2, 4, 10)
+    assert bracket(2, rungs=5, reduction_factor=3).epochs == (1, 2)
+    assert bracket(9, rungs=1, reduction_factor=3).epochs == (9,)
 
 
-@pytest.mark.parametrize(("rungs", "keep"), [(0, 3), (2, 1)])
-def test_nonsense(rungs: int, keep: int) -> None:
-    with pytest.raises(ConfigError, match=f"rungs={rungs}|keep={keep}"):
-        ladder(9, rungs=rungs, keep=keep)
+@pytest.mark.parametrize(("rungs", "reduction_factor"), [(0, 3), (2, 1)])
+def test_nonsense(rungs: int, reduction_factor: int) -> None:
+    with pytest.raises(ConfigError, match=f"rungs={rungs}|reduction_factor={reduction_factor}"):
+        bracket(9, rungs=rungs, reduction_factor=reduction_factor)
     with pytest.raises(ConfigError, match="must be rising"):
-        Ladder(epochs=(3, 1))
+        Bracket(epochs=(3, 1))
 
 
 def test_nobody_goes_on_before_all_were_compared() -> None:
     trials = [trial(0, 0.9), trial(1, 0.1), trial(2), trial(3, 0.5)]
-    assert [(one.trial.number, one.epoch) for one in due(trials, LADDER, top1)] == [(2, 1)]
+    assert [(one.trial.number, one.epoch) for one in due(trials, BRACKET, top1)] == [(2, 1)]
     trials[2] = trial(2, 0.7)
-    assert [(one.trial.number, one.epoch) for one in due(trials, LADDER, top1)] == [(0, 3), (2, 3)]
+    assert [(one.trial.number, one.epoch) for one in due(trials, BRACKET, top1)] == [(0, 3), (2, 3)]
     trials[0], trials[2] = trial(0, 0.9, 0.9), trial(2, 0.7, 0.95)
-    assert due(trials, LADDER, top1) == []
+    assert due(trials, BRACKET, top1) == []
     assert numbers(ranked(trials)) == [2, 0, 3, 1]
 
 
 def test_a_failed_trial_is_not_waited_for() -> None:
     trials = [trial(0, 0.9), trial(1, failure="nan"), trial(2, 0.2), trial(3, 0.1, failure="lost")]
-    assert [(one.trial.number, one.epoch) for one in due(trials, LADDER, top1)] == [(0, 3), (2, 3)]
+    assert [(one.trial.number, one.epoch) for one in due(trials, BRACKET, top1)] == [(0, 3), (2, 3)]
     assert numbers(ranked(trials)) == [0, 2, 3, 1]
 
 
 def test_one_goes_on_however_few_there_are() -> None:
-    assert frontier([trial(0, 0.3)], LADDER, top1) == (1, [trial(0, 0.3)])
-    assert frontier([trial(0, 0.3, 0.3)], LADDER, top1) == (2, [])
+    assert frontier([trial(0, 0.3)], BRACKET, top1) == (1, [trial(0, 0.3)])
+    assert frontier([trial(0, 0.3, 0.3)], BRACKET, top1) == (2, [])
 
 
 def test_equal_accuracies_are_ordered_by_loss_then_number() -> None:
@@ -85,33 +85,33 @@ def test_of_two_objectives_nobody_beats_a_front() -> None:
 
 def test_the_furthest_come_first_so_that_waves_overlap() -> None:
     trials = [trial(0, 0.9), trial(1, 0.1), trial(2, wave=1), trial(3, 0.2, wave=1)]
-    assert [(one.trial.number, one.epoch) for one in due(trials, LADDER, top1)] == [(0, 3), (2, 1)]
+    assert [(one.trial.number, one.epoch) for one in due(trials, BRACKET, top1)] == [(0, 3), (2, 1)]
 
 
 def test_a_wave_knows_what_is_surely_there_and_no_more() -> None:
     first = [trial(0, 0.9), trial(1, 0.1)]
-    assert may_suggest(1, first, LADDER, top1)
-    assert not may_suggest(1, [trial(0), first[1]], LADDER, top1)
+    assert may_suggest(1, first, BRACKET, top1)
+    assert not may_suggest(1, [trial(0), first[1]], BRACKET, top1)
     second = [trial(2, 0.3, wave=1), trial(3, 0.2, wave=1)]
-    assert not may_suggest(2, first + second, LADDER, top1)  # the first wave's second rung is missing
+    assert not may_suggest(2, first + second, BRACKET, top1)  # the first wave's second rung is missing
     first[0] = trial(0, 0.9, 0.95)
-    assert may_suggest(2, first + second, LADDER, top1)
-    assert [(one.sample["x"], one.epoch) for one in visible(1, first + second, LADDER, top1)] == [(0, 1), (1, 1)]
-    known = [(one.sample["x"], one.epoch) for one in visible(2, first + second, LADDER, top1)]
+    assert may_suggest(2, first + second, BRACKET, top1)
+    assert [(one.sample["x"], one.epoch) for one in visible(1, first + second, BRACKET, top1)] == [(0, 1), (1, 1)]
+    known = [(one.sample["x"], one.epoch) for one in visible(2, first + second, BRACKET, top1)]
     assert known == [(0, 1), (0, 3), (1, 1), (2, 1), (3, 1)]
 
 
 def test_what_a_campaign_takes() -> None:
-    assert planned([9], Ladder(epochs=(1, 3, 9))) == (9 + 3 * 2 + 6, 13)
-    assert planned([9, 2], Ladder(epochs=(1, 3, 9))) == (21 + 2 + 2 + 6, 13 + 4)
-    assert planned([4], Ladder(epochs=(5,))) == (20, 4)
-    assert planned([9, 1], Ladder(epochs=(1, 3, 9), finalists=2)) == (9 + 3 * 2 + 2 * 6 + 9, 14 + 3)
+    assert planned([9], Bracket(epochs=(1, 3, 9))) == (9 + 3 * 2 + 6, 13)
+    assert planned([9, 2], Bracket(epochs=(1, 3, 9))) == (21 + 2 + 2 + 6, 13 + 4)
+    assert planned([4], Bracket(epochs=(5,))) == (20, 4)
+    assert planned([9, 1], Bracket(epochs=(1, 3, 9), min_promoted=2)) == (9 + 3 * 2 + 2 * 6 + 9, 14 + 3)
 
 
 def test_some_go_on_at_least() -> None:
-    ladder = Ladder(epochs=(1, 3), keep=3, finalists=2)
+    bracket = Bracket(epochs=(1, 3), reduction_factor=3, min_promoted=2)
     wave = [trial(0, 0.1), trial(1, 0.3), trial(2, 0.2), trial(3, 0.0)]
-    assert [(one.trial.number, one.epoch) for one in due(wave, ladder, top1)] == [(1, 3), (2, 3)]
-    assert [one.trial.number for one in due(wave[:1], ladder, top1)] == [0]  # one alone is enough
-    with pytest.raises(ConfigError, match="finalists=0"):
-        Ladder(epochs=(1, 3), finalists=0)
+    assert [(one.trial.number, one.epoch) for one in due(wave, bracket, top1)] == [(1, 3), (2, 3)]
+    assert [one.trial.number for one in due(wave[:1], bracket, top1)] == [0]  # one alone is enough
+    with pytest.raises(ConfigError, match="min_promoted=0"):
+        Bracket(epochs=(1, 3), min_promoted=0)

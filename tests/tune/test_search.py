@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from optuna.distributions import FloatDistribution
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.tune.distributions import Choice, Uniform
+from tpn_ray.tune.distributions import choice
 from tpn_ray.tune.search import FIRST_BY_CHANCE, Question, Seen, grid, random, suggest, tpe
 from tpn_ray.tune.space import Sample
 
-SPACE = {"x": Uniform(0, 1), "kind": Choice(((1, 2), (4, 8)))}
+SPACE = {"x": FloatDistribution(0, 1), "kind": choice(((1, 2), (4, 8)))}
 
 
 def always(sample: Sample) -> bool:

@@ -24,8 +24,8 @@ from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import replace_fields
 from tpn_ray.tune import asynchronous_driver, driver
-from tpn_ray.tune.climb import Search
 from tpn_ray.tune.driver import How
+from tpn_ray.tune.halving import Search
 from tpn_ray.tune.space import space
 from tpn_ray.tune.trial import Campaign
 
@@ -84,7 +84,7 @@ def searched(campaign: Campaign, searcher: str, *varied: str) -> Search:
 
 
 def test_a_promoted_trial_goes_on_with_more_frames_and_videos_beside_one_that_fails(campaign: Campaign) -> None:
-    how = How(rungs=2, keep=2, at_once=2, fidelity=("clip.frames=8,16", "videos=0.5,1"))
+    how = How(rungs=2, reduction_factor=2, max_concurrent=2, fidelity=("clip.frames=8,16", "videos=0.5,1"))
     campaign = dataclasses.replace(campaign, fidelity=driver.fidelity_of(campaign.recipe, how))
     wanted = searched(campaign, "grid", "optim.lr=choice(0.1,1e30)")
     found, failed = driver.run(campaign, wanted, how, say=lambda line: None).trials
@@ -120,7 +120,7 @@ def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, mo
         held.append((time.monotonic(), len(groups), bool(first and first.stopped)))
 
     wanted = searched(campaign, "tpe")
-    asynchronous_driver.run(campaign, wanted, "asha", at_once=1, look=look, say=lambda line: None)
+    asynchronous_driver.run(campaign, wanted, "asha", max_concurrent=1, look=look, say=lambda line: None)
     trials = campaign.journal.trials()
     assert [(trial.epochs, trial.stopped) for trial in trials] == [(1, True), (2, False)]
     assert max(groups for _, groups, _ in held) == 1, "two trials held resources that are given to one"
@@ -135,7 +135,7 @@ def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, mo
     uri = "http://someone:planted-password@127.0.0.1:9"
     again = dataclasses.replace(campaign, session="second", tracking_uri=uri)
     wanted = searched(again, "tpe")
-    asynchronous_driver.run(again, wanted, "asha", at_once=1, look=lambda: None, say=lambda line: None)
+    asynchronous_driver.run(again, wanted, "asha", max_concurrent=1, look=lambda: None, say=lambda line: None)
     assert campaign.journal.trials() == trials
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     assert (Path(campaign.uri) / "tune" / "second" / "tuner.pkl").exists()
@@ -153,19 +153,19 @@ def test_the_worst_of_a_population_goes_on_from_the_best(campaign: Campaign, mon
     wanted = searched(campaign, "random", "optim.lr=loguniform(0.01,1)", "model.alpha=choice((1,2),(4,8))")
     with monkeypatch.context() as changed:
         changed.setitem(asynchronous_driver.SCHEDULERS, "pbt", in_step)
-        asynchronous_driver.run(campaign, wanted, "pbt", at_once=2, look=lambda: None, say=lambda line: None)
+        asynchronous_driver.run(campaign, wanted, "pbt", max_concurrent=2, look=lambda: None, say=lambda line: None)
     trials = campaign.journal.trials()
     assert [(trial.epochs, trial.failure) for trial in trials] == [(2, ""), (2, "")]
     (mutant,) = [trial for trial in trials if trial.start_from]
     donor = trials[1 - mutant.number]
-    assert mutant.lineage[0].startswith(f"from trial {donor.number} at epoch 1: ")
+    assert mutant.history[0].startswith(f"from trial {donor.number} at epoch 1: ")
     assert mutant.start_from == donor.points[0].checkpoint
     saved = checkpoints.load(mutant.points[-1].checkpoint)
     assert (saved.step, saved.recipe["optim"]["lr"]) == (8, mutant.sample["optim.lr"])
     assert _steps(campaign, mutant.run) == [8]  # only what came after its birth
     # Submitted again, a new scheduler hears of all epochs once more: it must neither mutate nor train.
     again, said = dataclasses.replace(campaign, session="second"), list[str]()
-    asynchronous_driver.run(again, wanted, "pbt", at_once=2, look=lambda: None, say=said.append)
+    asynchronous_driver.run(again, wanted, "pbt", max_concurrent=2, look=lambda: None, say=said.append)
     assert campaign.journal.trials() == trials
     assert said == []
 
@@ -183,8 +183,8 @@ def test_promotion_against_the_grid_in_full(toy_folder: Path, tmp_path: Path) ->
         seeds=1,
         epochs=2,
         rungs=2,
-        keep=2,
-        finalists=1,
+        reduction_factor=2,
+        min_promoted=1,
         fresh=str(toy_folder),
         folder=str(tmp_path / "bench"),
         json=str(tmp_path / "figures.json"),

@@ -199,7 +199,7 @@ def examine_nodes(wanted: Examination) -> list[Finding]:
     recipe = recipes.recipe(wanted.recipe)
     side = recipe.augment.crop_px
     about = About(
-        expected=node.versions(),
+        expected=node.versions(node.required()),
         pixels=_own_pixels(),
         probe_uri=probe,
         probe_digest=hashlib.sha256(content).hexdigest(),

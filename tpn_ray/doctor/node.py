@@ -6,10 +6,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,27 +27,6 @@ from tpn_ray.doctor.findings import Verdict, failed, not_here, passed, warned
 from tpn_ray.model.recognizer import ModelConfig, build_model
 from tpn_ray.model.self_test import convolution_self_test
 
-PACKAGES = (
-    "torch",
-    "ray",
-    "mlflow",
-    "pyarrow",
-    "av",
-    "fsspec",
-    "boto3",
-    "numpy",
-    "pillow",
-    "optuna",
-    "plotly",
-    "scipy",
-    "tyro",
-    "jaxtyping",
-    "matplotlib",
-    "rich",
-    "psutil",
-)
-"""What the package depends on, as pyproject.toml has it."""
-
 FULL_SHARE = 0.95
 """Of a disk: Ray makes no more objects there."""
 HTTP_SECONDS = 10.0
@@ -59,6 +39,9 @@ VERSIONS_REMEDY = (
 SHM_REMEDY = (
     "give the node more: on Kubernetes an emptyDir with medium: Memory at /dev/shm, with Docker --shm-size; or a "
     "smaller ray start --object-store-memory"
+)
+NAMELESS_REMEDY = (
+    "pip install --constraint constraints.txt . where the doctor is started: its metadata names what the nodes need"
 )
 DISK_REMEDY = "free some, or put Ray's folder on a larger disk with ray start --temp-dir"
 DECODER_REMEDY = "install the av wheel of constraints.txt on this node (pip install --force-reinstall av==VERSION)"
@@ -88,34 +71,53 @@ class Versions:
 
     python: str
     packages: dict[str, str]
+    """Version of each package by name; "none" where it is not installed."""
     code: str
     """Digest of this package's own files."""
 
 
-def versions() -> Versions:
-    """Of this process."""
-    installed = {}
-    for name in PACKAGES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            installed[name] = "none"
+def required(distribution: str = "tpn_ray") -> list[str]:
+    """Return the packages that an installed distribution needs; none where only its files are there."""
+    try:
+        lines = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line]
+
+
+def versions(packages: Iterable[str]) -> Versions:
+    """Look up what this process runs, and the versions of some packages."""
     root, digest = Path(tpn_ray.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    installed = {name: _version(name) for name in packages}
     return Versions(python=platform.python_version(), packages=installed, code=digest.hexdigest()[:12])
 
 
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
 def compare(here: Versions, expected: Versions) -> Verdict:
-    """A node's versions against the driver's."""
+    """Compare a node's versions with the driver's, which hold the names of all packages that count."""
     pairs = [("Python", here.python, expected.python)]
-    pairs += [(name, here.packages.get(name, "none"), version) for name, version in expected.packages.items()]
+    pairs += [(name, here.packages[name], version) for name, version in expected.packages.items()]
     pairs += [("tpn_ray's code", here.code, expected.code)]
     other = [f"{name} {found} (driver {wanted})" for name, found, wanted in pairs if found != wanted]
     if other:
         return failed(f"not as on the driver: {', '.join(other)}", VERSIONS_REMEDY)
-    ray, torch_version = here.packages["ray"], here.packages["torch"]
-    return passed(f"Python {here.python}, Ray {ray}, torch {torch_version}, {len(pairs) - 4} more and the code alike")
+    if not expected.packages:
+        return warned(
+            f"Python {here.python} and the code alike; packages were not compared, since tpn_ray is not installed on "
+            "the driver and nothing else names them",
+            NAMELESS_REMEDY,
+        )
+    named = [f"{name} {here.packages[name]}" for name in ("ray", "torch") if name in here.packages]
+    rest = f"{len(here.packages) - len(named)} more packages and the code alike"
+    return passed(", ".join([f"Python {here.python}", *named, rest]))
 
 
 def shared_memory(total_bytes: int, store_bytes: float, gpus: float) -> Verdict:

@@ -49,7 +49,10 @@ def session_folder() -> str:
 
 
 CHECKS: dict[str, tuple[Check, str]] = {
-    "versions": (lambda about: node.compare(node.versions(), about.expected), node.VERSIONS_REMEDY),
+    "versions": (
+        lambda about: node.compare(node.versions(about.expected.packages), about.expected),
+        node.VERSIONS_REMEDY,
+    ),
     "shared memory": (lambda about: node.look_at_memory(about.store_bytes, about.gpus), node.SHM_REMEDY),
     "disk": (lambda about: node.look_at_disk(session_folder(), about.store_bytes), node.DISK_REMEDY),
     "decoder": (lambda about: node.look_at_decoder(about.pixels), node.DECODER_REMEDY),

@@ -158,7 +158,7 @@ def _fit(has: float, takes: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """The campaign that is planned, as for jobs/tune.py with promotion."""
+    """The campaign that is planned, as for jobs/tune.py with successive halving."""
 
     samples: int = 16
     """Trials."""
@@ -166,17 +166,17 @@ class Trials:
     rungs: int = 3
     """Times that trials are compared, the end included."""
 
-    keep: int = 3
-    """One trial in so many goes on."""
+    reduction_factor: int = 3
+    """Ratio of the trials at a rung to those that are promoted from it."""
 
-    finalists: int = 1
-    """But at least so many."""
+    min_promoted: int = 1
+    """Trials that are promoted at least."""
 
-    at_once: int = 1
-    """Trials side by side, each on machines of its own."""
+    max_concurrent: int = 1
+    """Trials that run at the same time, each on machines of its own."""
 
     def __post_init__(self) -> None:
-        for field in ("samples", "rungs", "finalists", "at_once"):
+        for field in ("samples", "rungs", "min_promoted", "max_concurrent"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
 
@@ -232,8 +232,10 @@ def plan(measured: Measured, machines: Machines, trials: Trials, *, epochs: int,
     nodes = nodes_for(measured, machines, math.ceil(cores.high))
     speed, limits = speed_of(measured, machines, nodes)
     epoch = epoch_seconds(measured, machines, nodes, speed, evaluate_every)
-    ladder = rungs.ladder(epochs, rungs=trials.rungs, keep=trials.keep, finalists=trials.finalists)
-    trained, starts = rungs.planned([trials.samples], ladder)
+    bracket = rungs.bracket(
+        epochs, rungs=trials.rungs, reduction_factor=trials.reduction_factor, min_promoted=trials.min_promoted
+    )
+    trained, starts = rungs.planned([trials.samples], bracket)
     each = price_per_hour(machines, nodes)
     return Plan(
         cores_per_worker=cores,
@@ -241,9 +243,9 @@ def plan(measured: Measured, machines: Machines, trials: Trials, *, epochs: int,
         clips_per_second=speed,
         decoding_limits=limits,
         epochs_per_hour=exactly(3600) / epoch,
-        run=hours_of(epochs, 1, epoch, each, at_once=1),
-        campaign=hours_of(trained, starts, epoch, each, at_once=min(trials.at_once, trials.samples)),
-        rungs=ladder.epochs,
+        run=hours_of(epochs, 1, epoch, each, max_concurrent=1),
+        campaign=hours_of(trained, starts, epoch, each, max_concurrent=min(trials.max_concurrent, trials.samples)),
+        rungs=bracket.epochs,
     )
 
 
@@ -310,10 +312,10 @@ def price_per_hour(machines: Machines, nodes: Nodes) -> float:
     return gpus * machines.price_gpu_hour + cores * machines.price_cpu_hour
 
 
-def hours_of(epochs: int, starts: int, epoch: Span, price_per_hour: float, *, at_once: int) -> Hours:
+def hours_of(epochs: int, starts: int, epoch: Span, price_per_hour: float, *, max_concurrent: int) -> Hours:
     """Of so many epochs in runs that begin so often."""
     held = epoch.times(epochs).plus(START_SECONDS.times(starts)).times(1 / 3600)
-    return Hours(hours=held.times(1 / at_once), price=held.times(price_per_hour), epochs=epochs)
+    return Hours(hours=held.times(1 / max_concurrent), price=held.times(price_per_hour), epochs=epochs)
 
 
 def after_preparing(measured: Measured) -> Span:

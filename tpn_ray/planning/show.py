@@ -121,8 +121,8 @@ def train_flags(machines: Machines, plan: Plan) -> str:
 def tune_flags(machines: Machines, trials: Trials, plan: Plan) -> str:
     """For jobs/tune.py."""
     return (
-        f"--samples {trials.samples} --rungs {trials.rungs} --keep {trials.keep} "
-        f"--finalists {trials.finalists} --at-once {trials.at_once} "
+        f"--samples {trials.samples} --rungs {trials.rungs} --reduction-factor {trials.reduction_factor} "
+        f"--min-promoted {trials.min_promoted} --max-concurrent {trials.max_concurrent} "
         f"{train_flags(machines, plan)}"
     )
 

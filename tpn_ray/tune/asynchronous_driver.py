@@ -24,7 +24,7 @@ from tpn_ray import storage
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.train.driver import release
 from tpn_ray.tune import search
-from tpn_ray.tune.climb import Search
+from tpn_ray.tune.halving import Search
 from tpn_ray.tune.journal import Journal, Trial
 from tpn_ray.tune.mutation import generator, mutated
 from tpn_ray.tune.rungs import Objectives
@@ -147,7 +147,7 @@ def run(
     wanted: Search,
     scheduler: str,
     *,
-    at_once: int,
+    max_concurrent: int,
     look: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
@@ -170,7 +170,7 @@ def run(
             metric=METRIC,
             mode="max",
             num_samples=wanted.samples if asks else 1,
-            max_concurrent_trials=at_once,
+            max_concurrent_trials=max_concurrent,
             search_alg=Asking(campaign.journal, wanted) if asks else None,
             scheduler=SCHEDULERS[scheduler](campaign, wanted),
         ),
@@ -302,8 +302,7 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         known = self._known(trial)
         if known and not known.failure and not known.stopped and known.epochs < self.epochs:
-            line = f"stopped at epoch {known.epochs}"
-            self.journal.write(dataclasses.replace(known, stopped=True, lineage=(*known.lineage, line)))
+            self.journal.write(dataclasses.replace(known, stopped=True))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         number = number_of(trial.trial_id, trial.config)

@@ -5,152 +5,100 @@
     loguniform(0.01, 1)      the same, equally often in each power of ten
     whole(1, 8)              a whole number, both ends included
 
-A distribution is sampled by a share in [0, 1), so that a draw is a pure function of it.
+The distributions are Optuna's. A draw is a pure function of a distribution and a share in [0, 1).
 """
 
 from __future__ import annotations
 
 import ast
 import math
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tpn_ray.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class Choice:
-    """One of some values."""
-
-    values: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        if not self.values:
-            raise ConfigError("choice() needs at least one value")
-
-    def __str__(self) -> str:
-        return f"choice({', '.join(_written(value) for value in self.values)})"
-
-    def at(self, share: float) -> Any:
-        """The value at a share of the range."""
-        return self.values[int(share * len(self.values))]
-
-    def place(self, value: Any) -> int:
-        """Where a value is among them; stored samples hold lists where tuples were."""
-        return self.values.index(tuple(value) if isinstance(value, list) else value)
-
-    def grid(self, points: int) -> list[Any]:
-        """All values, however many."""
-        return list(self.values)
-
-    def edges(self) -> list[Any]:
-        """Values that are valid if all are."""
-        return list(self.values)
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """A number from low to below high."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check_range(self, self.low < self.high)
-
-    def __str__(self) -> str:
-        return f"{'log' * self.log}uniform({self.low:g}, {self.high:g})"
-
-    def at(self, share: float) -> float:
-        """The value at a share of the range."""
-        if self.log:
-            return float(self.low * (self.high / self.low) ** share)
-        return self.low + (self.high - self.low) * share
-
-    def grid(self, points: int) -> list[float]:
-        """The middles of equal parts: no extremes."""
-        return [self.at((i + 0.5) / points) for i in range(points)]
-
-    def edges(self) -> list[float]:
-        """Values that are valid if all are."""
-        return [self.low, math.nextafter(self.high, self.low)]
+def choice(values: Sequence[Any]) -> CategoricalDistribution:
+    """Make a distribution of some values, tuples among them."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        return CategoricalDistribution(values)  # it warns of tuples, for which Optuna's databases have no type
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A whole number from low to high, both included."""
-
-    low: int
-    high: int
-
-    def __post_init__(self) -> None:
-        _check_range(self, self.low <= self.high and isinstance(self.low, int) and isinstance(self.high, int))
-
-    def __str__(self) -> str:
-        return f"whole({self.low}, {self.high})"
-
-    def at(self, share: float) -> int:
-        """The value at a share of the range."""
-        return self.low + int(share * (self.high - self.low + 1))
-
-    def grid(self, points: int) -> list[int]:
-        """At most `points` of them, evenly spread."""
-        return sorted({self.at((i + 0.5) / points) for i in range(points)})
-
-    def edges(self) -> list[int]:
-        """Values that are valid if all are."""
-        return [self.low, self.high]
-
-
-Distribution = Choice | Uniform | Whole
-
-
-def parse(text: str) -> Distribution:
-    """The distribution that is written; raises ConfigError with the ways to write one."""
-    kind, bracket, rest = text.strip().partition("(")
-    if not bracket or not rest.endswith(")"):
-        raise ConfigError(f"{text!r} is no distribution; write {_WAYS}")
-    values = [_value(part) for part in _split(rest[:-1])]
-    if kind == "choice":
-        return Choice(tuple(values))
-    if kind not in ("uniform", "loguniform", "whole"):
-        raise ConfigError(f"unknown distribution {kind!r} in {text!r}; write {_WAYS}")
-    if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
-        raise ConfigError(f"{text!r}: {kind} takes two numbers")
-    low, high = values
-    return Whole(low, high) if kind == "whole" else Uniform(low, high, log=kind == "loguniform")
-
-
+_KINDS: dict[str, Callable[..., Distribution]] = {
+    "uniform": FloatDistribution,
+    "loguniform": partial(FloatDistribution, log=True),
+    "whole": IntDistribution,
+}
 _WAYS = "choice(a, b), uniform(0, 1), loguniform(0.01, 1) or whole(1, 8)"
 
 
-def _check_range(one: Uniform | Whole, rises: bool) -> None:
-    if not rises:
-        raise ConfigError(f"{one}: the first number must be below the second, and both whole for whole()")
-    if isinstance(one, Uniform) and one.log and one.low <= 0:
-        raise ConfigError(f"{one}: a logarithmic range must begin above 0")
-
-
-def _split(text: str) -> list[str]:
-    """Parts between commas that are not inside brackets."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([") - (character in ")]")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _value(text: str) -> Any:
+def parse(text: str) -> Distribution:
+    """Read a distribution as it is written; raises ConfigError with the ways to write one."""
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text.strip("'\"")
+        call: ast.expr | None = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        call = None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
+        raise ConfigError(f"{text!r} is no distribution; write {_WAYS}")
+    kind, values = call.func.id, [_value(part, text.strip()) for part in call.args]
+    if kind not in ("choice", *_KINDS):
+        raise ConfigError(f"unknown distribution {kind!r} in {text!r}; write {_WAYS}")
+    try:
+        if kind == "choice":
+            return choice(values)
+        number = int if kind == "whole" else int | float
+        if len(values) != 2 or not all(isinstance(value, number) for value in values):
+            raise ConfigError(f"{text!r}: {kind} takes two {'whole ' * (kind == 'whole')}numbers")
+        return _KINDS[kind](*values)
+    except ValueError as error:  # Optuna's, which shows the values
+        raise ConfigError(f"{text!r}: {error}") from error
+
+
+def _value(part: ast.expr, text: str) -> Any:
+    try:
+        return from_json(ast.literal_eval(part))
+    except ValueError:
+        return ast.get_source_segment(text, part)
+
+
+def written(one: Distribution) -> str:
+    """Write a distribution as it is read."""
+    if isinstance(one, CategoricalDistribution):
+        return f"choice({', '.join(value if isinstance(value, str) else repr(value) for value in one.choices)})"
+    if isinstance(one, IntDistribution):
+        return f"whole({one.low}, {one.high})"
+    return f"{'log' * one.log}uniform({one.low:g}, {one.high:g})"
+
+
+def at(one: Distribution, share: float) -> Any:
+    """Take the value at a share of the range, from 0 to below 1."""
+    if isinstance(one, CategoricalDistribution):
+        return one.choices[int(share * len(one.choices))]
+    if isinstance(one, IntDistribution):
+        return one.low + int(share * (one.high - one.low + 1))
+    return one.low * (one.high / one.low) ** share if one.log else one.low + (one.high - one.low) * share
+
+
+def grid(one: Distribution, points: int) -> list[Any]:
+    """List all choices, or at most `points` values of a range: the middles of equal parts."""
+    if isinstance(one, CategoricalDistribution):
+        return list(one.choices)
+    return sorted({at(one, (i + 0.5) / points) for i in range(points)})
+
+
+def edges(one: Distribution) -> list[Any]:
+    """List values that are valid if all are."""
+    if isinstance(one, CategoricalDistribution):
+        return list(one.choices)
+    return [one.low, one.high if isinstance(one, IntDistribution) else math.nextafter(one.high, one.low)]
+
+
+def from_json(value: Any) -> Any:
+    """Give a tuple back its type, which JSON stores as a list."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)

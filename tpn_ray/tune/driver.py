@@ -1,4 +1,4 @@
-"""The campaign: promotion over synchronous rungs, or one of Ray Tune's schedulers. Runs on the driver."""
+"""The campaign: synchronous successive halving, or one of Ray Tune's schedulers. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import ray
+import tyro
 
 from tpn_ray import lease, storage
 from tpn_ray.data.driver import node_labels
@@ -18,17 +19,18 @@ from tpn_ray.train.events import Committed, Event, Started
 from tpn_ray.train.machines import Machines, check_division, check_feasible
 from tpn_ray.train.recipe import Recipe, to_plain
 from tpn_ray.tune import asynchronous_driver, fidelity, rungs, search
-from tpn_ray.tune.climb import Search, climb
 from tpn_ray.tune.cost import gmacs
+from tpn_ray.tune.distributions import written
 from tpn_ray.tune.fidelity import Fidelity
+from tpn_ray.tune.halving import Search, successive_halving
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.repeats import repeat
-from tpn_ray.tune.rungs import Ladder
+from tpn_ray.tune.rungs import Bracket
 from tpn_ray.tune.space import Sample, Space, apply, problem
 from tpn_ray.tune.trial import Campaign, train_to
 
-PROMOTE = "promote"
-SCHEDULERS = (PROMOTE, *asynchronous_driver.SCHEDULERS)
+HALVING = "halving"
+SCHEDULERS = (HALVING, *asynchronous_driver.SCHEDULERS)
 OBJECTIVES = ("top1", "top1+gmacs")
 GRID_AT_MOST = 100_000
 
@@ -37,21 +39,22 @@ GRID_AT_MOST = 100_000
 class How:
     """What decides which trials train for how long."""
 
-    scheduler: str = PROMOTE
-    """promote: trials pause at rungs and the best go on, deterministically. Of Ray Tune, as results come: asha,
-    median, hyperband, pbt (changes lambda, alpha and rates in flight). none: all train to the end."""
+    scheduler: str = HALVING
+    """halving: synchronous successive halving; trials pause at rungs and the best resume, deterministically. Of Ray
+    Tune, as results come: asha, median, hyperband, pbt (changes lambda, alpha and rates in flight). none: all trials
+    train to the end."""
     rungs: int = 3
-    """promote: times that trials are compared, the end included."""
-    keep: int = 3
-    """promote: one trial in so many goes on, and rungs are so many times apart."""
-    finalists: int = 1
-    """promote: but at least so many go on. As many as fit side by side keep all places busy at the end."""
-    at_once: int = 0
-    """Trials side by side; 0: as many as fit."""
+    """halving: times that trials are compared, the end included."""
+    reduction_factor: Annotated[int, tyro.conf.arg(aliases=("--keep",))] = 3
+    """halving: one trial in so many is promoted, and rungs are so many times apart."""
+    min_promoted: Annotated[int, tyro.conf.arg(aliases=("--finalists",))] = 1
+    """halving: trials that are promoted at least. As many as run concurrently leave no machine idle at the end."""
+    max_concurrent: Annotated[int, tyro.conf.arg(aliases=("--at-once",))] = 0
+    """Trials that run at the same time; 0: as many as fit."""
     budget_hours: float = 0.0
     """Wall-clock time over all submissions; 0: no limit."""
     fidelity: tuple[str, ...] = ()
-    """promote: what trials have less of at the lower rungs, FIELD=VALUE,... with a value for each rung, such as
+    """halving: what trials have less of at the lower rungs, FIELD=VALUE,... with a value for each rung, such as
     clip.frames=4,8,16 augment.crop_px=96,160,224 videos=0.25,0.5,1 (the share of the training videos)."""
     repeats: int = 0
     """Further seeds for each of the best."""
@@ -61,11 +64,11 @@ class How:
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
             raise ConfigError(f"unknown scheduler {self.scheduler!r}; known: {', '.join(SCHEDULERS)}")
-        for name in ("at_once", "budget_hours", "repeats"):
+        for name in ("max_concurrent", "budget_hours", "repeats"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        if self.fidelity and self.scheduler != PROMOTE:
-            raise ConfigError(f"--fidelity belongs to the rungs of --scheduler {PROMOTE}, not to {self.scheduler!r}")
+        if self.fidelity and self.scheduler != HALVING:
+            raise ConfigError(f"--fidelity belongs to the rungs of --scheduler {HALVING}, not to {self.scheduler!r}")
         if self.repeats and self.repeat_best < 1:
             raise ConfigError(f"repeat_best={self.repeat_best} must be at least 1")
 
@@ -76,7 +79,7 @@ class Outcome:
 
     trials: list[Trial]
     """Best first, repeats behind."""
-    at_once: int
+    max_concurrent: int
     paused: str = ""
     """Why it is not at its end."""
 
@@ -128,8 +131,8 @@ def cpus_per_trial(machines: Machines) -> float:
     return machines.workers * machines.cpus_per_worker + 2 * machines.decode_cpus
 
 
-def trials_at_once(machines: Machines, total: dict[str, float], wanted: int) -> int:
-    """How many trials fit the cluster side by side, at most `wanted` (0: as many as fit)."""
+def concurrent_trials(machines: Machines, total: dict[str, float], wanted: int) -> int:
+    """How many trials fit the cluster at the same time, at most `wanted` (0: as many as fit)."""
     fit = int(total.get("CPU", 0.0) / cpus_per_trial(machines))
     if machines.gpus_per_worker:
         fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.gpus_per_worker)))
@@ -144,14 +147,16 @@ def trials_at_once(machines: Machines, total: dict[str, float], wanted: int) -> 
     return min(fit, wanted) if wanted else fit
 
 
-def ladder_of(recipe: Recipe, how: How) -> Ladder:
+def bracket_of(recipe: Recipe, how: How) -> Bracket:
     """The rungs of a campaign around a recipe."""
-    return rungs.ladder(recipe.loop.epochs, rungs=how.rungs, keep=how.keep, finalists=how.finalists)
+    return rungs.bracket(
+        recipe.loop.epochs, rungs=how.rungs, reduction_factor=how.reduction_factor, min_promoted=how.min_promoted
+    )
 
 
 def fidelity_of(recipe: Recipe, how: How) -> Fidelity:
     """What its trials have less of at the lower rungs."""
-    return fidelity.parse(how.fidelity, recipe, ladder_of(recipe, how).epochs)
+    return fidelity.parse(how.fidelity, recipe, bracket_of(recipe, how).epochs)
 
 
 def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
     return {
         "recipe": to_plain(campaign.recipe),
         "dataset_version": campaign.manifest.version,
-        "space": {name: str(distribution) for name, distribution in wanted.space.items()},
+        "space": {name: written(distribution) for name, distribution in wanted.space.items()},
         "searcher": wanted.searcher,
         "samples": wanted.samples,
         "seed": wanted.seed,
@@ -167,8 +172,8 @@ def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
         "objectives": wanted.objectives_name,
         "scheduler": how.scheduler,
         "rungs": how.rungs,
-        "keep": how.keep,
-        "finalists": how.finalists,
+        "reduction_factor": how.reduction_factor,
+        "min_promoted": how.min_promoted,
         **({"fidelity": campaign.fidelity.written} if campaign.fidelity.fields else {}),
     }
 
@@ -199,21 +204,21 @@ class Cost:
 def cost(campaign: Campaign, wanted: Search, how: How) -> Cost:
     """What it will take, repeats included."""
     whole, repeats = campaign.recipe.loop.epochs, how.repeats * min(how.repeat_best, wanted.samples)
-    ladder = ladder_of(campaign.recipe, how)
+    bracket = bracket_of(campaign.recipe, how)
     epochs, starts = wanted.samples * whole, wanted.samples
-    if how.scheduler == PROMOTE:
-        epochs, starts = rungs.planned(wanted.waves(ladder), ladder)
+    if how.scheduler == HALVING:
+        epochs, starts = rungs.planned(wanted.waves(bracket), bracket)
     return Cost(
         epochs=epochs + repeats * whole,
         starts=starts + repeats,
         in_full=(wanted.samples + repeats) * whole,
-        rungs=ladder.epochs if how.scheduler == PROMOTE else (),
+        rungs=bracket.epochs if how.scheduler == HALVING else (),
     )
 
 
 def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> None:
     """Say what the campaign would take, from one epoch of its recipe; nothing of it begins."""
-    at_once = _places(campaign, how)
+    max_concurrent = _max_concurrent(campaign, how)
     begin, times = time.monotonic(), list[float]()
 
     def on_event(event: Event) -> None:
@@ -240,16 +245,16 @@ def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str
     say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs: {takes}")
     say(
         f"measured alone: {start:.0f} s to start and end, {epoch:.1f} s for an epoch with its evaluation; the campaign "
-        f"would take about {hours:.2g} hours of trials' time, {hours / at_once:.2g} hours with {at_once} at once (more "
-        "where they share cores)"
+        f"would take about {hours:.2g} hours of trials' time, {hours / max_concurrent:.2g} hours with {max_concurrent} "
+        "at once (more where they share cores)"
     )
 
 
-def _places(campaign: Campaign, how: How) -> int:
+def _max_concurrent(campaign: Campaign, how: How) -> int:
     total = ray.cluster_resources()
     check_division(campaign.machines, campaign.recipe)
     check_feasible(campaign.machines, total, node_labels())
-    return trials_at_once(campaign.machines, total, how.at_once)
+    return concurrent_trials(campaign.machines, total, how.max_concurrent)
 
 
 def run(
@@ -274,10 +279,10 @@ def run(
 def _run_alone(
     campaign: Campaign, wanted: Search, how: How, say: Callable[[str], None], lost: Callable[[], None]
 ) -> Outcome:
-    at_once = _places(campaign, how)
+    max_concurrent = _max_concurrent(campaign, how)
     goes_on = campaign.journal.begin(settings(campaign, wanted, how))
     takes = cost(campaign, wanted, how)
-    say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {at_once} at once: {takes}")
+    say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {max_concurrent} at once: {takes}")
     if goes_on:
         known = campaign.journal.trials()
         say(f"the campaign goes on: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
@@ -288,33 +293,35 @@ def _run_alone(
         spent_all()
 
     try:
-        trials = _run(campaign, wanted, how, at_once, look, say)
+        trials = _run(campaign, wanted, how, max_concurrent, look, say)
     except HoursSpentError as spent:
         known = campaign.journal.trials()
         return Outcome(
             trials=[*_originals(known), *(trial for trial in known if trial.repeat_of is not None)],
-            at_once=at_once,
+            max_concurrent=max_concurrent,
             paused=str(spent),
         )
-    return Outcome(trials=trials, at_once=at_once)
+    return Outcome(trials=trials, max_concurrent=max_concurrent)
 
 
 def _run(
     campaign: Campaign,
     wanted: Search,
     how: How,
-    at_once: int,
+    max_concurrent: int,
     look: Callable[[], None],
     say: Callable[[str], None],
 ) -> list[Trial]:
     def train_trial(trial: Trial, epoch: int) -> Trial:
         return train_to(trial, epoch, campaign=campaign, say=say)
 
-    if how.scheduler == PROMOTE:
-        ladder = ladder_of(campaign.recipe, how)
-        trials = climb(campaign.journal, wanted, ladder, train=train_trial, at_once=at_once, look=look, say=say)
+    if how.scheduler == HALVING:
+        bracket = bracket_of(campaign.recipe, how)
+        trials = successive_halving(
+            campaign.journal, wanted, bracket, train=train_trial, max_concurrent=max_concurrent, look=look, say=say
+        )
     else:
-        asynchronous_driver.run(campaign, wanted, how.scheduler, at_once=at_once, look=look, say=say)
+        asynchronous_driver.run(campaign, wanted, how.scheduler, max_concurrent=max_concurrent, look=look, say=say)
         trials = _originals(campaign.journal.trials())
     again = repeat(
         campaign.journal,
@@ -324,7 +331,7 @@ def _run(
         first_seed=campaign.recipe.loop.seed,
         epochs=campaign.recipe.loop.epochs,
         train=train_trial,
-        at_once=at_once,
+        max_concurrent=max_concurrent,
         look=look,
     )
     return [*trials, *again]

@@ -65,7 +65,7 @@ def parse(texts: Sequence[str], recipe: Recipe, epochs: Sequence[int]) -> Fideli
         allowed = [VIDEOS, *(one for one in known if one.startswith(BUDGETS))]
         if name not in allowed:
             raise ConfigError(f"--fidelity {name!r} is no budget of a trial; there are: {', '.join(allowed)}")
-        values = distributions.parse(f"choice({written})").grid(0)
+        values = distributions.grid(distributions.parse(f"choice({written})"), 0)
         if len(values) != len(epochs):
             raise ConfigError(
                 f"--fidelity {text!r} has {len(values)} values, the campaign has {len(epochs)} rungs, at epochs "

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -52,6 +54,30 @@ class Held:
     end: float
 
 
+class Kind(StrEnum):
+    """What can happen to a trial."""
+
+    PROMOTED = "promoted"
+    MUTATED = "mutated"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """What happened to a trial at an epoch."""
+
+    kind: Kind
+    epoch: int
+    donor: int | None = None
+    """Number of the trial whose weights a mutant began from."""
+    detail: str = ""
+    """Fields that a mutation changed, or why a run ended."""
+
+    def __str__(self) -> str:
+        begin = {Kind.MUTATED: f"from trial {self.donor}"}.get(self.kind, self.kind.value)
+        return f"{begin} at epoch {self.epoch}" + (f": {self.detail}" if self.detail else "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One trial as far as it has come."""
@@ -64,8 +90,8 @@ class Trial:
     points: tuple[Point, ...] = ()
     """By rising epoch."""
     held: tuple[Held, ...] = ()
-    lineage: tuple[str, ...] = ()
-    """What happened to it, in words."""
+    lineage: tuple[Transition, ...] = ()
+    """What happened to it, in order."""
     failure: str = ""
     stopped: bool = False
     """A scheduler ended it before its last epoch, for good."""
@@ -80,6 +106,14 @@ class Trial:
     @property
     def name(self) -> str:
         return f"trial-{self.number:04d}"
+
+    @property
+    def history(self) -> list[str]:
+        """What it is and what happened to it, in words."""
+        repeats = f"repeats trial {self.repeat_of} with seed {self.sample.get('loop.seed')}"
+        stopped = f"stopped at epoch {self.epochs}"
+        lines = [repeats] * (self.repeat_of is not None) + [str(one) for one in self.lineage]
+        return lines + [stopped] * self.stopped
 
     @property
     def epochs(self) -> int:
@@ -135,7 +169,7 @@ class Journal:
         if storage.create(place, seal(new)):
             return False
         old = unseal(storage.read_bytes(place), place, _CAMPAIGN_REMEDY)
-        before, now = _flat(old), _flat(new)
+        before, now = _flat(_renamed(old)), _flat(new)
         changed = [
             f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
             for name in sorted(before.keys() | now.keys())
@@ -191,10 +225,25 @@ class Journal:
 
 def _trial(uri: str, data: bytes) -> Trial:
     content = unseal(data, uri, _TRIAL_REMEDY)
+    if isinstance(content.get("lineage"), list):
+        content["lineage"] = [one for line in content["lineage"] if (one := _transition(line))]
     try:
         return _TRIAL.validate_json(json.dumps(content))
     except ValidationError as error:
         raise damaged(uri, f"it is no trial: {_first(error)}", _TRIAL_REMEDY) from error
+
+
+def _transition(line: Any) -> Any:
+    """Read an entry of a lineage, which earlier versions wrote as a sentence; "" for what other fields tell as well."""
+    if not isinstance(line, str):
+        return line
+    if re.match(r"repeats trial \d+ with seed|stopped at epoch", line):
+        return ""
+    found = re.fullmatch(r"(promoted|ended|from trial (?P<donor>\d+)) at epoch (?P<epoch>\d+)(: (?P<detail>.*))?", line)
+    if not found:
+        return line  # refused as no transition
+    kind = Kind.MUTATED if found["donor"] else found[1]
+    return {"kind": kind, "epoch": found["epoch"], "donor": found["donor"], "detail": found["detail"] or ""}
 
 
 def _wave(uri: str, data: bytes) -> list[Sample]:
@@ -210,6 +259,13 @@ def _wave(uri: str, data: bytes) -> list[Sample]:
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give the settings of a campaign of an earlier version their names of today."""
+    names = {"keep": "reduction_factor", "finalists": "min_promoted"}
+    renamed = {names.get(name, name): value for name, value in settings.items()}
+    return {**renamed, "scheduler": "halving"} if settings.get("scheduler") == "promote" else renamed
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

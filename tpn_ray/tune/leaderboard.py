@@ -13,8 +13,7 @@ from tpn_ray.tune.cost import gmacs
 from tpn_ray.tune.driver import Outcome
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.report import page
-from tpn_ray.tune.report.numbers import Findings, hours, interval, repeated, value_text
-from tpn_ray.tune.report.plots import short
+from tpn_ray.tune.report.numbers import Findings, hours, interval, repeated, short, value_text
 from tpn_ray.tune.space import Sample, Space, apply, as_flags
 from tpn_ray.tune.trial import Campaign, begin_child
 
@@ -36,7 +35,7 @@ def show(
 
     `again` is the command that runs the campaign. Raises TrainingError if no trial was ever evaluated.
     """
-    trials, at_once = outcome.trials, outcome.at_once
+    trials, max_concurrent = outcome.trials, outcome.max_concurrent
     originals = tuple(trial for trial in trials if trial.repeat_of is None)
     if not any(trial.points for trial in originals):
         first = next((trial.failure for trial in originals if trial.failure), "no message")
@@ -51,7 +50,7 @@ def show(
         campaign_command=again,
         space=space,
         epochs=campaign.recipe.loop.epochs,
-        at_once=at_once,
+        max_concurrent=max_concurrent,
         trials=originals,
         repeats=tuple(trial for trial in trials if trial.repeat_of is not None),
         gmacs={trial.number: gmacs(apply(campaign.recipe, trial.sample)) for trial in originals},
@@ -64,10 +63,13 @@ def show(
     for name, text in made.items():
         storage.write_bytes(storage.join(campaign.uri, name), text.encode())
         tracked.log_text(text, name)
-    rows = [{**vars(trial), "points": [vars(p) for p in trial.points], "held": None} for trial in trials]
+    rows = [
+        {**vars(trial), "points": [vars(p) for p in trial.points], "held": None, "lineage": trial.history}
+        for trial in trials
+    ]
     tracked.log_json(rows, "leaderboard.json")
     tracked.log_text(command + "\n", "best_recipe.txt")
-    numbers = hours(found.trials, found.epochs, at_once)
+    numbers = hours(found.trials, found.epochs, max_concurrent)
     tracked.log_metrics(
         {
             "best/val_top1": best.top1,
@@ -90,7 +92,7 @@ def show(
 
 def settle(trial: Trial, campaign: Campaign) -> None:
     """End the MLflow run of a trial that will not go on; one that the server missed is written from the journal."""
-    tags = {"epochs": str(trial.epochs), "lineage": "; ".join(trial.lineage)}
+    tags = {"epochs": str(trial.epochs), "lineage": "; ".join(trial.history)}
     if trial.points:
         tags["checkpoint"] = trial.points[-1].checkpoint
     status = "FAILED" if trial.failure else "FINISHED"
@@ -132,7 +134,7 @@ def _print(found: Findings, best: Trial) -> None:
     for row in repeated(found.trials, found.repeats):
         p = "" if row.p is None else f", {100 * row.difference:+.1f} points to the best (p {row.p:.2f})"
         print(f"trial-{row.number:04d} over {len(row.scores)} seeds: {row.mean:.1%} +- {100 * row.deviation:.1f}{p}")
-    spent = hours(found.trials, found.epochs, found.at_once)
+    spent = hours(found.trials, found.epochs, found.max_concurrent)
     print(
         f"{spent.epochs} epochs trained, {spent.epochs / max(spent.epochs_in_full, 1):.0%} of all trials in full, in "
         f"{duration(spent.held * 3600)} of trials' time; idle {spent.idle:.0%}"

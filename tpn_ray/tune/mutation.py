@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from tpn_ray.tune.distributions import Choice, Distribution, Uniform
+from tpn_ray.tune.distributions import Distribution, at, edges, from_json
 from tpn_ray.tune.space import Sample, Space
 
 DRAWN_ANEW = 0.25
@@ -35,19 +36,20 @@ def mutated(donor: Sample, changing: Space, is_valid: Callable[[Sample], bool], 
     for _ in range(MOST_DRAWS):
         if is_valid(mutant):
             return mutant
-        mutant = donor | {name: _plain(one.at(random.random())) for name, one in changing.items()}
+        mutant = donor | {name: _plain(at(one, random.random())) for name, one in changing.items()}
     return dict(donor)
 
 
 def _mutation(one: Distribution, value: Any, random: np.random.Generator) -> Any:
     if random.random() < DRAWN_ANEW:
-        return one.at(random.random())
+        return at(one, random.random())
     up = bool(random.integers(2))
-    if isinstance(one, Choice):
-        return one.values[min(max(one.place(value) + (1 if up else -1), 0), len(one.values) - 1)]
+    if isinstance(one, CategoricalDistribution):
+        beside = one.choices.index(from_json(value)) + (1 if up else -1)
+        return one.choices[min(max(beside, 0), len(one.choices) - 1)]
     moved = value * FACTORS[up]
-    if isinstance(one, Uniform):
-        return min(max(float(moved), one.low), one.edges()[1])
+    if isinstance(one, FloatDistribution):
+        return min(max(float(moved), one.low), edges(one)[1])
     return min(max(round(moved), one.low), one.high)
 
 

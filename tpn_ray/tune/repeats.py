@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tpn_ray.tune.climb import Train, train_all
+from tpn_ray.tune.halving import Train, train_all
 from tpn_ray.tune.journal import Journal, Trial
 from tpn_ray.tune.rungs import Due
 
@@ -24,7 +24,7 @@ def repeat(
     first_seed: int,
     epochs: int,
     train: Train,
-    at_once: int,
+    max_concurrent: int,
     look: Callable[[], None],
 ) -> list[Trial]:
     """Train each of the `best` complete trials with `seeds` further seeds; the repeats, as far as they did not fail."""
@@ -34,7 +34,6 @@ def repeat(
             number=REPEATS_FROM + trial.number * SEEDS_AT_MOST + seed,
             sample={**trial.sample, SEED: first_seed + seed},
             repeat_of=trial.number,
-            lineage=(f"repeats trial {trial.number} with seed {first_seed + seed}",),
         )
         for trial in complete
         for seed in range(1, seeds + 1)
@@ -42,7 +41,9 @@ def repeat(
     known = {trial.number: trial for trial in journal.trials()}
     now = [known.get(trial.number, trial) for trial in wanted]
     due = [Due(trial=trial, epoch=epochs) for trial in now if trial.at(epochs) is None and not trial.failure]
-    done = {trial.number: trial for trial in train_all(journal, due, train=train, at_once=at_once, look=look)}
+    done = {
+        trial.number: trial for trial in train_all(journal, due, train=train, max_concurrent=max_concurrent, look=look)
+    }
     return [done.get(trial.number, trial) for trial in now]
 
 

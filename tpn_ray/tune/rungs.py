@@ -1,9 +1,10 @@
-"""Synchronous rungs: which trials go on, and what may be suggested when. Pure functions of what was measured.
+"""Synchronous successive halving: who is promoted, and what may be suggested when. Pure functions of what was measured.
 
-A campaign's trials come in waves. In each, all trials train to the first rung; the best of them, one in `keep` but some
-at least, go on to the next, and so on; the others stay paused where they are. Waves overlap: wave w is suggested when
-wave w - 1 has done its first rung, wave w - 2 its second, and so on, and may know these scores and no others. So
-machines are not idle while the last trial of a wave trains, and yet every suggestion is a function of the seed alone.
+A campaign's trials come in waves. In each, all trials train to the first rung; the best of them, one in
+`reduction_factor` but at least `min_promoted`, resume to the next, and so on; the others stay paused where they are.
+Waves overlap: wave w is suggested when wave w - 1 has done its first rung, wave w - 2 its second, and so on, and may
+know these scores and no others. So machines are not idle while the last trial of a wave trains, and yet every
+suggestion is a function of the seed alone.
 """
 
 from __future__ import annotations
@@ -21,35 +22,35 @@ Objectives = Callable[[Trial, int], tuple[float, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
+class Bracket:
     """The epochs at which trials pause and are compared."""
 
     epochs: tuple[int, ...]
     """Rising; the last is the whole run."""
-    keep: int = 3
-    """One trial in this many goes on."""
-    finalists: int = 1
-    """But at least so many trials, where there are as many."""
+    reduction_factor: int = 3
+    """Ratio of the trials at a rung to those that are promoted from it (eta)."""
+    min_promoted: int = 1
+    """Trials that are promoted at least, where there are as many."""
 
     def __post_init__(self) -> None:
-        if self.finalists < 1:
-            raise ConfigError(f"finalists={self.finalists} must be at least 1")
-        if self.keep < 2:
-            raise ConfigError(f"keep={self.keep}: one in at least 2 must go on, or nothing is saved")
+        if self.min_promoted < 1:
+            raise ConfigError(f"min_promoted={self.min_promoted} must be at least 1")
+        if self.reduction_factor < 2:
+            raise ConfigError(f"reduction_factor={self.reduction_factor}: it must be at least 2, or nothing is saved")
         if not self.epochs or list(self.epochs) != sorted(set(self.epochs)) or self.epochs[0] < 1:
             raise ConfigError(f"rungs at epochs {self.epochs} must be rising and begin at 1 or later")
 
     def promoted(self, entered: int) -> int:
         """How many of so many trials go on from a rung."""
-        return min(entered, max(self.finalists, entered // self.keep))
+        return min(entered, max(self.min_promoted, entered // self.reduction_factor))
 
 
-def ladder(epochs: int, *, rungs: int, keep: int, finalists: int = 1) -> Ladder:
-    """Rungs at 1/keep, 1/keep^2 ... of the epochs, at most `rungs` with the last."""
+def bracket(epochs: int, *, rungs: int, reduction_factor: int, min_promoted: int = 1) -> Bracket:
+    """Set rungs at 1, 1/reduction_factor, 1/reduction_factor^2 ... of the epochs, as many as `rungs`."""
     if rungs < 1:
         raise ConfigError(f"rungs={rungs} must be at least 1")
-    at = sorted({math.ceil(epochs / keep**power) for power in range(rungs)})
-    return Ladder(epochs=tuple(at), keep=keep, finalists=finalists)
+    at = sorted({math.ceil(epochs / reduction_factor**power) for power in range(rungs)})
+    return Bracket(epochs=tuple(at), reduction_factor=reduction_factor, min_promoted=min_promoted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +63,25 @@ class Due:
     """The rung that it was promoted at."""
 
 
-def due(trials: Sequence[Trial], ladder: Ladder, objectives: Objectives) -> list[Due]:
+def due(trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> list[Due]:
     """All that may be trained now; what has come furthest first, so that the end of a wave is not waited for."""
     found: list[tuple[int, Due]] = []
     for wave in sorted({trial.wave for trial in trials}):
-        rung, pending = frontier([trial for trial in trials if trial.wave == wave], ladder, objectives)
-        since = ladder.epochs[rung - 1] if rung else 0
-        found += [(-rung, Due(trial=trial, epoch=ladder.epochs[rung], since=since)) for trial in pending]
+        rung, pending = frontier([trial for trial in trials if trial.wave == wave], bracket, objectives)
+        since = bracket.epochs[rung - 1] if rung else 0
+        found += [(-rung, Due(trial=trial, epoch=bracket.epochs[rung], since=since)) for trial in pending]
     return [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].trial.number))]
 
 
-def frontier(wave: Sequence[Trial], ladder: Ladder, objectives: Objectives) -> tuple[int, list[Trial]]:
+def frontier(wave: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> tuple[int, list[Trial]]:
     """The first rung that a wave has not done, and who is missing there; (number of rungs, nobody) when all is done."""
     entered = list(wave)
-    for rung, epoch in enumerate(ladder.epochs):
+    for rung, epoch in enumerate(bracket.epochs):
         pending = [trial for trial in entered if not trial.failure and trial.at(epoch) is None]
         if pending:
             return rung, pending
-        entered = best(entered, epoch, ladder.promoted(len(entered)), objectives)
-    return len(ladder.epochs), []
+        entered = best(entered, epoch, bracket.promoted(len(entered)), objectives)
+    return len(bracket.epochs), []
 
 
 def best(entered: Sequence[Trial], epoch: int, count: int, objectives: Objectives) -> list[Trial]:
@@ -100,34 +101,34 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda trial: (bool(trial.failure), -trial.epochs, *_order(trial, trial.epochs)))
 
 
-def may_suggest(wave: int, trials: Sequence[Trial], ladder: Ladder, objectives: Objectives) -> bool:
+def may_suggest(wave: int, trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> bool:
     """Whether everything that wave may know is there."""
     for earlier in range(wave):
-        done, _ = frontier([trial for trial in trials if trial.wave == earlier], ladder, objectives)
-        if done < min(wave - earlier, len(ladder.epochs)):
+        done, _ = frontier([trial for trial in trials if trial.wave == earlier], bracket, objectives)
+        if done < min(wave - earlier, len(bracket.epochs)):
             return False
     return True
 
 
-def visible(wave: int, trials: Sequence[Trial], ladder: Ladder, objectives: Objectives) -> list[Seen]:
+def visible(wave: int, trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> list[Seen]:
     """The scores that wave may know."""
     return [
         Seen(sample=trial.sample, epoch=epoch, scores=objectives(trial, epoch))
         for trial in sorted(trials, key=lambda trial: trial.number)
-        for epoch in ladder.epochs[: max(0, wave - trial.wave)]
+        for epoch in bracket.epochs[: max(0, wave - trial.wave)]
         if trial.at(epoch) is not None
     ]
 
 
-def planned(waves: Sequence[int], ladder: Ladder) -> tuple[int, int]:
+def planned(waves: Sequence[int], bracket: Bracket) -> tuple[int, int]:
     """Epochs of a campaign of waves of these sizes, and how often a trial begins or goes on."""
     epochs = starts = 0
     for size in waves:
         before, left = 0, size
-        for epoch in ladder.epochs:
+        for epoch in bracket.epochs:
             epochs += left * (epoch - before)
             starts += left
-            before, left = epoch, ladder.promoted(left)
+            before, left = epoch, bracket.promoted(left)
     return epochs, starts
 
 

@@ -7,18 +7,21 @@ happened to end; so a campaign that is begun again makes the same ones, and no s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.tune.distributions import Choice, Distribution, Uniform
+from tpn_ray.tune import distributions
+from tpn_ray.tune.distributions import from_json
 from tpn_ray.tune.space import Sample, Space, draws
 
+Direction = Literal["minimize", "maximize"]
 TRIES = 1000
 """Samples drawn for one valid one."""
 GRID_POINTS = 3
@@ -56,7 +59,7 @@ def random(question: Question) -> list[Sample]:
 
 def grid(question: Question) -> list[Sample]:
     """Every combination of choices and of GRID_POINTS values of each range, the last field fastest."""
-    values = [distribution.grid(GRID_POINTS) for distribution in question.space.values()]
+    values = [distributions.grid(one, GRID_POINTS) for one in question.space.values()]
     samples = (dict(zip(question.space, combination, strict=True)) for combination in product(*values))
     valid = filter(question.is_valid, samples)
     return list(islice(valid, question.first, question.first + question.count))
@@ -71,12 +74,14 @@ def tpe(question: Question) -> list[Sample]:
     if not seen:
         return random(question)
     seed = int(np.random.SeedSequence([question.seed, question.first]).generate_state(1)[0])
-    study = as_study(question.space, seen, seed)
-    distributions = {name: _for_optuna(one) for name, one in question.space.items()}
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)
+    known = [as_trial(question.space, one.sample, one.scores) for one in seen]
+    study = as_study(known, ["maximize"] * len(seen[0].scores), sampler)
     found: list[Sample] = []
     for _ in range(TRIES):
-        trial = study.ask(distributions)
-        sample = {name: _value(question.space[name], trial.params[name]) for name in question.space}
+        trial = study.ask({**question.space})
+        sample = {name: trial.params[name] for name in question.space}
         if question.is_valid(sample):
             found.append(sample)
         else:
@@ -117,38 +122,19 @@ def _furthest(seen: Sequence[Seen]) -> list[Seen]:
     return []
 
 
-def as_study(space: Space, seen: Sequence[Seen], seed: int) -> optuna.Study:
-    """What was seen as a study of Optuna, in memory."""
+def as_study(
+    trials: Iterable[FrozenTrial],
+    directions: Sequence[Direction] = ("maximize",),
+    sampler: optuna.samplers.BaseSampler | None = None,
+) -> optuna.Study:
+    """Make a study of Optuna in memory."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)
-    study = optuna.create_study(directions=["maximize"] * len(seen[0].scores), sampler=sampler)
-    distributions = {name: _for_optuna(one) for name, one in space.items()}
-    for one in seen:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={name: _key(space[name], one.sample[name]) for name in space},
-                distributions=distributions,
-                values=list(one.scores),
-            )
-        )
+    study = optuna.create_study(directions=directions, sampler=sampler)
+    study.add_trials(trials)
     return study
 
 
-def _for_optuna(distribution: Distribution) -> optuna.distributions.BaseDistribution:
-    if isinstance(distribution, Choice):  # by place: Optuna's stores know no tuples
-        return optuna.distributions.CategoricalDistribution(range(len(distribution.values)))
-    if isinstance(distribution, Uniform):
-        return optuna.distributions.FloatDistribution(distribution.low, distribution.high, log=distribution.log)
-    return optuna.distributions.IntDistribution(distribution.low, distribution.high)
-
-
-def _value(distribution: Distribution, key: Any) -> Any:
-    return distribution.values[key] if isinstance(distribution, Choice) else key
-
-
-def _key(distribution: Distribution, value: Any) -> Any:
-    if not isinstance(distribution, Choice):
-        return value
-    return distribution.place(value)
+def as_trial(space: Space, sample: Sample, values: Sequence[float]) -> FrozenTrial:
+    """Make a complete trial of Optuna; stored samples hold lists where the space has tuples."""
+    params = {name: from_json(sample[name]) for name in space}
+    return optuna.trial.create_trial(params=params, distributions={**space}, values=values)

@@ -14,12 +14,13 @@ from itertools import product
 from typing import Any, get_args
 
 import numpy as np
+from optuna.distributions import FloatDistribution
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import STAGES
 from tpn_ray.model.tpn import Flow
 from tpn_ray.train.recipe import Recipe, flat, from_plain, replace_fields
-from tpn_ray.tune.distributions import Choice, Distribution, Uniform, parse
+from tpn_ray.tune.distributions import Distribution, at, choice, edges, from_json, parse, written
 
 Space = dict[str, Distribution]
 """Flat field name -> its distribution."""
@@ -39,23 +40,24 @@ def fitting_alphas(levels: int, frames: int) -> list[tuple[int, ...]]:
 def lambda_alpha(recipe: Recipe) -> Space:
     """The weight of each auxiliary loss, and the temporal rate of each level."""
     heads = range(recipe.model.auxiliary_count)
-    space: Space = {f"loss.lambdas.{i}": Uniform(0.05, 2.0, log=True) for i in heads}
+    space: Space = {f"loss.lambdas.{i}": FloatDistribution(0.05, 2.0, log=True) for i in heads}
     if recipe.model.neck == "tpn":
         frames = recipe.clip.frames // max(recipe.model.rates, default=1)
-        space["model.alpha"] = Choice(tuple(fitting_alphas(len(recipe.model.alpha), max(frames, 1))))
+        space["model.alpha"] = choice(tuple(fitting_alphas(len(recipe.model.alpha), max(frames, 1))))
     return space
 
 
 def schedule(recipe: Recipe) -> Space:
     """The learning rate, how it changes over the run, and weight decay. Milestones and gamma count for `step`."""
     optim = recipe.optim
+    decay = optim.weight_decay or 1e-4
     return {
-        "optim.lr": Uniform(optim.lr / 10, optim.lr * 3, log=True),
-        "optim.schedule": Choice(("step", "cosine", "one_cycle")),
-        "optim.warmup": Uniform(0.0, 0.2),
-        "optim.milestones": Choice(((0.5, 0.8333), (0.6667, 0.8333), (0.75, 0.9))),
-        "optim.gamma": Uniform(0.05, 0.5, log=True),
-        "optim.weight_decay": Uniform((optim.weight_decay or 1e-4) / 10, (optim.weight_decay or 1e-4) * 10, log=True),
+        "optim.lr": FloatDistribution(optim.lr / 10, optim.lr * 3, log=True),
+        "optim.schedule": choice(("step", "cosine", "one_cycle")),
+        "optim.warmup": FloatDistribution(0.0, 0.2),
+        "optim.milestones": choice(((0.5, 0.8333), (0.6667, 0.8333), (0.75, 0.9))),
+        "optim.gamma": FloatDistribution(0.05, 0.5, log=True),
+        "optim.weight_decay": FloatDistribution(decay / 10, decay * 10, log=True),
     }
 
 
@@ -63,10 +65,10 @@ def flow_and_levels(recipe: Recipe) -> Space:
     """How the pyramid's levels inform each other, and which stages they are."""
     if recipe.model.neck != "tpn":
         raise ConfigError("flow_and_levels varies the pyramid, and model.neck='none' has none")
-    space: Space = {"model.flow": Choice(get_args(Flow))}
+    space: Space = {"model.flow": choice(get_args(Flow))}
     if not recipe.model.rates:
         below = [stage for stage in STAGES if stage < recipe.model.levels[-1]]
-        space["model.levels"] = Choice(tuple((*below[i:], recipe.model.levels[-1]) for i in range(len(below))))
+        space["model.levels"] = choice(tuple((*below[i:], recipe.model.levels[-1]) for i in range(len(below))))
     return space
 
 
@@ -114,7 +116,7 @@ def space(name: str, recipe: Recipe, varied: Sequence[str] = ()) -> Space:
 def check(recipe: Recipe, fields: Space) -> None:
     """Refuse a space with an unknown field, or with a value that never makes a recipe whatever the others are."""
     for name, distribution in fields.items():
-        for value in distribution.edges():
+        for value in edges(distribution):
             reason = problem(recipe, {name: value})
             others = draws(fields, seed=0, number=0)
             for _ in range(TRIES):
@@ -122,14 +124,14 @@ def check(recipe: Recipe, fields: Space) -> None:
                     break
                 reason = problem(recipe, {**next(others), name: value}) and reason
             if reason:
-                raise ConfigError(f"{name}={value!r} of {distribution} never makes a recipe: {reason}")
+                raise ConfigError(f"{name}={value!r} of {written(distribution)} never makes a recipe: {reason}")
 
 
 def draws(fields: Space, *, seed: int, number: int) -> Iterator[Sample]:
     """Draws for trial `number`, for ever: a pure function of the seed and the number, whatever the other trials do."""
     random = np.random.Generator(np.random.Philox(key=[seed, number]))
     while True:
-        yield {name: distribution.at(random.random()) for name, distribution in fields.items()}
+        yield {name: at(distribution, random.random()) for name, distribution in fields.items()}
 
 
 def problem(recipe: Recipe, sample: Mapping[str, Any]) -> str:
@@ -163,7 +165,7 @@ def apply(recipe: Recipe, sample: Mapping[str, Any]) -> Recipe:
             values[int(entry[2])] = value
             changes[entry[1]] = tuple(values)
         else:
-            changes[name] = tuple(value) if isinstance(value, list) else value
+            changes[name] = from_json(value)
     if "model.levels" in changes and isinstance(changes["model.levels"], tuple) and not recipe.model.rates:
         depth = len(changes["model.levels"])
         for name, length in (("model.alpha", depth), ("loss.lambdas", depth - 1)):

@@ -31,7 +31,7 @@ from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, flat, replace_fields, to_plain
 from tpn_ray.train.saving import Saving
 from tpn_ray.tune.fidelity import Fidelity
-from tpn_ray.tune.journal import Held, Journal, Point, Trial
+from tpn_ray.tune.journal import Held, Journal, Kind, Point, Transition, Trial
 from tpn_ray.tune.space import Sample, apply
 
 TOLD_AGAIN = "told_again"
@@ -186,13 +186,15 @@ def _incarnation(trial: Trial, sample: Sample, pointer: dict[str, Any]) -> tuple
         for field, value in sample.items()
         if json.loads(json.dumps(value)) != trial.sample.get(field)
     )
-    line = f"from trial {pointer['number']} at epoch {pointer['epoch']}: {changed or 'nothing changed'}"
+    mutation = Transition(
+        kind=Kind.MUTATED, epoch=pointer["epoch"], donor=pointer["number"], detail=changed or "nothing changed"
+    )
     kept = tuple(point for point in trial.points if point.epoch <= pointer["epoch"])
     mutant = dataclasses.replace(
         trial,
         sample=sample,
         points=kept,
-        lineage=(*trial.lineage, line),
+        lineage=(*trial.lineage, mutation),
         run=name,
         start_from=pointer["checkpoint"],
     )
@@ -280,8 +282,8 @@ class Book:
     def end_early(self, epoch: int, why: str) -> None:
         """A run that ended by itself stands at every later epoch where it ended."""
         last = self.trial.points[-1]
-        line = f"ended at epoch {last.epoch}: {why}"
-        self.before = dataclasses.replace(self.before, lineage=(*self.before.lineage, line))
+        ended = Transition(kind=Kind.ENDED, epoch=last.epoch, detail=why)
+        self.before = dataclasses.replace(self.before, lineage=(*self.before.lineage, ended))
         self.trial = dataclasses.replace(self.trial, lineage=self.before.lineage)
         self.enter(dataclasses.replace(last, epoch=epoch))
 
@@ -292,7 +294,7 @@ class Book:
         """
         if not self.tracked:
             return
-        self.tracked.set_tags({**tags, "lineage": "; ".join(self.trial.lineage)})
+        self.tracked.set_tags({**tags, "lineage": "; ".join(self.trial.history)})
         sent = self.tracked.end(status) if status else self.tracked.sent
         if not sent:
             self.trial = dataclasses.replace(self.trial, mlflow_run="")

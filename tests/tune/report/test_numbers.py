@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 
-from tpn_ray.tune.distributions import Choice, Uniform
+from tpn_ray.tune.distributions import choice
 from tpn_ray.tune.journal import Held, Point, Trial
-from tpn_ray.tune.report.numbers import hours, importance, interval, repeated, rung_correlations
+from tpn_ray.tune.report.numbers import fair_study, fanova, hours, interval, repeated, rung_correlations, short
 
-SPACE = {"x": Uniform(0, 1), "kind": Choice(("a", "b"))}
+SPACE = {"x": FloatDistribution(0, 1), "kind": choice(("a", "b"))}
 
 
 def trial(number: int, *tops: float, sample: dict[str, object] | None = None, repeat_of: int | None = None) -> Trial:
@@ -26,11 +28,25 @@ def test_confidence() -> None:
 def test_importance_is_that_of_the_field_that_matters_at_an_epoch_half_have_reached() -> None:
     trials = [trial(i, i / 20 + 0.01 * (i % 2), sample={"x": i / 20, "kind": "ab"[i % 2]}) for i in range(20)]
     trials[19] = trial(19, 0.95, 0.99, sample={"x": 0.95, "kind": "b"})
-    epoch, shares = importance(trials, SPACE)
+    epoch, study = fair_study(trials, SPACE)
     assert epoch == 1
+    assert study is not None
+    shares = optuna.importance.get_param_importances(study, evaluator=fanova())
     assert shares["x"] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
-    assert importance(trials[:3], SPACE) == (0, {})
+    assert fair_study(trials[:3], SPACE) == (0, None)
+
+
+def test_optuna_has_the_trials_under_their_own_numbers() -> None:
+    trials = [trial(number, 0.1 * number, sample={"x": 0.5, "kind": "a"}) for number in (5, 3, 1, 4)]
+    _, study = fair_study(trials, SPACE)
+    assert study is not None
+    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    assert {one.number: one.value for one in complete} == pytest.approx({1: 0.1, 3: 0.3, 4: 0.4, 5: 0.5})
+
+
+def test_a_field_is_short_in_a_table() -> None:
+    assert [short(name) for name in ("optim.lr", "loss.lambdas.0")] == ["lr", "lambda 0"]
 
 
 def test_rank_correlation_with_the_end() -> None:

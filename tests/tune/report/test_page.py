@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.tune import fake_campaign
-from tpn_ray.tune.journal import Held
+from tpn_ray.tune.journal import Held, Kind, Transition
 from tpn_ray.tune.report.numbers import Findings
 from tpn_ray.tune.report.page import as_html, as_markdown
 
@@ -28,7 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
         campaign_command="python jobs/tune.py toy --data videos --name search",
         space=fake_campaign.SEARCH.space,
         epochs=9,
-        at_once=3,
+        max_concurrent=3,
         trials=tuple(dataclasses.replace(trial, held=(held,)) for trial in trials),
         repeats=(),
         gmacs={number: 0.5 + number / 100 for number in range(27)},
@@ -48,11 +48,13 @@ def test_markdown_has_every_trial_and_number(found: Findings) -> None:
 
 def test_a_best_recipe_that_was_another_before_says_so(found: Findings) -> None:
     best, *others = found.trials
-    line = "from trial 3 at epoch 2: lr 0.1 -> 0.12"
-    mutant = dataclasses.replace(best, run=f"{best.name}-from-0003-epoch-0002", lineage=(line,))
+    mutation = Transition(kind=Kind.MUTATED, epoch=2, donor=3, detail="lr 0.1 -> 0.12")
+    mutant = dataclasses.replace(best, run=f"{best.name}-from-0003-epoch-0002", lineage=(mutation,))
     assert found.note == ""
     mutated = dataclasses.replace(found, trials=(mutant, *others))
-    assert f"{best.name} had other settings before ({line}): the command trains the last ones" in as_markdown(mutated)
+    assert f"{best.name} had other settings before ({mutation}): the command trains the last ones" in as_markdown(
+        mutated
+    )
     assert f"{best.name} had other settings before (from trial 3 at epoch 2: lr 0.1 -&gt; 0.12)" in as_html(mutated)
 
 
@@ -70,9 +72,11 @@ def test_a_browser_draws_all_plots_offline(found: Findings, tmp_path: Path) -> N
     assert titles == [
         "Learning curves",
         "Settings and accuracy",
+        "Accuracy by field",
         "Importance",
-        "Accuracy by alpha",
         "Accuracy against arithmetic",
     ]
     assert len(re.findall(r'<div[^>]*class="[^"]*js-plotly-plot', body)) == 5  # the script adds it when it has drawn
-    assert body.count('class="trace scatter') == 26 + 2 + 1  # curves of all trials but the failed one; two epochs
+    assert (
+        body.count('class="trace scatter') == 26 + (26 + 1) + 2 + 2
+    )  # curves and lines of all trials but the failed one

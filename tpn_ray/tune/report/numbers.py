@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -12,7 +12,7 @@ from scipy import stats
 from tpn_ray.metrics import wilson_interval
 from tpn_ray.tune import search
 from tpn_ray.tune.journal import Trial
-from tpn_ray.tune.search import Seen
+from tpn_ray.tune.search import Direction
 from tpn_ray.tune.space import Space
 
 ENOUGH = 4
@@ -30,7 +30,7 @@ class Findings:
     space: Space
     epochs: int
     """Of a whole run."""
-    at_once: int
+    max_concurrent: int
     trials: tuple[Trial, ...]
     """Best first; repeats are not among them."""
     repeats: tuple[Trial, ...]
@@ -44,7 +44,7 @@ class Findings:
         if not best.run:  # neither mutated nor above the first rung of a fidelity
             return ""
         return (
-            f"{best.name} had other settings before ({'; '.join(best.lineage)}): the command trains the last ones from "
+            f"{best.name} had other settings before ({'; '.join(best.history)}): the command trains the last ones from "
             "the start, and may score otherwise; what was scored is the checkpoint."
         )
 
@@ -63,7 +63,7 @@ class Hours:
     """Estimate: hours per epoch as measured."""
     wall: float
     idle: float
-    """Share of the trials' places that nobody held."""
+    """Share of the machines' time, for `max_concurrent` trials, that no trial held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +89,35 @@ def interval(trial: Trial) -> tuple[float, float]:
     return wilson_interval(round(trial.top1 * videos), videos)
 
 
-def importance(trials: Sequence[Trial], space: Space) -> tuple[int, dict[str, float]]:
-    """Share of the variance of accuracy that each field explains (fANOVA), and the epoch it is taken at.
+def as_study(
+    trials: Sequence[Trial],
+    space: Space,
+    values: Mapping[int, Sequence[float]],
+    directions: Sequence[Direction] = ("maximize",),
+) -> optuna.Study:
+    """Give Optuna the trials that have values, under their own numbers; all other numbers have failed there."""
+    known = {
+        one.number: search.as_trial(space, one.sample, values[one.number]) for one in trials if one.number in values
+    }
+    missing = optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL)
+    return search.as_study([known.get(number, missing) for number in range(max(known) + 1)], directions)
 
-    That is the furthest epoch that half of the trials reached: the few behind it are no fair sample of the space.
-    (0, {}) where there are not enough.
+
+def fair_study(trials: Sequence[Trial], space: Space) -> tuple[int, optuna.Study | None]:
+    """Find the furthest epoch that half of the trials reached, and the study of their accuracy there.
+
+    The few trials behind that epoch are no fair sample of the space. None where there are too few even so.
     """
     for epoch in sorted({point.epoch for trial in trials for point in trial.points}, reverse=True):
-        reached = [(trial, point) for trial in trials if (point := trial.at(epoch)) is not None]
-        tops = {point.top1 for _, point in reached}
-        if len(reached) >= max(ENOUGH, len(trials) / 2) and len(tops) > 1:
-            seen = [Seen(sample=trial.sample, epoch=epoch, scores=(point.top1,)) for trial, point in reached]
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            study = search.as_study(space, seen, seed=0)
-            return epoch, optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return 0, {}
+        tops = {trial.number: (point.top1,) for trial in trials if (point := trial.at(epoch))}
+        if len(tops) >= max(ENOUGH, len(trials) / 2) and len(set(tops.values())) > 1:
+            return epoch, as_study(trials, space, tops)
+    return 0, None
+
+
+def fanova() -> optuna.importance.FanovaImportanceEvaluator:
+    """Make what tells the share of variance that each field explains, the same at every call."""
+    return optuna.importance.FanovaImportanceEvaluator(seed=0)
 
 
 def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int, float]]:
@@ -118,7 +132,7 @@ def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int
     return found
 
 
-def hours(trials: Sequence[Trial], whole: int, at_once: int) -> Hours:
+def hours(trials: Sequence[Trial], whole: int, max_concurrent: int) -> Hours:
     """Time held and saved. Idle time is counted within each submission, from its first trial to its last."""
     held = [one for trial in trials for one in trial.held]
     total = sum(one.end - one.begin for one in held) / 3600
@@ -135,7 +149,7 @@ def hours(trials: Sequence[Trial], whole: int, at_once: int) -> Hours:
         starting=sum(min(one.started, one.end) - one.begin for one in held) / 3600,
         in_full=total / epochs * in_full if epochs else 0.0,
         wall=wall,
-        idle=max(0.0, 1 - total / (wall * at_once)) if wall else 0.0,
+        idle=max(0.0, 1 - total / (wall * max_concurrent)) if wall else 0.0,
     )
 
 
@@ -175,3 +189,9 @@ def value_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(tuple(value)) if isinstance(value, list) else str(value)
+
+
+def short(field: str) -> str:
+    """Name a field in a table."""
+    name = field.partition(".")[2].replace("lambdas", "lambda")
+    return name.replace(".", " ")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+import optuna
 import plotly.offline
 
 from tpn_ray.progress import duration
+from tpn_ray.tune.distributions import written
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.report import plots
 from tpn_ray.tune.report.numbers import (
     Findings,
+    fair_study,
+    fanova,
     hours,
-    importance,
     interval,
     repeated,
     rung_correlations,
+    short,
     value_text,
 )
 
@@ -39,7 +43,7 @@ def as_html(found: Findings) -> str:
         )
         parts.append(f"<section><h2>{_escaped(title)}</h2><p>{_escaped(text)}</p>{drawn}</section>")
     parts.append("</div>")
-    rows = [(name, str(distribution)) for name, distribution in found.space.items()]
+    rows = [(name, written(distribution)) for name, distribution in found.space.items()]
     parts.append(f"<h2>Searched</h2>{_html_table((('field', 'distribution'), rows))}")
     parts.append(f"<h2>Run again</h2><pre>{_escaped(found.campaign_command)}</pre>")
     return (
@@ -55,7 +59,7 @@ def as_markdown(found: Findings) -> str:
     parts.append("\n".join(f"- {name}: {value}" for name, value in facts(found)))
     for title, text, table in [*tables(found), *_numbers_of_plots(found)]:
         parts += [f"## {title}", text, _markdown_table(table)]
-    rows = [(f"`{name}`", f"`{distribution}`") for name, distribution in found.space.items()]
+    rows = [(f"`{name}`", f"`{written(distribution)}`") for name, distribution in found.space.items()]
     parts += ["## Searched", _markdown_table((("field", "distribution"), rows))]
     parts += ["## Run again", f"```\n{found.campaign_command}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -63,7 +67,7 @@ def as_markdown(found: Findings) -> str:
 
 def summary(found: Findings) -> str:
     """The result in two sentences."""
-    best, spent = found.trials[0], hours(found.trials, found.epochs, found.at_once)
+    best, spent = found.trials[0], hours(found.trials, found.epochs, found.max_concurrent)
     low, high = interval(best)
     return (
         f"Best of {len(found.trials)} trials: {best.name} with {best.top1:.1%} validation top-1 "
@@ -75,7 +79,7 @@ def summary(found: Findings) -> str:
 
 def facts(found: Findings) -> list[tuple[str, str]]:
     """Short facts: (what, how much)."""
-    spent = hours(found.trials, found.epochs, found.at_once)
+    spent = hours(found.trials, found.epochs, found.max_concurrent)
     failed = sum(bool(trial.failure) for trial in found.trials)
     return [
         ("trials", f"{len(found.trials)}" + (f", {failed} failed" if failed else "")),
@@ -83,7 +87,7 @@ def facts(found: Findings) -> list[tuple[str, str]]:
         ("trials' time", duration(spent.held * 3600)),
         ("saved, against all in full (estimate)", duration(max(0.0, spent.in_full - spent.held) * 3600)),
         ("of the time, starting workers", f"{spent.starting / spent.held:.0%}" if spent.held else "-"),
-        (f"of {found.at_once} trial places, idle", f"{spent.idle:.0%}"),
+        (f"of {found.max_concurrent} concurrent trials, idle", f"{spent.idle:.0%}"),
     ]
 
 
@@ -119,7 +123,7 @@ def tables(found: Findings) -> list[tuple[str, str, Table]]:
 def leaderboard(found: Findings) -> Table:
     """One row a trial."""
     fields = list(found.space)
-    heads = ("", "trial", "top-1", "95 %", "epochs", "GMACs", *(plots.short(field) for field in fields), "")
+    heads = ("", "trial", "top-1", "95 %", "epochs", "GMACs", *(short(field) for field in fields), "")
     return heads, [_row(place, trial, fields, found) for place, trial in enumerate(found.trials, 1)]
 
 
@@ -134,15 +138,16 @@ def _row(place: int, trial: Trial, fields: Sequence[str], found: Findings) -> li
         str(trial.epochs),
         f"{gmacs:.2f}" if gmacs is not None else "-",
         *(value_text(trial.sample[field]) for field in fields),
-        trial.failure or "; ".join(trial.lineage),
+        trial.failure or "; ".join(trial.history),
     ]
 
 
 def _numbers_of_plots(found: Findings) -> list[tuple[str, str, Table]]:
     trials = [trial for trial in found.trials if trial.points]
     made: list[tuple[str, str, Table]] = []
-    epoch, shares = importance(trials, found.space)
-    if shares:
+    epoch, study = fair_study(trials, found.space)
+    if study:
+        shares = optuna.importance.get_param_importances(study, evaluator=fanova())
         rows = [(field, f"{share:.0%}") for field, share in shares.items()]
         made.append(("Importance", f"Share of variance after epoch {epoch} (fANOVA).", (("field", "share"), rows)))
     correlations = rung_correlations(trials, found.epochs)
@@ -185,5 +190,5 @@ th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid #e8ecf0;whi
 td:last-child{white-space:normal;min-width:180px}th{color:#52606d;font-weight:600}
 tbody tr:first-child td{font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(520px,1fr));gap:0 36px}
-.plots section{min-width:0}.plots section:nth-child(-n+2){grid-column:1/-1}
+.plots section{min-width:0}.plots section:nth-child(-n+3){grid-column:1/-1}
 """

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.tune import fake_campaign
-from tests.tune.fake_campaign import FAILS, LADDER, SEARCH
+from tests.tune.fake_campaign import BRACKET, FAILS, SEARCH
 from tpn_ray.errors import BudgetError, CheckpointError, StorageError
-from tpn_ray.tune.climb import climb
-from tpn_ray.tune.journal import Held, Journal, Point, Trial
+from tpn_ray.tune.halving import successive_halving
+from tpn_ray.tune.journal import Held, Journal, Kind, Point, Transition, Trial
 from tpn_ray.tune.rungs import planned
 
 ROOT = Path(__file__).parents[2]
@@ -39,9 +39,9 @@ def test_the_best_are_promoted_and_no_epoch_is_trained_twice(undisturbed: tuple[
         assert {trial.number for trial in first[:3]} == {trial.number for trial in members if trial.epochs > 1}
     lines = trained(folder)
     assert len(lines) == len(set(lines)) == sum(trial.epochs for trial in trials)
-    assert planned(SEARCH.waves(LADDER), LADDER)[0] == len(lines) + 1  # one epoch failed
+    assert planned(SEARCH.waves(BRACKET), BRACKET)[0] == len(lines) + 1  # one epoch failed
     assert trials[0].top1 == max(trial.top1 for trial in trials)
-    assert trials[0].lineage == ("promoted at epoch 1", "promoted at epoch 3")
+    assert trials[0].history == ["promoted at epoch 1", "promoted at epoch 3"]
 
 
 def test_a_failed_trial_is_a_row_with_its_reason(undisturbed: tuple[Path, list[Trial]]) -> None:
@@ -51,11 +51,11 @@ def test_a_failed_trial_is_a_row_with_its_reason(undisturbed: tuple[Path, list[T
     assert Journal(uri=str(undisturbed[0])).read(FAILS) == trial
 
 
-@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize("max_concurrent", [1, 8])
 def test_the_table_does_not_depend_on_how_many_run_at_once(
-    at_once: int, undisturbed: tuple[Path, list[Trial]], tmp_path: Path
+    max_concurrent: int, undisturbed: tuple[Path, list[Trial]], tmp_path: Path
 ) -> None:
-    assert fake_campaign.table(fake_campaign.run(tmp_path, at_once)) == fake_campaign.table(undisturbed[1])
+    assert fake_campaign.table(fake_campaign.run(tmp_path, max_concurrent)) == fake_campaign.table(undisturbed[1])
 
 
 def test_twenty_kills_leave_the_undisturbed_table(undisturbed: tuple[Path, list[Trial]], tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_twenty_kills_leave_the_undisturbed_table(undisturbed: tuple[Path, list[
 
 
 def test_model_waves_overlap_and_learn(undisturbed: tuple[Path, list[Trial]]) -> None:
-    assert SEARCH.waves(LADDER) == [9, 9, 9]
-    assert dataclasses.replace(SEARCH, searcher="random").waves(LADDER) == [27]
-    assert dataclasses.replace(SEARCH, samples=20, wave=8).waves(LADDER) == [8, 8, 4]
+    assert SEARCH.waves(BRACKET) == [9, 9, 9]
+    assert dataclasses.replace(SEARCH, searcher="random").waves(BRACKET) == [27]
+    assert dataclasses.replace(SEARCH, samples=20, wave=8).waves(BRACKET) == [8, 8, 4]
     mean = [sum(trial.points[0].top1 for trial in undisturbed[1] if trial.wave == w and trial.points) for w in range(3)]
     assert mean[2] / 9 > mean[0] / 8
 
@@ -84,7 +84,7 @@ def test_what_is_nobodys_own_ends_the_campaign_and_it_goes_on_later(tmp_path: Pa
         raise StorageError("the bucket is gone")
 
     with pytest.raises(StorageError):
-        climb(Journal(uri=str(tmp_path)), SEARCH, LADDER, train=broken, at_once=2)
+        successive_halving(Journal(uri=str(tmp_path)), SEARCH, BRACKET, train=broken, max_concurrent=2)
     assert Journal(uri=str(tmp_path)).trials() == []
     assert fake_campaign.run(tmp_path)[0].epochs == 9
 
@@ -94,7 +94,9 @@ def test_a_look_ends_the_campaign(tmp_path: Path) -> None:
         raise BudgetError("the hours are spent")
 
     with pytest.raises(BudgetError, match="the hours are spent"):
-        climb(Journal(uri=str(tmp_path)), SEARCH, LADDER, train=lambda trial, epoch: trial, at_once=1, look=over)
+        successive_halving(
+            Journal(uri=str(tmp_path)), SEARCH, BRACKET, train=lambda trial, epoch: trial, max_concurrent=1, look=over
+        )
 
 
 def test_a_campaign_goes_on_only_as_the_same(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_a_trial_is_read_as_it_was_written(tmp_path: Path) -> None:
         sample={"model.alpha": [1, 2], "optim.lr": 0.1},
         points=(Point(epoch=1, scores={"val_top1": 0.5}, checkpoint="c", train_loss=2.0),),
         held=(Held(session="a", begin=1.0, started=2.0, end=4.0),),
-        lineage=("promoted",),
+        lineage=(Transition(kind=Kind.PROMOTED, epoch=1),),
     )
     journal = Journal(uri=str(tmp_path))
     journal.write(trial)

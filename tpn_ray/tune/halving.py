@@ -1,4 +1,4 @@
-"""THE PROMOTION CAMPAIGN: trials pause at rungs, the best go on from where they paused. Runs on the driver; no Ray.
+"""SUCCESSIVE HALVING: trials pause at rungs with exact checkpoints, and the best resume. Runs on the driver; no Ray.
 
 What is next is computed from the journal alone (`rungs.py`), so a campaign that was killed goes on as if it had not
 been: nothing is trained twice, and its table is the undisturbed one's.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from tpn_ray.errors import CheckpointError, ConfigError, TrainingError
 from tpn_ray.tune import rungs, search
-from tpn_ray.tune.journal import Journal, Trial
-from tpn_ray.tune.rungs import Due, Ladder, Objectives
+from tpn_ray.tune.journal import Journal, Kind, Transition, Trial
+from tpn_ray.tune.rungs import Bracket, Due, Objectives
 from tpn_ray.tune.space import Sample, Space
 
 LOOK_SECONDS = 1.0
@@ -38,23 +38,23 @@ class Search:
     objectives: Objectives
     objectives_name: str = "top1"
     wave: int = 0
-    """Trials that are suggested together; 0: all, or for a model as many as leave one at the top of the ladder."""
+    """Trials that are suggested together; 0: all, or for a model as many as leave one at the last rung."""
 
-    def waves(self, ladder: Ladder) -> list[int]:
+    def waves(self, bracket: Bracket) -> list[int]:
         """Sizes of the waves."""
         model = self.searcher in search.MODELS
-        size = self.wave or (ladder.keep ** (len(ladder.epochs) - 1) if model else self.samples)
+        size = self.wave or (bracket.reduction_factor ** (len(bracket.epochs) - 1) if model else self.samples)
         size = max(size, search.FIRST_BY_CHANCE) if model else size
         return [min(size, self.samples - begun) for begun in range(0, self.samples, size)]
 
 
-def climb(
+def successive_halving(
     journal: Journal,
     wanted: Search,
-    ladder: Ladder,
+    bracket: Bracket,
     *,
     train: Train,
-    at_once: int,
+    max_concurrent: int,
     look: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Trial]:
@@ -63,9 +63,9 @@ def climb(
     running = set[int]()
     finished: queue.Queue[tuple[Trial, BaseException | None]] = queue.Queue()
     while True:
-        _suggest(journal, wanted, ladder, trials, say)
-        for work in rungs.due(list(trials.values()), ladder, wanted.objectives):
-            if len(running) < at_once and work.trial.number not in running:
+        _suggest(journal, wanted, bracket, trials, say)
+        for work in rungs.due(list(trials.values()), bracket, wanted.objectives):
+            if len(running) < max_concurrent and work.trial.number not in running:
                 running.add(work.trial.number)
                 if work.trial.points:
                     say(f"{work.trial.name} goes on from epoch {work.trial.epochs} to {work.epoch}")
@@ -78,13 +78,13 @@ def climb(
 
 
 def train_all(
-    journal: Journal, due: Sequence[Due], *, train: Train, at_once: int, look: Callable[[], None]
+    journal: Journal, due: Sequence[Due], *, train: Train, max_concurrent: int, look: Callable[[], None]
 ) -> list[Trial]:
-    """Train each of them, in order, `at_once` side by side."""
+    """Train each of them, in order, at most `max_concurrent` at the same time."""
     waiting, running, done = list(due), 0, list[Trial]()
     finished: queue.Queue[tuple[Trial, BaseException | None]] = queue.Queue()
     while waiting or running:
-        while waiting and running < at_once:
+        while waiting and running < max_concurrent:
             _start(waiting.pop(0), train, finished)
             running += 1
         done.append(_settled(journal, *_next(finished, look)))
@@ -93,21 +93,21 @@ def train_all(
 
 
 def _suggest(
-    journal: Journal, wanted: Search, ladder: Ladder, trials: dict[int, Trial], say: Callable[[str], None]
+    journal: Journal, wanted: Search, bracket: Bracket, trials: dict[int, Trial], say: Callable[[str], None]
 ) -> None:
     """Suggest every wave that may be."""
-    sizes = wanted.waves(ladder)
+    sizes = wanted.waves(bracket)
     while True:
         wave = 1 + max((trial.wave for trial in trials.values()), default=-1)
         known = list(trials.values())
-        if wave >= len(sizes) or not rungs.may_suggest(wave, known, ladder, wanted.objectives):
+        if wave >= len(sizes) or not rungs.may_suggest(wave, known, bracket, wanted.objectives):
             return
         samples = search.suggest(
             wanted.searcher,
             search.Question(
                 space=wanted.space,
                 is_valid=wanted.is_valid,
-                seen=rungs.visible(wave, known, ladder, wanted.objectives),
+                seen=rungs.visible(wave, known, bracket, wanted.objectives),
                 first=len(trials),
                 count=sizes[wave],
                 seed=wanted.seed,
@@ -134,11 +134,11 @@ def _suggested(journal: Journal, waves: Sequence[Sequence[Sample]]) -> list[Tria
 
 
 def _promoted(work: Due) -> Due:
-    """With a word about it, the same however often the work is begun."""
-    line = f"promoted at epoch {work.since}"
-    if not work.since or line in work.trial.lineage:
+    """Enter a promotion into the trial's lineage once, however often the work is begun."""
+    promotion = Transition(kind=Kind.PROMOTED, epoch=work.since)
+    if not work.since or promotion in work.trial.lineage:
         return work
-    return dataclasses.replace(work, trial=dataclasses.replace(work.trial, lineage=(*work.trial.lineage, line)))
+    return dataclasses.replace(work, trial=dataclasses.replace(work.trial, lineage=(*work.trial.lineage, promotion)))
 
 
 def _start(work: Due, train: Train, finished: queue.Queue[tuple[Trial, BaseException | None]]) -> None:
