@@ -18,9 +18,9 @@ from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.predict import driver as predict
 from tpn_ray.predict.driver import Scorers
-from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune import driver
 from tpn_ray.tune.driver import How
 from tpn_ray.tune.journal import Trial

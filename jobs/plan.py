@@ -19,8 +19,8 @@ from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.planning import driver, figures, show
 from tpn_ray.planning.driver import Measurement
 from tpn_ray.planning.figures import Machines, Trials
-from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune.space import as_flags
 
 PROGRAM = "python jobs/plan.py"

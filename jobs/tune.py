@@ -19,9 +19,9 @@ from tpn_ray.errors import BudgetError
 from tpn_ray.lease import Lease
 from tpn_ray.redaction import redacted
 from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines, check_division
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune import driver, leaderboard
 from tpn_ray.tune.space import Space, space
 from tpn_ray.tune.trial import Campaign

@@ -9,8 +9,8 @@ import pytest
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
-from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune import driver
 from tpn_ray.tune.driver import How, search_for, trials_at_once
 from tpn_ray.tune.journal import Held, Point, Trial

@@ -19,8 +19,8 @@ from tpn_ray.model.bench import StepBench
 from tpn_ray.planning import ingest, worker
 from tpn_ray.planning.figures import Machines, Measured, Span, exactly
 from tpn_ray.planning.worker import Stepped
-from tpn_ray.train.driver import make_plan
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.run_plan import make_plan
 
 DECODE_SHARE, PREPARE_SHARE, BLOCKS_SHARE = 0.15, 0.2, 0.4
 """Of the seconds: a first look at decoding, preparing, decoding through Ray Data; the rest is for the step."""

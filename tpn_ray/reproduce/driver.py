@@ -26,10 +26,11 @@ from tpn_ray.predict.summary import by_label_set
 from tpn_ray.predict.table import read_scores, video_tables, write_scores
 from tpn_ray.reproduce.outcome import Outcome, Ranks, outcome
 from tpn_ray.reproduce.tables import FRAMES, Row, Scale, Table
-from tpn_ray.train import driver as train
 from tpn_ray.train.events import Event
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
+from tpn_ray.train.run import train
+from tpn_ray.train.run_plan import recipe_for
 
 ABOUT_KEY = b"tpn_ray.run"
 
@@ -58,7 +59,7 @@ class Campaign:
         recipe = row.recipe(self.scale, seed)
         if self.epochs:
             recipe = replace_fields(recipe, {"loop.epochs": self.epochs})
-        return train.recipe_for(recipe, self.manifest)
+        return recipe_for(recipe, self.manifest)
 
     def run_name(self, row: Row, seed: int) -> str:
         """A name that a row and a seed always have."""
@@ -109,7 +110,7 @@ def checkpoints(
 
 def checkpoint(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], None]) -> str:
     """The last checkpoint of a row, trained if it is not there."""
-    return train.run(
+    return train(
         campaign.recipe(row, seed),
         campaign.manifest,
         campaign.machines,

@@ -13,10 +13,10 @@ import ray
 from tpn_ray import lease, storage
 from tpn_ray.data.driver import node_labels
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
-from tpn_ray.train import driver as train
 from tpn_ray.train.events import Committed, Event, Started
 from tpn_ray.train.machines import Machines, check_division, check_feasible
 from tpn_ray.train.recipe import Recipe, to_plain
+from tpn_ray.train.run import Stretch, train
 from tpn_ray.tune import asynchronous_driver, fidelity, rungs, search
 from tpn_ray.tune.climb import Search, climb
 from tpn_ray.tune.cost import gmacs
@@ -221,7 +221,7 @@ def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str
             times.append(time.monotonic())
 
     name = "estimate"
-    train.run(
+    train(
         campaign.recipe,
         campaign.manifest,
         campaign.machines,
@@ -229,7 +229,7 @@ def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str
         name=name,
         on_event=on_event,
         max_bad=campaign.max_bad,
-        until_epoch=1,
+        stretch=Stretch(until_epoch=1),
     )
     end = time.monotonic()
     storage.delete_folder(storage.join(campaign.uri, name))
