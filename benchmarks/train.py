@@ -21,6 +21,7 @@ import torch
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.resources import Decoding, PerWorker
 from tpn_ray.train.events import Committed, Event
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.plain_run import Settings
@@ -187,9 +188,8 @@ def with_ray(recipe: Recipe, manifest: Manifest, bench: TrainBench, folder: str,
 
     machines = Machines(
         workers=bench.workers,
-        cpus_per_worker=bench.cpus_per_worker,
-        gpus_per_worker=bench.gpus_per_worker,
-        decode_tasks=bench.loaders,
+        per_worker=PerWorker(cpus=bench.cpus_per_worker, gpus=bench.gpus_per_worker),
+        decoding=Decoding(tasks=bench.loaders),
     )
     train(recipe, manifest, machines, storage_uri=folder, name=name, on_event=on_event)
     return measured

@@ -90,8 +90,8 @@ def main() -> None:
     goes_on()
     session.connect(
         flags.address,
-        workers_cpus=machines.workers * machines.cpus_per_worker,
-        decode_cpus=machines.decode_cpus,
+        workers_cpus=machines.workers * machines.per_worker.cpus,
+        decode_cpus=machines.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
     print(f"{table.title}: {len(table.rows)} rows x {flags.seeds} seeds, trained on {flags.data}", flush=True)
@@ -123,7 +123,7 @@ def draw(campaign: driver.Campaign, data: str, out: str) -> None:
         strides=show.played(stride) if tables.FRAMES.name not in found else (),
     )
     videos = campaign.manifest.select("val")
-    tempos, report = tempo.analyse(question, videos, known_tempos(data), driver.scorers(campaign.machines))
+    tempos, report = tempo.analyse(question, videos, known_tempos(data), campaign.machines.for_scoring)
     tempo.write(out, tempos, report)
     print("\n".join([*report.lines(), *show.caveats(campaign), f"report, figures and numbers in {out}"]), flush=True)
 

@@ -112,8 +112,8 @@ def _train(
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
     session.connect(
         flags.address,
-        workers_cpus=machines.workers * machines.cpus_per_worker,
-        decode_cpus=machines.decode_cpus,
+        workers_cpus=machines.workers * machines.per_worker.cpus,
+        decode_cpus=machines.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, run_name, folder, recipe, manifest)

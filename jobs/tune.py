@@ -120,8 +120,8 @@ def _search(
 ) -> None:
     session.connect(
         flags.address,
-        workers_cpus=flags.machines.workers * flags.machines.cpus_per_worker * max(flags.how.at_once, 1),
-        decode_cpus=2 * flags.machines.decode_cpus * max(flags.how.at_once, 1),
+        workers_cpus=flags.machines.workers * flags.machines.per_worker.cpus * max(flags.how.at_once, 1),
+        decode_cpus=2 * flags.machines.decoding.cpus * max(flags.how.at_once, 1),
         storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)

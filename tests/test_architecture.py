@@ -22,7 +22,7 @@ LAYERS = [
     ["data", "tracking"],
     ["checkpoint"],
     ["clips", "model", "metrics"],
-    ["job", "mailbox", "budget"],
+    ["job", "mailbox", "budget", "resources"],
     ["lease", "sealed"],
     ["storage"],
     ["output"],

@@ -104,14 +104,7 @@ def finish(
     if not result.trained:
         print(f"the run {run_uri} is complete; its best checkpoint is scored again", flush=True)
     begun = time.monotonic()
-    scorers = predict.Scorers(
-        actors=machines.workers,
-        cpus=machines.cpus_per_worker or 1.0,
-        gpus=machines.gpus_per_worker,
-        resources=machines.worker_resources,
-        decode=machines.decoding(),
-    )
-    table = predict.score_videos(result.best, manifest, views, scorers)
+    table = predict.score_videos(result.best, manifest, views, machines.for_scoring)
     numbers = predict.summarise(table, manifest.label_sets)
     seconds = time.monotonic() - begun
     scores_uri = storage.join(run_uri, "scores.parquet")

@@ -7,7 +7,8 @@ import pytest
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.planning import figures
-from tpn_ray.planning.figures import EFFICIENCY, Machines, Measured, Preparing, Span, Trials, exactly
+from tpn_ray.planning.figures import EFFICIENCY, Hardware, Measured, Preparing, Span, Trials, exactly
+from tpn_ray.resources import PerWorker
 
 MEASURED = Measured(
     decode_clips_per_second=Span(80, 100, 125),
@@ -24,10 +25,9 @@ MEASURED = Measured(
     prepared=False,
     preparing=Preparing(videos=3, speedup=Span(2, 4, 5), bytes_share=0.5, core_seconds_per_video=Span(1, 2, 3)),
 )
-GPUS = Machines(
+GPUS = Hardware(
     workers=8,
-    gpus_per_worker=1,
-    cpus_per_worker=1,
+    per_worker=PerWorker(gpus=1),
     node_cpus=17,
     gpu_node_gpus=4,
     gpu_node_cpus=9,
@@ -101,7 +101,9 @@ def test_scoring_that_was_not_measured_is_as_fast_as_training() -> None:
 
 
 def test_training_on_cpus() -> None:
-    cpus = Machines(workers=6, cpus_per_worker=2, gpu_node_cpus=8, node_cpus=8, price_cpu_hour=0.1, price_gpu_hour=9)
+    cpus = Hardware(
+        workers=6, per_worker=PerWorker(cpus=2), gpu_node_cpus=8, node_cpus=8, price_cpu_hour=0.1, price_gpu_hour=9
+    )
     assert cpus.workers_per_node == 3  # one core is Ray's
     nodes = figures.nodes_for(MEASURED, cpus, 1)
     assert (nodes.training, nodes.spare_cpus, nodes.decoding) == (2, 1, 1)  # 6 cores wanted, 2 are spare
@@ -114,13 +116,13 @@ def test_training_on_cpus() -> None:
         ({"workers": 0}, "workers=0 must be at least 1"),
         ({"price_gpu_hour": -1}, "price_gpu_hour=-1 must not be negative"),
         ({"node_cpus": 1}, "node_cpus=1: 1 is kept for Ray"),
-        ({"gpus_per_worker": 2}, "no worker of 2 GPUs and 1 CPUs fits a node of gpu_node_gpus=1"),
-        ({"cpus_per_worker": 9}, "gpu_node_cpus=8"),
+        ({"per_worker": PerWorker(gpus=2)}, "no worker of 2 GPUs and 1 CPUs fits a node of gpu_node_gpus=1"),
+        ({"per_worker": PerWorker(cpus=9)}, "gpu_node_cpus=8"),
     ],
 )
-def test_machines_that_cannot_be(fields: dict[str, Any], words: str) -> None:
+def test_hardware_that_cannot_be(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Machines(**fields)
+        Hardware(**fields)
 
 
 def test_campaigns_that_cannot_be() -> None:

@@ -5,6 +5,7 @@ import dataclasses
 from tests.planning.test_figures import GPUS, MEASURED
 from tpn_ray.planning import figures, show
 from tpn_ray.planning.figures import Span, Trials, exactly
+from tpn_ray.resources import PerWorker
 
 PLAN = figures.plan(MEASURED, GPUS, Trials(samples=9, at_once=2), epochs=9, evaluate_every=1)
 
@@ -12,6 +13,8 @@ PLAN = figures.plan(MEASURED, GPUS, Trials(samples=9, at_once=2), epochs=9, eval
 def test_the_flags_are_those_of_the_jobs() -> None:
     flags = "--workers 8 --gpus-per-worker 1 --cpus-per-worker 1 --decode-tasks 64"
     assert show.train_flags(GPUS, PLAN) == flags
+    spot = dataclasses.replace(GPUS, per_worker=PerWorker(resources=("spot=1", "accelerator_type:H100=0.001")))
+    assert "--worker-resources spot=1 accelerator_type:H100=0.001 --decode" in show.train_flags(spot, PLAN)
     tune = show.tune_flags(GPUS, Trials(samples=9, at_once=2), PLAN)
     assert tune == f"--samples 9 --rungs 3 --keep 3 --finalists 1 --at-once 2 {flags}"
     assert show.store_flags(PLAN) == [

@@ -9,7 +9,7 @@ import pytest
 from tests.checkpoints import save_untrained
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy import TOY_CLASSES
-from tpn_ray.predict.driver import Scorers
+from tpn_ray.resources import Resources
 from tpn_ray.tempo import driver
 from tpn_ray.tempo.driver import Question
 
@@ -33,7 +33,7 @@ def test_played_speed_alone_needs_no_single_frames(
 
     monkeypatch.setattr(driver, "_hits", hits)
     question = Question(first=(uri, uri), second=(uri,), strides=(2, 8))
-    tempos, report = driver.analyse(question, manifest, {}, Scorers())
+    tempos, report = driver.analyse(question, manifest, {}, Resources())
     assert tempos == []
     assert report.numbers["strides"]["stride"] == [2, 4, 8]
     assert report.pictures.keys() == {"strides.png"}

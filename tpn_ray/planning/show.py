@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from rich.table import Table
 from rich.text import Text
 
 from tpn_ray.planning import figures
-from tpn_ray.planning.figures import Hours, Machines, Measured, Plan, Span, Trials
+from tpn_ray.planning.figures import Hardware, Hours, Measured, Plan, Span, Trials
 from tpn_ray.progress import duration
 
 MEASURED, ASSUMED, GIVEN, COMPUTED = "measured", "assumed", "given", "computed"
@@ -53,14 +54,14 @@ def measured_rows(measured: Measured) -> list[Row]:
     return rows
 
 
-def advice_rows(measured: Measured, plan: Plan, machines: Machines) -> list[Row]:
+def advice_rows(measured: Measured, plan: Plan, hardware: Hardware) -> list[Row]:
     """Machines, speed, hours."""
-    nodes, what = plan.nodes, "GPU" if machines.gpus_per_worker == 1 else "worker"
+    nodes, what = plan.nodes, "GPU" if hardware.per_worker.gpus == 1 else "worker"
     rows: list[Row] = [
         (f"decoding cores for each {what}", span(plan.cores_per_worker), COMPUTED),
         ("nodes that train", f"{nodes.training}, {nodes.spare_cpus} cores of each decode", COMPUTED),
         (
-            f"nodes of {machines.node_cpus} cores that decode",
+            f"nodes of {hardware.node_cpus} cores that decode",
             f"{nodes.decoding}, that is {nodes.decoding / nodes.training:.2g} for each that trains",
             f"{COMPUTED}, for the highest",
         ),
@@ -81,10 +82,10 @@ def advice_rows(measured: Measured, plan: Plan, machines: Machines) -> list[Row]
         *rows,
         ("speed of a run", f"{span(plan.clips_per_second)} clips/s, {limit}", COMPUTED),
         ("epochs per hour", span(plan.epochs_per_hour), COMPUTED),
-        (f"a run of {plan.run.epochs} epochs", taking(plan.run, machines), COMPUTED),
+        (f"a run of {plan.run.epochs} epochs", taking(plan.run, hardware), COMPUTED),
         (
             f"a campaign of {plan.campaign.epochs} epochs, rungs at {', '.join(map(str, plan.rungs))}",
-            taking(plan.campaign, machines),
+            taking(plan.campaign, hardware),
             COMPUTED,
         ),
     ]
@@ -110,20 +111,21 @@ def shards(measured: Measured, plan: Plan, data: str) -> list[str]:
     return [*lines, "For these videos it is hardly worth it."]
 
 
-def train_flags(machines: Machines, plan: Plan) -> str:
+def train_flags(hardware: Hardware, plan: Plan) -> str:
     """For jobs/train.py."""
+    each, custom = hardware.per_worker, shlex.join(hardware.per_worker.resources)
     return (
-        f"--workers {machines.workers} --gpus-per-worker {machines.gpus_per_worker:g} "
-        f"--cpus-per-worker {machines.cpus_per_worker:g} --decode-tasks {plan.nodes.decode_tasks}"
+        f"--workers {hardware.workers} --gpus-per-worker {each.gpus:g} --cpus-per-worker {each.cpus:g} "
+        f"{f'--worker-resources {custom} ' if custom else ''}--decode-tasks {plan.nodes.decode_tasks}"
     )
 
 
-def tune_flags(machines: Machines, trials: Trials, plan: Plan) -> str:
+def tune_flags(hardware: Hardware, trials: Trials, plan: Plan) -> str:
     """For jobs/tune.py."""
     return (
         f"--samples {trials.samples} --rungs {trials.rungs} --keep {trials.keep} "
         f"--finalists {trials.finalists} --at-once {trials.at_once} "
-        f"{train_flags(machines, plan)}"
+        f"{train_flags(hardware, plan)}"
     )
 
 
@@ -138,11 +140,11 @@ def store_flags(plan: Plan) -> list[str]:
     return lines
 
 
-def taking(hours: Hours, machines: Machines) -> str:
+def taking(hours: Hours, hardware: Hardware) -> str:
     """Time, and its price where prices are known."""
     low, middle, high = (duration(value * 3600) for value in hours.hours)
     text = f"{middle} ({low} to {high})"
-    return f"{text}, price {span(hours.price)}" if machines.price_gpu_hour or machines.price_cpu_hour else text
+    return f"{text}, price {span(hours.price)}" if hardware.price_gpu_hour or hardware.price_cpu_hour else text
 
 
 def span(value: Span) -> str:

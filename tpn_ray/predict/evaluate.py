@@ -19,13 +19,13 @@ from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.names import file_name
 from tpn_ray.predict import driver, plots
-from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import Matched, match_classes
 from tpn_ray.predict.predictor import Alpha, parse_alphas
 from tpn_ray.predict.quarantine import Quarantined, quarantined
 from tpn_ray.predict.sheet import sheet, whole_videos
 from tpn_ray.predict.summary import by_label_set, details, scores_array, summarise
 from tpn_ray.predict.table import METRICS, VIDEOS, ViewWriter, video_tables, write_scores
+from tpn_ray.resources import Resources
 from tpn_ray.train.recipe import Recipe, from_plain
 
 MISTAKES = 12
@@ -82,7 +82,7 @@ def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str
     )
 
 
-def evaluate(question: Question, scorers: Scorers, folder: str) -> list[Result]:
+def evaluate(question: Question, resources: Resources, folder: str) -> list[Result]:
     """Score every video; write videos.parquet, views/, metrics.json and plots to `folder`, or with several alphas to a
     folder of each below it."""
     manifest, views = question.matched.manifest, parse_views(question.views)
@@ -90,7 +90,7 @@ def evaluate(question: Question, scorers: Scorers, folder: str) -> list[Result]:
     folders = [storage.join(folder, alpha_name(alpha)) if alpha else folder for alpha in alphas]
     writer = ViewWriter(manifest, views.names, folders)
     blocks = driver.score(
-        question.checkpoint, question.recipe, manifest, views, scorers, alphas=alphas, keep_views=True
+        question.checkpoint, question.recipe, manifest, views, resources, alphas=alphas, keep_views=True
     )
     tables = video_tables(manifest, map(writer, blocks), len(alphas))
     writer.flush()

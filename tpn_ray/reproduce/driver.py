@@ -21,7 +21,6 @@ from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ConfigError, difference
 from tpn_ray.predict import driver as predict
-from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.summary import by_label_set
 from tpn_ray.predict.table import read_scores, video_tables, write_scores
 from tpn_ray.reproduce.outcome import Outcome, Ranks, outcome
@@ -160,17 +159,6 @@ def _train_and_score(
 ) -> pa.Table:
     recipe, last = campaign.recipe(row, seed), checkpoint(campaign, row, seed, on_event)
     views = parse_views(campaign.views)
-    (table,) = video_tables(videos, predict.score(last, recipe, videos, views, scorers(campaign.machines)))
+    (table,) = video_tables(videos, predict.score(last, recipe, videos, views, campaign.machines.for_scoring))
     about = json.dumps(_about(campaign, row, seed)).encode()
     return table.replace_schema_metadata({**table.schema.metadata, ABOUT_KEY: about})
-
-
-def scorers(machines: Machines) -> Scorers:
-    """As much of the cluster as training takes."""
-    return Scorers(
-        actors=machines.workers,
-        cpus=machines.cpus_per_worker or 1.0,
-        gpus=machines.gpus_per_worker,
-        resources=machines.worker_resources,
-        decode=machines.decoding(),
-    )

@@ -18,13 +18,15 @@ import ray
 from tpn_ray import lease, mailbox, storage
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
+from tpn_ray.data.share import Sharing
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.resources import GROW_SECONDS
 from tpn_ray.train import run_folder, worker
 from tpn_ray.train.accounting import RunLedger
 from tpn_ray.train.events import Event, Notice
 from tpn_ray.train.goodput import Goodput
-from tpn_ray.train.machines import GROW_SECONDS, Machines, check_division, check_feasible
+from tpn_ray.train.machines import Machines, check_division, check_feasible
 from tpn_ray.train.recipe import Recipe
 from tpn_ray.train.run_plan import check_resumable, make_plan, make_schedule
 from tpn_ray.train.saving import Saving
@@ -122,20 +124,21 @@ def train(
                 steps=plan.steps,
                 training=_source(recipe, manifest, machines, "train"),
                 validation=_source(recipe, manifest, machines, "val"),
-                decoding=machines.decoding(share_with=storage_uri),
+                decoding=machines.decoding,
+                sharing=Sharing(limit_bytes=int(machines.share_clips_gb * 1e9), among=storage_uri),
                 label_sets=manifest.label_sets,
                 dataset_version=manifest.version,
                 run_uri=run_uri,
                 token=token,
                 saving=saving or Saving(),
                 mailbox=mail,
-                threads=max(1, int(machines.cpus_per_worker)),
+                threads=machines.per_worker.threads,
                 start_from=stretch.start_from,
                 start_step=stretch.start_epoch * plan.steps_per_epoch,
                 order_ledger=order_ledger,
             )
             # Workers that have their places and wait for storage have not yet begun.
-            longest = (GROW_SECONDS if machines.may_grow else WAIT_SECONDS) + storage.patience_seconds()
+            longest = (GROW_SECONDS if machines.decoding.may_grow else WAIT_SECONDS) + storage.patience_seconds()
             fit(lambda: make_trainer(job, machines, name), mail, ledger, longest, max_failures, look)
             ledger.save()
             ledger.catch_up(run_uri)
@@ -181,6 +184,6 @@ def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) 
             clip=recipe.clip,
             augment=recipe.augment,
             seed=recipe.loop.seed,
-            developed=not machines.gpus_per_worker,  # GPUs augment faster than the CPUs that decode for them
+            developed=not machines.per_worker.gpus,  # GPUs augment faster than the CPUs that decode for them
         )
     )

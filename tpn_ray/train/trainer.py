@@ -16,7 +16,6 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from tpn_ray import mailbox, storage
-from tpn_ray.data.nodes import amounts_of
 from tpn_ray.errors import TpnRayError, TrainingError
 from tpn_ray.train import worker
 from tpn_ray.train.accounting import RunLedger
@@ -44,10 +43,7 @@ def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer
     # Checkpoints are ours, and Ray Train puts down nothing but a mark that it can write, at every start of its
     # controller: in storage that is away just then, the start would fail.
     nothing_kept = PyFileSystem(FSSpecHandler(fsspec.filesystem("memory")))
-    per_worker = {"CPU": machines.cpus_per_worker, **amounts_of(machines.worker_resources, "worker_resources")}
-    if machines.gpus_per_worker:
-        per_worker["GPU"] = machines.gpus_per_worker
-    workers = machines.workers
+    workers, each = machines.workers, machines.per_worker
     if machines.min_workers:
         # By default Ray Train waits a minute for workers of a node that it does not yet know to be gone.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_SECONDS))
@@ -57,8 +53,8 @@ def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer
         torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS + int(storage.patience_seconds())),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(machines.min_workers, workers) if machines.min_workers else workers,
-            use_gpu=machines.gpus_per_worker > 0,
-            resources_per_worker=per_worker,
+            use_gpu=each.gpus > 0,
+            resources_per_worker=each.bundle,
             elastic_resize_monitor_interval_s=machines.resize_seconds,
         ),
         run_config=ray.train.RunConfig(
@@ -69,7 +65,7 @@ def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer
             worker_runtime_env={"env_vars": {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_SHARE_SECONDS)}},
             failure_config=ray.train.FailureConfig(
                 max_failures=0,  # Ray counts over the whole life of a trainer; `losses.decide` begins new ones
-                controller_failure_limit=-1 if machines.min_workers or machines.may_grow else START_ATTEMPTS,
+                controller_failure_limit=-1 if machines.min_workers or machines.decoding.may_grow else START_ATTEMPTS,
             ),
         ),
     )

@@ -125,20 +125,20 @@ def search_for(
 
 def cpus_per_trial(machines: Machines) -> float:
     """CPUs that a running trial needs: its workers, and a decoding task for each of its two datasets."""
-    return machines.workers * machines.cpus_per_worker + 2 * machines.decode_cpus
+    return machines.workers * machines.per_worker.cpus + 2 * machines.decoding.cpus
 
 
 def trials_at_once(machines: Machines, total: dict[str, float], wanted: int) -> int:
     """How many trials fit the cluster side by side, at most `wanted` (0: as many as fit)."""
     fit = int(total.get("CPU", 0.0) / cpus_per_trial(machines))
-    if machines.gpus_per_worker:
-        fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.gpus_per_worker)))
-    if machines.may_grow:
+    if machines.per_worker.gpus:
+        fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.per_worker.gpus)))
+    if machines.decoding.may_grow:
         return wanted or max(fit, 1)
     if fit < 1:
         raise ResourceError(
             f"not one trial fits: it needs {cpus_per_trial(machines):g} CPUs and "
-            f"{machines.workers * machines.gpus_per_worker:g} GPUs, the cluster has {total.get('CPU', 0):g} and "
+            f"{machines.workers * machines.per_worker.gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and "
             f"{total.get('GPU', 0):g}; use fewer --workers or smaller --cpus-per-worker"
         )
     return min(fit, wanted) if wanted else fit
