@@ -53,7 +53,7 @@ def main() -> None:
     recipe, hardware = recipe_for(flags.recipe, manifest), flags.hardware
     session.connect(flags.address, workers_cpus=hardware.per_worker.cpus, decode_cpus=1)
     measured = driver.measure(recipe, manifest, hardware, flags.how, say=lambda line: print(line, flush=True))
-    plan = figures.plan(
+    plan = figures.advise(
         measured,
         hardware,
         flags.trials,

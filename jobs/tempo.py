@@ -90,7 +90,7 @@ def main() -> None:
         storage_seconds=flags.storage_seconds,
     )
     run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
-    question = driver.Question(
+    question = driver.TempoQuestion(
         frames=flags.frames,
         first=flags.first,
         second=flags.second,

@@ -90,6 +90,17 @@ def test_imports_point_down(path: Path) -> None:
         assert row(other) > row(mine), f"{path.relative_to(ROOT)} ({mine}) imports {name} ({other})"
 
 
+def test_a_class_name_is_one_thing() -> None:
+    """Every job has its own Arguments."""
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name != "Arguments":
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert "Recipe" in homes
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_packages_stay_in_their_place(package: str) -> None:
     for path in MODULES:

@@ -22,7 +22,7 @@ import pytest
 
 from tests.clips import videos
 from tpn_ray.clips import breakout, confinement
-from tpn_ray.clips.breakout import ATTEMPTS, POSSIBLE, REFUSED, UP_TO_THE_MACHINE, Trial
+from tpn_ray.clips.breakout import ATTEMPTS, POSSIBLE, REFUSED, UP_TO_THE_MACHINE, BreakoutOutcome
 from tpn_ray.clips.confinement import ALLOW, ARCHITECTURES, KILL, LAYERS, REFUSE, Confinement, child_environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="there is nothing to confine with")
@@ -30,7 +30,7 @@ SECONDS = 120
 
 
 @cache
-def trial(*, confined: bool) -> Trial:
+def trial(*, confined: bool) -> BreakoutOutcome:
     return breakout.tried(confined=confined, seconds=SECONDS)
 
 

@@ -72,7 +72,7 @@ def test_memory_of_nodes() -> None:
 
 
 def test_the_slower_of_both_sets_the_speed() -> None:
-    plan = figures.plan(MEASURED, GPUS, Trials(), epochs=9, evaluate_every=1)
+    plan = figures.advise(MEASURED, GPUS, Trials(), epochs=9, evaluate_every=1)
     assert not plan.decoding_limits
     assert plan.clips_per_second == pytest.approx([400 * 8 * EFFICIENCY.low, 500 * 8 * EFFICIENCY.middle, 600 * 8])
     speed, limits = figures.speed_of(MEASURED, GPUS, figures.nodes_for(MEASURED, GPUS, 2))
@@ -81,7 +81,7 @@ def test_the_slower_of_both_sets_the_speed() -> None:
 
 
 def test_epochs_runs_and_campaigns() -> None:
-    plan = figures.plan(MEASURED, GPUS, Trials(samples=9, at_once=3), epochs=9, evaluate_every=2)
+    plan = figures.advise(MEASURED, GPUS, Trials(samples=9, at_once=3), epochs=9, evaluate_every=2)
     epoch = 36_000 / 3600 + 1000 / 6400 / 2  # scoring 8 x 1000 clips/s, but 64 cores decode 6400
     assert plan.epochs_per_hour.middle == pytest.approx(3600 / epoch)
     assert plan.run.hours.middle == pytest.approx((60 + 9 * epoch) / 3600)
@@ -96,7 +96,7 @@ def test_epochs_runs_and_campaigns() -> None:
 
 
 def test_scoring_that_was_not_measured_is_as_fast_as_training() -> None:
-    plan = figures.plan(changed(score_clips_per_second=0.0), GPUS, Trials(), epochs=9, evaluate_every=1)
+    plan = figures.advise(changed(score_clips_per_second=0.0), GPUS, Trials(), epochs=9, evaluate_every=1)
     assert plan.epochs_per_hour.middle == pytest.approx(3600 / (37_000 / 3600))
 
 
@@ -129,4 +129,4 @@ def test_campaigns_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="samples=0"):
         Trials(samples=0)
     with pytest.raises(ConfigError, match="keep=1"):
-        figures.plan(MEASURED, GPUS, Trials(keep=1), epochs=9, evaluate_every=1)
+        figures.advise(MEASURED, GPUS, Trials(keep=1), epochs=9, evaluate_every=1)

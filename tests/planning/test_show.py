@@ -7,7 +7,7 @@ from tpn_ray.planning import figures, show
 from tpn_ray.planning.figures import Span, Trials, exactly
 from tpn_ray.resources import PerWorker
 
-PLAN = figures.plan(MEASURED, GPUS, Trials(samples=9, at_once=2), epochs=9, evaluate_every=1)
+PLAN = figures.advise(MEASURED, GPUS, Trials(samples=9, at_once=2), epochs=9, evaluate_every=1)
 
 
 def test_the_flags_are_those_of_the_jobs() -> None:

@@ -19,7 +19,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from tpn_ray import storage
 from tpn_ray.data import worker
-from tpn_ray.data.plan import MicroBatch, Plan, evaluation_slot
+from tpn_ray.data.plan import Plan, PlannedMicroBatch, evaluation_slot
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.data.share import Sharing, shared
 from tpn_ray.data.views import Views
@@ -114,7 +114,7 @@ def run_clips(
         storage.tell_outages(tell)
         block = schedule.block(int(number["id"][0]), workers, first_step)
         scored = [slot.samples for slot in block if isinstance(slot, EvaluationBatch)]
-        trained = [slot for slot in block if isinstance(slot, MicroBatch)]
+        trained = [slot for slot in block if isinstance(slot, PlannedMicroBatch)]
         clips: ClipSource = local_copy(validation if scored else training)
         epochs = [micro_batch.epoch for micro_batch in trained]
 

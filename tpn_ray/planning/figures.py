@@ -198,7 +198,7 @@ class Nodes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hours:
+class Estimate:
     """What something takes."""
 
     hours: Span
@@ -209,7 +209,7 @@ class Hours:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Advice:
     """Everything that is advised."""
 
     cores_per_worker: Span
@@ -219,13 +219,13 @@ class Plan:
     decoding_limits: bool
     """Whether decoding, and not the workers, sets that speed."""
     epochs_per_hour: Span
-    run: Hours
-    campaign: Hours
+    run: Estimate
+    campaign: Estimate
     rungs: tuple[int, ...]
     """Epochs at which trials are compared."""
 
 
-def plan(measured: Measured, hardware: Hardware, trials: Trials, *, epochs: int, evaluate_every: int) -> Plan:
+def advise(measured: Measured, hardware: Hardware, trials: Trials, *, epochs: int, evaluate_every: int) -> Advice:
     """The advice for a run of so many epochs and a campaign of such runs."""
     cores = cores_per_worker(measured)
     nodes = nodes_for(measured, hardware, math.ceil(cores.high))
@@ -234,7 +234,7 @@ def plan(measured: Measured, hardware: Hardware, trials: Trials, *, epochs: int,
     ladder = rungs.ladder(epochs, rungs=trials.rungs, keep=trials.keep, finalists=trials.finalists)
     trained, starts = rungs.planned([trials.samples], ladder)
     each = price_per_hour(hardware, nodes)
-    return Plan(
+    return Advice(
         cores_per_worker=cores,
         nodes=nodes,
         clips_per_second=speed,
@@ -309,10 +309,10 @@ def price_per_hour(hardware: Hardware, nodes: Nodes) -> float:
     return gpus * hardware.price_gpu_hour + cores * hardware.price_cpu_hour
 
 
-def hours_of(epochs: int, starts: int, epoch: Span, price_per_hour: float, *, at_once: int) -> Hours:
+def hours_of(epochs: int, starts: int, epoch: Span, price_per_hour: float, *, at_once: int) -> Estimate:
     """Of so many epochs in runs that begin so often."""
     held = epoch.times(epochs).plus(START_SECONDS.times(starts)).times(1 / 3600)
-    return Hours(hours=held.times(1 / at_once), price=held.times(price_per_hour), epochs=epochs)
+    return Estimate(hours=held.times(1 / at_once), price=held.times(price_per_hour), epochs=epochs)
 
 
 def after_preparing(measured: Measured) -> Span:

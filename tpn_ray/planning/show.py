@@ -9,16 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from tpn_ray.planning import figures
-from tpn_ray.planning.figures import Hardware, Hours, Measured, Plan, Span, Trials
+from tpn_ray.planning.figures import Advice, Estimate, Hardware, Measured, Span, Trials
 from tpn_ray.progress import duration
 
 MEASURED, ASSUMED, GIVEN, COMPUTED = "measured", "assumed", "given", "computed"
 
-Row = tuple[str, str, str]
+Line = tuple[str, str, str]
 """Quantity, value with its span, and where it comes from."""
 
 
-def as_table(title: str, rows: list[Row]) -> Table:
+def as_table(title: str, rows: list[Line]) -> Table:
     """Three columns."""
     table = Table(title=title, title_justify="left", show_edge=True)
     for column in ("quantity", "value (lowest to highest)", "from"):
@@ -28,9 +28,9 @@ def as_table(title: str, rows: list[Row]) -> Table:
     return table
 
 
-def measured_rows(measured: Measured) -> list[Row]:
-    """What goes into the plan."""
-    rows: list[Row] = [
+def measured_rows(measured: Measured) -> list[Line]:
+    """What goes into the advice."""
+    rows: list[Line] = [
         ("decoding, one core", f"{span(measured.decode_clips_per_second)} clips/s", MEASURED),
         (
             "training step, one worker",
@@ -54,11 +54,11 @@ def measured_rows(measured: Measured) -> list[Row]:
     return rows
 
 
-def advice_rows(measured: Measured, plan: Plan, hardware: Hardware) -> list[Row]:
+def advice_rows(measured: Measured, advice: Advice, hardware: Hardware) -> list[Line]:
     """Machines, speed, hours."""
-    nodes, what = plan.nodes, "GPU" if hardware.per_worker.gpus == 1 else "worker"
-    rows: list[Row] = [
-        (f"decoding cores for each {what}", span(plan.cores_per_worker), COMPUTED),
+    nodes, what = advice.nodes, "GPU" if hardware.per_worker.gpus == 1 else "worker"
+    rows: list[Line] = [
+        (f"decoding cores for each {what}", span(advice.cores_per_worker), COMPUTED),
         ("nodes that train", f"{nodes.training}, {nodes.spare_cpus} cores of each decode", COMPUTED),
         (
             f"nodes of {hardware.node_cpus} cores that decode",
@@ -77,21 +77,21 @@ def advice_rows(measured: Measured, plan: Plan, hardware: Hardware) -> list[Row]
             ("object store, node that decodes", sizes(nodes.decoding_store_bytes), COMPUTED),
             ("memory, node that decodes", sizes(nodes.decoding_memory_bytes), COMPUTED),
         ]
-    limit = "decoding sets it" if plan.decoding_limits else "training sets it"
+    limit = "decoding sets it" if advice.decoding_limits else "training sets it"
     return [
         *rows,
-        ("speed of a run", f"{span(plan.clips_per_second)} clips/s, {limit}", COMPUTED),
-        ("epochs per hour", span(plan.epochs_per_hour), COMPUTED),
-        (f"a run of {plan.run.epochs} epochs", taking(plan.run, hardware), COMPUTED),
+        ("speed of a run", f"{span(advice.clips_per_second)} clips/s, {limit}", COMPUTED),
+        ("epochs per hour", span(advice.epochs_per_hour), COMPUTED),
+        (f"a run of {advice.run.epochs} epochs", taking(advice.run, hardware), COMPUTED),
         (
-            f"a campaign of {plan.campaign.epochs} epochs, rungs at {', '.join(map(str, plan.rungs))}",
-            taking(plan.campaign, hardware),
+            f"a campaign of {advice.campaign.epochs} epochs, rungs at {', '.join(map(str, advice.rungs))}",
+            taking(advice.campaign, hardware),
             COMPUTED,
         ),
     ]
 
 
-def shards(measured: Measured, plan: Plan, data: str) -> list[str]:
+def shards(measured: Measured, advice: Advice, data: str) -> list[str]:
     """Whether to prepare, and what it would bring."""
     if measured.prepared:
         return ["The dataset is prepared: nothing to gain there."]
@@ -104,43 +104,43 @@ def shards(measured: Measured, plan: Plan, data: str) -> list[str]:
         f"1/{found.speedup.middle:.2g} ({found.speedup.low:.2g} to {found.speedup.high:.2g} times as fast), and they "
         f"take {found.bytes_share:.2g} of the bytes.",
         f"All of it would take {span(hours)} core-hours, once; a worker would then need {span(cores)} decoding cores "
-        f"instead of {span(plan.cores_per_worker)} (computed).",
+        f"instead of {span(advice.cores_per_worker)} (computed).",
     ]
     if found.speedup.middle > 1.1:
         return [*lines, f"  python jobs/prepare.py --data {data} --out PREPARED"]
     return [*lines, "For these videos it is hardly worth it."]
 
 
-def train_flags(hardware: Hardware, plan: Plan) -> str:
+def train_flags(hardware: Hardware, advice: Advice) -> str:
     """For jobs/train.py."""
     each, custom = hardware.per_worker, shlex.join(hardware.per_worker.resources)
     return (
         f"--workers {hardware.workers} --gpus-per-worker {each.gpus:g} --cpus-per-worker {each.cpus:g} "
-        f"{f'--worker-resources {custom} ' if custom else ''}--decode-tasks {plan.nodes.decode_tasks}"
+        f"{f'--worker-resources {custom} ' if custom else ''}--decode-tasks {advice.nodes.decode_tasks}"
     )
 
 
-def tune_flags(hardware: Hardware, trials: Trials, plan: Plan) -> str:
+def tune_flags(hardware: Hardware, trials: Trials, advice: Advice) -> str:
     """For jobs/tune.py."""
     return (
         f"--samples {trials.samples} --rungs {trials.rungs} --keep {trials.keep} "
         f"--finalists {trials.finalists} --at-once {trials.at_once} "
-        f"{train_flags(hardware, plan)}"
+        f"{train_flags(hardware, advice)}"
     )
 
 
-def store_flags(plan: Plan) -> list[str]:
+def store_flags(advice: Advice) -> list[str]:
     """For `ray start` on each kind of node."""
     lines = [
-        f"nodes that train:  ray start ... --object-store-memory {math.ceil(plan.nodes.training_store_bytes.high)}"
+        f"nodes that train:  ray start ... --object-store-memory {math.ceil(advice.nodes.training_store_bytes.high)}"
     ]
-    if plan.nodes.decoding:
-        store = math.ceil(plan.nodes.decoding_store_bytes.high)
+    if advice.nodes.decoding:
+        store = math.ceil(advice.nodes.decoding_store_bytes.high)
         lines.append(f"nodes that decode: ray start ... --object-store-memory {store}")
     return lines
 
 
-def taking(hours: Hours, hardware: Hardware) -> str:
+def taking(hours: Estimate, hardware: Hardware) -> str:
     """Time, and its price where prices are known."""
     low, middle, high = (duration(value * 3600) for value in hours.hours)
     text = f"{middle} ({low} to {high})"

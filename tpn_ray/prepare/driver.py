@@ -61,7 +61,7 @@ OURS = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class PrepareProgress:
     """How far the job is."""
 
     videos_in_all: int
@@ -96,7 +96,7 @@ def run(
     shards: ShardConfig,
     decoding: Decoding,
     max_bad: Fraction,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[PrepareProgress], None],
 ) -> Summary:
     """Prepare every video of the manifest into `folder`. Raises BudgetError, LeaseError when another job prepares into
     it, and other TpnRayErrors."""
@@ -117,7 +117,7 @@ def _prepare(
     shards: ShardConfig,
     decoding: Decoding,
     max_bad: Fraction,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[PrepareProgress], None],
     settings: dict[str, Any],
     held: Lease,
 ) -> Summary:
@@ -141,7 +141,9 @@ def _prepare(
         held.look()
         bad = known | totals.bad
         seconds = time.monotonic() - begin
-        on_progress(Progress(videos_in_all=len(manifest), before=before, totals=totals, bad=len(bad), seconds=seconds))
+        on_progress(
+            PrepareProgress(videos_in_all=len(manifest), before=before, totals=totals, bad=len(bad), seconds=seconds)
+        )
         refuse_beyond_budget(bad, len(manifest), max_bad)
 
     totals = make_shards(job, decoding, watch) if job.shards else Totals()

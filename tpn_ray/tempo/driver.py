@@ -23,7 +23,7 @@ from tpn_ray.predict.table import video_tables, write_scores
 from tpn_ray.predict.worker import VIEW_SCORES
 from tpn_ray.resources import Resources
 from tpn_ray.tempo import analysis
-from tpn_ray.tempo.analysis import Hits, Report
+from tpn_ray.tempo.analysis import Hits, TempoReport
 from tpn_ray.tempo.fwhm import Tempo, width
 from tpn_ray.train.recipe import Recipe, from_plain, replace_fields
 
@@ -98,7 +98,7 @@ def at_strides(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class TempoQuestion:
     """What is to be analysed."""
 
     frames: str = ""
@@ -114,10 +114,10 @@ class Question:
 
 
 def analyse(
-    question: Question, manifest: Manifest, true_seconds: dict[str, float], resources: Resources
-) -> tuple[list[Tempo], Report]:
+    question: TempoQuestion, manifest: Manifest, true_seconds: dict[str, float], resources: Resources
+) -> tuple[list[Tempo], TempoReport]:
     """Everything that was asked for: the tempo of every video, and the report."""
-    report, tempos = Report(), list[Tempo]()
+    report, tempos = TempoReport(), list[Tempo]()
     if question.frames:
         tempos = measure(question.frames, manifest, question.samples, resources)
         analysis.add_tempo(report, tempos, true_seconds)
@@ -136,7 +136,7 @@ def analyse(
     return tempos, report
 
 
-def write(folder: str, tempos: list[Tempo], report: Report) -> None:
+def write(folder: str, tempos: list[Tempo], report: TempoReport) -> None:
     """tempo.parquet, the figures, report.html and report.json."""
     if tempos:
         table = pa.Table.from_pylist([dataclasses.asdict(one) for one in tempos])

@@ -71,7 +71,7 @@ class How:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CampaignOutcome:
     """What a campaign has by now."""
 
     trials: list[Trial]
@@ -259,7 +259,7 @@ def run(
     *,
     say: Callable[[str], None],
     look: Callable[[], None] = lambda: None,
-) -> Outcome:
+) -> CampaignOutcome:
     """Run the campaign, or go on with the one of this name, to its end or to the end of its hours.
 
     It is written under the lease of `campaign.token`, and `look` raises when that is lost; without one, the lease is
@@ -273,7 +273,7 @@ def run(
 
 def _run_alone(
     campaign: Campaign, wanted: Search, how: How, say: Callable[[str], None], lost: Callable[[], None]
-) -> Outcome:
+) -> CampaignOutcome:
     at_once = _places(campaign, how)
     goes_on = campaign.journal.begin(settings(campaign, wanted, how))
     takes = cost(campaign, wanted, how)
@@ -291,12 +291,12 @@ def _run_alone(
         trials = _run(campaign, wanted, how, at_once, look, say)
     except HoursSpentError as spent:
         known = campaign.journal.trials()
-        return Outcome(
+        return CampaignOutcome(
             trials=[*_originals(known), *(trial for trial in known if trial.repeat_of is not None)],
             at_once=at_once,
             paused=str(spent),
         )
-    return Outcome(trials=trials, at_once=at_once)
+    return CampaignOutcome(trials=trials, at_once=at_once)
 
 
 def _run(
