@@ -142,7 +142,6 @@ def test_the_progress_line() -> None:
     totals = Totals(videos=30, frames=3000, video_bytes=5 * 1024**2, bad={1: (1, "u", "empty", "m")})
     progress = driver.PrepareProgress(videos_in_all=131, before=50, totals=totals, bad=3, seconds=10)
     assert progress_line(progress) == "81/131 videos  3 bad  300 frames/s  5.0 MB made  16 s left"
-    assert progress_line(
-        driver.PrepareProgress(videos_in_all=5, before=5, totals=Totals(), bad=0, seconds=0)
-    ).startswith("5/5")
+    done = driver.PrepareProgress(videos_in_all=5, before=5, totals=Totals(), bad=0, seconds=0)
+    assert progress_line(done).startswith("5/5")
     assert [size(count) for count in (2048, 3 * 1024**2, 5 * 1024**3)] == ["2 kB", "3.0 MB", "5.0 GB"]
