@@ -17,10 +17,10 @@ from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.predict import driver as predict
-from tpn_ray.predict.driver import Scorers
-from tpn_ray.train.driver import recipe_for
+from tpn_ray.resources import Resources
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune import driver
 from tpn_ray.tune.driver import How
 from tpn_ray.tune.journal import Trial
@@ -223,5 +223,5 @@ def _best(grid: Sequence[Trial]) -> Trial:
 def _top1(trial: Trial, manifest: Manifest) -> float:
     """Of its last checkpoint, on the validation videos."""
     videos = manifest.select("val")
-    table = predict.score_videos(trial.points[-1].checkpoint, videos, parse_views("1x1"), Scorers(actors=2))
+    table = predict.score_videos(trial.points[-1].checkpoint, videos, parse_views("1x1"), Resources(workers=2))
     return predict.summarise(table, videos.label_sets)["top1"]

@@ -88,7 +88,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Report:
+class DecodeReport:
     """Everything a run measured."""
 
     machine: str
@@ -120,7 +120,7 @@ class Report:
         return "\n".join(lines)
 
 
-def measure_decode(bench: DecodeBench) -> Report:
+def measure_decode(bench: DecodeBench) -> DecodeReport:
     """Make the forms, check that all decoders give the same frames, and measure in turns."""
     forms = stored_forms(bench.videos, bench.most_videos, bench.cache)
     readers, missing = installed(bench.against)
@@ -134,7 +134,7 @@ def measure_decode(bench: DecodeBench) -> Report:
             if turn >= 0:
                 seconds[case.name].append(spent)
     rounds = ratios_of(seconds)
-    report = Report(
+    report = DecodeReport(
         machine=machine(readers),
         milliseconds={name: statistics.median(values) * 1000 for name, values in seconds.items()},
         ratios={name: statistics.median(values) for name, values in rounds.items()},

@@ -21,11 +21,13 @@ import torch
 from tpn_ray import storage
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.train import driver
+from tpn_ray.resources import Decoding, PerWorker
 from tpn_ray.train.events import Committed, Event
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.plain_run import Settings
 from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
+from tpn_ray.train.run import train
+from tpn_ray.train.run_plan import make_plan, recipe_for
 from tpn_ray.train.saving import Saving
 from tpn_ray.train.step import Training
 from tpn_ray.train.writer import copied
@@ -108,8 +110,8 @@ Measured = Sequence[dict[str, float]]
 def measure_train(recipe: Recipe, bench: TrainBench) -> TrainReport:
     """Run both sides in turns. Raises TrainingError if they did not compute the same."""
     manifest = load_manifest(bench.data)
-    recipe = driver.recipe_for(recipe, manifest)
-    steps = driver.make_plan(recipe, manifest).steps_per_epoch * bench.epochs
+    recipe = recipe_for(recipe, manifest)
+    steps = make_plan(recipe, manifest).steps_per_epoch * bench.epochs
     changes = {"loop.epochs": bench.epochs, "loop.evaluate_every_epochs": bench.epochs}
     recipe = replace_fields(recipe, {**changes, "loop.log_every_steps": max(1, steps // 8)})
     pairs = []
@@ -186,11 +188,10 @@ def with_ray(recipe: Recipe, manifest: Manifest, bench: TrainBench, folder: str,
 
     machines = Machines(
         workers=bench.workers,
-        cpus_per_worker=bench.cpus_per_worker,
-        gpus_per_worker=bench.gpus_per_worker,
-        decode_tasks=bench.loaders,
+        per_worker=PerWorker(cpus=bench.cpus_per_worker, gpus=bench.gpus_per_worker),
+        decoding=Decoding(tasks=bench.loaders),
     )
-    driver.run(recipe, manifest, machines, storage_uri=folder, name=name, on_event=on_event)
+    train(recipe, manifest, machines, storage_uri=folder, name=name, on_event=on_event)
     return measured
 
 

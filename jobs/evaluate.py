@@ -13,7 +13,7 @@ import tyro
 from tpn_ray import command_line, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.predict import evaluate, show, track
-from tpn_ray.predict.driver import Scorers
+from tpn_ray.resources import Resources
 from tpn_ray.storage import PATIENCE_SECONDS
 
 PROGRAM = "python jobs/evaluate.py"
@@ -56,7 +56,7 @@ class Arguments:
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
 
-    machines: Annotated[Scorers, tyro.conf.arg(name="")] = field(default_factory=Scorers)
+    resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     flags = command_line.parse(
         Arguments(checkpoint=tyro.MISSING, data=tyro.MISSING), sys.argv[1:], program=PROGRAM, description=description
     )
-    views, machines = " ".join(flags.views), flags.machines
+    views, resources = " ".join(flags.views), flags.resources
     max_bad = parse_share(flags.max_bad)
     question = evaluate.ask(flags.checkpoint, flags.data, flags.split, views, flags.alpha)
     folder = storage.absolute(flags.out or evaluate.default_folder(flags.checkpoint, flags.split, views))
@@ -72,14 +72,14 @@ def main() -> None:
     show.announce(question)
     session.connect(
         flags.address,
-        workers_cpus=machines.actors * machines.cpus,
-        decode_cpus=machines.decode.cpus,
+        workers_cpus=resources.workers * resources.per_worker.cpus,
+        decode_cpus=resources.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
     name = f"evaluate {storage.name(folder)}"
     run = track.begin(flags.tracking_uri, flags.experiment, name, *track.about(question))
     with track.ended_by_errors(run):
-        results = evaluate.evaluate(question, machines, folder)
+        results = evaluate.evaluate(question, resources, folder)
     track.finish(run, results)
     show.results(question, results)
     evaluate.refuse_budget(question, results, max_bad)

@@ -18,9 +18,9 @@ from tpn_ray import command_line, recipes, session, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.planning import driver, figures, show
 from tpn_ray.planning.driver import Measurement
-from tpn_ray.planning.figures import Machines, Trials
-from tpn_ray.train.driver import recipe_for
+from tpn_ray.planning.figures import Hardware, Trials
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune.space import as_flags
 
 PROGRAM = "python jobs/plan.py"
@@ -28,7 +28,7 @@ PROGRAM = "python jobs/plan.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The recipe and the data are measured; the machines are those that are planned."""
+    """The recipe and the data are measured; the hardware is what is planned."""
 
     data: str
     """As for jobs/train.py."""
@@ -39,7 +39,7 @@ class Arguments:
     json: str = ""
     """File to write what was measured and what is advised to."""
 
-    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
+    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
     trials: Annotated[Trials, tyro.conf.arg(name="")] = field(default_factory=Trials)
     how: Annotated[Measurement, tyro.conf.arg(name="")] = field(default_factory=Measurement)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
@@ -50,23 +50,23 @@ def main() -> None:
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Plan runs of {name}.")
     manifest = load_manifest(flags.data)
-    recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
-    session.connect(flags.address, workers_cpus=machines.cpus_per_worker, decode_cpus=1)
-    measured = driver.measure(recipe, manifest, machines, flags.how, say=lambda line: print(line, flush=True))
-    plan = figures.plan(
+    recipe, hardware = recipe_for(flags.recipe, manifest), flags.hardware
+    session.connect(flags.address, workers_cpus=hardware.per_worker.cpus, decode_cpus=1)
+    measured = driver.measure(recipe, manifest, hardware, flags.how, say=lambda line: print(line, flush=True))
+    plan = figures.advise(
         measured,
-        machines,
+        hardware,
         flags.trials,
         epochs=recipe.loop.epochs,
         evaluate_every=recipe.loop.evaluate_every_epochs,
     )
     console = Console()
     console.print(show.as_table(f"Measured in {measured.seconds:.0f} s", show.measured_rows(measured)))
-    console.print(show.as_table("Advice", show.advice_rows(measured, plan, machines)))
+    console.print(show.as_table("Advice", show.advice_rows(measured, plan, hardware)))
     print("\n".join(show.shards(measured, plan, shlex.quote(flags.data))))
     chosen = f"{name} --data {shlex.quote(flags.data)} {as_flags(recipes.recipe(name), flags.recipe)}".rstrip()
-    print(f"  python jobs/train.py {chosen} {show.train_flags(machines, plan)}")
-    print(f"  python jobs/tune.py {chosen} {show.tune_flags(machines, flags.trials, plan)}")
+    print(f"  python jobs/train.py {chosen} {show.train_flags(hardware, plan)}")
+    print(f"  python jobs/tune.py {chosen} {show.tune_flags(hardware, flags.trials, plan)}")
     print("\n".join(f"  {line}" for line in show.store_flags(plan)), flush=True)
     if flags.json:
         content = {"measured": dataclasses.asdict(measured), "plan": dataclasses.asdict(plan)}

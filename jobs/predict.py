@@ -13,8 +13,8 @@ import tyro
 from tpn_ray import checkpoint, command_line, session, storage
 from tpn_ray.data.views import parse_views
 from tpn_ray.predict import answers, driver
-from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.videos import find_videos
+from tpn_ray.resources import Resources
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train.recipe import from_plain
 
@@ -52,7 +52,7 @@ class Arguments:
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
 
-    machines: Annotated[Scorers, tyro.conf.arg(name="")] = field(default_factory=Scorers)
+    resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
         program=PROGRAM,
         description="Classify videos, or windows of long ones. Of a video that cannot be used the answer says why.",
     )
-    views, machines = parse_views(" ".join(flags.views)), flags.machines
+    views, resources = parse_views(" ".join(flags.views)), flags.resources
     answers.check_out(flags.out)
     saved = checkpoint.load(storage.absolute(flags.checkpoint), parts=())
     uri, recipe = storage.absolute(flags.checkpoint), from_plain(saved.recipe)
@@ -70,17 +70,17 @@ def main() -> None:
     print(f"{len(manifest)} videos, checkpoint {uri}, step {saved.step}", file=sys.stderr, flush=True)
     session.connect(
         flags.address,
-        workers_cpus=machines.actors * machines.cpus,
-        decode_cpus=machines.decode.cpus,
+        workers_cpus=resources.workers * resources.per_worker.cpus,
+        decode_cpus=resources.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
     if flags.window_seconds:
         hop = flags.hop_seconds or flags.window_seconds
         blocks = driver.score_windows(
-            uri, recipe, manifest, views, machines, window_seconds=flags.window_seconds, hop_seconds=hop
+            uri, recipe, manifest, views, resources, window_seconds=flags.window_seconds, hop_seconds=hop
         )
     else:
-        blocks = driver.score(uri, recipe, manifest, views, machines)
+        blocks = driver.score(uri, recipe, manifest, views, resources)
     count, bad = answers.write(answers.answers(manifest, blocks, flags.top), manifest, flags.out)
     print(f"{count} answers, {bad} of them for videos that could not be used", file=sys.stderr, flush=True)
 

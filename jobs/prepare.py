@@ -19,9 +19,9 @@ from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.errors import ConfigError
 from tpn_ray.prepare import driver
-from tpn_ray.prepare.driver import Tasks
 from tpn_ray.prepare.layout import ShardConfig
 from tpn_ray.prepare.report import ProgressPrinter, summary_lines
+from tpn_ray.resources import Decoding
 from tpn_ray.storage import PATIENCE_SECONDS
 
 PROGRAM = "python jobs/prepare.py"
@@ -63,7 +63,7 @@ class Arguments:
 
     encode: Annotated[EncodeConfig, tyro.conf.arg(name="")] = field(default_factory=EncodeConfig)
     shards: Annotated[ShardConfig, tyro.conf.arg(name="")] = field(default_factory=ShardConfig)
-    tasks: Annotated[Tasks, tyro.conf.arg(name="")] = field(default_factory=Tasks)
+    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
     limits: Annotated[SandboxLimits, tyro.conf.arg(name="")] = field(default_factory=SandboxLimits)
 
 
@@ -89,7 +89,7 @@ def main() -> None:
     session.connect(
         flags.address,
         workers_cpus=0,
-        decode_cpus=flags.tasks.cpus_per_task,
+        decode_cpus=flags.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
     printer = ProgressPrinter()
@@ -100,7 +100,7 @@ def main() -> None:
             flags.encode,
             limits=flags.limits,
             shards=flags.shards,
-            tasks=flags.tasks,
+            decoding=flags.decoding,
             max_bad=max_bad,
             on_progress=printer,
         )

@@ -76,7 +76,7 @@ def main() -> None:
         else driver.rows_named(tables.table(flags.table), flags.rows, flags.scale)
     )
     folder = storage.absolute(flags.storage)
-    campaign = driver.Campaign(
+    campaign = driver.Reproduction(
         name=f"{'' if is_figure else 'table'}{flags.table}-{flags.scale}",
         table=table,
         scale=flags.scale,
@@ -90,8 +90,8 @@ def main() -> None:
     goes_on()
     session.connect(
         flags.address,
-        workers_cpus=machines.workers * machines.cpus_per_worker,
-        decode_cpus=machines.decode_cpus,
+        workers_cpus=machines.workers * machines.per_worker.cpus,
+        decode_cpus=machines.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
     print(f"{table.title}: {len(table.rows)} rows x {flags.seeds} seeds, trained on {flags.data}", flush=True)
@@ -102,7 +102,7 @@ def main() -> None:
         tabulate(campaign, out)
 
 
-def tabulate(campaign: driver.Campaign, out: str) -> None:
+def tabulate(campaign: driver.Reproduction, out: str) -> None:
     """Train, score, print; `out`.json holds the numbers."""
     outcomes = driver.run(campaign, on_run=show.finished, on_event=lambda event: None)
     for grid in show.as_tables(campaign, outcomes):
@@ -112,18 +112,18 @@ def tabulate(campaign: driver.Campaign, out: str) -> None:
     storage.write_bytes(f"{out}.json", json.dumps(plain, indent=1).encode())
 
 
-def draw(campaign: driver.Campaign, data: str, out: str) -> None:
+def draw(campaign: driver.Reproduction, data: str, out: str) -> None:
     """Train, and analyse as jobs/tempo.py does, into the folder `out`."""
     found = driver.checkpoints(campaign, show.trained, on_event=lambda event: None)
     stride = campaign.recipe(campaign.table.rows[-1], 0).clip.stride_frames
-    question = tempo.Question(
+    question = tempo.TempoQuestion(
         frames=found[tables.FRAMES.name][0] if tables.FRAMES.name in found else "",
         first=found.get(tables.BACKBONE.name, ()),
         second=found.get(tables.TPN.name, ()),
         strides=show.played(stride) if tables.FRAMES.name not in found else (),
     )
     videos = campaign.manifest.select("val")
-    tempos, report = tempo.analyse(question, videos, known_tempos(data), driver.scorers(campaign.machines))
+    tempos, report = tempo.analyse(question, videos, known_tempos(data), campaign.machines.for_scoring)
     tempo.write(out, tempos, report)
     print("\n".join([*report.lines(), *show.caveats(campaign), f"report, figures and numbers in {out}"]), flush=True)
 

@@ -15,7 +15,7 @@ from tpn_ray.clips import toy_actions
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict import track
-from tpn_ray.predict.driver import Scorers
+from tpn_ray.resources import Resources
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.tempo import driver
 
@@ -66,7 +66,7 @@ class Arguments:
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
 
-    machines: Annotated[Scorers, tyro.conf.arg(name="")] = field(default_factory=Scorers)
+    resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
 
 
 def main() -> None:
@@ -79,18 +79,18 @@ def main() -> None:
     if bool(flags.first) != bool(flags.second):
         raise ConfigError("give --first and --second, or neither of them")
     driver.check_frames(flags.frames)
-    folder, machines = storage.absolute(flags.out), flags.machines
+    folder, resources = storage.absolute(flags.out), flags.resources
     manifest = load_manifest(flags.data, for_training=False).select(flags.split)
     storage.check_writable(folder)
     parameters = {name: getattr(flags, name) for name in ("data", "frames", "first", "second", "split")}
     session.connect(
         flags.address,
-        workers_cpus=machines.actors * machines.cpus,
-        decode_cpus=machines.decode.cpus,
+        workers_cpus=resources.workers * resources.per_worker.cpus,
+        decode_cpus=resources.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
     run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
-    question = driver.Question(
+    question = driver.TempoQuestion(
         frames=flags.frames,
         first=flags.first,
         second=flags.second,
@@ -99,7 +99,7 @@ def main() -> None:
         classes_per_bin=flags.classes_per_bin,
     )
     with track.ended_by_errors(run):
-        tempos, report = driver.analyse(question, manifest, toy_actions.known_tempos(flags.data), machines)
+        tempos, report = driver.analyse(question, manifest, toy_actions.known_tempos(flags.data), resources)
         driver.write(folder, tempos, report)
     if run is not None:
         track.log_folder(run, folder)

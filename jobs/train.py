@@ -19,10 +19,11 @@ from tpn_ray.data.views import Views, parse_views
 from tpn_ray.lease import Lease
 from tpn_ray.progress import Terminal, track
 from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.train import driver
 from tpn_ray.train.events import Event
 from tpn_ray.train.machines import Machines, check_division
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.run import train
+from tpn_ray.train.run_plan import check_resumable, recipe_for
 from tpn_ray.train.saving import Saving
 
 PROGRAM = "python jobs/train.py"
@@ -85,7 +86,7 @@ def main() -> None:
     if flags.register:
         names.checked("--register", flags.register)
     manifest = load_manifest(flags.data)
-    recipe, machines = driver.recipe_for(flags.recipe, manifest), flags.machines
+    recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
     check_division(machines, recipe)
     folder = storage.absolute(flags.storage)
     storage.check_writable(folder)
@@ -105,14 +106,14 @@ def _train(
     held: Lease,
 ) -> None:
     machines = flags.machines
-    begun = driver.check_resumable(storage.join(folder, run_name), recipe, manifest)
+    begun = check_resumable(storage.join(folder, run_name), recipe, manifest)
     if not begun and storage.is_s3(recipe.loop.weights):  # a file may be on the workers' nodes alone
         storage.check_readable(recipe.loop.weights)
     print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
     session.connect(
         flags.address,
-        workers_cpus=machines.workers * machines.cpus_per_worker,
-        decode_cpus=machines.decode_cpus,
+        workers_cpus=machines.workers * machines.per_worker.cpus,
+        decode_cpus=machines.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, run_name, folder, recipe, manifest)
@@ -124,7 +125,7 @@ def _train(
             terminal(event)
             track(tracked, event)
 
-        result = driver.run(
+        result = train(
             recipe,
             manifest,
             machines,

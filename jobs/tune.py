@@ -19,9 +19,9 @@ from tpn_ray.errors import BudgetError
 from tpn_ray.lease import Lease
 from tpn_ray.redaction import redacted
 from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines, check_division
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune import driver, leaderboard
 from tpn_ray.tune.space import Space, space
 from tpn_ray.tune.trial import Campaign
@@ -120,8 +120,8 @@ def _search(
 ) -> None:
     session.connect(
         flags.address,
-        workers_cpus=flags.machines.workers * flags.machines.cpus_per_worker * max(flags.how.max_concurrent, 1),
-        decode_cpus=2 * flags.machines.decode_cpus * max(flags.how.max_concurrent, 1),
+        workers_cpus=flags.machines.workers * flags.machines.per_worker.cpus * max(flags.how.max_concurrent, 1),
+        decode_cpus=2 * flags.machines.decoding.cpus * max(flags.how.max_concurrent, 1),
         storage_seconds=flags.storage_seconds,
     )
     tracked = report.begin(flags.tracking_uri, flags.experiment, campaign_name, folder, recipe, manifest)

@@ -22,7 +22,7 @@ LAYERS = [
     ["data", "tracking"],
     ["checkpoint"],
     ["clips", "model", "metrics"],
-    ["job", "mailbox", "budget"],
+    ["job", "mailbox", "budget", "resources"],
     ["lease", "sealed"],
     ["storage"],
     ["output"],
@@ -37,7 +37,10 @@ BESIDE = {("predict", "train")}
 MODULES = sorted([*ROOT.glob("tpn_ray/**/*.py"), *ROOT.glob("jobs/*.py")])
 
 ONLY_IN = {
-    "ray": ["driver.py", "worker.py", "trial.py", "space.py", "session.py", "mailbox.py", "planning/ingest.py"],
+    "ray": [
+        *("driver.py", "worker.py", "trial.py", "space.py", "session.py", "mailbox.py", "planning/ingest.py"),
+        *("train/run.py", "train/trainer.py", "train/placement.py"),
+    ],
     "mlflow": ["tracking.py", "predict/served.py"],
     "av": ["clips/"],
     "boto3": ["storage/"],
@@ -87,6 +90,17 @@ def test_imports_point_down(path: Path) -> None:
         assert row(other) > row(mine), f"{path.relative_to(ROOT)} ({mine}) imports {name} ({other})"
 
 
+def test_a_class_name_is_one_thing() -> None:
+    """Every job has its own Arguments."""
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name != "Arguments":
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert "Recipe" in homes
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_packages_stay_in_their_place(package: str) -> None:
     for path in MODULES:
@@ -102,7 +116,7 @@ def test_the_rules_are_alive() -> None:
     """The checks above see something: the rows exist and the packages are imported somewhere."""
     seen = {name.split(".")[0] for path in MODULES for name in imports(path)}
     assert {"ray", "mlflow", "av", "boto3"} <= seen
-    assert "tpn_ray.data.plan" in imports(ROOT / "tpn_ray/train/driver.py")
+    assert "tpn_ray.data.plan" in imports(ROOT / "tpn_ray/train/run_plan.py")
 
 
 def test_jobs_are_thin() -> None:

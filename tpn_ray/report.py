@@ -21,10 +21,10 @@ from tpn_ray.predict import driver as predict
 from tpn_ray.progress import catch_up, duration
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.train import run_folder
-from tpn_ray.train.driver import RunResult
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, flat, to_plain
+from tpn_ray.train.run import RunResult
 
 
 def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Recipe, manifest: Manifest) -> TrackedRun:
@@ -104,14 +104,7 @@ def finish(
     if not result.trained:
         print(f"the run {run_uri} is complete; its best checkpoint is scored again", flush=True)
     begun = time.monotonic()
-    scorers = predict.Scorers(
-        actors=machines.workers,
-        cpus=machines.cpus_per_worker or 1.0,
-        gpus=machines.gpus_per_worker,
-        resources=machines.worker_resources,
-        decode=machines.decoding(),
-    )
-    table = predict.score_videos(result.best, manifest, views, scorers)
+    table = predict.score_videos(result.best, manifest, views, machines.for_scoring)
     numbers = predict.summarise(table, manifest.label_sets)
     seconds = time.monotonic() - begun
     scores_uri = storage.join(run_uri, "scores.parquet")

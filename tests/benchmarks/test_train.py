@@ -9,8 +9,8 @@ from benchmarks.train import TrainBench, check_same, checkpoint_seconds, compare
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.train import driver
 from tpn_ray.train.recipe import replace_fields
+from tpn_ray.train.run_plan import recipe_for
 
 
 def stretch(step: int, loss: float, clips_per_second: float, waited: float) -> dict[str, float]:
@@ -52,7 +52,7 @@ def test_nonsense_is_refused() -> None:
 
 def test_a_plain_run_trains_every_step(toy_folder: Path, tmp_path: Path) -> None:
     fields = {"loop.epochs": 1, "loop.batch_clips": 8, "loop.micro_batch_clips": 4, "loop.log_every_steps": 2}
-    recipe = driver.recipe_for(replace_fields(recipes.toy(), fields), load_manifest(str(toy_folder)))
+    recipe = recipe_for(replace_fields(recipes.toy(), fields), load_manifest(str(toy_folder)))
     measured = without_ray(recipe, TrainBench(data=str(toy_folder), workers=1), tmp_path)
     assert [row["step"] for row in measured] == [2, 4]
     assert all(row["clips_per_second"] > 0 and row["loss"] > 0 for row in measured)

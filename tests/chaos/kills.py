@@ -24,8 +24,9 @@ from tpn_ray import recipes, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.train import driver, order_ledger, run_folder
+from tpn_ray.train import order_ledger, run_folder
 from tpn_ray.train.recipe import replace_fields
+from tpn_ray.train.run_plan import make_plan
 
 TITLES = {
     "worker": ("ray::RayTrainWorker",),
@@ -173,7 +174,7 @@ def compare(plain: Run, fire: Run, seed: int) -> Outcome:
     """What a disturbed run that has ended came to beside an undisturbed one."""
     manifest = load_manifest(plain.videos)
     changes = {**plain.fields, "loop.epochs": plain.epochs}
-    plan = driver.make_plan(replace_fields(recipes.recipe("toy"), changes), manifest)
+    plan = make_plan(replace_fields(recipes.recipe("toy"), changes), manifest)
     one, other = _tensors(plain.uri), _tensors(fire.uri)
     different = [name for name in one.keys() | other.keys() if not _same(one.get(name), other.get(name))]
     return Outcome(

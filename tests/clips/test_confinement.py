@@ -22,7 +22,7 @@ import pytest
 
 from tests.clips import videos
 from tpn_ray.clips import breakout, confinement, confinement_filter
-from tpn_ray.clips.breakout import ATTEMPTS, POSSIBLE, REFUSED, UP_TO_THE_MACHINE, Trial
+from tpn_ray.clips.breakout import ATTEMPTS, POSSIBLE, REFUSED, UP_TO_THE_MACHINE, BreakoutOutcome
 from tpn_ray.clips.confinement import LAYERS, Confinement, child_environment
 from tpn_ray.clips.confinement_filter import ALLOW, ARCHITECTURES, KILL, REFUSE
 
@@ -31,7 +31,7 @@ SECONDS = 120
 
 
 @cache
-def trial(*, confined: bool) -> Trial:
+def trial(*, confined: bool) -> BreakoutOutcome:
     return breakout.tried(confined=confined, seconds=SECONDS)
 
 

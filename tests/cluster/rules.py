@@ -28,8 +28,7 @@ from tests.cluster.manifests import (
     rendered,
 )
 from tpn_ray.errors import ResourceError
-from tpn_ray.predict.driver import Scorers
-from tpn_ray.prepare.driver import Tasks
+from tpn_ray.resources import Decoding
 from tpn_ray.train.machines import check_division
 from tpn_ray.tune.driver import cpus_per_trial
 
@@ -339,11 +338,15 @@ def capacity(documents: list[Document]) -> Iterator[str]:
 
 def _patience(flags: Any) -> Iterator[str]:
     """Nodes take minutes to come."""
-    for part in (getattr(flags, "machines", None), getattr(flags, "tasks", None)):
-        if getattr(part, "may_grow", True) is False:
-            yield "without --may-grow the job refuses a cluster that has no nodes yet"
-        if getattr(getattr(part, "decode", None), "patience_seconds", NODE_SECONDS) < NODE_SECONDS:
-            yield f"--decode.patience-seconds below {NODE_SECONDS}: it gives up before nodes are there"
+    if decoding(flags).patience_seconds < NODE_SECONDS:
+        yield "without --may-grow the job refuses a cluster that has no nodes yet, or gives up before they are there"
+
+
+def decoding(flags: Any) -> Decoding:
+    """How the tasks of a job decode."""
+    holder = getattr(flags, "machines", None) or getattr(flags, "resources", None) or flags
+    found: Decoding = holder.decoding
+    return found
 
 
 def node_groups(spec: Document) -> list[NodeGroup]:
@@ -361,25 +364,20 @@ def node_groups(spec: Document) -> list[NodeGroup]:
 
 def demand(flags: Any) -> Demand:
     """What a job with these flags must have at once."""
-    if hasattr(flags, "tasks"):
-        tasks: Tasks = flags.tasks
-        return Demand(decoders=1, decode_cpus=tasks.cpus_per_task)
-    machines = flags.machines
-    if isinstance(machines, Scorers):
-        return Demand(
-            workers=machines.actors,
-            cpus_per_worker=machines.cpus,
-            gpus_per_worker=machines.gpus,
-            decode_cpus=machines.decode.cpus,
-        )
+    task = decoding(flags).cpus
+    if hasattr(flags, "decoding"):
+        return Demand(decode_cpus=task)
+    takes = flags.resources if hasattr(flags, "resources") else flags.machines
+    each, decoders = takes.per_worker, 1
     trials = max(1, flags.how.max_concurrent) if hasattr(flags, "how") else 1
-    per_trial = (cpus_per_trial(machines) - machines.workers * machines.cpus_per_worker) / machines.decode_cpus
+    if hasattr(flags, "machines"):
+        decoders = round(trials * (cpus_per_trial(takes) - takes.workers * each.cpus) / task)
     return Demand(
-        workers=trials * machines.workers,
-        cpus_per_worker=machines.cpus_per_worker,
-        gpus_per_worker=machines.gpus_per_worker,
-        decoders=round(trials * per_trial),
-        decode_cpus=machines.decode_cpus,
+        workers=trials * takes.workers,
+        cpus_per_worker=each.cpus,
+        gpus_per_worker=each.gpus,
+        decoders=decoders,
+        decode_cpus=task,
     )
 
 

@@ -17,8 +17,9 @@ from tests.ray_head import BIN
 from tests.train.undisturbed import check_same_bits, undisturbed
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.train import driver, order_ledger
+from tpn_ray.train import order_ledger
 from tpn_ray.train.recipe import replace_fields
+from tpn_ray.train.run_plan import make_plan, recipe_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
 
@@ -43,7 +44,7 @@ FLAGS += ["--saving.every-seconds", "0", "--saving.every-steps", "20"]
 
 def test_a_run_follows_the_nodes(toy_folder: Path, tmp_path: Path) -> None:
     manifest = load_manifest(str(toy_folder))
-    recipe = driver.recipe_for(replace_fields(recipes.toy(), FIELDS), manifest)
+    recipe = recipe_for(replace_fields(recipes.toy(), FIELDS), manifest)
     with autoscaling_head(tmp_path, NODE_TYPES, training=1, decoding=1) as cloud:
         flags = ["--data", str(toy_folder), "--storage", str(tmp_path / "runs"), *FLAGS]
         # Not uploaded: nodes of one machine would unpack it over each other.
@@ -72,7 +73,7 @@ def test_a_run_follows_the_nodes(toy_folder: Path, tmp_path: Path) -> None:
         job.wait_for("the nodes to go away", lambda: job.alive("cpu", "gpu") == [])
 
     assert [start.partition(" with ")[2].split()[0] for start in starts] == ["1", "2", "1"], output
-    plan = driver.make_plan(recipe, manifest)
+    plan = make_plan(recipe, manifest)
     assert order_ledger.check(str(tmp_path / "ledger"), plan) == []
     check_same_bits(alone, f"{tmp_path}/runs/grown/step-{plan.steps:08d}")
     assert "(raylet)" not in output, "what Ray has to say of lost nodes is not for the user"

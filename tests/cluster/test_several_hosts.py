@@ -19,8 +19,9 @@ from tests.train.undisturbed import check_same_bits, undisturbed
 from tpn_ray import recipes, storage
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy import ToyConfig, write_toy
-from tpn_ray.train import driver, order_ledger
+from tpn_ray.train import order_ledger
 from tpn_ray.train.recipe import replace_fields
+from tpn_ray.train.run_plan import make_plan, recipe_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(3000)]
 
@@ -70,7 +71,7 @@ def test_a_host_is_cut_off(hosts: list[Host], head: RayHead, store: S3Server, tm
     data, runs = f"s3://{store.bucket}/toy", f"s3://{store.bucket}/runs"
     write_toy(data, ToyConfig(train_per_class=4, val_per_class=2))
     manifest = load_manifest(data)
-    recipe = driver.recipe_for(replace_fields(recipes.toy(), FIELDS), manifest)
+    recipe = recipe_for(replace_fields(recipes.toy(), FIELDS), manifest)
     flags = ["--data", data, "--storage", runs]
     # A worker and its decoding fill a host.
     flags += ["--workers", "2", "--min-workers", "1", "--cpus-per-worker", "1.9", "--saving.every-steps", "2"]
@@ -83,7 +84,7 @@ def test_a_host_is_cut_off(hosts: list[Host], head: RayHead, store: S3Server, tm
     assert job.alive("host2", "host3") == job.alive("host2")
     job.wait_for("the end", lambda: job.status() == "SUCCEEDED")
 
-    plan, starts = driver.make_plan(recipe, manifest), job.starts()
+    plan, starts = make_plan(recipe, manifest), job.starts()
     assert len(starts) == 2 and "with 2 workers" in starts[0] and "goes on from step" in starts[1], job.output()
     assert order_ledger.check(str(tmp_path / "ledger"), plan) == []
     check_same_bits(alone, f"{runs}/hosts/step-{plan.steps:08d}")

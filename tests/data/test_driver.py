@@ -19,9 +19,9 @@ from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.data import driver, rows
-from tpn_ray.data.driver import DecodeResources
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.worker import ClipSource
+from tpn_ray.resources import Decoding
 
 pytestmark = pytest.mark.cluster
 
@@ -64,7 +64,7 @@ def consume(shard: Any, micro_batch_clips: int, most_seconds: float) -> list[tup
 
 def stream(source: Any, plan: Plan, workers: int, first_step: int) -> list[list[tuple[list[int], int]]]:
     """What each rank gets."""
-    clips = driver.training_clips(source, plan, workers, first_step, DecodeResources(cpus=1))
+    clips = driver.training_clips(source, plan, workers, first_step, Decoding())
     shards = clips.streaming_split(workers, equal=True)
     tasks = [consume.remote(shard, plan.micro_batch_clips, 0.02) for shard in shards]
     ranks: list[list[tuple[list[int], int]]] = ray.get(tasks, timeout=120)
@@ -102,7 +102,7 @@ def test_a_slow_consumer_spills_nothing(cluster: None, tmp_path: Path) -> None:
     """Three times the object store goes through it, and no more than a share of it is ever used."""
     source = four_videos(tmp_path)
     plan = Plan(samples=4, seed=0, epochs=500, batch_clips=4, micro_batch_clips=4)
-    clips = driver.training_clips(ray.put(source), plan, 1, 0, DecodeResources(cpus=1))
+    clips = driver.training_clips(ray.put(source), plan, 1, 0, Decoding())
     (shard,) = clips.streaming_split(1, equal=True)
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
     most = seen = 0
@@ -130,7 +130,7 @@ def rounds_while_clips_wait(source: ClipSource, plan: Plan) -> list[float]:
         paced(self, executor)
 
     driver.Pace.on_execution_step = counted  # type: ignore[method-assign, assignment]
-    clips = driver.training_clips(ray.put(source), plan, 1, 0, DecodeResources(cpus=1))
+    clips = driver.training_clips(ray.put(source), plan, 1, 0, Decoding())
     for _ in clips.iter_batches(batch_size=4):
         time.sleep(12.0)
         break

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpn_ray.data.plan import MicroBatch, Plan
+from tpn_ray.data.plan import Plan, PlannedMicroBatch
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.errors import ConfigError
 
@@ -36,8 +36,8 @@ def expected(schedule: Schedule, workers: int, first_step: int) -> list[tuple[ob
     return stream
 
 
-def plain(slot: MicroBatch | EvaluationBatch) -> tuple[object, ...]:
-    if isinstance(slot, MicroBatch):
+def plain(slot: PlannedMicroBatch | EvaluationBatch) -> tuple[object, ...]:
+    if isinstance(slot, PlannedMicroBatch):
         return ("train", slot.step, tuple(slot.positions.tolist()))
     return ("val", slot.step, tuple(slot.samples.tolist()))
 

@@ -16,7 +16,7 @@ from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.clips.toy import ToyConfig, draw_toy, encode_toy
 from tpn_ray.data.cut import all_views
-from tpn_ray.data.views import CROPS, FIVE, Seen, Views, parse_views, see, windows
+from tpn_ray.data.views import CROPS, FIVE, ViewFrames, Views, parse_views, see, windows
 from tpn_ray.errors import ConfigError
 
 CLIP = ClipConfig(frames=4, stride_frames=8)
@@ -38,7 +38,7 @@ def wide(frames: int = 2) -> np.ndarray:
 
 def views_of(frames: np.ndarray, text: str, seed: int = 0) -> np.ndarray:
     """The views of one clip of all these frames."""
-    return all_views(Seen(frames, np.arange(len(frames))[None], seed), parse_views(text), AUGMENT)
+    return all_views(ViewFrames(frames, np.arange(len(frames))[None], seed), parse_views(text), AUGMENT)
 
 
 def test_three_crops_are_the_published_ones() -> None:

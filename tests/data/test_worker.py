@@ -19,7 +19,7 @@ from tpn_ray.data import decoding, reader, rows, worker
 from tpn_ray.data.cut import all_views
 from tpn_ray.data.develop import clips_of_block, develop
 from tpn_ray.data.notes import NOTHING, PLANES, from_array
-from tpn_ray.data.plan import MicroBatch
+from tpn_ray.data.plan import PlannedMicroBatch
 from tpn_ray.data.seen import of_row
 from tpn_ray.data.views import parse_views
 from tpn_ray.data.worker import ClipSource, evaluation_rows, training_rows, view_rows, window_rows
@@ -34,9 +34,9 @@ def source(toy_folder: Path) -> ClipSource:
     return ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=3)
 
 
-def micro_batch(samples: list[int], epoch: int = 0) -> MicroBatch:
+def micro_batch(samples: list[int], epoch: int = 0) -> PlannedMicroBatch:
     places = np.arange(len(samples), dtype=np.int64)
-    return MicroBatch(step=0, epoch=epoch, positions=places, samples=np.array(samples, dtype=np.int64))
+    return PlannedMicroBatch(step=0, epoch=epoch, positions=places, samples=np.array(samples, dtype=np.int64))
 
 
 def test_a_clip_depends_on_seed_epoch_and_sample_only(source: ClipSource) -> None:

@@ -7,28 +7,30 @@ import pytest
 from tpn_ray.doctor.driver import Examination, Group, examine_tracking, gathered, group_for
 from tpn_ray.doctor.findings import FAIL, NOT_HERE, PASS, Finding
 from tpn_ray.errors import ConfigError, ResourceError
+from tpn_ray.resources import PerWorker
 
 
-def group(total: dict[str, float], free: dict[str, float], nodes: int = 1, **asked: float) -> Group | None:
-    return group_for(Examination(**asked), total, free, nodes)  # type: ignore[arg-type]
+def group(total: dict[str, float], free: dict[str, float], nodes: int = 1) -> Group | None:
+    return group_for(Examination(), total, free, nodes)
 
 
 def test_an_all_reduce_takes_what_is_free() -> None:
-    assert group({"CPU": 8, "GPU": 8}, {"CPU": 8, "GPU": 8}) == Group(workers=8, gpus=1, cpus=0)
+    assert group({"CPU": 8, "GPU": 8}, {"CPU": 8, "GPU": 8}) == Group(workers=8, each=PerWorker(gpus=1, cpus=0))
     held = group({"CPU": 8, "GPU": 8}, {"CPU": 8, "GPU": 6})
     assert held is not None
     assert (held.workers, held.remark) == (6, "; 2 of 8 GPUs are held by others")
     cpus = group({"CPU": 8}, {"CPU": 1}, nodes=3)
     assert cpus is not None
-    assert (cpus.workers, cpus.gpus) == (3, 0)
-    assert group({"CPU": 8}, {"CPU": 8}, nodes=1) == Group(workers=2, gpus=0, cpus=0.01)
+    assert (cpus.workers, cpus.each.gpus) == (3, 0)
+    assert group({"CPU": 8}, {"CPU": 8}, nodes=1) == Group(workers=2, each=PerWorker(cpus=0.01))
     assert group({}, {}, nodes=0) is None
 
 
 def test_an_all_reduce_takes_what_is_asked_for() -> None:
-    asked = group({}, {}, workers=4, gpus_per_worker=1, cpus_per_worker=2)
-    assert asked == Group(workers=4, gpus=1, cpus=2)
-    assert asked.bundle == {"GPU": 1, "CPU": 2}
+    each = PerWorker(gpus=1, cpus=2, resources=("spot=1",))
+    asked = group_for(Examination(workers=4, per_worker=each), {}, {}, 1)
+    assert asked == Group(workers=4, each=each)
+    assert asked.each.bundle == {"GPU": 1, "CPU": 2, "spot": 1}
 
 
 def test_what_cannot_be_asked_for() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tpn_ray.clips.breakout import POSSIBLE, REFUSED, Trial
+from tpn_ray.clips.breakout import POSSIBLE, REFUSED, BreakoutOutcome
 from tpn_ray.clips.confinement import LAYERS, Confinement
 from tpn_ray.clips.self_test import decoder_self_test
 from tpn_ray.doctor import node
@@ -80,15 +80,17 @@ def test_the_decoder_is_compared_with_the_drivers() -> None:
 
 def test_what_does_not_hold_is_named() -> None:
     whole = Confinement(**dict.fromkeys(LAYERS, True), landlock_abi=4)
-    good = node.confinement_verdict(Trial(confinement=whole, outcomes={"fork": REFUSED, "read a file": REFUSED}))
+    good = node.confinement_verdict(
+        BreakoutOutcome(confinement=whole, outcomes={"fork": REFUSED, "read a file": REFUSED})
+    )
     assert (good.result, good.remedy) == (PASS, "")
     assert good.found == "seccomp and Landlock 4; 2 attempts to break out of a decoding process were refused"
     partly = dataclasses.replace(whole, landlock=False, landlock_abi=0, why_not="landlock: Function not implemented")
-    found = node.confinement_verdict(Trial(confinement=partly, outcomes={"fork": REFUSED}))
+    found = node.confinement_verdict(BreakoutOutcome(confinement=partly, outcomes={"fork": REFUSED}))
     assert (found.result, found.found) == (WARN, "without landlock (landlock: Function not implemented)")
     assert "RuntimeDefault" in found.remedy
     outcomes = dict.fromkeys(["fork", "read a file", "mount", "use bpf"], POSSIBLE)
-    found = node.confinement_verdict(Trial(confinement=whole, outcomes=outcomes))
+    found = node.confinement_verdict(BreakoutOutcome(confinement=whole, outcomes=outcomes))
     assert found.result == WARN
     assert found.found == "code in a decoding process can fork, read a file, mount and 1 more"
 

@@ -41,7 +41,7 @@ def test_a_plan_is_measured_and_gives_flags(cluster: RayHead, toy_folder: Path, 
         assert words in output, output
     trained = parsed(train.Arguments(data=tyro.MISSING, recipe=recipes.toy()), output, "train")
     assert trained.recipe.loop.epochs == 9
-    assert trained.machines.decode_tasks == plan["nodes"]["decode_tasks"]
+    assert trained.machines.decoding.tasks == plan["nodes"]["decode_tasks"]
     searched = parsed(tune.Arguments(data=tyro.MISSING, recipe=recipes.toy()), output, "tune")
     assert (searched.samples, searched.how.rungs) == (9, 3)
 

@@ -7,7 +7,8 @@ import pytest
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.planning import figures
-from tpn_ray.planning.figures import EFFICIENCY, Machines, Measured, Preparing, Span, Trials, exactly
+from tpn_ray.planning.figures import EFFICIENCY, Hardware, Measured, Preparing, Span, Trials, exactly
+from tpn_ray.resources import PerWorker
 
 MEASURED = Measured(
     decode_clips_per_second=Span(80, 100, 125),
@@ -24,10 +25,9 @@ MEASURED = Measured(
     prepared=False,
     preparing=Preparing(videos=3, speedup=Span(2, 4, 5), bytes_share=0.5, core_seconds_per_video=Span(1, 2, 3)),
 )
-GPUS = Machines(
+GPUS = Hardware(
     workers=8,
-    gpus_per_worker=1,
-    cpus_per_worker=1,
+    per_worker=PerWorker(gpus=1),
     node_cpus=17,
     gpu_node_gpus=4,
     gpu_node_cpus=9,
@@ -72,7 +72,7 @@ def test_memory_of_nodes() -> None:
 
 
 def test_the_slower_of_both_sets_the_speed() -> None:
-    plan = figures.plan(MEASURED, GPUS, Trials(), epochs=9, evaluate_every=1)
+    plan = figures.advise(MEASURED, GPUS, Trials(), epochs=9, evaluate_every=1)
     assert not plan.decoding_limits
     assert plan.clips_per_second == pytest.approx([400 * 8 * EFFICIENCY.low, 500 * 8 * EFFICIENCY.middle, 600 * 8])
     speed, limits = figures.speed_of(MEASURED, GPUS, figures.nodes_for(MEASURED, GPUS, 2))
@@ -81,7 +81,7 @@ def test_the_slower_of_both_sets_the_speed() -> None:
 
 
 def test_epochs_runs_and_campaigns() -> None:
-    plan = figures.plan(MEASURED, GPUS, Trials(samples=9, max_concurrent=3), epochs=9, evaluate_every=2)
+    plan = figures.advise(MEASURED, GPUS, Trials(samples=9, max_concurrent=3), epochs=9, evaluate_every=2)
     epoch = 36_000 / 3600 + 1000 / 6400 / 2  # scoring 8 x 1000 clips/s, but 64 cores decode 6400
     assert plan.epochs_per_hour.middle == pytest.approx(3600 / epoch)
     assert plan.run.hours.middle == pytest.approx((60 + 9 * epoch) / 3600)
@@ -96,12 +96,14 @@ def test_epochs_runs_and_campaigns() -> None:
 
 
 def test_scoring_that_was_not_measured_is_as_fast_as_training() -> None:
-    plan = figures.plan(changed(score_clips_per_second=0.0), GPUS, Trials(), epochs=9, evaluate_every=1)
+    plan = figures.advise(changed(score_clips_per_second=0.0), GPUS, Trials(), epochs=9, evaluate_every=1)
     assert plan.epochs_per_hour.middle == pytest.approx(3600 / (37_000 / 3600))
 
 
 def test_training_on_cpus() -> None:
-    cpus = Machines(workers=6, cpus_per_worker=2, gpu_node_cpus=8, node_cpus=8, price_cpu_hour=0.1, price_gpu_hour=9)
+    cpus = Hardware(
+        workers=6, per_worker=PerWorker(cpus=2), gpu_node_cpus=8, node_cpus=8, price_cpu_hour=0.1, price_gpu_hour=9
+    )
     assert cpus.workers_per_node == 3  # one core is Ray's
     nodes = figures.nodes_for(MEASURED, cpus, 1)
     assert (nodes.training, nodes.spare_cpus, nodes.decoding) == (2, 1, 1)  # 6 cores wanted, 2 are spare
@@ -114,17 +116,17 @@ def test_training_on_cpus() -> None:
         ({"workers": 0}, "workers=0 must be at least 1"),
         ({"price_gpu_hour": -1}, "price_gpu_hour=-1 must not be negative"),
         ({"node_cpus": 1}, "node_cpus=1: 1 is kept for Ray"),
-        ({"gpus_per_worker": 2}, "no worker of 2 GPUs and 1 CPUs fits a node of gpu_node_gpus=1"),
-        ({"cpus_per_worker": 9}, "gpu_node_cpus=8"),
+        ({"per_worker": PerWorker(gpus=2)}, "no worker of 2 GPUs and 1 CPUs fits a node of gpu_node_gpus=1"),
+        ({"per_worker": PerWorker(cpus=9)}, "gpu_node_cpus=8"),
     ],
 )
-def test_machines_that_cannot_be(fields: dict[str, Any], words: str) -> None:
+def test_hardware_that_cannot_be(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Machines(**fields)
+        Hardware(**fields)
 
 
 def test_campaigns_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="samples=0"):
         Trials(samples=0)
     with pytest.raises(ConfigError, match="reduction_factor=1"):
-        figures.plan(MEASURED, GPUS, Trials(reduction_factor=1), epochs=9, evaluate_every=1)
+        figures.advise(MEASURED, GPUS, Trials(reduction_factor=1), epochs=9, evaluate_every=1)

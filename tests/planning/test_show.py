@@ -5,15 +5,18 @@ import dataclasses
 from tests.planning.test_figures import GPUS, MEASURED
 from tpn_ray.planning import figures, show
 from tpn_ray.planning.figures import Span, Trials, exactly
+from tpn_ray.resources import PerWorker
 
-PLAN = figures.plan(MEASURED, GPUS, Trials(samples=9, max_concurrent=2), epochs=9, evaluate_every=1)
+PLAN = figures.advise(MEASURED, GPUS, Trials(samples=9, max_concurrent=2), epochs=9, evaluate_every=1)
 
 
 def test_the_flags_are_those_of_the_jobs() -> None:
     flags = "--workers 8 --gpus-per-worker 1 --cpus-per-worker 1 --decode-tasks 64"
     assert show.train_flags(GPUS, PLAN) == flags
+    spot = dataclasses.replace(GPUS, per_worker=PerWorker(resources=("spot=1", "accelerator_type:H100=0.001")))
+    assert "--worker-resources spot=1 accelerator_type:H100=0.001 --decode" in show.train_flags(spot, PLAN)
     tune = show.tune_flags(GPUS, Trials(samples=9, max_concurrent=2), PLAN)
-    assert tune == f"--samples 9 --rungs 3 --reduction-factor 3 --min-promoted 1 --max-concurrent 2 {flags}"
+    assert tune == f"--samples 9 --rungs 3 --reduction-factor 3 --min_promoted 1 --max-concurrent 2 {flags}"
     assert show.store_flags(PLAN) == [
         "nodes that train:  ray start ... --object-store-memory 1920000000",
         "nodes that decode: ray start ... --object-store-memory 3360000000",

@@ -18,12 +18,12 @@ from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict import answers, driver, evaluate
-from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import unlabelled
 from tpn_ray.predict.predictor import load
 from tpn_ray.predict.table import VIDEOS, read_scores
 from tpn_ray.predict.videos import find_videos
 from tpn_ray.predict.worker import SCORES
+from tpn_ray.resources import Resources
 
 pytestmark = pytest.mark.cluster
 
@@ -57,8 +57,8 @@ def test_the_same_bits_whatever_the_number_of_workers(
     cluster: None, untrained: str, some_bad: Path, tmp_path: Path
 ) -> None:
     question = evaluate.ask(untrained, str(some_bad), "val", "2x3", ())
-    (one,) = evaluate.evaluate(question, Scorers(actors=1), str(tmp_path / "one"))
-    (two,) = evaluate.evaluate(question, Scorers(actors=2), str(tmp_path / "two"))
+    (one,) = evaluate.evaluate(question, Resources(workers=1), str(tmp_path / "one"))
+    (two,) = evaluate.evaluate(question, Resources(workers=2), str(tmp_path / "two"))
     assert one.table.equals(two.table)
     assert one.table["id"].to_pylist() == question.matched.manifest.ids
     assert [r for r in one.table["reason"].to_pylist() if r] == ["empty", "not_video"]
@@ -88,11 +88,11 @@ def test_a_prediction_has_the_bits_of_the_evaluation(
 ) -> None:
     """By the job's code on Ray, and in three lines without it."""
     question = evaluate.ask(untrained, str(some_bad), "val", "2x3 random", ())
-    (scored,) = evaluate.evaluate(question, Scorers(), str(tmp_path / "out"))
+    (scored,) = evaluate.evaluate(question, Resources(), str(tmp_path / "out"))
     scores = dict(zip(scored.table["uri"].to_pylist(), scored.table["scores"].to_pylist(), strict=True))
     predictor = load(untrained)
     manifest = find_videos([str(some_bad / "val" / "period_25")], predictor.label_sets)
-    blocks = driver.score(untrained, predictor.recipe, manifest, parse_views("2x3 random"), Scorers())
+    blocks = driver.score(untrained, predictor.recipe, manifest, parse_views("2x3 random"), Resources())
     found = list(answers.answers(manifest, blocks, 3))
     assert len(found) == 2
     for answer in found:
@@ -110,7 +110,7 @@ def test_windows_of_long_videos_stream_in_order(cluster: None, untrained: str, s
         predictor.recipe,
         unlabelled(whole, predictor.label_sets),
         parse_views("1x1"),
-        Scorers(),
+        Resources(),
         window_seconds=2.0,
         hop_seconds=1.0,
     )
@@ -143,11 +143,11 @@ def test_on_object_storage(cluster: None, s3: S3Server, untrained: str, some_bad
     for video in videos:
         storage.write_bytes(f"{root}/videos/val/{video.parent.name}/{video.name}", video.read_bytes())
     question = evaluate.ask(f"{root}/checkpoint", f"{root}/videos", "val", "1x1", ("1,2", "4,8"))
-    results = evaluate.evaluate(question, Scorers(), f"{root}/out")
+    results = evaluate.evaluate(question, Resources(), f"{root}/out")
     assert [result.folder for result in results] == [f"{root}/out/alpha_1_2", f"{root}/out/alpha_4_8"]
     trained, _ = read_scores(results[0].folder)
     local = evaluate.ask(untrained, str(some_bad), "val", "1x1", ())
-    blocks = list(driver.score(local.checkpoint, local.recipe, local.matched.manifest, parse_views("1x1"), Scorers()))
+    blocks = list(driver.score(local.checkpoint, local.recipe, local.matched.manifest, parse_views("1x1"), Resources()))
     assert trained["scores"].to_pylist() == np.concatenate([block[SCORES][:, 0] for block in blocks]).tolist()
     assert not trained.equals(read_scores(results[1].folder)[0])
     assert storage.exists(storage.join(results[1].folder, VIDEOS))

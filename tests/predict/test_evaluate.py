@@ -12,9 +12,9 @@ from tests.checkpoints import save_untrained
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data import rows
 from tpn_ray.predict import evaluate
-from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import Matched
 from tpn_ray.predict.worker import SCORES, VIEW_SCORES
+from tpn_ray.resources import Resources
 
 
 def test_no_file_is_written_outside_the_folder(
@@ -41,7 +41,7 @@ def test_no_file_is_written_outside_the_folder(
 
     monkeypatch.setattr(evaluate.driver, "score", blocks)
     out = tmp_path / "a" / "b" / "out"
-    evaluate.evaluate(question, Scorers(), str(out))
+    evaluate.evaluate(question, Resources(), str(out))
     written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     pictures = [path for path in written if path.name.startswith(("confusion_", "classes_", "escape"))]
     assert len(pictures) == 2

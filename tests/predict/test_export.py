@@ -10,7 +10,7 @@ import torch
 
 from tpn_ray.clips.decode import open_video
 from tpn_ray.data.cut import all_views
-from tpn_ray.data.views import Seen, parse_views, see
+from tpn_ray.data.views import ViewFrames, parse_views, see
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict import export
 from tpn_ray.predict.predictor import Predictor, load
@@ -39,7 +39,7 @@ def test_the_file_computes_what_the_network_does(
     assert export.export(predictor, clips, str(out)) < 1e-5
     run = export._run_saved if suffix == ".pt2" else export._run_onnx
     five = np.concatenate([clips, clips[:2]])
-    each = [Seen(one, np.arange(len(one))[None], 0) for one in five]
+    each = [ViewFrames(one, np.arange(len(one))[None], 0) for one in five]
     expected = np.concatenate([predictor.view_scores(one, parse_views("1x1")) for one in each])
     np.testing.assert_allclose(run(out.read_bytes(), five), expected, atol=1e-5)
 

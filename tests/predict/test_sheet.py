@@ -12,7 +12,7 @@ from PIL import Image
 
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.data.plan import MicroBatch
+from tpn_ray.data.plan import PlannedMicroBatch
 from tpn_ray.data.worker import ClipSource, training_rows
 from tpn_ray.predict.sheet import FRAMES, GAP_PX, SIDE_PX, TEXT_PX, Strip, sheet, training_clips, whole_videos
 
@@ -37,7 +37,7 @@ def test_tiles_stand_where_they_belong() -> None:
 
 def test_clips_are_those_of_training(source: ClipSource) -> None:
     numbers = np.array([5, 2])
-    trained = training_rows(source, [MicroBatch(step=9, epoch=4, positions=numbers, samples=numbers)])
+    trained = training_rows(source, [PlannedMicroBatch(step=9, epoch=4, positions=numbers, samples=numbers)])
     strips = training_clips(source, [5, 2], epoch=4)
     assert np.array_equal(strips[0].frames, trained["clip"][0])
     assert strips[1].text.startswith("period_")

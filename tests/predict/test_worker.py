@@ -7,7 +7,7 @@ from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.data import rows
 from tpn_ray.data.cut import all_views
 from tpn_ray.data.seen import columns, of_row
-from tpn_ray.data.views import Seen, parse_views
+from tpn_ray.data.views import ViewFrames, parse_views
 from tpn_ray.model.pixels import normalise
 from tpn_ray.predict.worker import SCORES, VIEW_SCORES, Scorer
 
@@ -19,7 +19,7 @@ def block(videos: int, reasons: list[str]) -> dict[str, np.ndarray]:
     frames = [random.integers(0, 256, (24, 48, 48, 3), dtype=np.uint8) for _ in range(videos)]
     return {
         rows.SAMPLE: np.arange(videos),
-        **columns([Seen(one, places, 0) for one in frames], VIEWS, ClipConfig(frames=8)),
+        **columns([ViewFrames(one, places, 0) for one in frames], VIEWS, ClipConfig(frames=8)),
         rows.LABELS: np.zeros((videos, 1), np.int64),
         rows.REASON: np.array(reasons),
         rows.MESSAGE: np.array(reasons),

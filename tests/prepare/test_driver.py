@@ -16,10 +16,10 @@ from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.clips.shards import CLAIM, DATASET, INDEX, SHARDS, shard_bytes
 from tpn_ray.errors import BudgetError, ConfigError, DamagedError, LeaseError, StorageError
 from tpn_ray.prepare import driver
-from tpn_ray.prepare.driver import Tasks
 from tpn_ray.prepare.layout import ShardConfig, ShardPlan
 from tpn_ray.prepare.report import progress_line, size
 from tpn_ray.prepare.worker import PrepareJob, Totals
+from tpn_ray.resources import Decoding
 
 
 def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def prepare(manifest: Manifest, folder: Path) -> None:
         EncodeConfig(),
         limits=SandboxLimits(),
         shards=ShardConfig(),
-        tasks=Tasks(),
+        decoding=Decoding(),
         max_bad=0.5,
         on_progress=lambda progress: None,
     )
@@ -111,7 +111,7 @@ def test_the_budget_holds_for_what_the_tasks_told_too_late(tmp_path: Path, monke
     entries = [Entry("a", "/videos/a.mp4", ("x",), "train"), Entry("b", "/videos/b.mp4", ("x",), "train")]
     manifest = build(entries, dict.fromkeys(("/videos/a.mp4", "/videos/b.mp4"), 1000), source="test")
 
-    def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) -> Totals:
+    def make_shards(job: PrepareJob, decoding: Decoding, watch: Callable[[Totals], None]) -> Totals:
         for plan in job.shards:
             bad = [(row, manifest.uris[row], "empty", "it has no bytes") for row in plan.rows]
             data = shard_bytes([], bad, job=job.settings_hash, split=plan.split)
@@ -140,9 +140,8 @@ def test_errors_of_tasks_come_back_as_they_were() -> None:
 
 def test_the_progress_line() -> None:
     totals = Totals(videos=30, frames=3000, video_bytes=5 * 1024**2, bad={1: (1, "u", "empty", "m")})
-    progress = driver.Progress(videos_in_all=131, before=50, totals=totals, bad=3, seconds=10)
+    progress = driver.PrepareProgress(videos_in_all=131, before=50, totals=totals, bad=3, seconds=10)
     assert progress_line(progress) == "81/131 videos  3 bad  300 frames/s  5.0 MB made  16 s left"
-    assert progress_line(driver.Progress(videos_in_all=5, before=5, totals=Totals(), bad=0, seconds=0)).startswith(
-        "5/5"
-    )
+    done = driver.PrepareProgress(videos_in_all=5, before=5, totals=Totals(), bad=0, seconds=0)
+    assert progress_line(done).startswith("5/5")
     assert [size(count) for count in (2048, 3 * 1024**2, 5 * 1024**3)] == ["2 kB", "3.0 MB", "5.0 GB"]

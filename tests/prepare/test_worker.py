@@ -18,7 +18,7 @@ from tpn_ray.clips.manifest import build, load_manifest
 from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.errors import StorageError
 from tpn_ray.prepare.layout import ShardConfig, plan_shards
-from tpn_ray.prepare.worker import Finding, Meter, PrepareJob, clip_seconds, make_shard
+from tpn_ray.prepare.worker import Meter, PrepareJob, VideoFinding, clip_seconds, make_shard
 from tpn_ray.storage import StoredFile
 
 GOOD = 12
@@ -68,7 +68,7 @@ def hash_of(name: str) -> int:
 
 
 def test_the_quarantine_is_exactly_the_hostile_files(hostile_folder: Path, tmp_path: Path) -> None:
-    findings: list[Finding] = []
+    findings: list[VideoFinding] = []
     job = job_for(str(hostile_folder), str(tmp_path / "a"))
     assert len(job.shards) == 1
     make_shard(job, 0, findings.append)

@@ -15,14 +15,14 @@ from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict.table import LABEL_SETS_KEY, write_scores
 from tpn_ray.reproduce import driver, show
-from tpn_ray.reproduce.driver import Campaign, rows_named
+from tpn_ray.reproduce.driver import Reproduction, rows_named
 from tpn_ray.reproduce.tables import table
 from tpn_ray.train.machines import Machines
 
 
 @pytest.fixture
-def campaign(toy_folder: Path, tmp_path: Path) -> Campaign:
-    return Campaign(
+def campaign(toy_folder: Path, tmp_path: Path) -> Reproduction:
+    return Reproduction(
         name="table6c-toy",
         table=rows_named(table("6c"), ["parallel"], "toy"),
         scale="toy",
@@ -34,7 +34,7 @@ def campaign(toy_folder: Path, tmp_path: Path) -> Campaign:
     )
 
 
-def save(campaign: Campaign, row: int, seed: int, right: int) -> None:
+def save(campaign: Reproduction, row: int, seed: int, right: int) -> None:
     """The scores of a run that gets the first `right` of 16 validation videos right."""
     videos = campaign.manifest.select("val")
     scores = np.zeros((16, 8), dtype=np.float32)
@@ -47,7 +47,7 @@ def save(campaign: Campaign, row: int, seed: int, right: int) -> None:
     write_scores(pa.table(columns, metadata=keys), uri)
 
 
-def test_rows_and_seeds_come_together(campaign: Campaign) -> None:
+def test_rows_and_seeds_come_together(campaign: Reproduction) -> None:
     for seed, (baseline, pyramid) in enumerate([(4, 12), (5, 14), (4, 12)]):
         save(campaign, 0, seed, baseline)
         save(campaign, 1, seed, pyramid)
@@ -65,7 +65,7 @@ def test_rows_and_seeds_come_together(campaign: Campaign) -> None:
     assert [table.row_count for table in show.as_tables(campaign, found)] == [2]
 
 
-def test_scores_of_other_settings_are_not_taken_for_these(campaign: Campaign) -> None:
+def test_scores_of_other_settings_are_not_taken_for_these(campaign: Reproduction) -> None:
     """Fewer epochs under the same name would be another table."""
     save(campaign, 0, 0, 4)
     longer = dataclasses.replace(campaign, epochs=3)
@@ -73,6 +73,6 @@ def test_scores_of_other_settings_are_not_taken_for_these(campaign: Campaign) ->
         driver.run(longer, on_run=lambda name, top1: None, on_event=lambda event: None)
 
 
-def test_recipes_of_a_campaign(campaign: Campaign) -> None:
+def test_recipes_of_a_campaign(campaign: Reproduction) -> None:
     recipe = campaign.recipe(campaign.table.rows[1], 2)
     assert (recipe.model.flow, recipe.loop.seed, recipe.loop.epochs) == ("parallel", 2, 2)

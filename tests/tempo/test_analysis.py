@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tpn_ray.tempo.analysis import Report, add_gain, add_strides, add_tempo, missed
+from tpn_ray.tempo.analysis import TempoReport, add_gain, add_strides, add_tempo, missed
 from tpn_ray.tempo.fwhm import Tempo
 from tpn_ray.tempo.page import Page
 
@@ -29,24 +29,24 @@ def test_gain_that_grows_with_variance_is_found(tempos: list[Tempo]) -> None:
     random = np.random.default_rng(1)
     first = {one.id: bool(random.random() < 0.5) for one in tempos}
     second = {one.id: bool(random.random() < 0.5 + int(one.id[:2]) / CLASSES / 2.5) for one in tempos}
-    report = Report()
+    report = TempoReport()
     line = add_gain(report, tempos, first, second, per_bin=10)
     assert line.slope_interval[0] > 0
     assert "the gain grows with the variance" in report.page.html().decode()
     assert report.pictures["gain.png"][:4] == b"\x89PNG"
-    same = Report()
+    same = TempoReport()
     assert add_gain(same, tempos, first, first, per_bin=10).slope == pytest.approx(0)
     assert "no growth of the gain with the variance is shown" in same.page.html().decode()
 
 
 def test_truth_is_compared_where_it_is_known(tempos: list[Tempo]) -> None:
-    report = Report()
+    report = TempoReport()
     unmeasured = [Tempo("x", "class 00", math.nan, 0.1)]
     add_tempo(report, [*tempos, *unmeasured], {one.id: 3 * one.seconds for one in tempos[:100]})
     assert report.numbers["spearman_with_truth"] == "1.000 over 100 videos whose true tempo is known"
     assert report.numbers["tempo"] == "measured in 1200 of 1201 videos with a label"
     assert {"variance.png", "truth.png"} == set(report.pictures)
-    unknown = Report()
+    unknown = TempoReport()
     add_tempo(unknown, tempos, {})
     assert "truth.png" not in unknown.pictures
 
@@ -54,7 +54,7 @@ def test_truth_is_compared_where_it_is_known(tempos: list[Tempo]) -> None:
 def test_strides(tempos: list[Tempo]) -> None:
     steady = {stride: {"a": True, "b": False} for stride in (2, 8, 16)}
     falling = {2: {"a": False, "b": False}, 8: {"a": True, "b": True}, 16: {"a": True, "b": False}}
-    report = Report()
+    report = TempoReport()
     add_strides(report, falling, steady, 8, ("baseline", "TPN"))
     assert report.numbers["strides"] == {"stride": [2, 8, 16], "baseline": [0, 1, 0.5], "TPN": [0.5] * 3}
     assert "moves by 100.0% (baseline) and 0.0% (TPN)" in report.numbers["robustness"]

@@ -9,9 +9,9 @@ import pytest
 from tests.checkpoints import save_untrained
 from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.toy import TOY_CLASSES
-from tpn_ray.predict.driver import Scorers
+from tpn_ray.resources import Resources
 from tpn_ray.tempo import driver
-from tpn_ray.tempo.driver import Question
+from tpn_ray.tempo.driver import TempoQuestion
 
 
 def test_of_several_seeds_the_mean_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +32,8 @@ def test_played_speed_alone_needs_no_single_frames(
         return dict.fromkeys(manifest.ids, True)
 
     monkeypatch.setattr(driver, "_hits", hits)
-    question = Question(first=(uri, uri), second=(uri,), strides=(2, 8))
-    tempos, report = driver.analyse(question, manifest, {}, Scorers())
+    question = TempoQuestion(first=(uri, uri), second=(uri,), strides=(2, 8))
+    tempos, report = driver.analyse(question, manifest, {}, Resources())
     assert tempos == []
     assert report.numbers["strides"]["stride"] == [2, 4, 8]
     assert report.pictures.keys() == {"strides.png"}

@@ -23,12 +23,14 @@ from tpn_ray.errors import (
     TornCheckpointError,
     TrainingError,
 )
-from tpn_ray.train import driver
 from tpn_ray.train.events import Committed, Event, Failed
 from tpn_ray.train.losses import CONTROLLER_STARTS, End, Losses, Lost, StartAgain, decide, is_lasting
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import replace_fields
+from tpn_ray.train.run import train
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.train.saving import Saving
+from tpn_ray.train.trainer import what_was_lost
 
 
 def ends_after(lost: Lost, max_failures: int, progress_every: int = 0, most: int = 100) -> int | None:
@@ -67,7 +69,7 @@ def test_what_would_come_again_ends_the_run_whatever_progress_it_made() -> None:
 
 def lost_by(error: Exception) -> Lost:
     """By a worker that ended with this error, whose copy is made as it travels."""
-    return driver.what_was_lost(copy.deepcopy(ray.train.WorkerGroupError("two workers", {1: error})))
+    return what_was_lost(copy.deepcopy(ray.train.WorkerGroupError("two workers", {1: error})))
 
 
 def test_errors_that_the_next_workers_would_meet_are_told_from_those_that_pass() -> None:
@@ -78,10 +80,10 @@ def test_errors_that_the_next_workers_would_meet_are_told_from_those_that_pass()
     for error in (StorageError("no answer"), TornCheckpointError("torn"), ValueError("a fault"), OSError("gone")):
         assert lost_by(error) is Lost.WORKERS
     assert lost_by(ray.exceptions.ActorDiedError()) is Lost.WORKERS
-    assert driver.what_was_lost(ray.exceptions.ActorDiedError()) is Lost.CONTROLLER
-    assert driver.what_was_lost(ray.train.ControllerError(ray.exceptions.ActorDiedError())) is Lost.CONTROLLER
-    assert driver.what_was_lost(ray.train.ControllerError(RuntimeError("no places"))) is Lost.PLACES
-    assert driver.what_was_lost(ValueError("of the driver's own")) is Lost.FOR_GOOD
+    assert what_was_lost(ray.exceptions.ActorDiedError()) is Lost.CONTROLLER
+    assert what_was_lost(ray.train.ControllerError(ray.exceptions.ActorDiedError())) is Lost.CONTROLLER
+    assert what_was_lost(ray.train.ControllerError(RuntimeError("no places"))) is Lost.PLACES
+    assert what_was_lost(ValueError("of the driver's own")) is Lost.FOR_GOOD
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def test_a_run_may_lose_more_workers_than_in_a_row(toy_folder: Path, tmp_path: P
     manifest = load_manifest(str(toy_folder))
     # 24 steps: events arrive while the worker goes on, and both must arrive before it has ended.
     short = {"loop.epochs": 6, "loop.evaluate_every_epochs": 6, "loop.batch_clips": 8, "loop.micro_batch_clips": 8}
-    recipe = driver.recipe_for(replace_fields(recipes.toy(), short), manifest)
+    recipe = recipe_for(replace_fields(recipes.toy(), short), manifest)
     events: list[Event] = []
     killed: list[int] = []
 
@@ -107,7 +109,7 @@ def test_a_run_may_lose_more_workers_than_in_a_row(toy_folder: Path, tmp_path: P
         if isinstance(event, Committed) and not event.scores and len(killed) < 2:
             killed.extend(kill_the_worker())
 
-    result = driver.run(
+    result = train(
         recipe,
         manifest,
         Machines(workers=1),

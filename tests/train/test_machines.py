@@ -6,8 +6,11 @@ import pytest
 
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError, ResourceError
+from tpn_ray.resources import Decoding, PerWorker
 from tpn_ray.train.machines import Machines, check_division, check_feasible
 from tpn_ray.train.recipe import replace_fields
+
+SPOT, ON_CPU_NODES = PerWorker(resources=("spot=1",)), Decoding(on=("pool=cpu",))
 
 
 @pytest.mark.parametrize(
@@ -15,12 +18,16 @@ from tpn_ray.train.recipe import replace_fields
     [
         (Machines(workers=2), {"CPU": 2.0}, "too few CPUs: .* need 3, the cluster has 2; .*--workers"),
         (
-            Machines(workers=2, gpus_per_worker=1),
+            Machines(per_worker=PerWorker(gpus=1)),
             {"CPU": 9.0, "GPU": 1.0},
             "too few GPUs: .* need 2, the cluster has 1",
         ),
-        (Machines(workers=2, worker_resources=("spot=1",)), {"CPU": 9.0, "spot": 1.0}, "too little of spot: .* need 2"),
-        (Machines(workers=2, decode_on=("pool=cpu",)), {"CPU": 9.0}, "no node has the labels pool=cpu; .*--decode-on"),
+        (
+            Machines(per_worker=SPOT),
+            {"CPU": 9.0, "spot": 1.0},
+            "too little of spot: .* need 2",
+        ),
+        (Machines(decoding=ON_CPU_NODES), {"CPU": 9.0}, "no node has the labels pool=cpu; .*--decode-on"),
     ],
 )
 def test_what_can_never_start_is_refused(machines: Machines, total: dict[str, float], message: str) -> None:
@@ -45,8 +52,8 @@ def test_workers_that_cannot_share_batch_norm_are_refused() -> None:
 
 def test_what_fits_is_not_refused() -> None:
     check_feasible(Machines(workers=2), {"CPU": 3.0}, [{}])
-    check_feasible(Machines(workers=2, may_grow=True, decode_on=("pool=cpu",)), {"CPU": 1.0}, [])
-    placed = Machines(workers=2, min_workers=1, worker_resources=("spot=1",), decode_on=("pool=cpu",))
+    check_feasible(Machines(decoding=Decoding(may_grow=True, on=("pool=cpu",))), {"CPU": 1.0}, [])
+    placed = Machines(min_workers=1, per_worker=SPOT, decoding=ON_CPU_NODES)
     check_feasible(placed, {"CPU": 3.0, "spot": 1.0}, [{"pool": "gpu"}, {"pool": "cpu"}])
 
 
@@ -55,11 +62,12 @@ def test_nonsense_machines() -> None:
         Machines(workers=0)
     with pytest.raises(ConfigError, match="min_workers=3"):
         Machines(workers=2, min_workers=3)
-    with pytest.raises(ConfigError, match="decode_cpus"):
-        Machines(decode_cpus=0)
-    with pytest.raises(ConfigError, match="worker_resources: 'spot' must be of the form spot=1"):
-        Machines(worker_resources=("spot",))
-    with pytest.raises(ConfigError, match="decode_on: 'cpu' must be of the form pool=cpu"):
-        Machines(decode_on=("cpu",))
     with pytest.raises(ConfigError, match="resize_seconds=0"):
         Machines(resize_seconds=0)
+
+
+def test_scoring_takes_as_much_as_training() -> None:
+    machines = Machines(workers=3, per_worker=PerWorker(cpus=0, gpus=1), decoding=ON_CPU_NODES)
+    scoring = machines.for_scoring
+    assert (scoring.workers, scoring.decoding) == (3, machines.decoding)
+    assert scoring.per_worker == PerWorker(cpus=1, gpus=1)

@@ -11,12 +11,13 @@ import torch
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes, session
-from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.clips.manifest import Manifest
 from tpn_ray.errors import ConfigError
-from tpn_ray.train import driver
 from tpn_ray.train.events import Event, Started
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.train.run import Stretch, train
+from tpn_ray.train.run_plan import recipe_for
 
 pytestmark = pytest.mark.cluster
 
@@ -35,26 +36,22 @@ def ray_here() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def manifest(toy_folder: Path) -> Manifest:
-    return load_manifest(str(toy_folder))
-
-
-@pytest.fixture(scope="module")
 def recipe(manifest: Manifest) -> Recipe:
-    return driver.recipe_for(replace_fields(recipes.toy(), SHORT), manifest)
+    return recipe_for(replace_fields(recipes.toy(), SHORT), manifest)
 
 
-def train(recipe: Recipe, manifest: Manifest, folder: Path, name: str, until: int = 0, begin: str = "") -> list[Event]:
+def trained(
+    recipe: Recipe, manifest: Manifest, folder: Path, name: str, until: int = 0, begin: str = ""
+) -> list[Event]:
     events: list[Event] = []
-    driver.run(
+    train(
         recipe,
         manifest,
         Machines(workers=1),
         storage_uri=str(folder),
         name=name,
         on_event=events.append,
-        until_epoch=until,
-        start_from=begin,
+        stretch=Stretch(until_epoch=until, start_from=begin),
     )
     return events
 
@@ -68,15 +65,15 @@ def tensors(folder: Path, name: str, step: int = 8) -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def undisturbed(recipe: Recipe, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    train(recipe, manifest, folder, "whole")
+    trained(recipe, manifest, folder, "whole")
     return folder
 
 
 def test_a_pause_changes_no_bit(recipe: Recipe, manifest: Manifest, undisturbed: Path, tmp_path: Path) -> None:
-    train(recipe, manifest, tmp_path, "paused", until=1)
+    trained(recipe, manifest, tmp_path, "paused", until=1)
     at_pause = checkpoints.load(str(tmp_path / "paused" / "step-00000004"))
     assert at_pause.scores["val_videos"] == 16  # it was evaluated, though only every second epoch is
-    events = train(recipe, manifest, tmp_path, "paused")
+    events = trained(recipe, manifest, tmp_path, "paused")
     assert [event.step for event in events if isinstance(event, Started)] == [4]
     whole, paused = tensors(undisturbed, "whole"), tensors(tmp_path, "paused")
     assert all(torch.equal(one, other) for one, other in zip(whole, paused, strict=True))
@@ -87,7 +84,7 @@ def test_another_runs_checkpoint_and_other_settings(
 ) -> None:
     donor = str(undisturbed / "whole" / "step-00000008")
     longer = {"loop.epochs": 3, "loss.lambdas": (0.1,), "model.alpha": (2, 4), "optim.lr": 0.02}
-    events = train(replace_fields(recipe, longer), manifest, tmp_path, "mutant", begin=donor)
+    events = trained(replace_fields(recipe, longer), manifest, tmp_path, "mutant", begin=donor)
     assert [event.step for event in events if isinstance(event, Started)] == [8]
     saved = checkpoints.load(str(tmp_path / "mutant" / "step-00000012"))
     assert saved.recipe["model"]["alpha"] == [2, 4]
@@ -95,4 +92,4 @@ def test_another_runs_checkpoint_and_other_settings(
 
 def test_a_pause_beyond_the_end(recipe: Recipe, manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="until_epoch=3 is beyond the 2 epochs"):
-        train(recipe, manifest, tmp_path, "never", until=3)
+        trained(recipe, manifest, tmp_path, "never", until=3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tpn_ray.data import rows
-from tpn_ray.data.plan import MicroBatch, Plan
+from tpn_ray.data.plan import Plan, PlannedMicroBatch
 from tpn_ray.data.schedule import Schedule
 from tpn_ray.data.worker import Rows
 from tpn_ray.errors import TrainingError
@@ -25,7 +25,7 @@ def block_of(slot: int, workers: int, bad: int | None = None) -> Rows:
     samples = part.samples
     reasons = np.array(["empty" if bad is not None and sample == bad else "" for sample in samples], dtype=np.str_)
     return {
-        rows.POSITION: part.positions if isinstance(part, MicroBatch) else samples,
+        rows.POSITION: part.positions if isinstance(part, PlannedMicroBatch) else samples,
         rows.SAMPLE: samples,
         rows.CLIP: (np.maximum(samples, 0)[:, None, None, None, None] * np.ones((1, 1, 2, 2, 3))).astype(np.uint8),
         rows.LABELS: np.maximum(samples, 0)[:, None],

@@ -8,8 +8,8 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import rows
 from tpn_ray.data.worker import ClipSource, training_rows
-from tpn_ray.train import driver
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.run_plan import make_plan
 from tpn_ray.train.step import MicroBatch, Training
 
 
@@ -17,7 +17,7 @@ def undisturbed(recipe: Recipe, manifest: Manifest, *, threads: int = 1) -> Trai
     """All steps of the recipe, which has an ordered reduction; sums inside an operation depend on the threads too."""
     assert recipe.loop.ordered_reduction
     torch.set_num_threads(threads)
-    plan = driver.make_plan(recipe, manifest)
+    plan = make_plan(recipe, manifest)
     training = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, "cpu")
     source = ClipSource(manifest=manifest.select("train"), clip=recipe.clip, augment=recipe.augment, seed=0)
     for step in range(plan.steps):

@@ -9,8 +9,9 @@ import pytest
 from tpn_ray import recipes
 from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
-from tpn_ray.train.driver import recipe_for
+from tpn_ray.resources import Decoding, PerWorker
 from tpn_ray.train.machines import Machines
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune import driver
 from tpn_ray.tune.driver import How, concurrent_trials, search_for
 from tpn_ray.tune.journal import Held, Point, Trial
@@ -40,11 +41,11 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
 
 
 def test_how_many_trials_fit() -> None:
-    machines = Machines(workers=2, gpus_per_worker=0.5)  # 4 CPUs and a GPU each
+    machines = Machines(per_worker=PerWorker(gpus=0.5))  # 4 CPUs and a GPU each
     assert concurrent_trials(machines, {"CPU": 16.0, "GPU": 3.0}, 0) == 3
     assert concurrent_trials(machines, {"CPU": 9.0, "GPU": 3.0}, 0) == 2
     assert concurrent_trials(machines, {"CPU": 16.0, "GPU": 3.0}, 1) == 1
-    assert concurrent_trials(dataclasses.replace(machines, may_grow=True), {"CPU": 1.0}, 5) == 5
+    assert concurrent_trials(dataclasses.replace(machines, decoding=Decoding(may_grow=True)), {"CPU": 1.0}, 5) == 5
     with pytest.raises(ResourceError, match="not one trial fits: it needs 4 CPUs and 1 GPUs"):
         concurrent_trials(machines, {"CPU": 3.0, "GPU": 1.0}, 0)
 

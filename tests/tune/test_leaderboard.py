@@ -14,7 +14,7 @@ from tpn_ray import tracking
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import TrainingError
 from tpn_ray.tracking import TrackedRun
-from tpn_ray.tune.driver import Outcome
+from tpn_ray.tune.driver import CampaignOutcome
 from tpn_ray.tune.journal import Point, Trial
 from tpn_ray.tune.leaderboard import show
 from tpn_ray.tune.space import space
@@ -45,7 +45,7 @@ def trial(number: int, *tops: float, failure: str = "") -> Trial:
     return Trial(number=number, sample={"optim.lr": 0.1 * (number + 1)}, points=points, failure=failure)
 
 
-def end(outcome: Outcome, campaign: Campaign, parent: TrackedRun) -> None:  # noqa: F811
+def end(outcome: CampaignOutcome, campaign: Campaign, parent: TrackedRun) -> None:  # noqa: F811
     fields = space("none", campaign.recipe, ["optim.lr=loguniform(0.01,1)"])
     show(outcome, campaign, fields, recipe_name="toy", data="videos", again="python jobs/tune.py toy", tracked=parent)
 
@@ -61,7 +61,7 @@ def test_the_end_of_a_campaign_whose_server_was_away(
     last = dataclasses.replace(best.points[-1], checkpoint=checkpoint)
     best = dataclasses.replace(best, points=(*best.points[:-1], last))
     trials = [best, trial(0, 0.5), trial(2, failure="TrainingError: the loss is nan")]
-    end(Outcome(trials=trials, max_concurrent=2), tracked_campaign, parent)
+    end(CampaignOutcome(trials=trials, max_concurrent=2), tracked_campaign, parent)
     printed = capsys.readouterr().out
     assert "python jobs/train.py toy --data videos --optim.lr 0.2" in printed
     assert f"its checkpoint is {checkpoint}" in printed
@@ -85,11 +85,13 @@ def test_the_end_of_a_campaign_whose_server_was_away(
 def test_a_pause_leaves_trials_open_and_a_campaign_of_failures_is_one(
     tracked_campaign: Campaign, parent: TrackedRun
 ) -> None:
-    end(Outcome(trials=[trial(0)], max_concurrent=1, paused="the hours are spent"), tracked_campaign, parent)
+    end(CampaignOutcome(trials=[trial(0)], max_concurrent=1, paused="the hours are spent"), tracked_campaign, parent)
     runs = MlflowClient(parent.tracking_uri).search_runs(["1"])
     assert [run.info.run_id for run in runs] == [parent.run_id]
     with pytest.raises(TrainingError, match="no trial was evaluated; the first failed with: TrainingError: nan"):
-        end(Outcome(trials=[trial(0, failure="TrainingError: nan")], max_concurrent=1), tracked_campaign, parent)
+        end(
+            CampaignOutcome(trials=[trial(0, failure="TrainingError: nan")], max_concurrent=1), tracked_campaign, parent
+        )
 
 
 def test_a_server_that_is_away_stops_no_trial(tracked_campaign: Campaign) -> None:

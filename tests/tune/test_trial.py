@@ -20,9 +20,9 @@ from benchmarks.campaign import CampaignBench, measure_campaign
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes, session, tracking
 from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.train.driver import recipe_for
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import replace_fields
+from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune import asynchronous_driver, driver
 from tpn_ray.tune.driver import How
 from tpn_ray.tune.halving import Search

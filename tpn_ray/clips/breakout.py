@@ -48,7 +48,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class BreakoutOutcome:
     """What came of all attempts."""
 
     confinement: Confinement
@@ -240,7 +240,7 @@ def child(target: str, *, confined: bool) -> None:
 # --- in the parent
 
 
-def tried(*, confined: bool = True, seconds: float = 60.0) -> Trial:
+def tried(*, confined: bool = True, seconds: float = 60.0) -> BreakoutOutcome:
     """Every attempt in a child that confined itself, or did not. Raises ResourceError for a child that does not end."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="breakout-")))
@@ -277,4 +277,4 @@ def tried(*, confined: bool = True, seconds: float = 60.0) -> Trial:
         raise ResourceError(
             f"the process that tries to break out ended early (status {done.returncode}, {last}): {said}"
         )
-    return Trial(confinement=Confinement(**lines[0]), outcomes=dict(lines[1:]))
+    return BreakoutOutcome(confinement=Confinement(**lines[0]), outcomes=dict(lines[1:]))

@@ -49,7 +49,7 @@ class Video:
 
     def __init__(self, data: bytes, limits: DecodeLimits) -> None:
         """Read the container and the packets; decode nothing yet."""
-        self._clock = packets.Clock(limits.max_seconds)
+        self._clock = packets.CpuLimit(limits.max_seconds)
         self._track = open_track(data, limits, self._clock)
         self._index = self._track.index
         self._reformatter = VideoReformatter()

@@ -47,7 +47,7 @@ class DecodeLimits:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be above 0")
 
 
-class Clock:
+class CpuLimit:
     """The limit of the calling thread's CPU time in one call."""
 
     def __init__(self, seconds: float) -> None:
@@ -107,7 +107,7 @@ class FrameIndex:
 
 
 def frame_index(
-    packets: list[Packet[VideoStream]], stream: VideoStream, codec: str, nal_length_bytes: int, clock: Clock
+    packets: list[Packet[VideoStream]], stream: VideoStream, codec: str, nal_length_bytes: int, clock: CpuLimit
 ) -> FrameIndex | None:
     """The index from the packets' times, or None where they are missing, not distinct, or guesses."""
     if stream.container.format.name == "avi" and stream.codec_context.has_b_frames:
@@ -204,7 +204,7 @@ def configure(context: VideoCodecContext, limits: DecodeLimits, *, strict: bool)
 
 
 def read_packets(
-    container: InputContainer, stream: VideoStream, limits: DecodeLimits, clock: Clock
+    container: InputContainer, stream: VideoStream, limits: DecodeLimits, clock: CpuLimit
 ) -> list[Packet[VideoStream]]:
     """All packets of the stream, in decoding order: the compressed video once more in memory."""
     width, height = stream.codec_context.width, stream.codec_context.height

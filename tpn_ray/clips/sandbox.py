@@ -289,7 +289,7 @@ class _Child:
             return BadVideo("damaged", f"the decoder crashed on it ({signal.Signals(-status).name})")
         return ResourceError(
             f"the process that decodes was ended from outside (status {status}); probably its node ran out of memory:"
-            " run fewer tasks at once with a larger --cpus-per-task"
+            " run fewer tasks at once with a larger --decode-cpus"
         )
 
     def _wait(self, limits: SandboxLimits) -> str:

@@ -129,7 +129,7 @@ def refuse_false_length(data: bytes, limits: DecodeLimits) -> None:
         stream = packets.video_stream(container, limits)
         if not container.format.name.startswith(HEADERS_WITH_LENGTH) or stream.time_base is None:
             return
-        found = packets.read_packets(container, stream, limits, packets.Clock(limits.max_seconds))
+        found = packets.read_packets(container, stream, limits, packets.CpuLimit(limits.max_seconds))
         spans = [(packet.pts, packet.pts + (packet.duration or 0)) for packet in found if packet.pts is not None]
         announced_seconds = _announced_seconds(container, stream)
         if stream.frames > 1.1 * len(found) + 2:

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from tpn_ray.clips import bitstream, mp4, packets
 from tpn_ray.clips.bitstream import Payload
 from tpn_ray.clips.mp4 import Mp4Track
-from tpn_ray.clips.packets import Clock, DecodeLimits, FrameIndex
+from tpn_ray.clips.packets import CpuLimit, DecodeLimits, FrameIndex
 
 
 class Track(Protocol):
@@ -58,7 +58,7 @@ class Track(Protocol):
         """Free what is held."""
 
 
-def open_track(data: bytes, limits: DecodeLimits, clock: Clock) -> Track:
+def open_track(data: bytes, limits: DecodeLimits, clock: CpuLimit) -> Track:
     """The first video stream. Raises BadVideo with the reason why there is none that can be used."""
     track = mp4.read_track(data) if len(data) <= limits.max_bytes else None
     if track and len(track.sizes) <= limits.max_frames and track.width * track.height <= limits.max_pixels:
@@ -149,7 +149,7 @@ class TableTrack:
 class DemuxedTrack:
     """All packets as FFmpeg's demuxer gives them, read at once."""
 
-    def __init__(self, data: bytes, limits: DecodeLimits, clock: Clock) -> None:
+    def __init__(self, data: bytes, limits: DecodeLimits, clock: CpuLimit) -> None:
         self._data, self._limits = data, limits
         self._container = packets.open_container(data, limits)
         try:

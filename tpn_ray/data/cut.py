@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tpn_ray.clips.augment import AugmentConfig
-from tpn_ray.data.views import Seen, Square, Views, squares
+from tpn_ray.data.views import Square, ViewFrames, Views, squares
 
 
 def cut(
@@ -26,7 +26,7 @@ def cut(
     return views
 
 
-def all_views(seen: Seen, views: Views, config: AugmentConfig) -> NDArray[np.uint8]:
+def all_views(seen: ViewFrames, views: Views, config: AugmentConfig) -> NDArray[np.uint8]:
     """uint8 (v, t, h, w, c): every view, on the CPU."""
     frames, places = torch.tensor(seen.frames), torch.tensor(seen.places)
     made: NDArray[np.uint8] = cut(frames, places, squares(seen, views, config), views.side_px(config)).numpy()

@@ -21,7 +21,7 @@ from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.clips.sandbox import clip_sandbox, findings
 from tpn_ray.data import handover
-from tpn_ray.data.views import Seen, Views, Window, duration_seconds, see, windows
+from tpn_ray.data.views import ViewFrames, Views, Window, duration_seconds, see, windows
 
 Decode = Callable[..., Any]
 """Calls one of the functions below with a video's bytes and the other arguments."""
@@ -76,7 +76,7 @@ def centre_clip(data: bytes, clip: ClipConfig, config: AugmentConfig, developed:
 
 
 def seen(data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig) -> list[Any]:
-    """Decode what all views of a video show: the fields of `Seen`, and the video's length in seconds."""
+    """Decode what all views of a video show: the fields of `ViewFrames`, and the video's length in seconds."""
     with open_video(data) as video:
         return [*_fields(see(video, data, views, clip, config)), duration_seconds(video.seconds())]
 
@@ -84,7 +84,7 @@ def seen(data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig) -> 
 def seen_windows(
     data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig, length_seconds: float, hop_seconds: float
 ) -> Iterator[list[Any]]:
-    """Decode what all views show of each window: the fields of `Seen`, and those of its `Window`."""
+    """Decode what all views show of each window: the fields of `ViewFrames`, and those of its `Window`."""
     with open_video(data) as video:
         for window in windows(video, length_seconds, hop_seconds):
             one = see(video, data, views, clip, config, window)
@@ -99,7 +99,7 @@ def each_window(
     config: AugmentConfig,
     length_seconds: float,
     hop_seconds: float,
-) -> Iterator[tuple[Seen, Window]]:
+) -> Iterator[tuple[ViewFrames, Window]]:
     """Yield what is seen of each window of a video, one at a time: those of a long one do not fit into memory.
 
     Raises BadVideo where the video cannot be used, at its beginning or from somewhere on.
@@ -112,7 +112,7 @@ def each_window(
         if item is None:
             return
         *fields, window = item
-        yield Seen(*fields), Window(*window)
+        yield ViewFrames(*fields), Window(*window)
 
 
 def spread_frames(data: bytes, clip: ClipConfig, config: AugmentConfig) -> NDArray[np.uint8]:
@@ -135,5 +135,5 @@ def clip_seconds(data: bytes, clip: ClipConfig, developed: bool) -> float:
     return statistics.median(spent)
 
 
-def _fields(one: Seen) -> list[Any]:
+def _fields(one: ViewFrames) -> list[Any]:
     return [one.frames, one.places, one.seed]

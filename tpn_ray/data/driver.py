@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,13 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from tpn_ray import storage
 from tpn_ray.data import worker
-from tpn_ray.data.nodes import Labels, labels_of
-from tpn_ray.data.plan import MicroBatch, Plan, evaluation_slot
+from tpn_ray.data.plan import Plan, PlannedMicroBatch, evaluation_slot
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
-from tpn_ray.data.share import shared
+from tpn_ray.data.share import Sharing, shared
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
-from tpn_ray.errors import ConfigError, ResourceError
+from tpn_ray.errors import ResourceError
+from tpn_ray.resources import PATIENCE_SECONDS, Decoding, Labels
 
 NUMBERS_PER_READ = 256
 VIEW_BLOCK_BYTES = 64 * 1024**2
@@ -34,32 +33,10 @@ VIEW_VIDEOS = 8
 FETCH_SECONDS = 300.0
 """Longest wait for what the driver put into the object store: some hundred megabytes at most."""
 KEPT_COPIES = 2  # a run's training and validation videos
-PATIENCE_SECONDS = 300.0
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.001, 0.05
 """Between rounds of Ray Data's scheduling that found nothing to wait for."""
 WAITED_SECONDS = 0.01
 """A round that took longer has waited for a task."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeResources:
-    """What one decoding task takes on a node, and how many may run at once (0: as many as fit)."""
-
-    cpus: float = 1.0
-    tasks: int = 0
-    share_bytes: int = 0
-    """Local disk of a node for decoded clips that other runs want too; 0 shares nothing."""
-    share_with: str = ""
-    """Who shares, such as a campaign: videos that change between two campaigns are decoded again."""
-    on: tuple[str, ...] = ()
-    """Labels of the nodes that decode, such as pool=cpu; by default all."""
-    patience_seconds: float = PATIENCE_SECONDS
-    """Longest time without a decoded clip: more than a node takes to come up, where the cluster adds them on demand."""
-
-    def __post_init__(self) -> None:
-        labels_of(self.on, "decode.on")
-        if self.patience_seconds <= 0:
-            raise ConfigError(f"decode.patience_seconds={self.patience_seconds:g} must be above 0")
 
 
 def node_labels() -> list[Labels]:
@@ -106,7 +83,7 @@ def configure_context(cpus: float | None = None, patience_seconds: float = PATIE
 
 
 def training_clips(
-    source: ray.ObjectRef[ClipSource], plan: Plan, workers: int, first_step: int, resources: DecodeResources
+    source: ray.ObjectRef[ClipSource], plan: Plan, workers: int, first_step: int, decoding: Decoding
 ) -> ray.data.Dataset:
     """The plan from `first_step` on; every row has the columns of `worker.training_rows`.
 
@@ -117,7 +94,7 @@ def training_clips(
         micro_batches = plan.block(int(block["id"][0]), workers, first_step)
         return worker.training_rows(local_copy(source), micro_batches)
 
-    return _decoded(plan.blocks(workers, first_step), decode, resources)
+    return _decoded(plan.blocks(workers, first_step), decode, decoding)
 
 
 def run_clips(
@@ -126,7 +103,8 @@ def run_clips(
     schedule: Schedule,
     workers: int,
     first_step: int,
-    resources: DecodeResources,
+    decoding: Decoding,
+    sharing: Sharing,
     tell: Callable[[str], None],
 ) -> ray.data.Dataset:
     """All that a run reads after `first_step`, in the blocks of `schedule.block`; rows of `worker.training_rows` or, in
@@ -136,7 +114,7 @@ def run_clips(
         storage.tell_outages(tell)
         block = schedule.block(int(number["id"][0]), workers, first_step)
         scored = [slot.samples for slot in block if isinstance(slot, EvaluationBatch)]
-        trained = [slot for slot in block if isinstance(slot, MicroBatch)]
+        trained = [slot for slot in block if isinstance(slot, PlannedMicroBatch)]
         clips: ClipSource = local_copy(validation if scored else training)
         epochs = [micro_batch.epoch for micro_batch in trained]
 
@@ -145,15 +123,15 @@ def run_clips(
                 return worker.evaluation_rows(clips, np.concatenate(scored), together=len(scored[0]))
             return worker.training_rows(clips, trained)
 
-        which = f"{resources.share_with} {'evaluation' if scored else f'training in epochs {epochs}'}"
+        which = f"{sharing.among} {'evaluation' if scored else f'training in epochs {epochs}'}"
         arrays = scored or [array for part in trained for array in (part.positions, part.samples)]
-        return shared(resources.share_bytes, clips, which, arrays, make)
+        return shared(sharing.limit_bytes, clips, which, arrays, make)
 
-    return _decoded(schedule.blocks(workers, first_step), decode, resources)
+    return _decoded(schedule.blocks(workers, first_step), decode, decoding)
 
 
 def video_views(
-    source: ray.ObjectRef[ClipSource], views: Views, samples: int, video_bytes: int, resources: DecodeResources
+    source: ray.ObjectRef[ClipSource], views: Views, samples: int, video_bytes: int, decoding: Decoding
 ) -> ray.data.Dataset:
     """Every video once, in stored order; columns of `worker.view_rows`. `video_bytes`: of what one video shows."""
     videos = max(1, min(VIEW_VIDEOS, VIEW_BLOCK_BYTES // video_bytes))
@@ -162,7 +140,7 @@ def video_views(
         numbers = evaluation_slot(int(slot["id"][0]), samples, videos)
         return worker.view_rows(local_copy(source), views, numbers[numbers >= 0])
 
-    return _decoded(-(-samples // videos), decode, resources)
+    return _decoded(-(-samples // videos), decode, decoding)
 
 
 def video_windows(
@@ -171,30 +149,28 @@ def video_windows(
     length_seconds: float,
     hop_seconds: float,
     samples: int,
-    resources: DecodeResources,
+    decoding: Decoding,
 ) -> ray.data.Dataset:
     """Every window of every video, in order; columns of `worker.window_rows`. A task hands on what it has decoded."""
 
     def decode(slot: Rows) -> Iterator[Rows]:
         return worker.window_rows(local_copy(source), views, length_seconds, hop_seconds, int(slot["id"][0]))
 
-    decoded = _decoded(samples, decode, resources)
+    decoded = _decoded(samples, decode, decoding)
     decoded.context.target_max_block_size = VIEW_BLOCK_BYTES
     return decoded
 
 
-def _decoded(
-    count: int, decode: Callable[[Rows], Rows | Iterator[Rows]], resources: DecodeResources
-) -> ray.data.Dataset:
-    configure_context(resources.tasks * resources.cpus if resources.tasks else None, resources.patience_seconds)
+def _decoded(count: int, decode: Callable[[Rows], Rows | Iterator[Rows]], decoding: Decoding) -> ray.data.Dataset:
+    configure_context(decoding.tasks * decoding.cpus if decoding.tasks else None, decoding.patience_seconds)
     numbers = ray.data.range(count, override_num_blocks=-(-count // NUMBERS_PER_READ))
-    compute = ray.data.TaskPoolStrategy(size=resources.tasks or None)
+    compute = ray.data.TaskPoolStrategy(size=decoding.tasks or None)
     return numbers.repartition(target_num_rows_per_block=1).map_batches(
         decode,
         batch_size=None,
-        num_cpus=resources.cpus,
+        num_cpus=decoding.cpus,
         compute=compute,
-        label_selector=labels_of(resources.on, "decode.on") or None,
+        label_selector=decoding.labels or None,
     )
 
 

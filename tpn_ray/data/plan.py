@@ -25,7 +25,7 @@ BLOCK_CLIPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
+class PlannedMicroBatch:
     """The clips of one slot; arrays have shape (micro_batch_clips,), -1 where the slot is empty."""
 
     step: int
@@ -101,26 +101,26 @@ class Plan:
         """How many of a worker's micro-batches, one after the other, are made and sent together."""
         return max(1, BLOCK_CLIPS // self.micro_batch_clips)
 
-    def block(self, index: int, workers: int, first_step: int = 0) -> list[MicroBatch]:
+    def block(self, index: int, workers: int, first_step: int = 0) -> list[PlannedMicroBatch]:
         """The slots of block `index`, which goes to worker `index` modulo `workers`: its next ones."""
         turn, worker = divmod(index, workers)
         first = turn * self.micro_batches_per_block * workers + worker
         behind = min(first + self.micro_batches_per_block * workers, self.slots(workers, first_step))
         return [self.slot(slot, workers, first_step) for slot in range(first, behind, workers)]
 
-    def slot(self, index: int, workers: int, first_step: int = 0) -> MicroBatch:
+    def slot(self, index: int, workers: int, first_step: int = 0) -> PlannedMicroBatch:
         """The clips of slot `index`, counted from the beginning of `first_step`."""
         in_run, in_step = divmod(index, self.slots_per_step(workers))
         step = first_step + in_run
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         if in_step >= self.micro_batches_per_step:
             nothing = np.full(self.micro_batch_clips, -1, dtype=np.int64)
-            return MicroBatch(step=step, epoch=epoch, positions=nothing, samples=nothing)
+            return PlannedMicroBatch(step=step, epoch=epoch, positions=nothing, samples=nothing)
         start = step_of_epoch * self.batch_clips + in_step * self.micro_batch_clips
         places = np.arange(start, start + self.micro_batch_clips, dtype=np.int64)
         clips_per_epoch = self.steps_per_epoch * self.batch_clips
         order = epoch_order(self.seed, epoch, self.groups or self.samples, self.window_groups)
-        return MicroBatch(
+        return PlannedMicroBatch(
             step=step,
             epoch=epoch,
             positions=epoch * clips_per_epoch + places,

@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tpn_ray.data.plan import Int64Array, MicroBatch, Plan, evaluation_slot, evaluation_slots
+from tpn_ray.data.plan import Int64Array, Plan, PlannedMicroBatch, evaluation_slot, evaluation_slots
 from tpn_ray.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ class Schedule:
         """Blocks that carry all that is left after `first_step` steps and, if one was due there, their evaluation."""
         return self._stretches(workers, first_step)[-1].first_turn * workers
 
-    def block(self, index: int, workers: int, first_step: int = 0) -> list[MicroBatch] | list[EvaluationBatch]:
+    def block(self, index: int, workers: int, first_step: int = 0) -> list[PlannedMicroBatch] | list[EvaluationBatch]:
         """The slots of block `index`, which goes to worker `index` modulo `workers`: its next ones of one kind."""
         turn, worker = divmod(index, workers)
         stretches = self._stretches(workers, first_step)
@@ -68,7 +68,7 @@ class Schedule:
         """Slots that are left."""
         return self._before(self.plan.steps, workers) - self._before(first_step, workers)
 
-    def slot(self, index: int, workers: int, first_step: int = 0) -> MicroBatch | EvaluationBatch:
+    def slot(self, index: int, workers: int, first_step: int = 0) -> PlannedMicroBatch | EvaluationBatch:
         """Slot `index`, counted from after `first_step`; slot i belongs to worker i modulo `workers`."""
         training, scoring = self.plan.slots_per_step(workers), self.evaluation_slots(workers)
         period = self.evaluate_every * training + scoring

@@ -1,4 +1,4 @@
-"""How a block carries what views show (`views.Seen`) of videos of different sizes. Runs anywhere, without Ray."""
+"""How a block carries what views show (`views.ViewFrames`) of videos of different sizes. Runs anywhere, without Ray."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.data import rows
-from tpn_ray.data.views import Seen, Views
+from tpn_ray.data.views import ViewFrames, Views
 
 
-def columns(made: Sequence[Seen | None], views: Views, clip: ClipConfig) -> dict[str, NDArray[Any]]:
+def columns(made: Sequence[ViewFrames | None], views: Views, clip: ClipConfig) -> dict[str, NDArray[Any]]:
     """PIXELS and what finds them again, one row for each video; None stands for one that could not be used."""
     parts = [np.zeros(0, np.uint8) if seen is None else seen.frames.reshape(-1) for seen in made]
     ends = np.cumsum([part.size for part in parts])
@@ -36,7 +36,7 @@ def columns(made: Sequence[Seen | None], views: Views, clip: ClipConfig) -> dict
     }
 
 
-def of_row(block: dict[str, NDArray[Any]], row: int) -> Seen:
+def of_row(block: dict[str, NDArray[Any]], row: int) -> ViewFrames:
     """What one video shows; its frames are the block's memory, which may be read only.
 
     Ray Data may have put several blocks together: those of windows, which are handed on one by one.
@@ -49,4 +49,4 @@ def of_row(block: dict[str, NDArray[Any]], row: int) -> Seen:
         flat, begin = pixels.reshape(-1), begin + row * pixels.shape[1]
     shape = frames, height, width, 3
     seen = flat[begin : begin + frames * height * width * 3].reshape(shape)
-    return Seen(seen, block[rows.PLACES][row], int(block[rows.SEED][row]))
+    return ViewFrames(seen, block[rows.PLACES][row], int(block[rows.SEED][row]))

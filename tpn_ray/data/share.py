@@ -34,6 +34,16 @@ ROOM = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """Who shares decoded clips, and how many."""
+
+    limit_bytes: int
+    """Local disk of a node for clips that other runs want too; 0 shares nothing."""
+    among: str
+    """Name of those who share, such as a campaign: videos that change between two campaigns are decoded again."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shelf:
     """A folder of blocks on one node, which may be deleted at any time."""
 

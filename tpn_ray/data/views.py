@@ -90,7 +90,7 @@ class Views:
         return config.test_short_side_px if self.crops[0].whole else config.crop_px
 
     def most_bytes(self, clip: ClipConfig, config: AugmentConfig) -> int:
-        """Of what is decoded for one video (`Seen`) of the usual shape, if no frame is in two clips."""
+        """Of what is decoded for one video (`ViewFrames`) of the usual shape, if no frame is in two clips."""
         high = self.side_px(config) if len(self.crops) == 1 else config.test_short_side_px
         wide = high if len(self.crops) == 1 else high * 16 // 9
         return self.clips * self.clip(clip).frames * high * wide * 3
@@ -168,7 +168,7 @@ def duration_seconds(seconds: NDArray[np.float64]) -> float:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewFrames:
     """What the views of a video show, each frame once; `cut.py` makes the views of it where the network is."""
 
     frames: Pixels
@@ -191,7 +191,7 @@ class Square:
 
 def see(
     video: Video, data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig, window: Window | None = None
-) -> Seen:
+) -> ViewFrames:
     """The frames of all views of a video, or of a window, from one pass in which each is decoded and resized once.
 
     `data` is the file, from which the random crops are drawn. The views are not cut here: thirty of them hold each
@@ -210,10 +210,10 @@ def see(
         (one,) = _crops(views.crops, height, width, side, seed, clips=1)
         return resized[one.top : one.top + side, one.left : one.left + side]
 
-    return Seen(video.frames(distinct, shown), places.reshape(indices.shape), seed)
+    return ViewFrames(video.frames(distinct, shown), places.reshape(indices.shape), seed)
 
 
-def squares(seen: Seen, views: Views, config: AugmentConfig) -> list[Square]:
+def squares(seen: ViewFrames, views: Views, config: AugmentConfig) -> list[Square]:
     """Of every view, clips before crops."""
     height, width = seen.frames.shape[1:3]
     return _crops(views.crops, height, width, views.side_px(config), seen.seed, views.clips)

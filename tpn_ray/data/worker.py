@@ -19,8 +19,8 @@ from tpn_ray.data import decoding, handover, reader, rows, seen
 from tpn_ray.data.decoding import decoder_of
 from tpn_ray.data.handover import Parts
 from tpn_ray.data.notes import Note
-from tpn_ray.data.plan import Int64Array, MicroBatch
-from tpn_ray.data.views import Seen, Views
+from tpn_ray.data.plan import Int64Array, PlannedMicroBatch
+from tpn_ray.data.views import ViewFrames, Views
 from tpn_ray.errors import BadVideo
 
 READERS = 8
@@ -48,7 +48,7 @@ class ClipSource:
     developed."""
 
 
-def training_rows(source: ClipSource, micro_batches: Sequence[MicroBatch], fetch: Fetch = reader.fetch) -> Rows:
+def training_rows(source: ClipSource, micro_batches: Sequence[PlannedMicroBatch], fetch: Fetch = reader.fetch) -> Rows:
     """The clips of some micro-batches, one after the other: `clip` of shape (n, t, h, w, c), or `pixels` and `notes` if
     not `developed`.
 
@@ -109,13 +109,13 @@ def _clip_rows(
 
 def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
     """What all views of each video show, from one pass over it: columns of `seen.columns`."""
-    found: list[Seen | None] = [None] * len(samples)
+    found: list[ViewFrames | None] = [None] * len(samples)
     seconds = np.tile([0.0, np.nan], (len(samples), 1))
     decode = decoder_of(source.manifest.placement is not None)
 
-    def see_all(data: bytes, place: int) -> list[Seen]:
+    def see_all(data: bytes, place: int) -> list[ViewFrames]:
         *fields, seconds[place, 1] = decode(decoding.seen, data, views, source.clip, source.augment)
-        return [Seen(*fields)]
+        return [ViewFrames(*fields)]
 
     about = make_each(source.manifest, samples, see_all, found.__setitem__)
     return {**seen.columns(found, views, source.clip), rows.SECONDS: seconds, **about}

@@ -10,10 +10,11 @@ import os
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import ray
+import tyro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -34,6 +35,7 @@ from tpn_ray.doctor.findings import (
 )
 from tpn_ray.doctor.worker import About
 from tpn_ray.errors import ConfigError
+from tpn_ray.resources import PerWorker
 
 NODES_AT_ONCE = 32
 MOST_WORKERS = 64
@@ -81,11 +83,7 @@ class Examination:
     """Workers of the all-reduce. 0: one for each GPU that is free, or without GPUs one for each node and at least two.
     On a cluster that adds nodes on demand this many make it add them."""
 
-    gpus_per_worker: float = 0.0
-    """GPUs of each worker that is asked for."""
-
-    cpus_per_worker: float = 1.0
-    """CPUs of each worker that is asked for."""
+    per_worker: Annotated[PerWorker, tyro.conf.arg(name="")] = field(default_factory=PerWorker)
 
     recipe: str = "k400_r50_8x8"
     """Whose convolutions are tried in bf16, where there is a GPU."""
@@ -99,11 +97,9 @@ class Examination:
     def __post_init__(self) -> None:
         if self.workers < 0 or self.workers == 1:
             raise ConfigError(f"workers={self.workers}: an all-reduce needs at least 2; 0 takes what is free")
-        for field in ("check_seconds", "wait_seconds"):
-            if getattr(self, field) <= 0:
-                raise ConfigError(f"{field}={getattr(self, field)} must be above 0")
-        if self.gpus_per_worker < 0 or self.cpus_per_worker < 0:
-            raise ConfigError("gpus_per_worker and cpus_per_worker must not be negative")
+        for name in ("check_seconds", "wait_seconds"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
         if self.recipe not in recipes.RECIPES:
             raise ConfigError(f"unknown recipe {self.recipe!r}; known: {', '.join(recipes.RECIPES)}")
 
@@ -289,26 +285,21 @@ class Group:
     """The workers of an all-reduce."""
 
     workers: int
-    gpus: float
-    cpus: float
+    each: PerWorker
     remark: str = ""
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        return {name: amount for name, amount in (("GPU", self.gpus), ("CPU", self.cpus)) if amount}
 
 
 def group_for(wanted: Examination, total: dict[str, float], free: dict[str, float], nodes: int) -> Group | None:
     """What is asked for, or by default what is free; None where there is nothing."""
     if wanted.workers:
-        return Group(workers=wanted.workers, gpus=wanted.gpus_per_worker, cpus=wanted.cpus_per_worker or SMALL_CPUS)
+        return Group(workers=wanted.workers, each=replace(wanted.per_worker, cpus=wanted.per_worker.cpus or SMALL_CPUS))
     gpus, unheld = int(total.get("GPU", 0)), int(free.get("GPU", 0))
     remark = f"; {gpus - unheld} of {gpus} GPUs are held by others" if unheld < gpus else ""
     if unheld >= 2:
-        return Group(workers=min(unheld, MOST_WORKERS), gpus=1, cpus=0, remark=remark)
+        return Group(workers=min(unheld, MOST_WORKERS), each=PerWorker(gpus=1, cpus=0), remark=remark)
     if free.get("CPU", 0) <= 0:
         return None
-    return Group(workers=min(max(nodes, 2), MOST_WORKERS), gpus=0, cpus=SMALL_CPUS, remark=remark)
+    return Group(workers=min(max(nodes, 2), MOST_WORKERS), each=PerWorker(cpus=SMALL_CPUS), remark=remark)
 
 
 def all_reduce(wanted: Examination) -> Finding:
@@ -318,7 +309,7 @@ def all_reduce(wanted: Examination) -> Finding:
     if group is None:
         found = "no CPU or GPU is free now; --workers 2 waits for some, or makes a cluster grow"
         return examined("all-reduce", "cluster", lambda: not_here(found), seconds=10, remedy="")
-    backend = "nccl" if group.gpus else "gloo"
+    backend = "nccl" if group.each.gpus else "gloo"
     return examined(
         f"all-reduce ({backend})",
         f"{group.workers} workers",
@@ -329,12 +320,12 @@ def all_reduce(wanted: Examination) -> Finding:
 
 
 def _reduced(group: Group, backend: str, wanted: Examination) -> Verdict:
-    bundles = [group.bundle] * group.workers
+    bundles = [group.each.bundle] * group.workers
     places = placement_group(bundles, strategy="SPREAD")
     actors: list[Any] = []
     try:
         if not places.wait(wanted.wait_seconds):
-            asked = ", ".join(f"{amount:g} {name}" for name, amount in group.bundle.items())
+            asked = ", ".join(f"{amount:g} {name}" for name, amount in group.each.bundle.items())
             return failed(
                 f"{group.workers} workers of {asked} found no place within {wanted.wait_seconds:g} s", BUSY_REMEDY
             )
@@ -356,8 +347,8 @@ def _actor(places: PlacementGroup, place: int, group: Group) -> Any:
     return (
         ray.remote(worker.Reducer)
         .options(
-            num_cpus=group.cpus,
-            num_gpus=group.gpus,
+            num_cpus=group.each.cpus,
+            num_gpus=group.each.gpus,
             max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=place),
         )

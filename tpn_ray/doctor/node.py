@@ -21,7 +21,7 @@ import torch
 import tpn_ray
 from tpn_ray import storage
 from tpn_ray.clips import breakout
-from tpn_ray.clips.breakout import Trial
+from tpn_ray.clips.breakout import BreakoutOutcome
 from tpn_ray.clips.self_test import decoder_self_test
 from tpn_ray.doctor.findings import Verdict, failed, not_here, passed, warned
 from tpn_ray.model.recognizer import ModelConfig, build_model
@@ -170,7 +170,7 @@ def look_at_confinement() -> Verdict:
     return confinement_verdict(breakout.tried())
 
 
-def confinement_verdict(trial: Trial) -> Verdict:
+def confinement_verdict(trial: BreakoutOutcome) -> Verdict:
     """From the layers that hold and the attempts that were not refused."""
     missing, possible = trial.confinement.missing, trial.possible
     if not missing and not possible:

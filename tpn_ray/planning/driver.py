@@ -16,10 +16,11 @@ from tpn_ray.data.driver import configure_context
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import ConfigError, ResourceError
 from tpn_ray.planning import ingest, worker
-from tpn_ray.planning.figures import Machines, Measured, Span, exactly
+from tpn_ray.planning.figures import Hardware, Measured, Span, exactly
 from tpn_ray.planning.worker import Stepped
-from tpn_ray.train.driver import make_plan
+from tpn_ray.resources import PerWorker
 from tpn_ray.train.recipe import Recipe
+from tpn_ray.train.run_plan import make_plan
 
 DECODE_SHARE, PREPARE_SHARE, BLOCKS_SHARE = 0.15, 0.2, 0.4
 """Of the seconds: a first look at decoding, preparing, decoding through Ray Data; the rest is for the step."""
@@ -47,10 +48,10 @@ class Measurement:
 
 
 def measure(
-    recipe: Recipe, manifest: Manifest, machines: Machines, how: Measurement, *, say: Callable[[str], None]
+    recipe: Recipe, manifest: Manifest, hardware: Hardware, how: Measurement, *, say: Callable[[str], None]
 ) -> Measured:
     """Measure decoding, preparing and a step one after the other, with nothing else running."""
-    check_possible(recipe, machines, how, ray.cluster_resources())
+    check_possible(recipe, hardware, how, ray.cluster_resources())
     begun = time.monotonic()
     train = manifest.select("train")
     # As the training job has it: GPUs take clips as decoded.
@@ -59,7 +60,7 @@ def measure(
         clip=recipe.clip,
         augment=recipe.augment,
         seed=recipe.loop.seed,
-        developed=not machines.gpus_per_worker,
+        developed=not hardware.per_worker.gpus,
     )
     say("decoding ...")
     plan = ingest.plan_for(len(train), recipe.loop.micro_batch_clips, MOST_BLOCKS)
@@ -82,7 +83,7 @@ def measure(
     stepped = None
     if not how.step_clips_per_second:
         say("training steps ...")
-        stepped = _step(recipe, machines)
+        stepped = _step(recipe, hardware)
     return Measured(
         decode_clips_per_second=decoding,
         decode_task_bytes=look.peak_bytes,
@@ -101,24 +102,24 @@ def measure(
     )
 
 
-def check_possible(recipe: Recipe, machines: Machines, how: Measurement, total: dict[str, float]) -> None:
+def check_possible(recipe: Recipe, hardware: Hardware, how: Measurement, total: dict[str, float]) -> None:
     """Refuse what no run can be, and what would wait for ever on a cluster with resources `total`."""
     shares = recipe.loop.micro_batches_per_step
-    if machines.workers > shares:
+    if hardware.workers > shares:
         raise ConfigError(
-            f"{machines.workers} workers cannot share the {shares} micro-batches of a step: plan at most {shares} "
+            f"{hardware.workers} workers cannot share the {shares} micro-batches of a step: plan at most {shares} "
             "--workers, or smaller --loop.micro-batch-clips"
         )
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    needed = 1.0 if how.step_clips_per_second else max(1.0, machines.cpus_per_worker)
+    needed = 1.0 if how.step_clips_per_second else max(1.0, hardware.per_worker.cpus)
     if cpus < needed:
         raise ResourceError(
             f"too few CPUs: measuring takes a task of {needed:g} CPUs, the cluster has {cpus:g}; add a node, or give "
             "smaller --cpus-per-worker"
         )
-    if not how.step_clips_per_second and gpus < machines.gpus_per_worker:
+    if not how.step_clips_per_second and gpus < hardware.per_worker.gpus:
         raise ResourceError(
-            f"a worker of {machines.gpus_per_worker:g} GPUs cannot be measured: the cluster has {gpus:g}; add a node "
+            f"a worker of {hardware.per_worker.gpus:g} GPUs cannot be measured: the cluster has {gpus:g}; add a node "
             "with GPUs, or give --step-clips-per-second (jobs/bench.py step measures it on such a machine)"
         )
 
@@ -133,16 +134,19 @@ def _through_ray(recipe: Recipe, source: ClipSource, seconds_per_block: float, s
     return Span(min(speeds), statistics.median(speeds), max(speeds))
 
 
-def _step(recipe: Recipe, machines: Machines) -> Stepped:
-    device, threads = "cuda" if machines.gpus_per_worker else "cpu", max(1, int(machines.cpus_per_worker))
-    task = _task(worker.step, cpus=machines.cpus_per_worker, gpus=machines.gpus_per_worker)
-    stepped: Stepped = _get(task, (recipe, device, threads, STEP_ROUNDS), "a training step")
+def _step(recipe: Recipe, hardware: Hardware) -> Stepped:
+    each = hardware.per_worker
+    device = "cuda" if each.gpus else "cpu"
+    task = _task(worker.step, each)
+    stepped: Stepped = _get(task, (recipe, device, each.threads, STEP_ROUNDS), "a training step")
     return stepped
 
 
-def _task(function: Callable[..., Any], cpus: float = 1.0, gpus: float = 0.0) -> Any:
+def _task(function: Callable[..., Any], each: PerWorker | None = None) -> Any:
     """In a process of its own, whose memory is no other task's."""
-    return ray.remote(max_calls=1, max_retries=0)(function).options(num_cpus=cpus, num_gpus=gpus)
+    takes = each or PerWorker()
+    alone = ray.remote(max_calls=1, max_retries=0)(function)
+    return alone.options(num_cpus=takes.cpus, num_gpus=takes.gpus, resources=takes.custom)
 
 
 def _get(task: Any, arguments: tuple[Any, ...], what: str) -> Any:

@@ -7,10 +7,13 @@ usual; what is computed of both spans all that they allow.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, NamedTuple
+
+import tyro
 
 from tpn_ray.errors import ConfigError
+from tpn_ray.resources import PerWorker
 from tpn_ray.tune import rungs
 
 
@@ -101,17 +104,13 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machines:
+class Hardware:
     """What there is to train on, and at what price."""
 
     workers: int = 2
     """Training workers of a run, each with one copy of the network."""
 
-    gpus_per_worker: float = 0.0
-    """GPUs of each; 0 plans training on CPUs."""
-
-    cpus_per_worker: float = 1.0
-    """CPUs of each worker, beside those that decode for it."""
+    per_worker: Annotated[PerWorker, tyro.conf.arg(name="")] = field(default_factory=PerWorker)
 
     node_cpus: int = 16
     """Cores of a node that decodes."""
@@ -129,27 +128,27 @@ class Machines:
     """Of one core of a node that decodes."""
 
     def __post_init__(self) -> None:
-        for field in ("workers", "node_cpus", "gpu_node_gpus", "gpu_node_cpus"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
-        for field in ("gpus_per_worker", "cpus_per_worker", "price_gpu_hour", "price_cpu_hour"):
-            if getattr(self, field) < 0:
-                raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
+        for name in ("workers", "node_cpus", "gpu_node_gpus", "gpu_node_cpus"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("price_gpu_hour", "price_cpu_hour"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if self.node_cpus <= RESERVED_CPUS:
             raise ConfigError(f"node_cpus={self.node_cpus}: {RESERVED_CPUS} is kept for Ray, so at least 2 are needed")
         if self.workers_per_node < 1:
             raise ConfigError(
-                f"no worker of {self.gpus_per_worker:g} GPUs and {self.cpus_per_worker:g} CPUs fits a node of "
+                f"no worker of {self.per_worker.gpus:g} GPUs and {self.per_worker.cpus:g} CPUs fits a node of "
                 f"gpu_node_gpus={self.gpu_node_gpus} and gpu_node_cpus={self.gpu_node_cpus}"
             )
 
     @property
     def workers_per_node(self) -> int:
         """How many fit on a node that trains."""
-        if self.gpus_per_worker:
-            by_gpus = int(self.gpu_node_gpus / self.gpus_per_worker)
-            return min(by_gpus, _fit(self.gpu_node_cpus, self.cpus_per_worker))
-        return _fit(self.gpu_node_cpus - RESERVED_CPUS, self.cpus_per_worker)
+        each = self.per_worker
+        if each.gpus:
+            return min(int(self.gpu_node_gpus / each.gpus), _fit(self.gpu_node_cpus, each.cpus))
+        return _fit(self.gpu_node_cpus - RESERVED_CPUS, each.cpus)
 
 
 def _fit(has: float, takes: float) -> int:
@@ -176,9 +175,9 @@ class Trials:
     """Trials that run at the same time, each on machines of its own."""
 
     def __post_init__(self) -> None:
-        for field in ("samples", "rungs", "min_promoted", "max_concurrent"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+        for name in ("samples", "rungs", "min_promoted", "max_concurrent"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +198,7 @@ class Nodes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hours:
+class Estimate:
     """What something takes."""
 
     hours: Span
@@ -210,7 +209,7 @@ class Hours:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Advice:
     """Everything that is advised."""
 
     cores_per_worker: Span
@@ -220,24 +219,24 @@ class Plan:
     decoding_limits: bool
     """Whether decoding, and not the workers, sets that speed."""
     epochs_per_hour: Span
-    run: Hours
-    campaign: Hours
+    run: Estimate
+    campaign: Estimate
     rungs: tuple[int, ...]
     """Epochs at which trials are compared."""
 
 
-def plan(measured: Measured, machines: Machines, trials: Trials, *, epochs: int, evaluate_every: int) -> Plan:
+def advise(measured: Measured, hardware: Hardware, trials: Trials, *, epochs: int, evaluate_every: int) -> Advice:
     """The advice for a run of so many epochs and a campaign of such runs."""
     cores = cores_per_worker(measured)
-    nodes = nodes_for(measured, machines, math.ceil(cores.high))
-    speed, limits = speed_of(measured, machines, nodes)
-    epoch = epoch_seconds(measured, machines, nodes, speed, evaluate_every)
+    nodes = nodes_for(measured, hardware, math.ceil(cores.high))
+    speed, limits = speed_of(measured, hardware, nodes)
+    epoch = epoch_seconds(measured, hardware, nodes, speed, evaluate_every)
     bracket = rungs.bracket(
         epochs, rungs=trials.rungs, reduction_factor=trials.reduction_factor, min_promoted=trials.min_promoted
     )
     trained, starts = rungs.planned([trials.samples], bracket)
-    each = price_per_hour(machines, nodes)
-    return Plan(
+    each = price_per_hour(hardware, nodes)
+    return Advice(
         cores_per_worker=cores,
         nodes=nodes,
         clips_per_second=speed,
@@ -254,15 +253,15 @@ def cores_per_worker(measured: Measured) -> Span:
     return measured.step_clips_per_second / measured.decode_clips_per_second
 
 
-def nodes_for(measured: Measured, machines: Machines, cores: int) -> Nodes:
+def nodes_for(measured: Measured, hardware: Hardware, cores: int) -> Nodes:
     """Nodes for all workers, and for `cores` decoding cores for each of them."""
-    training = math.ceil(machines.workers / machines.workers_per_node)
-    here = min(machines.workers, machines.workers_per_node)
-    spare = max(0, math.floor(machines.gpu_node_cpus - here * machines.cpus_per_worker) - RESERVED_CPUS)
-    needed = cores * machines.workers
+    training = math.ceil(hardware.workers / hardware.workers_per_node)
+    here = min(hardware.workers, hardware.workers_per_node)
+    spare = max(0, math.floor(hardware.gpu_node_cpus - here * hardware.per_worker.cpus) - RESERVED_CPUS)
+    needed = cores * hardware.workers
     tasks_here = min(spare, math.ceil(needed / training))
     elsewhere = max(0, needed - training * spare)
-    decoding = math.ceil(elsewhere / (machines.node_cpus - RESERVED_CPUS))
+    decoding = math.ceil(elsewhere / (hardware.node_cpus - RESERVED_CPUS))
     tasks_there = math.ceil(elsewhere / decoding) if decoding else 0
     training_store = store_bytes(measured, tasks=tasks_here, workers=here)
     decoding_store = store_bytes(measured, tasks=tasks_there, workers=0)
@@ -286,36 +285,36 @@ def store_bytes(measured: Measured, *, tasks: int, workers: int) -> Span:
     return Span(*(max(STORE_FLOOR_BYTES, value) for value in needed))
 
 
-def speed_of(measured: Measured, machines: Machines, nodes: Nodes) -> tuple[Span, bool]:
+def speed_of(measured: Measured, hardware: Hardware, nodes: Nodes) -> tuple[Span, bool]:
     """Clips per second of the run, and whether decoding sets it."""
     step = measured.step_clips_per_second
-    training = Span(*(value * share * machines.workers for value, share in zip(step, EFFICIENCY, strict=True)))
+    training = Span(*(value * share * hardware.workers for value, share in zip(step, EFFICIENCY, strict=True)))
     decoding = measured.decode_clips_per_second.times(nodes.decode_tasks)
     return slower(training, decoding), decoding.middle < training.middle
 
 
-def epoch_seconds(measured: Measured, machines: Machines, nodes: Nodes, speed: Span, evaluate_every: int) -> Span:
+def epoch_seconds(measured: Measured, hardware: Hardware, nodes: Nodes, speed: Span, evaluate_every: int) -> Span:
     """An epoch with its share of an evaluation, which is as fast as training where it was not measured."""
     training, scoring = exactly(measured.train_clips) / speed, speed
     if measured.score_clips_per_second:
-        scored = exactly(measured.score_clips_per_second * machines.workers)
+        scored = exactly(measured.score_clips_per_second * hardware.workers)
         scoring = slower(scored, measured.decode_clips_per_second.times(nodes.decode_tasks))
     return training.plus((exactly(measured.val_videos) / scoring).times(1 / evaluate_every))
 
 
-def price_per_hour(machines: Machines, nodes: Nodes) -> float:
+def price_per_hour(hardware: Hardware, nodes: Nodes) -> float:
     """Of everything that one run holds."""
-    gpus = nodes.training * machines.gpu_node_gpus if machines.gpus_per_worker else 0
-    cores = nodes.decoding * machines.node_cpus
-    if not machines.gpus_per_worker:
-        cores += nodes.training * machines.gpu_node_cpus
-    return gpus * machines.price_gpu_hour + cores * machines.price_cpu_hour
+    gpus = nodes.training * hardware.gpu_node_gpus if hardware.per_worker.gpus else 0
+    cores = nodes.decoding * hardware.node_cpus
+    if not hardware.per_worker.gpus:
+        cores += nodes.training * hardware.gpu_node_cpus
+    return gpus * hardware.price_gpu_hour + cores * hardware.price_cpu_hour
 
 
-def hours_of(epochs: int, starts: int, epoch: Span, price_per_hour: float, *, max_concurrent: int) -> Hours:
+def hours_of(epochs: int, starts: int, epoch: Span, price_per_hour: float, *, max_concurrent: int) -> Estimate:
     """Of so many epochs in runs that begin so often."""
     held = epoch.times(epochs).plus(START_SECONDS.times(starts)).times(1 / 3600)
-    return Hours(hours=held.times(1 / max_concurrent), price=held.times(price_per_hour), epochs=epochs)
+    return Estimate(hours=held.times(1 / max_concurrent), price=held.times(price_per_hour), epochs=epochs)
 
 
 def after_preparing(measured: Measured) -> Span:

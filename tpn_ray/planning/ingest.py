@@ -10,10 +10,10 @@ from itertools import islice
 import ray
 
 from tpn_ray.data import driver, rows, worker
-from tpn_ray.data.driver import DecodeResources
 from tpn_ray.data.plan import BLOCK_CLIPS, Plan
 from tpn_ray.data.worker import ClipSource
 from tpn_ray.errors import ConfigError
+from tpn_ray.resources import Decoding
 
 WARM_UP_BLOCKS = 2
 """Blocks that are not counted: processes start, and connections open."""
@@ -36,7 +36,7 @@ def plan_for(samples: int, micro_batch_clips: int, blocks: int) -> Plan:
 
 def through_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
     """Yield blocks as a Train worker gets them, made by one task at a time; the start of the next task counts too."""
-    clips = driver.training_clips(ray.put(source), plan, 1, 0, DecodeResources(cpus=1, tasks=1))
+    clips = driver.training_clips(ray.put(source), plan, 1, 0, Decoding(cpus=1, tasks=1))
     (shard,) = clips.streaming_split(1, equal=True)
     blocks: Iterable[worker.Rows] = shard.iter_batches(batch_size=None, prefetch_batches=2)
     return iter(blocks)

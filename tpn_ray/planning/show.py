@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from rich.table import Table
 from rich.text import Text
 
 from tpn_ray.planning import figures
-from tpn_ray.planning.figures import Hours, Machines, Measured, Plan, Span, Trials
+from tpn_ray.planning.figures import Advice, Estimate, Hardware, Measured, Span, Trials
 from tpn_ray.progress import duration
 
 MEASURED, ASSUMED, GIVEN, COMPUTED = "measured", "assumed", "given", "computed"
 
-Row = tuple[str, str, str]
+Line = tuple[str, str, str]
 """Quantity, value with its span, and where it comes from."""
 
 
-def as_table(title: str, rows: list[Row]) -> Table:
+def as_table(title: str, rows: list[Line]) -> Table:
     """Three columns."""
     table = Table(title=title, title_justify="left", show_edge=True)
     for column in ("quantity", "value (lowest to highest)", "from"):
@@ -27,9 +28,9 @@ def as_table(title: str, rows: list[Row]) -> Table:
     return table
 
 
-def measured_rows(measured: Measured) -> list[Row]:
-    """What goes into the plan."""
-    rows: list[Row] = [
+def measured_rows(measured: Measured) -> list[Line]:
+    """What goes into the advice."""
+    rows: list[Line] = [
         ("decoding, one core", f"{span(measured.decode_clips_per_second)} clips/s", MEASURED),
         (
             "training step, one worker",
@@ -53,14 +54,14 @@ def measured_rows(measured: Measured) -> list[Row]:
     return rows
 
 
-def advice_rows(measured: Measured, plan: Plan, machines: Machines) -> list[Row]:
+def advice_rows(measured: Measured, advice: Advice, hardware: Hardware) -> list[Line]:
     """Machines, speed, hours."""
-    nodes, what = plan.nodes, "GPU" if machines.gpus_per_worker == 1 else "worker"
-    rows: list[Row] = [
-        (f"decoding cores for each {what}", span(plan.cores_per_worker), COMPUTED),
+    nodes, what = advice.nodes, "GPU" if hardware.per_worker.gpus == 1 else "worker"
+    rows: list[Line] = [
+        (f"decoding cores for each {what}", span(advice.cores_per_worker), COMPUTED),
         ("nodes that train", f"{nodes.training}, {nodes.spare_cpus} cores of each decode", COMPUTED),
         (
-            f"nodes of {machines.node_cpus} cores that decode",
+            f"nodes of {hardware.node_cpus} cores that decode",
             f"{nodes.decoding}, that is {nodes.decoding / nodes.training:.2g} for each that trains",
             f"{COMPUTED}, for the highest",
         ),
@@ -76,21 +77,21 @@ def advice_rows(measured: Measured, plan: Plan, machines: Machines) -> list[Row]
             ("object store, node that decodes", sizes(nodes.decoding_store_bytes), COMPUTED),
             ("memory, node that decodes", sizes(nodes.decoding_memory_bytes), COMPUTED),
         ]
-    limit = "decoding sets it" if plan.decoding_limits else "training sets it"
+    limit = "decoding sets it" if advice.decoding_limits else "training sets it"
     return [
         *rows,
-        ("speed of a run", f"{span(plan.clips_per_second)} clips/s, {limit}", COMPUTED),
-        ("epochs per hour", span(plan.epochs_per_hour), COMPUTED),
-        (f"a run of {plan.run.epochs} epochs", taking(plan.run, machines), COMPUTED),
+        ("speed of a run", f"{span(advice.clips_per_second)} clips/s, {limit}", COMPUTED),
+        ("epochs per hour", span(advice.epochs_per_hour), COMPUTED),
+        (f"a run of {advice.run.epochs} epochs", taking(advice.run, hardware), COMPUTED),
         (
-            f"a campaign of {plan.campaign.epochs} epochs, rungs at {', '.join(map(str, plan.rungs))}",
-            taking(plan.campaign, machines),
+            f"a campaign of {advice.campaign.epochs} epochs, rungs at {', '.join(map(str, advice.rungs))}",
+            taking(advice.campaign, hardware),
             COMPUTED,
         ),
     ]
 
 
-def shards(measured: Measured, plan: Plan, data: str) -> list[str]:
+def shards(measured: Measured, advice: Advice, data: str) -> list[str]:
     """Whether to prepare, and what it would bring."""
     if measured.prepared:
         return ["The dataset is prepared: nothing to gain there."]
@@ -103,46 +104,47 @@ def shards(measured: Measured, plan: Plan, data: str) -> list[str]:
         f"1/{found.speedup.middle:.2g} ({found.speedup.low:.2g} to {found.speedup.high:.2g} times as fast), and they "
         f"take {found.bytes_share:.2g} of the bytes.",
         f"All of it would take {span(hours)} core-hours, once; a worker would then need {span(cores)} decoding cores "
-        f"instead of {span(plan.cores_per_worker)} (computed).",
+        f"instead of {span(advice.cores_per_worker)} (computed).",
     ]
     if found.speedup.middle > 1.1:
         return [*lines, f"  python jobs/prepare.py --data {data} --out PREPARED"]
     return [*lines, "For these videos it is hardly worth it."]
 
 
-def train_flags(machines: Machines, plan: Plan) -> str:
+def train_flags(hardware: Hardware, advice: Advice) -> str:
     """For jobs/train.py."""
+    each, custom = hardware.per_worker, shlex.join(hardware.per_worker.resources)
     return (
-        f"--workers {machines.workers} --gpus-per-worker {machines.gpus_per_worker:g} "
-        f"--cpus-per-worker {machines.cpus_per_worker:g} --decode-tasks {plan.nodes.decode_tasks}"
+        f"--workers {hardware.workers} --gpus-per-worker {each.gpus:g} --cpus-per-worker {each.cpus:g} "
+        f"{f'--worker-resources {custom} ' if custom else ''}--decode-tasks {advice.nodes.decode_tasks}"
     )
 
 
-def tune_flags(machines: Machines, trials: Trials, plan: Plan) -> str:
+def tune_flags(hardware: Hardware, trials: Trials, advice: Advice) -> str:
     """For jobs/tune.py."""
     return (
         f"--samples {trials.samples} --rungs {trials.rungs} --reduction-factor {trials.reduction_factor} "
-        f"--min-promoted {trials.min_promoted} --max-concurrent {trials.max_concurrent} "
-        f"{train_flags(machines, plan)}"
+        f"--min_promoted {trials.min_promoted} --max-concurrent {trials.max_concurrent} "
+        f"{train_flags(hardware, advice)}"
     )
 
 
-def store_flags(plan: Plan) -> list[str]:
+def store_flags(advice: Advice) -> list[str]:
     """For `ray start` on each kind of node."""
     lines = [
-        f"nodes that train:  ray start ... --object-store-memory {math.ceil(plan.nodes.training_store_bytes.high)}"
+        f"nodes that train:  ray start ... --object-store-memory {math.ceil(advice.nodes.training_store_bytes.high)}"
     ]
-    if plan.nodes.decoding:
-        store = math.ceil(plan.nodes.decoding_store_bytes.high)
+    if advice.nodes.decoding:
+        store = math.ceil(advice.nodes.decoding_store_bytes.high)
         lines.append(f"nodes that decode: ray start ... --object-store-memory {store}")
     return lines
 
 
-def taking(hours: Hours, machines: Machines) -> str:
+def taking(hours: Estimate, hardware: Hardware) -> str:
     """Time, and its price where prices are known."""
     low, middle, high = (duration(value * 3600) for value in hours.hours)
     text = f"{middle} ({low} to {high})"
-    return f"{text}, price {span(hours.price)}" if machines.price_gpu_hour or machines.price_cpu_hour else text
+    return f"{text}, price {span(hours.price)}" if hardware.price_gpu_hour or hardware.price_cpu_hour else text
 
 
 def span(value: Span) -> str:

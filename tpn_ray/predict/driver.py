@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -12,54 +10,26 @@ import ray
 import ray.data
 import ray.data.exceptions
 import ray.exceptions
-import tyro
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data import driver as data
 from tpn_ray.data import rows
-from tpn_ray.data.nodes import amounts_of
 from tpn_ray.data.views import Views
 from tpn_ray.data.worker import ClipSource, Rows
-from tpn_ray.errors import ConfigError, ResourceError, TpnRayError
+from tpn_ray.errors import ResourceError, TpnRayError
 from tpn_ray.predict.labels import match_classes
 from tpn_ray.predict.predictor import Alpha
 from tpn_ray.predict.summary import summarise
 from tpn_ray.predict.table import video_tables, write_scores
 from tpn_ray.predict.worker import Scorer
+from tpn_ray.resources import Resources
 from tpn_ray.train.recipe import Recipe, from_plain
 
-__all__ = ["TRAINED", "Scorers", "score", "score_videos", "score_windows", "summarise", "write_scores"]
+__all__ = ["TRAINED", "score", "score_videos", "score_windows", "summarise", "write_scores"]
 
 TRAINED: Alpha = ()
 """The alpha of the checkpoint itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scorers:
-    """What scoring takes of the cluster."""
-
-    actors: Annotated[int, tyro.conf.arg(name="workers")] = 1
-    """Processes that hold the network; the scores are the same bits whatever their number."""
-
-    cpus: Annotated[float, tyro.conf.arg(name="cpus-per-worker")] = 1.0
-    """CPUs that each of them holds, and its number of torch threads."""
-
-    gpus: Annotated[float, tyro.conf.arg(name="gpus-per-worker")] = 0.0
-    """GPUs that each of them holds; 0 computes on CPUs."""
-
-    resources: Annotated[tuple[str, ...], tyro.conf.arg(name="worker-resources")] = ()
-    """Custom resources that each of them holds as well, such as spot=1: they come only where nodes declare them."""
-
-    decode: data.DecodeResources = field(default_factory=data.DecodeResources)
-    """Of each decoding task."""
-
-    def __post_init__(self) -> None:
-        if self.actors < 1 or self.cpus < 0 or self.gpus < 0 or self.decode.cpus <= 0:
-            raise ConfigError(
-                f"workers={self.actors} must be at least 1, cpus and gpus per worker not negative, decode.cpus above 0"
-            )
-        amounts_of(self.resources, "worker_resources")
 
 
 def score(
@@ -67,7 +37,7 @@ def score(
     recipe: Recipe,
     manifest: Manifest,
     views: Views,
-    scorers: Scorers,
+    resources: Resources,
     *,
     alphas: Sequence[Alpha] = (TRAINED,),
     keep_views: bool = False,
@@ -75,9 +45,9 @@ def score(
     """Blocks of scored videos, each exactly once and in the manifest's order; columns of `worker.Scorer`."""
     clip, augment = recipe.clip, recipe.augment
     video_bytes = views.most_bytes(clip, augment)
-    decoded = data.video_views(_source(recipe, manifest), views, len(manifest), video_bytes, scorers.decode)
+    decoded = data.video_views(_source(recipe, manifest), views, len(manifest), video_bytes, resources.decoding)
     next_sample = 0
-    for block in _scored(decoded, checkpoint_uri, views, scorers, alphas, keep_views):
+    for block in _scored(decoded, checkpoint_uri, views, resources, alphas, keep_views):
         expected = np.arange(next_sample, next_sample + len(block[rows.SAMPLE]))
         if not np.array_equal(block[rows.SAMPLE], expected):
             raise AssertionError(f"videos {block[rows.SAMPLE]} came where {expected} were due")
@@ -87,13 +57,13 @@ def score(
         raise AssertionError(f"{next_sample} of {len(manifest)} videos were scored")
 
 
-def score_videos(checkpoint_uri: str, manifest: Manifest, views: Views, scorers: Scorers) -> pa.Table:
+def score_videos(checkpoint_uri: str, manifest: Manifest, views: Views, resources: Resources) -> pa.Table:
     """`score` as a table of `predict.table.video_tables`. Raises CheckpointError for a checkpoint of other classes."""
     saved = checkpoints.load(checkpoint_uri, parts=())
     label_sets = {name: tuple(classes) for name, classes in saved.label_sets.items()}
     matched = match_classes(manifest, label_sets, checkpoint_uri).manifest
     recipe = from_plain(saved.recipe)
-    (table,) = video_tables(matched, score(checkpoint_uri, recipe, matched, views, scorers))
+    (table,) = video_tables(matched, score(checkpoint_uri, recipe, matched, views, resources))
     return table
 
 
@@ -102,15 +72,15 @@ def score_windows(
     recipe: Recipe,
     manifest: Manifest,
     views: Views,
-    scorers: Scorers,
+    resources: Resources,
     *,
     window_seconds: float,
     hop_seconds: float,
 ) -> Iterator[Rows]:
     """Blocks of scored windows of long videos, in order."""
     source = _source(recipe, manifest)
-    decoded = data.video_windows(source, views, window_seconds, hop_seconds, len(manifest), scorers.decode)
-    yield from _scored(decoded, checkpoint_uri, views, scorers, (TRAINED,), False)
+    decoded = data.video_windows(source, views, window_seconds, hop_seconds, len(manifest), resources.decoding)
+    yield from _scored(decoded, checkpoint_uri, views, resources, (TRAINED,), False)
 
 
 def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
@@ -121,20 +91,21 @@ def _scored(
     decoded: ray.data.Dataset,
     checkpoint_uri: str,
     views: Views,
-    scorers: Scorers,
+    resources: Resources,
     alphas: Sequence[Alpha],
     keep_views: bool,
 ) -> Iterator[Rows]:
     # Named, not looked for: a worker that holds no GPU may see those of its node all the same.
-    device = "cuda" if scorers.gpus else "cpu"
+    each = resources.per_worker
+    device = "cuda" if each.gpus else "cpu"
     scored = decoded.map_batches(
         Scorer,
-        fn_constructor_args=(checkpoint_uri, views, max(1, int(scorers.cpus)), tuple(alphas), keep_views, device),
+        fn_constructor_args=(checkpoint_uri, views, each.threads, tuple(alphas), keep_views, device),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=scorers.actors),
-        num_cpus=scorers.cpus,
-        num_gpus=scorers.gpus or None,
-        resources=amounts_of(scorers.resources, "worker_resources") or None,
+        compute=ray.data.ActorPoolStrategy(size=resources.workers),
+        num_cpus=each.cpus,
+        num_gpus=each.gpus or None,
+        resources=each.custom or None,
     )
     try:
         yield from scored.iter_batches(batch_size=None)

@@ -19,13 +19,13 @@ from tpn_ray.clips.manifest import Manifest, load_manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.names import file_name
 from tpn_ray.predict import driver, plots
-from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import Matched, match_classes
 from tpn_ray.predict.predictor import Alpha, parse_alphas
 from tpn_ray.predict.quarantine import Quarantined, quarantined
 from tpn_ray.predict.sheet import sheet, whole_videos
 from tpn_ray.predict.summary import by_label_set, details, scores_array, summarise
 from tpn_ray.predict.table import METRICS, VIDEOS, ViewWriter, video_tables, write_scores
+from tpn_ray.resources import Resources
 from tpn_ray.train.recipe import Recipe, from_plain
 
 MISTAKES = 12
@@ -36,7 +36,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class EvaluationQuestion:
     """What is to be scored, on what and how."""
 
     checkpoint: str
@@ -61,7 +61,7 @@ class Result:
     numbers: dict[str, float]
 
 
-def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str]) -> Question:
+def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str]) -> EvaluationQuestion:
     """Read what has to be known, and refuse what cannot be scored, before a cluster is asked for anything."""
     parse_views(views)
     uri = storage.absolute(checkpoint)
@@ -69,7 +69,7 @@ def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str
     recipe = from_plain(saved.recipe)
     manifest = load_manifest(data, for_training=False)
     chosen = manifest if split == ALL else manifest.select(split)
-    return Question(
+    return EvaluationQuestion(
         checkpoint=uri,
         data=storage.absolute(data),
         split=split,
@@ -82,7 +82,7 @@ def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str
     )
 
 
-def evaluate(question: Question, scorers: Scorers, folder: str) -> list[Result]:
+def evaluate(question: EvaluationQuestion, resources: Resources, folder: str) -> list[Result]:
     """Score every video; write videos.parquet, views/, metrics.json and plots to `folder`, or with several alphas to a
     folder of each below it."""
     manifest, views = question.matched.manifest, parse_views(question.views)
@@ -90,7 +90,7 @@ def evaluate(question: Question, scorers: Scorers, folder: str) -> list[Result]:
     folders = [storage.join(folder, alpha_name(alpha)) if alpha else folder for alpha in alphas]
     writer = ViewWriter(manifest, views.names, folders)
     blocks = driver.score(
-        question.checkpoint, question.recipe, manifest, views, scorers, alphas=alphas, keep_views=True
+        question.checkpoint, question.recipe, manifest, views, resources, alphas=alphas, keep_views=True
     )
     tables = video_tables(manifest, map(writer, blocks), len(alphas))
     writer.flush()
@@ -140,7 +140,7 @@ def default_folder(checkpoint: str, split: str, views: str) -> str:
     return f"{storage.absolute(checkpoint)}.{split}.{views.replace(' ', '_')}"
 
 
-def _about(question: Question, alpha: Alpha) -> dict[str, Any]:
+def _about(question: EvaluationQuestion, alpha: Alpha) -> dict[str, Any]:
     return {
         "checkpoint": question.checkpoint,
         "step": question.step,
@@ -157,7 +157,7 @@ def _bad(table: pa.Table) -> list[tuple[str, str, str]]:
     return [row for row in zip(*columns, strict=True) if row[1]]
 
 
-def _not_counted(question: Question, table: pa.Table) -> dict[str, Any]:
+def _not_counted(question: EvaluationQuestion, table: pa.Table) -> dict[str, Any]:
     """Every video behind the difference between the numbers with and without it."""
     names = ("uri", "reason", "message")
     return {
@@ -179,7 +179,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def refuse_budget(question: Question, results: list[Result], max_bad: Fraction) -> None:
+def refuse_budget(question: EvaluationQuestion, results: list[Result], max_bad: Fraction) -> None:
     """Raise BudgetError where more of the videos were bad than is allowed; all results are written by then."""
     bad, written = _bad(results[0].table), storage.join(results[0].folder, METRICS)
     check_budget(bad, len(question.matched.manifest), max_bad, bad, f"all are listed in {written}")

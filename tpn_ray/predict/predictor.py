@@ -22,7 +22,7 @@ from tpn_ray import storage
 from tpn_ray.data import decoding
 from tpn_ray.data.cut import cut
 from tpn_ray.data.transfer import upload
-from tpn_ray.data.views import Seen, Views, Window, parse_views, squares
+from tpn_ray.data.views import ViewFrames, Views, Window, parse_views, squares
 from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.metrics import average_views, probabilities
 from tpn_ray.model.pixels import normalise
@@ -77,14 +77,14 @@ class Predictor:
         for seen, window in decoding.each_window(False, data, *settings):
             yield Prediction(average_views(self.view_scores(seen, chosen)), self.label_sets, window)
 
-    def see(self, path: str, views: Views) -> Seen:
+    def see(self, path: str, views: Views) -> ViewFrames:
         """Decode what all views of a video show. Raises BadVideo with the reason."""
         decode = decoding.decoder_of(prepared=False)
         *fields, _ = decode(decoding.seen, self._read(path), views, self.recipe.clip, self.recipe.augment)
-        return Seen(*fields)
+        return ViewFrames(*fields)
 
     @torch.inference_mode()
-    def view_scores(self, seen: Seen, views: Views, alpha: Alpha = ()) -> ViewScores:
+    def view_scores(self, seen: ViewFrames, views: Views, alpha: Alpha = ()) -> ViewScores:
         """The scores of every view of what was seen; with another alpha than the trained one if given."""
         if self.model.neck is not None or alpha:
             set_alpha(self.model, alpha or self.trained_alpha)

@@ -14,7 +14,7 @@ from tpn_ray.clips.augment import AugmentConfig, test_view
 from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.data import decoding
-from tpn_ray.data.plan import MicroBatch
+from tpn_ray.data.plan import PlannedMicroBatch
 from tpn_ray.data.reader import fetch
 from tpn_ray.data.worker import ClipSource, training_rows
 from tpn_ray.errors import BadVideo
@@ -53,7 +53,7 @@ def sheet(strips: Sequence[Strip]) -> bytes:
 def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> list[Strip]:
     """The clips that training really sees of these videos in this epoch, cut, mirrored and coloured."""
     numbers = np.array(samples, dtype=np.int64)
-    made = training_rows(source, [MicroBatch(step=0, epoch=epoch, positions=numbers, samples=numbers)])
+    made = training_rows(source, [PlannedMicroBatch(step=0, epoch=epoch, positions=numbers, samples=numbers)])
     return [
         Strip(f"{_classes(source.manifest, sample)}   {source.manifest.ids[sample]}   {reason}", clip)
         for sample, clip, reason in zip(samples, made["clip"], made["reason"], strict=True)

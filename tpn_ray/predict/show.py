@@ -5,14 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from tpn_ray.predict.evaluate import Question, Result
+from tpn_ray.predict.evaluate import EvaluationQuestion, Result
 from tpn_ray.predict.labels import warning
 from tpn_ray.predict.summary import JOINT
 
 SHOWN = 5
 
 
-def announce(question: Question) -> None:
+def announce(question: EvaluationQuestion) -> None:
     """What will be scored, and what is not as it should be with it."""
     matched = question.matched
     print(
@@ -24,7 +24,7 @@ def announce(question: Question) -> None:
         print(f"warning: {said}", flush=True)
 
 
-def results(question: Question, found: list[Result]) -> None:
+def results(question: EvaluationQuestion, found: list[Result]) -> None:
     """A table, the bad videos, and where everything is."""
     names = list(question.matched.manifest.label_sets)
     prefixes = [f"{name}_" for name in names] if len(names) > 1 else [""]

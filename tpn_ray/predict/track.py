@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tpn_ray import storage, tracking
-from tpn_ray.predict.evaluate import Question, Result
+from tpn_ray.predict.evaluate import EvaluationQuestion, Result
 from tpn_ray.predict.table import METRICS
 from tpn_ray.tracking import TrackedRun
 
@@ -24,7 +24,7 @@ def begin(
     return tracking.begin(tracking_uri, experiment, name, parameters=parameters, tags=tags)
 
 
-def about(question: Question) -> tuple[dict[str, str], dict[str, str]]:
+def about(question: EvaluationQuestion) -> tuple[dict[str, str], dict[str, str]]:
     """Parameters and tags of an evaluation."""
     parameters = {name: getattr(question, name) for name in ("checkpoint", "data", "split", "views")}
     return parameters, {"dataset_version": question.matched.manifest.version}

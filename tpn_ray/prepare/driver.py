@@ -32,12 +32,12 @@ from tpn_ray.clips.sandbox import SandboxLimits
 from tpn_ray.clips.shards import Bad, ShardSummary
 from tpn_ray.data import driver as data
 from tpn_ray.data import reader
-from tpn_ray.data.nodes import labels_of
 from tpn_ray.errors import ConfigError, NotFoundError, ResourceError, StorageError, TpnRayError
 from tpn_ray.lease import Lease
 from tpn_ray.prepare import worker
 from tpn_ray.prepare.layout import ShardConfig, ShardPlan, difference, plan_shards, settings_hash, settings_of
 from tpn_ray.prepare.worker import PrepareJob, Totals
+from tpn_ray.resources import Decoding
 from tpn_ray.sealed import seal, unseal
 
 POLL_SECONDS = 0.5
@@ -61,29 +61,7 @@ OURS = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tasks:
-    """What the job takes of the cluster."""
-
-    cpus_per_task: float = 1.0
-    """CPUs that each task holds; a task uses one core."""
-
-    tasks: int = 0
-    """Most tasks at once; 0: as many as fit."""
-
-    on: tuple[str, ...] = ()
-    """Labels of the nodes that do the work, such as pool=cpu; by default all nodes do."""
-
-    may_grow: bool = False
-    """Set it on an autoscaling cluster: nodes for the first task are then waited for, and not asked for before."""
-
-    def __post_init__(self) -> None:
-        labels_of(self.on, "on")
-        if self.cpus_per_task <= 0 or self.tasks < 0:
-            raise ConfigError(f"cpus_per_task={self.cpus_per_task} must be above 0, tasks={self.tasks} not below 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
+class PrepareProgress:
     """How far the job is."""
 
     videos_in_all: int
@@ -116,9 +94,9 @@ def run(
     *,
     limits: SandboxLimits,
     shards: ShardConfig,
-    tasks: Tasks,
+    decoding: Decoding,
     max_bad: Fraction,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[PrepareProgress], None],
 ) -> Summary:
     """Prepare every video of the manifest into `folder`. Raises BudgetError, LeaseError when another job prepares into
     it, and other TpnRayErrors."""
@@ -128,7 +106,7 @@ def run(
         settings = settings_of(manifest, encode, limits, shards)
         claim(folder, settings)
         remove_leftovers(folder)
-        return _prepare(manifest, folder, encode, limits, shards, tasks, max_bad, on_progress, settings, held)
+        return _prepare(manifest, folder, encode, limits, shards, decoding, max_bad, on_progress, settings, held)
 
 
 def _prepare(
@@ -137,9 +115,9 @@ def _prepare(
     encode: EncodeConfig,
     limits: SandboxLimits,
     shards: ShardConfig,
-    tasks: Tasks,
+    decoding: Decoding,
     max_bad: Fraction,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[PrepareProgress], None],
     settings: dict[str, Any],
     held: Lease,
 ) -> Summary:
@@ -163,10 +141,12 @@ def _prepare(
         held.look()
         bad = known | totals.bad
         seconds = time.monotonic() - begin
-        on_progress(Progress(videos_in_all=len(manifest), before=before, totals=totals, bad=len(bad), seconds=seconds))
+        on_progress(
+            PrepareProgress(videos_in_all=len(manifest), before=before, totals=totals, bad=len(bad), seconds=seconds)
+        )
         refuse_beyond_budget(bad, len(manifest), max_bad)
 
-    totals = make_shards(job, tasks, watch) if job.shards else Totals()
+    totals = make_shards(job, decoding, watch) if job.shards else Totals()
     done = finished(folder, plans, settings_hash(settings))
     # What the tasks told last may not have arrived while they ran; the shards have it all.
     refuse_beyond_budget({bad[0]: bad for summary in done.values() for bad in summary.bad}, len(manifest), max_bad)
@@ -177,7 +157,7 @@ def _prepare(
         quarantine=sorted(bad for summary in done.values() for bad in summary.bad),
         totals=totals,
         seconds=time.monotonic() - begin,
-        clip_seconds=measure_saving(manifest, folder, tasks),
+        clip_seconds=measure_saving(manifest, folder, decoding),
     )
 
 
@@ -264,16 +244,16 @@ def remove_leftovers(folder: str) -> None:
 # --- the work
 
 
-def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) -> Totals:
+def make_shards(job: PrepareJob, decoding: Decoding, watch: Callable[[Totals], None]) -> Totals:
     """Make all shards of the job; `watch` is called now and then, and may raise to stop."""
     cpus = ray.cluster_resources().get("CPU", 0.0)
-    if tasks.cpus_per_task > cpus and not tasks.may_grow:
+    if decoding.cpus > cpus and not decoding.may_grow:
         raise ResourceError(
-            f"one task needs {tasks.cpus_per_task:g} CPUs, the cluster has {cpus:g}; use smaller --cpus-per-task, "
+            f"one task needs {decoding.cpus:g} CPUs, the cluster has {cpus:g}; use smaller --decode-cpus, "
             "or --may-grow if it adds nodes on demand"
         )
     told, meter = mailbox.beside_driver(), worker.Meter()
-    dataset = shard_dataset(ray.put(job), len(job.shards), tasks, told)
+    dataset = shard_dataset(ray.put(job), len(job.shards), decoding, told)
     failure: list[BaseException] = []
 
     def consume() -> None:
@@ -296,14 +276,14 @@ def make_shards(job: PrepareJob, tasks: Tasks, watch: Callable[[Totals], None]) 
     if failure and isinstance(failure[0], ray.data.exceptions.ExecutionTimeoutError):
         raise ResourceError(
             f"no shard was finished for {SHARD_SECONDS // 3600} hours: no node may be free for a task of "
-            f"{tasks.cpus_per_task:g} CPUs (see `ray status`), or --shard-videos is too large; the same command goes on"
+            f"{decoding.cpus:g} CPUs (see `ray status`), or --shard-videos is too large; the same command goes on"
         ) from failure[0]
     if failure:
         raise failure[0]
     return meter.totals
 
 
-def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, told: Any) -> ray.data.Dataset:
+def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, decoding: Decoding, told: Any) -> ray.data.Dataset:
     """One row per shard: why it could not be made, or nothing. Ray Data would hand on an error only as its text."""
     data.configure_context()
     context = ray.data.DataContext.get_current()
@@ -325,9 +305,9 @@ def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, tasks: Tasks, t
         .map_batches(
             make,
             batch_size=None,
-            num_cpus=tasks.cpus_per_task,
-            compute=ray.data.TaskPoolStrategy(size=tasks.tasks or None),
-            label_selector=labels_of(tasks.on, "on") or None,
+            num_cpus=decoding.cpus,
+            compute=ray.data.TaskPoolStrategy(size=decoding.tasks or None),
+            label_selector=decoding.labels or None,
         )
     )
 
@@ -342,14 +322,14 @@ def rebuild(failure: str) -> TpnRayError:
 # --- what it saves
 
 
-def measure_saving(manifest: Manifest, folder: str, tasks: Tasks) -> tuple[float, float] | None:
+def measure_saving(manifest: Manifest, folder: str, decoding: Decoding) -> tuple[float, float] | None:
     """CPU seconds per clip from sources and from prepared videos, on a sample, on one worker of the cluster; None where
     nothing can be compared, or no worker did it in time: the dataset is complete without."""
     pairs = sample_pairs(manifest, load_manifest(folder))
     if not pairs:
         return None
-    where = labels_of(tasks.on, "on") or None
-    measured = ray.remote(worker.clip_seconds).options(num_cpus=tasks.cpus_per_task, label_selector=where).remote(pairs)
+    where = decoding.labels or None
+    measured = ray.remote(worker.clip_seconds).options(num_cpus=decoding.cpus, label_selector=where).remote(pairs)
     try:
         seconds: tuple[float, float] = ray.get(measured, timeout=MEASURE_SECONDS)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RaySystemError, ray.exceptions.WorkerCrashedError):

@@ -8,13 +8,13 @@ from collections import Counter
 
 from tpn_ray import storage
 from tpn_ray.clips.shards import QUARANTINE
-from tpn_ray.prepare.driver import Progress, Summary
+from tpn_ray.prepare.driver import PrepareProgress, Summary
 
 LOG_SECONDS = 10.0
 """Between two progress lines in a log file; a terminal shows every one in place."""
 
 
-def progress_line(progress: Progress) -> str:
+def progress_line(progress: PrepareProgress) -> str:
     """Videos done, bad ones, speed and what is left."""
     totals, seconds = progress.totals, max(progress.seconds, 1e-3)
     mine = totals.videos + len(totals.bad)
@@ -31,7 +31,7 @@ class ProgressPrinter:
         self.rewrites = sys.stdout.isatty()
         self.printed_at = -LOG_SECONDS
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: PrepareProgress) -> None:
         if self.rewrites:
             print("\r\x1b[K" + progress_line(progress), end="", flush=True)
         elif time.monotonic() - self.printed_at >= LOG_SECONDS:

@@ -68,7 +68,7 @@ class Totals:
 
 
 @dataclass(kw_only=True)
-class Finding:
+class VideoFinding:
     """One video that was looked at."""
 
     row: int
@@ -85,7 +85,7 @@ class Meter:
         self.rows: set[int] = set()
         self.totals = Totals()
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: VideoFinding) -> None:
         if finding.row in self.rows:
             return
         self.rows.add(finding.row)
@@ -98,12 +98,12 @@ class Meter:
             self.totals.videos += 1
 
 
-def make_shard(job: PrepareJob, number: int, tell: Callable[[Finding], None]) -> int:
+def make_shard(job: PrepareJob, number: int, tell: Callable[[VideoFinding], None]) -> int:
     """Make shard `number` of the job and write it; returns its bytes. Bad videos are told of and become findings."""
     plan = job.shards[number]
     rows, bad = list[dict[str, Any]](), list[Bad]()
     for row, take in _sources(job, plan.rows):
-        finding = Finding(row=row, source_bytes=max(0, int(job.manifest.sizes_bytes[row])))
+        finding = VideoFinding(row=row, source_bytes=max(0, int(job.manifest.sizes_bytes[row])))
         try:
             made = prepare_confined(_sandbox(job.limits), take(), segment_of(job.manifest, row), job.encode)
             rows.append(_stored_row(job.manifest, row, made))

@@ -21,21 +21,21 @@ from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data.views import parse_views
 from tpn_ray.errors import ConfigError, difference
 from tpn_ray.predict import driver as predict
-from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.summary import by_label_set
 from tpn_ray.predict.table import read_scores, video_tables, write_scores
-from tpn_ray.reproduce.outcome import Outcome, Ranks, outcome
-from tpn_ray.reproduce.tables import FRAMES, Row, Scale, Table
-from tpn_ray.train import driver as train
+from tpn_ray.reproduce.outcome import Ranks, RowOutcome, outcome
+from tpn_ray.reproduce.tables import FRAMES, Scale, Table, TableRow
 from tpn_ray.train.events import Event
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
+from tpn_ray.train.run import train
+from tpn_ray.train.run_plan import recipe_for
 
 ABOUT_KEY = b"tpn_ray.run"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Campaign:
+class Reproduction:
     """Which runs, where."""
 
     name: str
@@ -53,14 +53,14 @@ class Campaign:
         """What every row is tested in."""
         return "1x1" if self.scale == "toy" else self.table.views
 
-    def recipe(self, row: Row, seed: int) -> Recipe:
+    def recipe(self, row: TableRow, seed: int) -> Recipe:
         """What is trained."""
         recipe = row.recipe(self.scale, seed)
         if self.epochs:
             recipe = replace_fields(recipe, {"loop.epochs": self.epochs})
-        return train.recipe_for(recipe, self.manifest)
+        return recipe_for(recipe, self.manifest)
 
-    def run_name(self, row: Row, seed: int) -> str:
+    def run_name(self, row: TableRow, seed: int) -> str:
         """A name that a row and a seed always have."""
         plain = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
         return f"{self.name}-{plain}-seed{seed}"
@@ -77,8 +77,8 @@ def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
 
 
 def run(
-    campaign: Campaign, on_run: Callable[[str, dict[str, float]], None], on_event: Callable[[Event], None]
-) -> dict[str, list[Outcome]]:
+    campaign: Reproduction, on_run: Callable[[str, dict[str, float]], None], on_event: Callable[[Event], None]
+) -> dict[str, list[RowOutcome]]:
     """Train and score every row with every seed; for each label set what they say together, in the table's order."""
     ranks: dict[str, dict[str, list[Ranks]]] = {name: {} for name in campaign.manifest.label_sets}
     for seed in range(campaign.seeds):
@@ -95,7 +95,7 @@ def run(
 
 
 def checkpoints(
-    campaign: Campaign, on_trained: Callable[[str, str], None], on_event: Callable[[Event], None]
+    campaign: Reproduction, on_trained: Callable[[str, str], None], on_event: Callable[[Event], None]
 ) -> dict[str, tuple[str, ...]]:
     """Of every row one for each seed; of what only measures tempo, one. `on_trained` gets each run and checkpoint."""
     found: dict[str, tuple[str, ...]] = {}
@@ -107,9 +107,9 @@ def checkpoints(
     return found
 
 
-def checkpoint(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], None]) -> str:
+def checkpoint(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[[Event], None]) -> str:
     """The last checkpoint of a row, trained if it is not there."""
-    return train.run(
+    return train(
         campaign.recipe(row, seed),
         campaign.manifest,
         campaign.machines,
@@ -119,7 +119,7 @@ def checkpoint(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Even
     ).last
 
 
-def _ranks(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], None]) -> dict[str, Ranks]:
+def _ranks(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[[Event], None]) -> dict[str, Ranks]:
     """For each label set the place of the right class, of every validation video that could be used."""
     uri = storage.join(campaign.storage_uri, campaign.run_name(row, seed), "table_scores.parquet")
     videos = campaign.manifest.select("val")
@@ -132,7 +132,7 @@ def _ranks(campaign: Campaign, row: Row, seed: int, on_event: Callable[[Event], 
     return {one.name: one.ranks for one in by_label_set(table, videos.label_sets)}
 
 
-def _about(campaign: Campaign, row: Row, seed: int) -> dict[str, Any]:
+def _about(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
     """What decides the scores of a run."""
     about = {
         "recipe": to_plain(campaign.recipe(row, seed)),
@@ -143,7 +143,7 @@ def _about(campaign: Campaign, row: Row, seed: int) -> dict[str, Any]:
     return plain
 
 
-def _refuse_another(campaign: Campaign, row: Row, seed: int, table: pa.Table, uri: str) -> None:
+def _refuse_another(campaign: Reproduction, row: TableRow, seed: int, table: pa.Table, uri: str) -> None:
     """Raise ConfigError where scores that are there are not those of this row, such as of fewer epochs."""
     before = json.loads((table.schema.metadata or {}).get(ABOUT_KEY, b"{}"))
     if changed := difference(before, _about(campaign, row, seed)):
@@ -155,21 +155,10 @@ def _refuse_another(campaign: Campaign, row: Row, seed: int, table: pa.Table, ur
 
 
 def _train_and_score(
-    campaign: Campaign, row: Row, seed: int, videos: Manifest, on_event: Callable[[Event], None]
+    campaign: Reproduction, row: TableRow, seed: int, videos: Manifest, on_event: Callable[[Event], None]
 ) -> pa.Table:
     recipe, last = campaign.recipe(row, seed), checkpoint(campaign, row, seed, on_event)
     views = parse_views(campaign.views)
-    (table,) = video_tables(videos, predict.score(last, recipe, videos, views, scorers(campaign.machines)))
+    (table,) = video_tables(videos, predict.score(last, recipe, videos, views, campaign.machines.for_scoring))
     about = json.dumps(_about(campaign, row, seed)).encode()
     return table.replace_schema_metadata({**table.schema.metadata, ABOUT_KEY: about})
-
-
-def scorers(machines: Machines) -> Scorers:
-    """As much of the cluster as training takes."""
-    return Scorers(
-        actors=machines.workers,
-        cpus=machines.cpus_per_worker or 1.0,
-        gpus=machines.gpus_per_worker,
-        resources=machines.worker_resources,
-        decode=machines.decoding(),
-    )

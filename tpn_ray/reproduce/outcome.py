@@ -19,7 +19,7 @@ Ranks = Int[np.ndarray, "s v"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RowOutcome:
     """One row of a table, over its seeds."""
 
     name: str
@@ -52,13 +52,13 @@ class Outcome:
         return self.gain_interval[0] > 0 and min(self.gains) > 0
 
 
-def outcome(name: str, ranks: Ranks, baseline: Ranks) -> Outcome:
+def outcome(name: str, ranks: Ranks, baseline: Ranks) -> RowOutcome:
     """A row beside its baseline, on the same videos and with the same seeds."""
     if ranks.shape != baseline.shape:
         raise ValueError(f"{ranks.shape} ranks of {name} cannot be compared with {baseline.shape} of the baseline")
     differences = (ranks == 0).astype(np.float64) - (baseline == 0)
     low, high = np.percentile(resampled_twice(differences), [2.5, 97.5])
-    return Outcome(
+    return RowOutcome(
         name=name,
         top1=tuple((ranks == 0).mean(axis=1).tolist()),
         top5=tuple((ranks < 5).mean(axis=1).tolist()),

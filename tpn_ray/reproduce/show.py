@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table as Grid
 
-from tpn_ray.reproduce.driver import Campaign
-from tpn_ray.reproduce.outcome import Outcome
+from tpn_ray.reproduce.driver import Reproduction
+from tpn_ray.reproduce.outcome import RowOutcome
 from tpn_ray.reproduce.tables import Table
 
 
@@ -26,7 +26,7 @@ def trained(name: str, checkpoint: str) -> None:
     print(f"{name}  {checkpoint}", flush=True)
 
 
-def as_tables(campaign: Campaign, outcomes: dict[str, list[Outcome]]) -> list[Grid]:
+def as_tables(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> list[Grid]:
     """For each label set mean and spread over seeds, gain over the first row with its interval, the paper's figures."""
     title = campaign.table.title
     return [
@@ -35,7 +35,7 @@ def as_tables(campaign: Campaign, outcomes: dict[str, list[Outcome]]) -> list[Gr
     ]
 
 
-def _as_table(table: Table, outcomes: list[Outcome], title: str) -> Grid:
+def _as_table(table: Table, outcomes: list[RowOutcome], title: str) -> Grid:
     grid = Grid("", "top-1", "top-5", "over the first row", "95 %", "paper", "elsewhere", title=title)
     for row, one in zip(table.rows, outcomes, strict=True):
         low, high = one.gain_interval
@@ -46,7 +46,7 @@ def _as_table(table: Table, outcomes: list[Outcome], title: str) -> Grid:
     return grid
 
 
-def remarks(campaign: Campaign, outcomes: dict[str, list[Outcome]]) -> list[str]:
+def remarks(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> list[str]:
     """What the numbers can be taken for."""
     videos = len(campaign.manifest.select("val"))
     lines = [
@@ -60,7 +60,7 @@ def remarks(campaign: Campaign, outcomes: dict[str, list[Outcome]]) -> list[str]
     return lines + caveats(campaign)
 
 
-def caveats(campaign: Campaign) -> list[str]:
+def caveats(campaign: Reproduction) -> list[str]:
     """What a toy can and cannot show."""
     if campaign.scale != "toy":
         return []

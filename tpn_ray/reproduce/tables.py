@@ -26,7 +26,7 @@ TSM: dict[str, Any] = {**SEGMENTS, "model.backbone": "tsm_toy"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """One line of a table."""
 
     name: str
@@ -60,12 +60,12 @@ class Table:
     """What the paper trained on."""
     views: str
     """At full scale; a toy's are 1x1."""
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     toy_shows: str
     """What the toy can and cannot say here."""
 
     @property
-    def baseline(self) -> Row:
+    def baseline(self) -> TableRow:
         """What the other rows are compared with: the first one."""
         return self.rows[0]
 
@@ -76,7 +76,7 @@ TPN_ELSEWHERE = "76.74, 92.57 (mmaction2 1.x, cascade, alpha 8,8)"
 """On Kinetics-400 with R50 8x8 from ImageNet. The official weights, which are cascade too, it found at 75.49, 92.05."""
 
 
-BACKBONE = Row(name="none (I3D-50)", paper="74.9, 91.9", elsewhere=PLAIN_ELSEWHERE, full=PLAIN, toy=PLAIN)
+BACKBONE = TableRow(name="none (I3D-50)", paper="74.9, 91.9", elsewhere=PLAIN_ELSEWHERE, full=PLAIN, toy=PLAIN)
 
 
 def table2() -> Table:
@@ -86,14 +86,14 @@ def table2() -> Table:
         data=KINETICS,
         views=THREE_CROPS,
         rows=(
-            Row(
+            TableRow(
                 name="TPN-R50 32x2",
                 paper="77.7, 93.3",
                 base="k400_r50_32x2",
                 full=changes,
                 toy={**PARALLEL, "clip.frames": 32, "clip.stride_frames": 2, "model.alpha": (2, 4)},
             ),
-            Row(name="TPN-R101 32x2", paper="78.9, 93.9", base="k400_r101_32x2", full=changes, toy=PARALLEL),
+            TableRow(name="TPN-R101 32x2", paper="78.9, 93.9", base="k400_r101_32x2", full=changes, toy=PARALLEL),
         ),
         toy_shows="that 32 frames can be trained on; the toy has one depth only, so its second row is 16 frames (16x4)",
     )
@@ -106,15 +106,15 @@ def table3() -> Table:
         data=KINETICS,
         views="ten_crop",
         rows=(
-            Row(name="TSN-50", paper="69.9", base="k400_tsn_r50", full=PLAIN, toy={**TSN, **PLAIN}),
-            Row(
+            TableRow(name="TSN-50", paper="69.9", base="k400_tsn_r50", full=PLAIN, toy={**TSN, **PLAIN}),
+            TableRow(
                 name="TSM-50",
                 paper="72.8",
                 base="k400_tsn_r50",
                 full={**PLAIN, "model.backbone": "tsm_r50"},
                 toy={**TSM, **PLAIN},
             ),
-            Row(name="TSN-50 + TPN", paper="73.5", base="k400_tsn_r50", full=tsn, toy={**TSN, **PARALLEL}),
+            TableRow(name="TSN-50 + TPN", paper="73.5", base="k400_tsn_r50", full=tsn, toy={**TSN, **PARALLEL}),
         ),
         toy_shows="what the pyramid adds where only motion tells the class: TSN alone sees single frames and must stay "
         "near chance (12.5 %)",
@@ -127,8 +127,8 @@ def table4() -> Table:
         data="Something-Something V1 or V2",
         views="1x1",
         rows=(
-            Row(name="TSN-50", paper="V1 19.7, V2 30.0", base="sth_tsn_r50", full=PLAIN, toy={**TSN, **PLAIN}),
-            Row(
+            TableRow(name="TSN-50", paper="V1 19.7, V2 30.0", base="sth_tsn_r50", full=PLAIN, toy={**TSN, **PLAIN}),
+            TableRow(
                 name="TSM-50",
                 paper="V1 45.6, V2 59.1",
                 elsewhere="V1 45.58 (mmaction2 0.x)",
@@ -136,14 +136,14 @@ def table4() -> Table:
                 full=PLAIN,
                 toy={**TSM, **PLAIN},
             ),
-            Row(
+            TableRow(
                 name="TSN-50 + TPN",
                 paper="V1 40.6, V2 55.2",
                 base="sth_tsn_r50",
                 full=PARALLEL,
                 toy={**TSN, **PARALLEL},
             ),
-            Row(
+            TableRow(
                 name="TSM-50 + TPN",
                 paper="V1 49.0, V2 62.0",
                 elsewhere="V1 51.87 (mmaction2 1.x, 2x3 views)",
@@ -162,8 +162,8 @@ def table5() -> Table:
         data="EPIC-Kitchens (verb and noun)",
         views="ten_crop",
         rows=(
-            Row(name="TSN", paper="verb 48.2, noun 39.7", base="epic_tsn_r50", full=PLAIN, toy={**TSN, **PLAIN}),
-            Row(
+            TableRow(name="TSN", paper="verb 48.2, noun 39.7", base="epic_tsn_r50", full=PLAIN, toy={**TSN, **PLAIN}),
+            TableRow(
                 name="TSN + TPN",
                 paper="verb 61.1, noun 41.3",
                 base="epic_tsn_r50",
@@ -177,11 +177,11 @@ def table5() -> Table:
 
 
 def table6a() -> Table:
-    def row(name: str, paper: str, levels: tuple[int, ...], alpha: tuple[int, ...], toy: tuple[int, ...]) -> Row:
+    def row(name: str, paper: str, levels: tuple[int, ...], alpha: tuple[int, ...], toy: tuple[int, ...]) -> TableRow:
         changes = {**PARALLEL, "model.levels": levels, "loss.lambdas": (0.5,) * (len(levels) - 1)}
         full, small = ({**changes, "model.alpha": rates} for rates in (alpha, toy))
         elsewhere = TPN_ELSEWHERE if levels == (4, 5) else ""
-        return Row(name=name, paper=paper, elsewhere=elsewhere, full=full, toy=small)
+        return TableRow(name=name, paper=paper, elsewhere=elsewhere, full=full, toy=small)
 
     single = {**PARALLEL, "model.levels": (5,), "model.rates": (1, 2, 4, 8), "model.alpha": (1,) * 4}
     single["loss.lambdas"] = ()
@@ -194,7 +194,7 @@ def table6a() -> Table:
             row("res{2,3,4,5}", "74.6, 91.8", (2, 3, 4, 5), (1, 2, 4, 8), (1, 1, 1, 2)),
             row("res{3,4,5}", "74.9, 92.1", (3, 4, 5), (2, 4, 8), (1, 1, 2)),
             row("res{4,5}", "76.1, 92.5", (4, 5), (4, 8), (1, 2)),
-            Row(name="res{5}", paper="75.7, 92.3", full=single, toy=single),
+            TableRow(name="res{5}", paper="75.7, 92.3", full=single, toy=single),
         ),
         toy_shows="whether a pyramid beats its backbone where only tempo tells the class; the order among pyramids "
         "is within the noise of so few videos",
@@ -202,14 +202,14 @@ def table6a() -> Table:
 
 
 def table6b() -> Table:
-    def row(name: str, paper: str, **parts: bool) -> Row:
+    def row(name: str, paper: str, **parts: bool) -> TableRow:
         changes: dict[str, Any] = {**PARALLEL}
         if not parts["head"]:
             changes |= {"model.auxiliary_heads": False, "loss.lambdas": ()}
         if not parts["flow"]:
             changes["model.flow"] = "isolation"
         changes |= {"model.spatial_modulation": parts["spatial"], "model.temporal_modulation": parts["temporal"]}
-        return Row(name=name, paper=paper, full={**changes, "model.alpha": (4, 8)}, toy=changes)
+        return TableRow(name=name, paper=paper, full={**changes, "model.alpha": (4, 8)}, toy=changes)
 
     return Table(
         title="Parts of the pyramid (8x8). The paper's rows in between: 74.6, 75.2, 75.4, 75.9, 75.6",
@@ -229,9 +229,11 @@ def table6b() -> Table:
 
 
 def table6c() -> Table:
-    def row(flow: str, paper: str) -> Row:
+    def row(flow: str, paper: str) -> TableRow:
         changes, elsewhere = {"model.flow": flow}, TPN_ELSEWHERE if flow == "cascade" else ""
-        return Row(name=flow, paper=paper, elsewhere=elsewhere, full={**changes, "model.alpha": (4, 8)}, toy=changes)
+        return TableRow(
+            name=flow, paper=paper, elsewhere=elsewhere, full={**changes, "model.alpha": (4, 8)}, toy=changes
+        )
 
     return Table(
         title="Information flow (8x8)",
@@ -267,7 +269,7 @@ def table6d() -> Table:
         theirs = elsewhere.get((depth, frames), ("", ""))
         small = {"clip.frames": t, "clip.stride_frames": stride}
         rows += [
-            Row(
+            TableRow(
                 name=f"{depth} {frames}",
                 paper=without,
                 elsewhere=theirs[0],
@@ -276,7 +278,7 @@ def table6d() -> Table:
                 only_full=depth == "r101",
                 toy={**small, **PLAIN},
             ),
-            Row(
+            TableRow(
                 name=f"{depth} {frames} + TPN",
                 paper=with_tpn,
                 elsewhere=theirs[1],
@@ -298,9 +300,9 @@ def table6d() -> Table:
 # --- what the figures are made of
 
 
-FRAMES = Row(name="frames", paper="", base="k400_tsn_r50", full=PLAIN, toy_base="toy_frames")
+FRAMES = TableRow(name="frames", paper="", base="k400_tsn_r50", full=PLAIN, toy_base="toy_frames")
 """A classifier of single frames, which measures tempo."""
-TPN = Row(name="TPN", paper="", full={**PARALLEL, "model.alpha": (4, 8)}, toy=PARALLEL)
+TPN = TableRow(name="TPN", paper="", full={**PARALLEL, "model.alpha": (4, 8)}, toy=PARALLEL)
 
 FIGURES = {"figure1": (FRAMES,), "figure4": (FRAMES, BACKBONE, TPN), "figure5": (BACKBONE, TPN)}
 """The networks behind each figure of the paper; `jobs/reproduce.py` trains them and analyses them as jobs/tempo.py."""

@@ -24,7 +24,7 @@ Hits = dict[str, float]
 
 
 @dataclass
-class Report:
+class TempoReport:
     """Grows section by section."""
 
     page: Page = field(default_factory=lambda: Page("Visual tempo"))
@@ -47,7 +47,7 @@ def share(right: Hits) -> float:
     return float(np.mean(list(right.values()))) if right else math.nan
 
 
-def add_tempo(report: Report, tempos: Sequence[Tempo], true_seconds: dict[str, float]) -> None:
+def add_tempo(report: TempoReport, tempos: Sequence[Tempo], true_seconds: dict[str, float]) -> None:
     """How tempo varies in each class (figure 1), and how well it is measured where the truth is known."""
     measured = [one for one in tempos if not math.isnan(one.seconds)]
     classes = class_tempos([one.name for one in measured], np.array([one.seconds for one in measured]))
@@ -74,7 +74,7 @@ def add_tempo(report: Report, tempos: Sequence[Tempo], true_seconds: dict[str, f
         report.picture("truth.png", figures.measured_against_true(true, found, correlation), "measured and true tempo")
 
 
-def add_gain(report: Report, tempos: Sequence[Tempo], first: Hits, second: Hits, per_bin: int) -> Line:
+def add_gain(report: TempoReport, tempos: Sequence[Tempo], first: Hits, second: Hits, per_bin: int) -> Line:
     """Per-class gain of the second over the first against the class's variance of tempo (figure 4)."""
     common = [one for one in tempos if one.id in first and one.id in second]
     known = class_tempos([one.name for one in common], np.array([one.seconds for one in common]))
@@ -107,7 +107,7 @@ def missed(tempos: Sequence[Tempo], right: Hits, count: int = MISSED) -> list[tu
     return [(ordered[i].id, f"{ordered[i].name}, {ordered[i].seconds:.2f} s wide   {ordered[i].id}") for i in places]
 
 
-def add_missed(report: Report, picture: bytes) -> None:
+def add_missed(report: TempoReport, picture: bytes) -> None:
     """The videos of `missed`."""
     report.page.heading("Videos that the second gets wrong")
     report.page.text("From the fastest to the slowest, frames spread over the whole video.")
@@ -115,7 +115,7 @@ def add_missed(report: Report, picture: bytes) -> None:
 
 
 def add_strides(
-    report: Report, first: dict[int, Hits], second: dict[int, Hits], trained: int, names: tuple[str, str]
+    report: TempoReport, first: dict[int, Hits], second: dict[int, Hits], trained: int, names: tuple[str, str]
 ) -> None:
     """Accuracy when the same videos are played at other speeds (figure 5)."""
     strides = sorted(first)

@@ -16,14 +16,14 @@ from tpn_ray.data import rows
 from tpn_ray.data.views import CENTRE, Views, parse_views
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict import driver as predict
-from tpn_ray.predict.driver import Scorers
 from tpn_ray.predict.labels import LabelSets, match_classes
 from tpn_ray.predict.sheet import sheet, whole_videos
 from tpn_ray.predict.summary import by_label_set
 from tpn_ray.predict.table import video_tables, write_scores
 from tpn_ray.predict.worker import VIEW_SCORES
+from tpn_ray.resources import Resources
 from tpn_ray.tempo import analysis
-from tpn_ray.tempo.analysis import Hits, Report
+from tpn_ray.tempo.analysis import Hits, TempoReport
 from tpn_ray.tempo.fwhm import Tempo, width
 from tpn_ray.train.recipe import Recipe, from_plain, replace_fields
 
@@ -47,7 +47,7 @@ def check_frames(checkpoint: str) -> None:
         )
 
 
-def measure(checkpoint: str, manifest: Manifest, frames: int, scorers: Scorers) -> list[Tempo]:
+def measure(checkpoint: str, manifest: Manifest, frames: int, resources: Resources) -> list[Tempo]:
     """The tempo of every video with a label, by `frames` single frames spread evenly over it.
 
     Of several label sets the first one counts.
@@ -60,7 +60,7 @@ def measure(checkpoint: str, manifest: Manifest, frames: int, scorers: Scorers) 
     matched = match_classes(manifest, label_sets, checkpoint).manifest
     classes = next(iter(label_sets.values()))
     views, found, uri = Views(clips=frames, crops=CENTRE), list[Tempo](), storage.absolute(checkpoint)
-    for block in predict.score(uri, single, matched, views, scorers, keep_views=True):
+    for block in predict.score(uri, single, matched, views, resources, keep_views=True):
         for row, sample in enumerate(block[rows.SAMPLE].tolist()):
             label = int(matched.labels[sample, 0])
             if label < 0:
@@ -73,32 +73,32 @@ def measure(checkpoint: str, manifest: Manifest, frames: int, scorers: Scorers) 
     return found
 
 
-def hits(checkpoints: Sequence[str], manifest: Manifest, views: str, scorers: Scorers) -> Hits:
+def hits(checkpoints: Sequence[str], manifest: Manifest, views: str, resources: Resources) -> Hits:
     """How many of the checkpoints, of the same network with several seeds, put each usable video with a label into its
     class (of several label sets, the first one)."""
-    each = [_hits(one, manifest, views, scorers) for one in checkpoints]
+    each = [_hits(one, manifest, views, resources) for one in checkpoints]
     return {id: sum(one[id] for one in each) / len(each) for id in each[0] if all(id in one for one in each)}
 
 
-def _hits(checkpoint: str, manifest: Manifest, views: str, scorers: Scorers) -> dict[str, bool]:
+def _hits(checkpoint: str, manifest: Manifest, views: str, resources: Resources) -> dict[str, bool]:
     recipe, label_sets = read_checkpoint(checkpoint)
     matched = match_classes(manifest, label_sets, checkpoint).manifest
-    scored = predict.score(storage.absolute(checkpoint), recipe, matched, parse_views(views), scorers)
+    scored = predict.score(storage.absolute(checkpoint), recipe, matched, parse_views(views), resources)
     (table,) = video_tables(matched, scored)
     first = by_label_set(table, label_sets)[0]
     return {matched.ids[row]: bool(place == 0) for row, place in zip(first.rows, first.ranks, strict=True)}
 
 
 def at_strides(
-    checkpoints: Sequence[str], manifest: Manifest, strides: Sequence[int], scorers: Scorers
+    checkpoints: Sequence[str], manifest: Manifest, strides: Sequence[int], resources: Resources
 ) -> dict[int, Hits]:
     """`hits` with clips of other strides than the trained one: the same videos, played faster or slower."""
     views = {stride: "1x1" if stride == AS_TRAINED else f"1x1 stride {stride}" for stride in strides}
-    return {stride: hits(checkpoints, manifest, one, scorers) for stride, one in views.items()}
+    return {stride: hits(checkpoints, manifest, one, resources) for stride, one in views.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class TempoQuestion:
     """What is to be analysed."""
 
     frames: str = ""
@@ -114,18 +114,18 @@ class Question:
 
 
 def analyse(
-    question: Question, manifest: Manifest, true_seconds: dict[str, float], scorers: Scorers
-) -> tuple[list[Tempo], Report]:
+    question: TempoQuestion, manifest: Manifest, true_seconds: dict[str, float], resources: Resources
+) -> tuple[list[Tempo], TempoReport]:
     """Everything that was asked for: the tempo of every video, and the report."""
-    report, tempos = Report(), list[Tempo]()
+    report, tempos = TempoReport(), list[Tempo]()
     if question.frames:
-        tempos = measure(question.frames, manifest, question.samples, scorers)
+        tempos = measure(question.frames, manifest, question.samples, resources)
         analysis.add_tempo(report, tempos, true_seconds)
     if question.first:
         trained = read_checkpoint(question.first[0])[0].clip.stride_frames
         own = trained if question.strides else AS_TRAINED
         strides = sorted({own, *question.strides})
-        at = [at_strides(uris, manifest, strides, scorers) for uris in (question.first, question.second)]
+        at = [at_strides(uris, manifest, strides, resources) for uris in (question.first, question.second)]
         if tempos:
             analysis.add_gain(report, tempos, at[0][own], at[1][own], question.classes_per_bin)
             wrong = [(manifest.ids.index(id), text) for id, text in analysis.missed(tempos, at[1][own])]
@@ -136,7 +136,7 @@ def analyse(
     return tempos, report
 
 
-def write(folder: str, tempos: list[Tempo], report: Report) -> None:
+def write(folder: str, tempos: list[Tempo], report: TempoReport) -> None:
     """tempo.parquet, the figures, report.html and report.json."""
     if tempos:
         table = pa.Table.from_pylist([dataclasses.asdict(one) for one in tempos])

@@ -23,6 +23,7 @@ from tpn_ray.data.worker import ClipSource, Rows, training_rows
 from tpn_ray.train.goodput import Clock
 from tpn_ray.train.log import Log
 from tpn_ray.train.recipe import from_plain
+from tpn_ray.train.run_plan import make_plan
 from tpn_ray.train.step import Training
 from tpn_ray.train.stream import Stream
 
@@ -65,15 +66,7 @@ def main(path: str) -> None:
     device = f"cuda:{rank}" if settings.gpu else "cpu"
     recipe, manifest = from_plain(settings.recipe), load_manifest(settings.data)
     videos, loop = manifest.select("train"), recipe.loop
-    plan = Plan(
-        samples=len(videos),
-        groups=videos.group_sizes,
-        seed=loop.seed,
-        epochs=loop.epochs,
-        batch_clips=loop.batch_clips,
-        micro_batch_clips=loop.micro_batch_clips,
-        clips_per_video=recipe.clip.clips_per_video,
-    )
+    plan = make_plan(recipe, manifest)
     source = ClipSource(
         manifest=videos, clip=recipe.clip, augment=recipe.augment, seed=loop.seed, developed=not settings.gpu
     )

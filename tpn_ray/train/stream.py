@@ -10,8 +10,7 @@ import torch
 
 from tpn_ray.data import rows
 from tpn_ray.data.develop import clips_of_block
-from tpn_ray.data.plan import Int64Array
-from tpn_ray.data.plan import MicroBatch as PlannedMicroBatch
+from tpn_ray.data.plan import Int64Array, PlannedMicroBatch
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.data.worker import Rows
 from tpn_ray.errors import TrainingError

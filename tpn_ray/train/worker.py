@@ -26,6 +26,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
 from tpn_ray.data import driver as data
 from tpn_ray.data.schedule import Schedule
+from tpn_ray.data.share import Sharing
 from tpn_ray.data.worker import ClipSource, Rows
 from tpn_ray.errors import (
     CheckpointError,
@@ -39,6 +40,7 @@ from tpn_ray.errors import (
 from tpn_ray.lease import Token
 from tpn_ray.model.self_test import convolution_self_test
 from tpn_ray.model.weights import load_weights
+from tpn_ray.resources import Decoding
 from tpn_ray.train import run_folder
 from tpn_ray.train.events import Event, Notice, Started, Stopped
 from tpn_ray.train.goodput import Clock
@@ -69,7 +71,8 @@ class Job:
     """Of the whole run, which the learning rate follows."""
     training: ray.ObjectRef[ClipSource]
     validation: ray.ObjectRef[ClipSource]
-    decoding: data.DecodeResources
+    decoding: Decoding
+    sharing: Sharing
     label_sets: dict[str, tuple[str, ...]]
     dataset_version: str
     run_uri: str
@@ -321,6 +324,7 @@ def _blocks(job: Job, training: Training, rank: int, workers: int) -> Iterator[R
             workers,
             training.step,
             job.decoding,
+            job.sharing,
             job.teller_of_outages(),
         )
         shares[0] = clips.streaming_split(workers, equal=True)

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from tpn_ray import storage
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.train.driver import release
+from tpn_ray.train.placement import release
 from tpn_ray.tune import search
 from tpn_ray.tune.halving import Search
 from tpn_ray.tune.journal import Journal, Trial

@@ -14,10 +14,10 @@ import tyro
 from tpn_ray import lease, storage
 from tpn_ray.data.driver import node_labels
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
-from tpn_ray.train import driver as train
 from tpn_ray.train.events import Committed, Event, Started
 from tpn_ray.train.machines import Machines, check_division, check_feasible
 from tpn_ray.train.recipe import Recipe, to_plain
+from tpn_ray.train.run import Stretch, train
 from tpn_ray.tune import asynchronous_driver, fidelity, rungs, search
 from tpn_ray.tune.cost import gmacs
 from tpn_ray.tune.distributions import written
@@ -74,7 +74,7 @@ class How:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CampaignOutcome:
     """What a campaign has by now."""
 
     trials: list[Trial]
@@ -128,20 +128,20 @@ def search_for(
 
 def cpus_per_trial(machines: Machines) -> float:
     """CPUs that a running trial needs: its workers, and a decoding task for each of its two datasets."""
-    return machines.workers * machines.cpus_per_worker + 2 * machines.decode_cpus
+    return machines.workers * machines.per_worker.cpus + 2 * machines.decoding.cpus
 
 
 def concurrent_trials(machines: Machines, total: dict[str, float], wanted: int) -> int:
     """How many trials fit the cluster at the same time, at most `wanted` (0: as many as fit)."""
     fit = int(total.get("CPU", 0.0) / cpus_per_trial(machines))
-    if machines.gpus_per_worker:
-        fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.gpus_per_worker)))
-    if machines.may_grow:
+    if machines.per_worker.gpus:
+        fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.per_worker.gpus)))
+    if machines.decoding.may_grow:
         return wanted or max(fit, 1)
     if fit < 1:
         raise ResourceError(
             f"not one trial fits: it needs {cpus_per_trial(machines):g} CPUs and "
-            f"{machines.workers * machines.gpus_per_worker:g} GPUs, the cluster has {total.get('CPU', 0):g} and "
+            f"{machines.workers * machines.per_worker.gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and "
             f"{total.get('GPU', 0):g}; use fewer --workers or smaller --cpus-per-worker"
         )
     return min(fit, wanted) if wanted else fit
@@ -226,7 +226,7 @@ def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str
             times.append(time.monotonic())
 
     name = "estimate"
-    train.run(
+    train(
         campaign.recipe,
         campaign.manifest,
         campaign.machines,
@@ -234,7 +234,7 @@ def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str
         name=name,
         on_event=on_event,
         max_bad=campaign.max_bad,
-        until_epoch=1,
+        stretch=Stretch(until_epoch=1),
     )
     end = time.monotonic()
     storage.delete_folder(storage.join(campaign.uri, name))
@@ -264,7 +264,7 @@ def run(
     *,
     say: Callable[[str], None],
     look: Callable[[], None] = lambda: None,
-) -> Outcome:
+) -> CampaignOutcome:
     """Run the campaign, or go on with the one of this name, to its end or to the end of its hours.
 
     It is written under the lease of `campaign.token`, and `look` raises when that is lost; without one, the lease is
@@ -278,7 +278,7 @@ def run(
 
 def _run_alone(
     campaign: Campaign, wanted: Search, how: How, say: Callable[[str], None], lost: Callable[[], None]
-) -> Outcome:
+) -> CampaignOutcome:
     max_concurrent = _max_concurrent(campaign, how)
     goes_on = campaign.journal.begin(settings(campaign, wanted, how))
     takes = cost(campaign, wanted, how)
@@ -296,12 +296,12 @@ def _run_alone(
         trials = _run(campaign, wanted, how, max_concurrent, look, say)
     except HoursSpentError as spent:
         known = campaign.journal.trials()
-        return Outcome(
+        return CampaignOutcome(
             trials=[*_originals(known), *(trial for trial in known if trial.repeat_of is not None)],
             max_concurrent=max_concurrent,
             paused=str(spent),
         )
-    return Outcome(trials=trials, max_concurrent=max_concurrent)
+    return CampaignOutcome(trials=trials, max_concurrent=max_concurrent)
 
 
 def _run(

@@ -25,10 +25,12 @@ from tpn_ray.errors import CheckpointError, LeaseError, TpnRayError, TrackingErr
 from tpn_ray.lease import Token
 from tpn_ray.progress import track
 from tpn_ray.tracking import TrackedRun
-from tpn_ray.train import driver, run_folder
+from tpn_ray.train import run_folder
 from tpn_ray.train.events import Committed, Event, Notice, Started
 from tpn_ray.train.machines import Machines
+from tpn_ray.train.placement import release
 from tpn_ray.train.recipe import Recipe, flat, replace_fields, to_plain
+from tpn_ray.train.run import RunResult, Stretch, train
 from tpn_ray.train.saving import Saving
 from tpn_ray.tune.fidelity import Fidelity
 from tpn_ray.tune.journal import Held, Journal, Kind, Point, Transition, Trial
@@ -83,9 +85,11 @@ def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str
             book,
             trial.sample,
             name=name,
-            until_epoch=epoch,
-            start_from=begin_at.checkpoint if begin_at else "",
-            start_epoch=begin_at.epoch if begin_at else 0,
+            stretch=Stretch(
+                until_epoch=epoch,
+                start_from=begin_at.checkpoint if begin_at else "",
+                start_epoch=begin_at.epoch if begin_at else 0,
+            ),
             rung=rung,
         )
     except TpnRayError as error:
@@ -116,7 +120,7 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     number, sample = number_of(tune.get_context().get_trial_id(), config), config["sample"]
     trial = campaign.journal.read(number) or Trial(number=number, sample=sample)
-    driver.release(trial.placement_group)  # what it held when it was paused, or its process was lost
+    release(trial.placement_group)  # what it held when it was paused, or its process was lost
     pointer = _pointer()
     trial, name, start_from = _incarnation(trial, sample, pointer)
     if not trial.stopped:  # what a stopped one trained before its processes were gone does not count
@@ -141,7 +145,7 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
     book = Book(campaign, trial, lambda line: None, report)
     try:
         saving = Saving(keep_last=campaign.recipe.loop.epochs) if pointers else None  # donors must not be pruned
-        _run(campaign, book, sample, name=name, start_from=start_from, saving=saving)
+        _run(campaign, book, sample, name=name, stretch=Stretch(start_from=start_from), saving=saving)
     except LeaseError:  # the campaign's end, and not the trial's
         raise
     except TpnRayError as error:  # the trial's own end; what Tune raises to end it goes on
@@ -211,13 +215,11 @@ def _run(
     sample: Sample,
     *,
     name: str,
-    until_epoch: int = 0,
-    start_from: str = "",
-    start_epoch: int = 0,
+    stretch: Stretch,
     rung: int = 0,
     saving: Saving | None = None,
-) -> driver.RunResult:
-    return driver.run(
+) -> RunResult:
+    return train(
         campaign.recipe_at(sample, rung),
         campaign.fidelity.videos(campaign.manifest, rung),
         campaign.machines,
@@ -226,9 +228,7 @@ def _run(
         on_event=book,
         saving=saving,
         max_bad=campaign.max_bad,
-        until_epoch=until_epoch,
-        start_from=start_from,
-        start_epoch=start_epoch,
+        stretch=stretch,
         token=campaign.token,
     )
 

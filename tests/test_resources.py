@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tpn_ray.data.nodes import amounts_of, has_labels, labels_of
 from tpn_ray.errors import ConfigError
+from tpn_ray.resources import Decoding, PerWorker, Resources, amounts_of, has_labels, labels_of
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,28 @@ def test_amounts() -> None:
 def test_amounts_that_cannot_be(flag: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"worker_resources: .*{message}"):
         amounts_of([flag], "worker_resources")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: PerWorker(gpus=-1), "gpus_per_worker=-1 must not be negative"),
+        (lambda: PerWorker(resources=("spot",)), "worker_resources: 'spot' must be of the form spot=1"),
+        (lambda: Decoding(cpus=0), "decode_cpus=0 must be above 0"),
+        (lambda: Decoding(tasks=-1), "decode_tasks=-1 not below 0"),
+        (lambda: Decoding(on=("cpu",)), "decode_on: 'cpu' must be of the form pool=cpu"),
+        (lambda: Resources(workers=0), "workers=0 must be at least 1"),
+    ],
+)
+def test_what_nothing_can_take(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_a_bundle_holds_what_is_not_zero() -> None:
+    assert PerWorker(cpus=0, gpus=0.5, resources=("spot=1",)).bundle == {"GPU": 0.5, "spot": 1.0}
+    assert PerWorker().bundle == {"CPU": 1.0}
+
+
+def test_a_cluster_that_grows_is_waited_for_longer() -> None:
+    assert Decoding(may_grow=True).patience_seconds > Decoding().patience_seconds > 0
