@@ -13,16 +13,16 @@ from fractions import Fraction
 from pathlib import Path
 
 from tpn_ray import storage, tracking
-from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.data.views import parse_views
+from tpn_ray.clips.views import parse_views
+from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.predict import driver as predict
+from tpn_ray.predict import scoring as predict
+from tpn_ray.recipe import Recipe, replace_fields
 from tpn_ray.resources import Resources
 from tpn_ray.train.machines import Machines
-from tpn_ray.train.recipe import Recipe, replace_fields
 from tpn_ray.train.run_plan import recipe_for
-from tpn_ray.tune import driver
-from tpn_ray.tune.driver import How
+from tpn_ray.tune import campaigns
+from tpn_ray.tune.campaigns import How
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.report.numbers import hours
 from tpn_ray.tune.space import space
@@ -196,8 +196,8 @@ def _campaign(
         session=uuid.uuid4().hex,
     )
     fields = space("none", recipe, bench.vary)
-    wanted = driver.search_for(campaign, fields, searcher="grid", samples=0, seed=0, wave=0, objectives="top1")
-    outcome = driver.run(campaign, wanted, how, say=say)
+    wanted = campaigns.search_for(campaign, fields, searcher="grid", samples=0, seed=0, wave=0, objectives="top1")
+    outcome = campaigns.run(campaign, wanted, how, say=say)
     tracked.end("FINISHED")
     return outcome.trials
 

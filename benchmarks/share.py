@@ -15,12 +15,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 
 from tpn_ray.clips.augment import AugmentConfig
-from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data import worker
+from tpn_ray.data import tasks
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.share import Shelf
-from tpn_ray.data.worker import ClipSource
+from tpn_ray.data.tasks import ClipSource
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import ConfigError
 
 LIMIT_BYTES = 4 * 10**9
@@ -110,9 +110,9 @@ def take(source: ClipSource, bench: ShareBench, folder: str) -> float:
         micro_batches = [plan.slot(index, 1)]
         if folder:
             shelf = Shelf(limit_bytes=LIMIT_BYTES, folder=folder)
-            shelf.get(str(index), lambda taken=micro_batches: worker.training_rows(source, taken))  # type: ignore[misc]
+            shelf.get(str(index), lambda taken=micro_batches: tasks.training_rows(source, taken))  # type: ignore[misc]
         else:
-            worker.training_rows(source, micro_batches)
+            tasks.training_rows(source, micro_batches)
     return time.process_time() - begin
 
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import build_model
 from tpn_ray.planning.step_time import rehearse, time_scoring, time_training
-from tpn_ray.train.recipe import Recipe
+from tpn_ray.recipe import Recipe
 
 Precision = Literal["fp32", "bf16"]
 

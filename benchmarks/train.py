@@ -1,6 +1,6 @@
 """How fast a run trains: Ray Train fed by Ray Data, against torchrun with a DataLoader, in turns. Runs on the driver.
 
-Both sides take the same steps on the same clips (`step.py`, `data/worker.py`): their losses must be equal.
+Both sides take the same steps on the same clips (`step.py`, `data/tasks.py`): their losses must be equal.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 
 from tpn_ray import storage
-from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.resources import Decoding, PerWorker
 from tpn_ray.train.events import Committed, Event
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.plain_run import Settings
-from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.train.run import train
 from tpn_ray.train.run_plan import make_plan, recipe_for
 from tpn_ray.train.saving import Saving

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpn_ray import storage
-from tpn_ray.clips import augment, sampling
+from tpn_ray.clips import augment, sampling, seen
 from tpn_ray.clips.augment import AugmentConfig
-from tpn_ray.clips.decode import open_video
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.clips.video_lists import SUFFIXES
-from tpn_ray.data import seen
-from tpn_ray.data.views import Views, parse_views, see
+from tpn_ray.clips.views import Views, parse_views, see
+from tpn_ray.datasets.video_lists import SUFFIXES
 from tpn_ray.errors import ConfigError
+from tpn_ray.videos.decode import open_video
 
 CLIPS = {"8x8": ClipConfig(frames=8, stride_frames=8), "32x2": ClipConfig(frames=32, stride_frames=2)}
 CONFIG = AugmentConfig(crop_px=224, test_short_side_px=256)

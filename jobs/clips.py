@@ -11,11 +11,11 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, recipes, storage
-from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.plan import epoch_order
-from tpn_ray.data.worker import ClipSource
+from tpn_ray.data.tasks import ClipSource
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.predict.sheet import sheet, training_clips
-from tpn_ray.train.recipe import Recipe
+from tpn_ray.recipe import Recipe
 
 PROGRAM = "python jobs/clips.py"
 

@@ -12,8 +12,8 @@ import tyro
 from rich.console import Console
 
 from tpn_ray import command_line, session, storage
-from tpn_ray.doctor import driver, show
-from tpn_ray.doctor.driver import Examination
+from tpn_ray.doctor import examination, verdict_table
+from tpn_ray.doctor.examination import Examination
 from tpn_ray.doctor.findings import FAIL
 
 PROGRAM = "python jobs/doctor.py"
@@ -34,16 +34,16 @@ def main() -> int:
     description = "Check storage, tracking server, nodes and network. Status 0: all passed; 1: some check failed."
     flags = command_line.parse(Arguments(), sys.argv[1:], program=PROGRAM, description=description)
     wanted = flags.examination
-    findings = driver.services(wanted)
+    findings = examination.services(wanted)
 
     def join() -> None:
         session.connect(wanted.address, workers_cpus=1, decode_cpus=1, storage_seconds=storage.CHECK_SECONDS)
 
-    findings += driver.cluster(wanted, join)
-    Console().print(show.as_table(findings))
-    print(show.summary(findings), flush=True)
+    findings += examination.cluster(wanted, join)
+    Console().print(verdict_table.as_table(findings))
+    print(verdict_table.summary(findings), flush=True)
     if flags.json:
-        storage.write_bytes(storage.absolute(flags.json), show.as_json(findings).encode())
+        storage.write_bytes(storage.absolute(flags.json), verdict_table.as_json(findings).encode())
     return SOME_FAILED if any(finding.result == FAIL for finding in findings) else 0
 
 

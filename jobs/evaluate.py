@@ -12,7 +12,7 @@ import tyro
 
 from tpn_ray import command_line, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
-from tpn_ray.predict import evaluate, show, track
+from tpn_ray.predict import evaluate, messages, track
 from tpn_ray.resources import Resources
 from tpn_ray.storage import PATIENCE_SECONDS
 
@@ -69,7 +69,7 @@ def main() -> None:
     question = evaluate.ask(flags.checkpoint, flags.data, flags.split, views, flags.alpha)
     folder = storage.absolute(flags.out or evaluate.default_folder(flags.checkpoint, flags.split, views))
     storage.check_writable(folder)
-    show.announce(question)
+    messages.announce(question)
     session.connect(
         flags.address,
         workers_cpus=resources.workers * resources.per_worker.cpus,
@@ -81,7 +81,7 @@ def main() -> None:
     with track.ended_by_errors(run):
         results = evaluate.evaluate(question, resources, folder)
     track.finish(run, results)
-    show.results(question, results)
+    messages.results(question, results)
     evaluate.refuse_budget(question, results, max_bad)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import tyro
 
 from tpn_ray import command_line, storage
-from tpn_ray.data.cut import all_views
-from tpn_ray.data.views import parse_views
+from tpn_ray.clips.cut import all_views
+from tpn_ray.clips.views import parse_views
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import set_alpha
 from tpn_ray.predict import export

@@ -15,11 +15,11 @@ import tyro
 from rich.console import Console
 
 from tpn_ray import command_line, recipes, session, storage
-from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.planning import driver, figures, show
-from tpn_ray.planning.driver import Measurement
+from tpn_ray.datasets.manifest import load_manifest
+from tpn_ray.planning import figures, measurement, plan_text
 from tpn_ray.planning.figures import Hardware, Trials
-from tpn_ray.train.recipe import Recipe
+from tpn_ray.planning.measurement import Measurement
+from tpn_ray.recipe import Recipe
 from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.tune.space import as_flags
 
@@ -52,7 +52,7 @@ def main() -> None:
     manifest = load_manifest(flags.data)
     recipe, hardware = recipe_for(flags.recipe, manifest), flags.hardware
     session.connect(flags.address, workers_cpus=hardware.per_worker.cpus, decode_cpus=1)
-    measured = driver.measure(recipe, manifest, hardware, flags.how, say=lambda line: print(line, flush=True))
+    measured = measurement.measure(recipe, manifest, hardware, flags.how, say=lambda line: print(line, flush=True))
     plan = figures.advise(
         measured,
         hardware,
@@ -61,13 +61,13 @@ def main() -> None:
         evaluate_every=recipe.loop.evaluate_every_epochs,
     )
     console = Console()
-    console.print(show.as_table(f"Measured in {measured.seconds:.0f} s", show.measured_rows(measured)))
-    console.print(show.as_table("Advice", show.advice_rows(measured, plan, hardware)))
-    print("\n".join(show.shards(measured, plan, shlex.quote(flags.data))))
+    console.print(plan_text.as_table(f"Measured in {measured.seconds:.0f} s", plan_text.measured_rows(measured)))
+    console.print(plan_text.as_table("Advice", plan_text.advice_rows(measured, plan, hardware)))
+    print("\n".join(plan_text.shards(measured, plan, shlex.quote(flags.data))))
     chosen = f"{name} --data {shlex.quote(flags.data)} {as_flags(recipes.recipe(name), flags.recipe)}".rstrip()
-    print(f"  python jobs/train.py {chosen} {show.train_flags(hardware, plan)}")
-    print(f"  python jobs/tune.py {chosen} {show.tune_flags(hardware, flags.trials, plan)}")
-    print("\n".join(f"  {line}" for line in show.store_flags(plan)), flush=True)
+    print(f"  python jobs/train.py {chosen} {plan_text.train_flags(hardware, plan)}")
+    print(f"  python jobs/tune.py {chosen} {plan_text.tune_flags(hardware, flags.trials, plan)}")
+    print("\n".join(f"  {line}" for line in plan_text.store_flags(plan)), flush=True)
     if flags.json:
         content = {"measured": dataclasses.asdict(measured), "plan": dataclasses.asdict(plan)}
         storage.write_bytes(storage.absolute(flags.json), (json.dumps(content, indent=1) + "\n").encode())

@@ -11,12 +11,12 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import checkpoint, command_line, session, storage
-from tpn_ray.data.views import parse_views
-from tpn_ray.predict import answers, driver
+from tpn_ray.clips.views import parse_views
+from tpn_ray.predict import answers, scoring
 from tpn_ray.predict.videos import find_videos
+from tpn_ray.recipe import from_plain
 from tpn_ray.resources import Resources
 from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.train.recipe import from_plain
 
 PROGRAM = "python jobs/predict.py"
 
@@ -76,11 +76,11 @@ def main() -> None:
     )
     if flags.window_seconds:
         hop = flags.hop_seconds or flags.window_seconds
-        blocks = driver.score_windows(
+        blocks = scoring.score_windows(
             uri, recipe, manifest, views, resources, window_seconds=flags.window_seconds, hop_seconds=hop
         )
     else:
-        blocks = driver.score(uri, recipe, manifest, views, resources)
+        blocks = scoring.score(uri, recipe, manifest, views, resources)
     count, bad = answers.write(answers.answers(manifest, blocks, flags.top), manifest, flags.out)
     print(f"{count} answers, {bad} of them for videos that could not be used", file=sys.stderr, flush=True)
 

@@ -13,16 +13,16 @@ import tyro
 
 from tpn_ray import command_line, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
-from tpn_ray.clips.annotations import load_annotated
-from tpn_ray.clips.encode import EncodeConfig
-from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.clips.sandbox import SandboxLimits
+from tpn_ray.datasets.annotations import load_annotated
+from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError
-from tpn_ray.prepare import driver
+from tpn_ray.prepare import preparing
 from tpn_ray.prepare.layout import ShardConfig
-from tpn_ray.prepare.report import ProgressPrinter, summary_lines
+from tpn_ray.prepare.messages import ProgressPrinter, summary_lines
 from tpn_ray.resources import Decoding
+from tpn_ray.sandbox.process import SandboxLimits
 from tpn_ray.storage import PATIENCE_SECONDS
+from tpn_ray.videos.encode import EncodeConfig
 
 PROGRAM = "python jobs/prepare.py"
 
@@ -94,7 +94,7 @@ def main() -> None:
     )
     printer = ProgressPrinter()
     try:
-        summary = driver.run(
+        summary = preparing.run(
             manifest,
             out,
             flags.encode,

@@ -14,12 +14,12 @@ import tyro
 from rich.console import Console
 
 from tpn_ray import command_line, session, storage
-from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.clips.toy_actions import known_tempos
+from tpn_ray.datasets.manifest import load_manifest
+from tpn_ray.datasets.toy_actions import known_tempos
 from tpn_ray.errors import ConfigError
-from tpn_ray.reproduce import driver, show, tables
+from tpn_ray.reproduce import table_runs, table_text, tables
 from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.tempo import driver as tempo
+from tpn_ray.tempo import scoring as tempo
 from tpn_ray.train.machines import Machines
 
 PROGRAM = "python jobs/reproduce.py"
@@ -73,10 +73,10 @@ def main() -> None:
     table = (
         tables.figure(flags.table)
         if is_figure
-        else driver.rows_named(tables.table(flags.table), flags.rows, flags.scale)
+        else table_runs.rows_named(tables.table(flags.table), flags.rows, flags.scale)
     )
     folder = storage.absolute(flags.storage)
-    campaign = driver.Reproduction(
+    campaign = table_runs.Reproduction(
         name=f"{'' if is_figure else 'table'}{flags.table}-{flags.scale}",
         table=table,
         scale=flags.scale,
@@ -102,30 +102,32 @@ def main() -> None:
         tabulate(campaign, out)
 
 
-def tabulate(campaign: driver.Reproduction, out: str) -> None:
+def tabulate(campaign: table_runs.Reproduction, out: str) -> None:
     """Train, score, print; `out`.json holds the numbers."""
-    outcomes = driver.run(campaign, on_run=show.finished, on_event=lambda event: None)
-    for grid in show.as_tables(campaign, outcomes):
+    outcomes = table_runs.run(campaign, on_run=table_text.finished, on_event=lambda event: None)
+    for grid in table_text.as_tables(campaign, outcomes):
         Console(width=120).print(grid)
-    print("\n".join(show.remarks(campaign, outcomes)))
+    print("\n".join(table_text.remarks(campaign, outcomes)))
     plain = {name: [dataclasses.asdict(one) for one in rows] for name, rows in outcomes.items()}
     storage.write_bytes(f"{out}.json", json.dumps(plain, indent=1).encode())
 
 
-def draw(campaign: driver.Reproduction, data: str, out: str) -> None:
+def draw(campaign: table_runs.Reproduction, data: str, out: str) -> None:
     """Train, and analyse as jobs/tempo.py does, into the folder `out`."""
-    found = driver.checkpoints(campaign, show.trained, on_event=lambda event: None)
+    found = table_runs.checkpoints(campaign, table_text.trained, on_event=lambda event: None)
     stride = campaign.recipe(campaign.table.rows[-1], 0).clip.stride_frames
     question = tempo.TempoQuestion(
         frames=found[tables.FRAMES.name][0] if tables.FRAMES.name in found else "",
         first=found.get(tables.BACKBONE.name, ()),
         second=found.get(tables.TPN.name, ()),
-        strides=show.played(stride) if tables.FRAMES.name not in found else (),
+        strides=table_text.played(stride) if tables.FRAMES.name not in found else (),
     )
     videos = campaign.manifest.select("val")
     tempos, report = tempo.analyse(question, videos, known_tempos(data), campaign.machines.for_scoring)
     tempo.write(out, tempos, report)
-    print("\n".join([*report.lines(), *show.caveats(campaign), f"report, figures and numbers in {out}"]), flush=True)
+    print(
+        "\n".join([*report.lines(), *table_text.caveats(campaign), f"report, figures and numbers in {out}"]), flush=True
+    )
 
 
 if __name__ == "__main__":

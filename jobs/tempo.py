@@ -11,13 +11,13 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, session, storage
-from tpn_ray.clips import toy_actions
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.datasets import toy_actions
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict import track
 from tpn_ray.resources import Resources
 from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.tempo import driver
+from tpn_ray.tempo import scoring
 
 PROGRAM = "python jobs/tempo.py"
 
@@ -78,7 +78,7 @@ def main() -> None:
     )
     if bool(flags.first) != bool(flags.second):
         raise ConfigError("give --first and --second, or neither of them")
-    driver.check_frames(flags.frames)
+    scoring.check_frames(flags.frames)
     folder, resources = storage.absolute(flags.out), flags.resources
     manifest = load_manifest(flags.data, for_training=False).select(flags.split)
     storage.check_writable(folder)
@@ -90,7 +90,7 @@ def main() -> None:
         storage_seconds=flags.storage_seconds,
     )
     run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
-    question = driver.TempoQuestion(
+    question = scoring.TempoQuestion(
         frames=flags.frames,
         first=flags.first,
         second=flags.second,
@@ -99,8 +99,8 @@ def main() -> None:
         classes_per_bin=flags.classes_per_bin,
     )
     with track.ended_by_errors(run):
-        tempos, report = driver.analyse(question, manifest, toy_actions.known_tempos(flags.data), resources)
-        driver.write(folder, tempos, report)
+        tempos, report = scoring.analyse(question, manifest, toy_actions.known_tempos(flags.data), resources)
+        scoring.write(folder, tempos, report)
     if run is not None:
         track.log_folder(run, folder)
         run.end("FINISHED")

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 import tyro
 
 from tpn_ray import storage
-from tpn_ray.clips.toy import TOY_CLASSES, ToyConfig, write_toy
-from tpn_ray.clips.toy_actions import write_actions
-from tpn_ray.clips.toy_kitchen import write_kitchen
+from tpn_ray.datasets.toy import TOY_CLASSES, ToyConfig, write_toy
+from tpn_ray.datasets.toy_actions import write_actions
+from tpn_ray.datasets.toy_kitchen import write_kitchen
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import tyro
 
 from tpn_ray import command_line, lease, names, recipes, report, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
-from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.data.views import Views, parse_views
+from tpn_ray.clips.views import Views, parse_views
+from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.lease import Lease
 from tpn_ray.progress import Terminal, track
+from tpn_ray.recipe import Recipe
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train.events import Event
 from tpn_ray.train.machines import Machines, check_division
-from tpn_ray.train.recipe import Recipe
 from tpn_ray.train.run import train
 from tpn_ray.train.run_plan import check_resumable, recipe_for
 from tpn_ray.train.saving import Saving

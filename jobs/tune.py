@@ -14,15 +14,15 @@ import tyro
 
 from tpn_ray import command_line, lease, names, recipes, report, session, storage
 from tpn_ray.budget import MAX_BAD, parse_share
-from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError
 from tpn_ray.lease import Lease
+from tpn_ray.recipe import Recipe
 from tpn_ray.redaction import redacted
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.train.machines import Machines, check_division
-from tpn_ray.train.recipe import Recipe
 from tpn_ray.train.run_plan import recipe_for
-from tpn_ray.tune import driver, leaderboard
+from tpn_ray.tune import campaigns, leaderboard
 from tpn_ray.tune.space import Space, space
 from tpn_ray.tune.trial import Campaign
 
@@ -55,7 +55,7 @@ class Arguments:
     wave: int = 0
     """halving: trials that are suggested together; 0: all, or for a model as many as leave one at the end."""
 
-    how: Annotated[driver.How, tyro.conf.arg(name="")] = field(default_factory=driver.How)
+    how: Annotated[campaigns.How, tyro.conf.arg(name="")] = field(default_factory=campaigns.How)
 
     seed: int = 0
     """Of the samples."""
@@ -138,10 +138,10 @@ def _search(
             parent_run=tracked.run_id,
             max_bad=max_bad,
             session=command_line.fresh_name("session"),
-            fidelity=driver.fidelity_of(recipe, flags.how),
+            fidelity=campaigns.fidelity_of(recipe, flags.how),
             token=held.token,
         )
-        wanted = driver.search_for(
+        wanted = campaigns.search_for(
             campaign,
             searched,
             searcher=flags.searcher,
@@ -151,10 +151,10 @@ def _search(
             objectives=flags.objectives,
         )
         if flags.estimate:
-            driver.estimate(campaign, wanted, flags.how, say=leaderboard.say)
+            campaigns.estimate(campaign, wanted, flags.how, say=leaderboard.say)
             status = "FINISHED"
             return
-        outcome = driver.run(campaign, wanted, flags.how, say=leaderboard.say, look=held.look)
+        outcome = campaigns.run(campaign, wanted, flags.how, say=leaderboard.say, look=held.look)
         leaderboard.show(
             outcome,
             campaign,

@@ -9,9 +9,9 @@ import torch
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes
 from tpn_ray.checkpoint import Checkpoint
-from tpn_ray.clips.toy import TOY_CLASSES
+from tpn_ray.datasets.toy import TOY_CLASSES
 from tpn_ray.model.recognizer import build_model
-from tpn_ray.train.recipe import to_plain
+from tpn_ray.recipe import to_plain
 
 
 def save_untrained(folder: Path, classes: tuple[str, ...] = TOY_CLASSES) -> str:

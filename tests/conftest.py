@@ -31,7 +31,7 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 from tests.ray_head import RayHead, ray_head  # noqa: E402
 from tests.servers import S3Server, mlflow_server, s3_server  # noqa: E402
-from tpn_ray.clips.toy import ToyConfig, write_toy  # noqa: E402
+from tpn_ray.datasets.toy import ToyConfig, write_toy  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

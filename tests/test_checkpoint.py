@@ -12,7 +12,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import CheckpointError
-from tpn_ray.train.recipe import to_plain
+from tpn_ray.recipe import to_plain
 
 
 def example() -> Checkpoint:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
+from tpn_ray.recipe import to_plain
 from tpn_ray.redaction import redacted, refuse_credentials
-from tpn_ray.train.recipe import to_plain
 
 AWS = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 OTHER = "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"

@@ -8,10 +8,7 @@ from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import ModelConfig
-from tpn_ray.train.loss import LossConfig
-from tpn_ray.train.optim import OptimConfig
-from tpn_ray.train.recipe import Recipe, replace_fields
-from tpn_ray.train.step import LoopConfig
+from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig, Recipe, replace_fields
 
 
 def toy() -> Recipe:

@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tpn_ray import storage, tracking
-from tpn_ray.clips.manifest import Manifest
-from tpn_ray.data.views import Views
-from tpn_ray.predict import driver as predict
+from tpn_ray.clips.views import Views
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.predict import scoring as predict
 from tpn_ray.progress import catch_up, duration
+from tpn_ray.recipe import Recipe, flat, to_plain
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.train import run_folder
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.machines import Machines
-from tpn_ray.train.recipe import Recipe, flat, to_plain
 from tpn_ray.train.run import RunResult
 
 

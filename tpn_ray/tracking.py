@@ -37,7 +37,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with 
 PACKAGE = Path(__file__).parent
 SERVED = PACKAGE / "predict" / "served.py"
 """The code that MLflow runs to load a model, out of a copy of this package that it stores beside the checkpoint."""
-MODEL_NEEDS = ("av", "boto3", "jaxtyping", "mlflow", "numpy", "pillow", "pyarrow", "pydantic", "torch")
+MODEL_NEEDS = ("av", "boto3", "jaxtyping", "mlflow", "numpy", "pillow", "pyarrow", "pydantic", "scipy", "torch")
 """What that code imports of others. This package is not among them: whoever installs a model's requirements would get
 what an index holds under its name, which may be somebody else's."""
 MAX_MODEL_BYTES = 8 * 1024**3

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import decode, decode_readers
 from benchmarks.decode import DecodeBench, measure_decode
 from benchmarks.decode_videos import Stored
-from tests.clips import videos
+from tests.videos import videos
 from tpn_ray.errors import ConfigError
 
 

@@ -9,9 +9,9 @@ import pytest
 from benchmarks import ingest
 from benchmarks.ingest import IngestBench
 from tpn_ray import recipes
-from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.data import reader
-from tpn_ray.data.worker import ClipSource
+from tpn_ray.data.tasks import ClipSource
+from tpn_ray.datasets import reader
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.planning.ingest import WARM_UP_BLOCKS, clips_per_second, plan_for
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.step import StepBench, describe_ratio, measure_step, variants
 from tpn_ray import recipes
-from tpn_ray.train.recipe import replace_fields
+from tpn_ray.recipe import replace_fields
 
 RECIPE = replace_fields(recipes.toy(), {"clip.frames": 4, "augment.crop_px": 32, "loop.micro_batch_clips": 2})
 

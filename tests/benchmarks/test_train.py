@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks.train import TrainBench, check_same, checkpoint_seconds, compare, speed, waiting, without_ray
 from tpn_ray import recipes
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.train.recipe import replace_fields
+from tpn_ray.recipe import replace_fields
 from tpn_ray.train.run_plan import recipe_for
 
 

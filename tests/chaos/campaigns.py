@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.chaos.job_process import JobProcess
 from tpn_ray import storage
-from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.datasets.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.train import run_folder
 from tpn_ray.tune.journal import Journal, Trial

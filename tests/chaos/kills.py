@@ -21,11 +21,11 @@ import torch
 from tests.chaos.job_process import JobProcess
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes, storage
-from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.datasets.manifest import load_manifest
+from tpn_ray.datasets.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.recipe import replace_fields
 from tpn_ray.train import order_ledger, run_folder
-from tpn_ray.train.recipe import replace_fields
 from tpn_ray.train.run_plan import make_plan
 
 TITLES = {

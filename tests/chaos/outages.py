@@ -16,7 +16,7 @@ from typing import Protocol
 from tests.chaos import kills
 from tests.chaos.kills import Outcome, Run
 from tpn_ray import storage
-from tpn_ray.clips.toy import write_toy
+from tpn_ray.datasets.toy import write_toy
 from tpn_ray.errors import TrainingError
 
 EVALUATION_STEPS = 16

@@ -12,7 +12,7 @@ from tests.chaos.job_process import JobProcess
 from tests.faulty_proxy import OUTAGES, faulty_proxy
 from tests.jobs.processes import run
 from tests.servers import S3Server
-from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.datasets.toy import ToyConfig, write_toy
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 

@@ -21,7 +21,7 @@ from tests.chaos.job_process import JobProcess, end
 from tests.chaos.kills import Outcome, Run
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import lease
-from tpn_ray.clips.toy import write_toy
+from tpn_ray.datasets.toy import write_toy
 from tpn_ray.errors import TornCheckpointError, TrainingError
 from tpn_ray.train import run_folder
 

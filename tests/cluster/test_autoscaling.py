@@ -16,9 +16,9 @@ from tests.cluster.submitted import Submitted
 from tests.ray_head import BIN
 from tests.train.undisturbed import check_same_bits, undisturbed
 from tpn_ray import recipes
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.datasets.manifest import load_manifest
+from tpn_ray.recipe import replace_fields
 from tpn_ray.train import order_ledger
-from tpn_ray.train.recipe import replace_fields
 from tpn_ray.train.run_plan import make_plan, recipe_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]

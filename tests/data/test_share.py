@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tpn_ray.data import rows, share
+from tpn_ray.clips import rows
+from tpn_ray.clips.rows import Rows
+from tpn_ray.data import share
 from tpn_ray.data.share import Shelf
-from tpn_ray.data.worker import Rows
 
 
 def block(value: int, reason: str = "", size: int = 10) -> Rows:

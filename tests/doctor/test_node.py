@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tpn_ray.clips.breakout import POSSIBLE, REFUSED, BreakoutOutcome
-from tpn_ray.clips.confinement import LAYERS, Confinement
-from tpn_ray.clips.self_test import decoder_self_test
 from tpn_ray.doctor import node
+from tpn_ray.doctor.decoder_check import decoder_self_test
 from tpn_ray.doctor.findings import FAIL, NOT_HERE, PASS, WARN, Verdict
 from tpn_ray.model.recognizer import ModelConfig
+from tpn_ray.sandbox.breakout import POSSIBLE, REFUSED, BreakoutOutcome
+from tpn_ray.sandbox.confinement import LAYERS, Confinement
 
 GB = 10**9
 

@@ -12,7 +12,7 @@ import pytest
 from tests.jobs.processes import refusal, run, start
 from tests.ray_head import BIN, RayHead, ray_head
 from tests.servers import S3Server, free_port
-from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.datasets.toy import ToyConfig, write_toy
 
 pytestmark = pytest.mark.cluster
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.checkpoints import save_untrained
-from tests.clips.hostile import HOSTILE
 from tests.jobs.processes import ROOT, refusal, run_on, start, without_ray
 from tests.ray_head import RayHead
 from tests.servers import S3Server
+from tests.videos.hostile import HOSTILE
 from tpn_ray import storage
-from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.datasets.toy import ToyConfig, write_toy
 
 pytestmark = pytest.mark.cluster
 

@@ -19,7 +19,7 @@ from tests.ray_head import BIN, ray_head
 from tests.servers import S3Server
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage, tracking
-from tpn_ray.clips.toy import ToyConfig, write_toy
+from tpn_ray.datasets.toy import ToyConfig, write_toy
 from tpn_ray.train import run_folder
 
 pytestmark = pytest.mark.cluster

@@ -17,13 +17,13 @@ from tests.ray_head import RayHead
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes
 from tpn_ray.checkpoint import Checkpoint
-from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.clips.toy import ToyConfig
-from tpn_ray.clips.toy_actions import ACTION_CLASSES, read_tempos, write_actions
 from tpn_ray.data.plan import Plan
-from tpn_ray.data.worker import ClipSource, training_rows
+from tpn_ray.data.tasks import ClipSource, training_rows
+from tpn_ray.datasets.manifest import Manifest, load_manifest
+from tpn_ray.datasets.toy import ToyConfig
+from tpn_ray.datasets.toy_actions import ACTION_CLASSES, read_tempos, write_actions
 from tpn_ray.metrics import spearman
-from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
+from tpn_ray.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.train.step import PlannedMicroBatch, Training
 
 pytestmark = pytest.mark.cluster

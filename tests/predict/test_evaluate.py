@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import save_untrained
-from tpn_ray.clips.manifest import load_manifest
-from tpn_ray.data import rows
+from tpn_ray.clips import rows
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.predict import evaluate
 from tpn_ray.predict.labels import Matched
-from tpn_ray.predict.worker import SCORES, VIEW_SCORES
+from tpn_ray.predict.scorer import SCORES, VIEW_SCORES
 from tpn_ray.resources import Resources
 
 
@@ -39,7 +39,7 @@ def test_no_file_is_written_outside_the_folder(
             rows.MESSAGE: np.array([""] * count),
         }
 
-    monkeypatch.setattr(evaluate.driver, "score", blocks)
+    monkeypatch.setattr(evaluate.scoring, "score", blocks)
     out = tmp_path / "a" / "b" / "out"
     evaluate.evaluate(question, Resources(), str(out))
     written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tpn_ray.clips.decode import open_video
-from tpn_ray.data.cut import all_views
-from tpn_ray.data.views import ViewFrames, parse_views, see
+from tpn_ray.clips.cut import all_views
+from tpn_ray.clips.views import ViewFrames, parse_views, see
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict import export
 from tpn_ray.predict.predictor import Predictor, load
+from tpn_ray.videos.decode import open_video
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's exporters
 

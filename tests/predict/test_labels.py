@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tpn_ray.clips.entries import Entry
-from tpn_ray.clips.manifest import Manifest, build
+from tpn_ray.datasets.entries import Entry
+from tpn_ray.datasets.manifest import Manifest, build
 from tpn_ray.errors import CheckpointError
 from tpn_ray.predict.labels import match_classes, unlabelled, warning
 

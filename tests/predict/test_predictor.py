@@ -14,7 +14,7 @@ from tests.jobs.processes import ROOT
 from tpn_ray import recipes
 from tpn_ray.errors import BadVideo, CheckpointError, ConfigError
 from tpn_ray.predict.predictor import load, parse_alphas
-from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.recipe import Recipe, replace_fields
 
 
 def test_three_lines(untrained: str, toy_folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpn_ray import storage
-from tpn_ray.clips.shards import shard_bytes
+from tpn_ray.datasets.shards import shard_bytes
 from tpn_ray.predict.quarantine import quarantined
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from tpn_ray import recipes
-from tpn_ray.clips.manifest import load_manifest
 from tpn_ray.data.plan import PlannedMicroBatch
-from tpn_ray.data.worker import ClipSource, training_rows
+from tpn_ray.data.tasks import ClipSource, training_rows
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.predict.sheet import FRAMES, GAP_PX, SIDE_PX, TEXT_PX, Strip, sheet, training_clips, whole_videos
 
 

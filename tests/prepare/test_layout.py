@@ -8,11 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tpn_ray.clips.encode import EncodeConfig
-from tpn_ray.clips.entries import Entry
-from tpn_ray.clips.manifest import Manifest, build
-from tpn_ray.clips.sandbox import SandboxLimits
-from tpn_ray.clips.source_frames import Segment
+from tpn_ray.datasets.entries import Entry
+from tpn_ray.datasets.manifest import Manifest, build
 from tpn_ray.errors import ConfigError
 from tpn_ray.prepare.layout import (
     ShardConfig,
@@ -22,6 +19,9 @@ from tpn_ray.prepare.layout import (
     settings_hash,
     settings_of,
 )
+from tpn_ray.sandbox.process import SandboxLimits
+from tpn_ray.videos.encode import EncodeConfig
+from tpn_ray.videos.source_frames import Segment
 
 
 def manifest_of(folder: str, classes: int = 10, videos: int = 20, size: int = 1024**2) -> Manifest:

@@ -7,8 +7,8 @@ import torch
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import build_model
-from tpn_ray.reproduce.driver import rows_named
-from tpn_ray.reproduce.show import played
+from tpn_ray.reproduce.table_runs import rows_named
+from tpn_ray.reproduce.table_text import played
 from tpn_ray.reproduce.tables import FIGURES, FRAMES, TABLES, figure, table
 
 

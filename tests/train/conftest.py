@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.datasets.manifest import Manifest, load_manifest
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from pathlib import Path
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes
 from tpn_ray.checkpoint import Checkpoint
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.recipe import replace_fields, to_plain
 from tpn_ray.train import run_folder
 from tpn_ray.train.accounting import RunLedger
 from tpn_ray.train.events import Event
 from tpn_ray.train.goodput import Goodput
-from tpn_ray.train.recipe import replace_fields, to_plain
 from tpn_ray.train.run_plan import check_resumable, make_plan
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.servers import free_port
 from tests.train.small_runs import ledger_of, write_run
-from tpn_ray.clips.entries import Entry
-from tpn_ray.clips.manifest import Manifest, build
+from tpn_ray.datasets.entries import Entry
+from tpn_ray.datasets.manifest import Manifest, build
 from tpn_ray.errors import BudgetError, StorageError, TrainingError
 from tpn_ray.train import bad_record, run_folder
 from tpn_ray.train.accounting import SAVE_AGAIN_SECONDS

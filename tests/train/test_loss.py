@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import Scores
-from tpn_ray.train.loss import LossConfig, total_loss
+from tpn_ray.recipe import LossConfig
+from tpn_ray.train.loss import total_loss
 
 LABELS = torch.tensor([[1], [0], [2]])
 

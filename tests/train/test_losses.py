@@ -14,7 +14,7 @@ import ray.exceptions
 import ray.train
 
 from tpn_ray import recipes, session
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -23,10 +23,10 @@ from tpn_ray.errors import (
     TornCheckpointError,
     TrainingError,
 )
+from tpn_ray.recipe import replace_fields
 from tpn_ray.train.events import Committed, Event, Failed
 from tpn_ray.train.losses import CONTROLLER_STARTS, End, Losses, Lost, StartAgain, decide, is_lasting
 from tpn_ray.train.machines import Machines
-from tpn_ray.train.recipe import replace_fields
 from tpn_ray.train.run import train
 from tpn_ray.train.run_plan import recipe_for
 from tpn_ray.train.saving import Saving

@@ -6,9 +6,9 @@ import pytest
 
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError, ResourceError
+from tpn_ray.recipe import replace_fields
 from tpn_ray.resources import Decoding, PerWorker
 from tpn_ray.train.machines import Machines, check_division, check_feasible
-from tpn_ray.train.recipe import replace_fields
 
 SPOT, ON_CPU_NODES = PerWorker(resources=("spot=1",)), Decoding(on=("pool=cpu",))
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.train.optim import OptimConfig, learning_rate, make_optimizer
+from tpn_ray.recipe import OptimConfig
+from tpn_ray.train.optim import learning_rate, make_optimizer
 
 
 def test_the_published_steps() -> None:

@@ -11,11 +11,11 @@ import torch
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes, session
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError
+from tpn_ray.recipe import Recipe, replace_fields
 from tpn_ray.train.events import Event, Started
 from tpn_ray.train.machines import Machines
-from tpn_ray.train.recipe import Recipe, replace_fields
 from tpn_ray.train.run import Stretch, train
 from tpn_ray.train.run_plan import recipe_for
 

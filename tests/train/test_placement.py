@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.train.small_runs import ledger_of
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ResourceError
 from tpn_ray.train import placement
 from tpn_ray.train.events import Event, Notice

@@ -8,12 +8,12 @@ from tests.train.small_runs import ledger_of
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import lease, recipes
 from tpn_ray.checkpoint import Checkpoint
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import DamagedError, LeaseError
+from tpn_ray.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.train import run_folder
 from tpn_ray.train.events import Event, Notice
 from tpn_ray.train.machines import Machines
-from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.train.record import Record
 from tpn_ray.train.run import RunResult, is_complete, train
 from tpn_ray.train.run_plan import check_resumable, recipe_for

@@ -7,9 +7,9 @@ import pytest
 
 from tests.train.small_runs import write_run
 from tpn_ray import recipes
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import CheckpointError
-from tpn_ray.train.recipe import replace_fields
+from tpn_ray.recipe import replace_fields
 from tpn_ray.train.run_plan import check_resumable, recipe_for
 
 

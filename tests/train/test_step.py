@@ -16,9 +16,8 @@ from torch import multiprocessing
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.pixels import normalise
 from tpn_ray.model.recognizer import ModelConfig
-from tpn_ray.train.loss import LossConfig
-from tpn_ray.train.optim import OptimConfig
-from tpn_ray.train.step import LoopConfig, MicroBatch, Training, random_seed
+from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
+from tpn_ray.train.step import MicroBatch, Training, random_seed
 from tpn_ray.train.writer import copied
 
 MODEL = ModelConfig(backbone="slowonly_toy", classes=5, alpha=(1, 2), dropout=0.3)

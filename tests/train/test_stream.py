@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tpn_ray.data import rows
+from tpn_ray.clips import rows
+from tpn_ray.clips.rows import Rows
 from tpn_ray.data.plan import Plan, PlannedMicroBatch
 from tpn_ray.data.schedule import Schedule
-from tpn_ray.data.worker import Rows
 from tpn_ray.errors import TrainingError
 from tpn_ray.train.events import BadVideos, Event
 from tpn_ray.train.stream import Stream

@@ -9,7 +9,7 @@ import ray.util
 
 from tests.train.small_runs import ledger_of
 from tpn_ray import mailbox, session
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import CheckpointError, StorageError, TrainingError
 from tpn_ray.train import placement, trainer
 from tpn_ray.train.events import Event, Failed

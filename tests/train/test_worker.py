@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from tpn_ray import recipes
-from tpn_ray.model.self_test import ConvolutionReport
+from tpn_ray.model.convolution_check import ConvolutionReport
+from tpn_ray.recipe import replace_fields
 from tpn_ray.train import worker
 from tpn_ray.train.events import Event, Notice
-from tpn_ray.train.recipe import replace_fields
 from tpn_ray.train.step import Training
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray.clips.manifest import Manifest
-from tpn_ray.data import rows
-from tpn_ray.data.worker import ClipSource, training_rows
-from tpn_ray.train.recipe import Recipe
+from tpn_ray.clips import rows
+from tpn_ray.data.tasks import ClipSource, training_rows
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.recipe import Recipe
 from tpn_ray.train.run_plan import make_plan
 from tpn_ray.train.step import MicroBatch, Training
 

@@ -11,10 +11,10 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from ray.tune import schedulers
 
-from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
+from tests.tune.test_campaigns import campaign, manifest  # noqa: F401 - fixtures
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
-from tpn_ray.tune import asynchronous_driver as asynchronous
+from tpn_ray.tune import asynchronous
 from tpn_ray.tune.distributions import choice
 from tpn_ray.tune.halving import Search
 from tpn_ray.tune.journal import Journal, Point, Trial
@@ -70,7 +70,7 @@ def test_pbt_changes_only_what_may_change_in_flight(campaign: Campaign) -> None:
 
 MUTATIONS = """
 from types import SimpleNamespace
-from tpn_ray.tune.asynchronous_driver import Population
+from tpn_ray.tune.asynchronous import Population
 from tpn_ray.tune.halving import Search
 from optuna.distributions import FloatDistribution
 from tpn_ray.tune.distributions import choice

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
+from tests.tune.test_campaigns import campaign, manifest  # noqa: F401 - fixtures
 from tpn_ray import recipes
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError
-from tpn_ray.tune import driver, fidelity
-from tpn_ray.tune.driver import How
+from tpn_ray.tune import campaigns, fidelity
+from tpn_ray.tune.campaigns import How
 from tpn_ray.tune.space import space
 from tpn_ray.tune.trial import Campaign
 
@@ -52,14 +52,14 @@ def test_shares_of_the_videos_are_of_every_class_and_hold_each_other(manifest: M
 
 def test_what_is_suggested_fits_every_rung(campaign: Campaign) -> None:  # noqa: F811
     how = How(fidelity=("clip.frames=4,8,16",))
-    short = dataclasses.replace(campaign, fidelity=driver.fidelity_of(campaign.recipe, how))
+    short = dataclasses.replace(campaign, fidelity=campaigns.fidelity_of(campaign.recipe, how))
     fields = space("none", campaign.recipe, ["model.alpha=choice((1,2),(2,4),(4,8))"])
     arguments = {"searcher": "grid", "samples": 0, "seed": 0, "wave": 0, "objectives": "top1"}
-    assert driver.search_for(campaign, fields, **arguments).samples == 3
-    assert driver.search_for(short, fields, **arguments).samples == 2  # clips of 4 frames do not pool 8
-    wanted = driver.search_for(short, fields, **arguments)
-    assert driver.settings(short, wanted, how) != driver.settings(campaign, wanted, How())
+    assert campaigns.search_for(campaign, fields, **arguments).samples == 3
+    assert campaigns.search_for(short, fields, **arguments).samples == 2  # clips of 4 frames do not pool 8
+    wanted = campaigns.search_for(short, fields, **arguments)
+    assert campaigns.settings(short, wanted, how) != campaigns.settings(campaign, wanted, How())
     with pytest.raises(ConfigError, match="cannot be both searched and what --fidelity changes"):
-        driver.search_for(short, space("none", campaign.recipe, ["clip.frames=whole(8,16)"]), **arguments)
+        campaigns.search_for(short, space("none", campaign.recipe, ["clip.frames=whole(8,16)"]), **arguments)
     with pytest.raises(ConfigError, match="belongs to the rungs of --scheduler halving, not to 'asha'"):
         How(scheduler="asha", fidelity=("clip.frames=4,8,16",))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.tune.test_driver import campaign, manifest  # noqa: F401 - fixtures
+from tests.tune.test_campaigns import campaign, manifest  # noqa: F401 - fixtures
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import tracking
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import TrainingError
 from tpn_ray.tracking import TrackedRun
-from tpn_ray.tune.driver import CampaignOutcome
+from tpn_ray.tune.campaigns import CampaignOutcome
 from tpn_ray.tune.journal import Point, Trial
 from tpn_ray.tune.leaderboard import show
 from tpn_ray.tune.space import space

@@ -8,7 +8,7 @@ import tyro
 
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
-from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.recipe import Recipe, replace_fields
 from tpn_ray.tune.space import SPACES, apply, as_flags, check, draws, fitting_alphas, problem, space
 
 

@@ -19,12 +19,12 @@ from ray.util import placement_group_table
 from benchmarks.campaign import CampaignBench, measure_campaign
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import recipes, session, tracking
-from tpn_ray.clips.manifest import Manifest, load_manifest
+from tpn_ray.datasets.manifest import Manifest, load_manifest
+from tpn_ray.recipe import replace_fields
 from tpn_ray.train.machines import Machines
-from tpn_ray.train.recipe import replace_fields
 from tpn_ray.train.run_plan import recipe_for
-from tpn_ray.tune import asynchronous_driver, driver
-from tpn_ray.tune.driver import How
+from tpn_ray.tune import asynchronous, campaigns
+from tpn_ray.tune.campaigns import How
 from tpn_ray.tune.halving import Search
 from tpn_ray.tune.space import space
 from tpn_ray.tune.trial import Campaign
@@ -80,14 +80,14 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
 
 def searched(campaign: Campaign, searcher: str, *varied: str) -> Search:
     fields = space("none", campaign.recipe, varied or ["optim.lr=loguniform(0.01,1)"])
-    return driver.search_for(campaign, fields, searcher=searcher, samples=2, seed=0, wave=0, objectives="top1")
+    return campaigns.search_for(campaign, fields, searcher=searcher, samples=2, seed=0, wave=0, objectives="top1")
 
 
 def test_a_promoted_trial_goes_on_with_more_frames_and_videos_beside_one_that_fails(campaign: Campaign) -> None:
     how = How(rungs=2, reduction_factor=2, max_concurrent=2, fidelity=("clip.frames=8,16", "videos=0.5,1"))
-    campaign = dataclasses.replace(campaign, fidelity=driver.fidelity_of(campaign.recipe, how))
+    campaign = dataclasses.replace(campaign, fidelity=campaigns.fidelity_of(campaign.recipe, how))
     wanted = searched(campaign, "grid", "optim.lr=choice(0.1,1e30)")
-    found, failed = driver.run(campaign, wanted, how, say=lambda line: None).trials
+    found, failed = campaigns.run(campaign, wanted, how, say=lambda line: None).trials
     assert (found.number, found.epochs, found.failure) == (0, 2, "")
     assert failed.failure.startswith("TrainingError: the loss is nan at step 1, micro-batch 0; the last checkpoint")
     low = checkpoints.load(found.points[0].checkpoint)
@@ -98,7 +98,7 @@ def test_a_promoted_trial_goes_on_with_more_frames_and_videos_beside_one_that_fa
     assert _steps(campaign, found.run) == [8]  # the first epoch is not trained again
     about = json.loads(Path(campaign.uri, found.run, "run.json").read_text())
     assert about["dataset_version"] == campaign.manifest.version
-    again = driver.run(dataclasses.replace(campaign, session="second"), wanted, how, say=lambda line: None)
+    again = campaigns.run(dataclasses.replace(campaign, session="second"), wanted, how, say=lambda line: None)
     assert again.trials == [found, failed]
 
 
@@ -110,7 +110,7 @@ class StopsTheFirst(schedulers.FIFOScheduler):  # type: ignore[misc]
 
 
 def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(asynchronous_driver.SCHEDULERS, "asha", lambda campaign, wanted: StopsTheFirst())
+    monkeypatch.setitem(asynchronous.SCHEDULERS, "asha", lambda campaign, wanted: StopsTheFirst())
     held: list[tuple[float, int, bool]] = []
 
     def look() -> None:
@@ -120,7 +120,7 @@ def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, mo
         held.append((time.monotonic(), len(groups), bool(first and first.stopped)))
 
     wanted = searched(campaign, "tpe")
-    asynchronous_driver.run(campaign, wanted, "asha", max_concurrent=1, look=look, say=lambda line: None)
+    asynchronous.run(campaign, wanted, "asha", max_concurrent=1, look=look, say=lambda line: None)
     trials = campaign.journal.trials()
     assert [(trial.epochs, trial.stopped) for trial in trials] == [(1, True), (2, False)]
     assert max(groups for _, groups, _ in held) == 1, "two trials held resources that are given to one"
@@ -135,7 +135,7 @@ def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, mo
     uri = "http://someone:planted-password@127.0.0.1:9"
     again = dataclasses.replace(campaign, session="second", tracking_uri=uri)
     wanted = searched(again, "tpe")
-    asynchronous_driver.run(again, wanted, "asha", max_concurrent=1, look=lambda: None, say=lambda line: None)
+    asynchronous.run(again, wanted, "asha", max_concurrent=1, look=lambda: None, say=lambda line: None)
     assert campaign.journal.trials() == trials
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     assert (Path(campaign.uri) / "tune" / "second" / "tuner.pkl").exists()
@@ -146,14 +146,14 @@ def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, mo
 
 def test_the_worst_of_a_population_goes_on_from_the_best(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_step(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
-        made = asynchronous_driver.pbt(campaign, wanted)
+        made = asynchronous.pbt(campaign, wanted)
         made._synch = True  # or one of two trials may be done before the other has begun
         return made
 
     wanted = searched(campaign, "random", "optim.lr=loguniform(0.01,1)", "model.alpha=choice((1,2),(4,8))")
     with monkeypatch.context() as changed:
-        changed.setitem(asynchronous_driver.SCHEDULERS, "pbt", in_step)
-        asynchronous_driver.run(campaign, wanted, "pbt", max_concurrent=2, look=lambda: None, say=lambda line: None)
+        changed.setitem(asynchronous.SCHEDULERS, "pbt", in_step)
+        asynchronous.run(campaign, wanted, "pbt", max_concurrent=2, look=lambda: None, say=lambda line: None)
     trials = campaign.journal.trials()
     assert [(trial.epochs, trial.failure) for trial in trials] == [(2, ""), (2, "")]
     (mutant,) = [trial for trial in trials if trial.start_from]
@@ -165,7 +165,7 @@ def test_the_worst_of_a_population_goes_on_from_the_best(campaign: Campaign, mon
     assert _steps(campaign, mutant.run) == [8]  # only what came after its birth
     # Submitted again, a new scheduler hears of all epochs once more: it must neither mutate nor train.
     again, said = dataclasses.replace(campaign, session="second"), list[str]()
-    asynchronous_driver.run(again, wanted, "pbt", max_concurrent=2, look=lambda: None, say=said.append)
+    asynchronous.run(again, wanted, "pbt", max_concurrent=2, look=lambda: None, say=said.append)
     assert campaign.journal.trials() == trials
     assert said == []
 

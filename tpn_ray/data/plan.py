@@ -134,7 +134,7 @@ def epoch_order(seed: int, epoch: int, groups: int | tuple[int, ...], window_gro
 
     For video files (`groups` is their number), a full permutation. For prepared videos (`groups` are the sizes of their
     row groups), the groups are permuted, and rows are permuted inside each window of `window_groups` of them: storage
-    sees reads that stay together, while shards hold random videos from the start (prepare/driver.py), so that a batch
+    sees reads that stay together, while shards hold random videos from the start (`tpn_ray.prepare`), so that a batch
     is a random sample all the same.
     """
     random = np.random.Generator(np.random.Philox(key=[seed, epoch]))

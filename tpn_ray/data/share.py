@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tpn_ray.data import rows
-from tpn_ray.data.worker import ClipSource, Rows
+from tpn_ray.clips import rows
+from tpn_ray.clips.rows import Rows
+from tpn_ray.data.tasks import ClipSource
 
 Make = Callable[[], Rows]
 

@@ -1,5 +1,5 @@
 """What one machine has: packages, code, shared memory, disk, decoder, GPU, ports, tokens. Takes plain values; runs
-anywhere, and is called on every node by worker.py."""
+anywhere, and is called on every node by node_checks.py."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import torch
 
 import tpn_ray
 from tpn_ray import storage
-from tpn_ray.clips import breakout
-from tpn_ray.clips.breakout import BreakoutOutcome
-from tpn_ray.clips.self_test import decoder_self_test
+from tpn_ray.doctor.decoder_check import decoder_self_test
 from tpn_ray.doctor.findings import Verdict, failed, not_here, passed, warned
+from tpn_ray.model.convolution_check import convolution_self_test
 from tpn_ray.model.recognizer import ModelConfig, build_model
-from tpn_ray.model.self_test import convolution_self_test
+from tpn_ray.sandbox import breakout
+from tpn_ray.sandbox.breakout import BreakoutOutcome
 
 FULL_SHARE = 0.95
 """Of a disk: Ray makes no more objects there."""

@@ -9,9 +9,11 @@ from itertools import islice
 
 import ray
 
-from tpn_ray.data import driver, rows, worker
+from tpn_ray.clips import rows
+from tpn_ray.clips.rows import Rows
+from tpn_ray.data import dataset
 from tpn_ray.data.plan import BLOCK_CLIPS, Plan
-from tpn_ray.data.worker import ClipSource
+from tpn_ray.data.tasks import ClipSource
 from tpn_ray.errors import ConfigError
 from tpn_ray.resources import Decoding
 
@@ -34,15 +36,15 @@ def plan_for(samples: int, micro_batch_clips: int, blocks: int) -> Plan:
     )
 
 
-def through_ray(source: ClipSource, plan: Plan) -> Iterator[worker.Rows]:
+def through_ray(source: ClipSource, plan: Plan) -> Iterator[Rows]:
     """Yield blocks as a Train worker gets them, made by one task at a time; the start of the next task counts too."""
-    clips = driver.training_clips(ray.put(source), plan, 1, 0, Decoding(cpus=1, tasks=1))
+    clips = dataset.training_clips(ray.put(source), plan, 1, 0, Decoding(cpus=1, tasks=1))
     (shard,) = clips.streaming_split(1, equal=True)
-    blocks: Iterable[worker.Rows] = shard.iter_batches(batch_size=None, prefetch_batches=2)
+    blocks: Iterable[Rows] = shard.iter_batches(batch_size=None, prefetch_batches=2)
     return iter(blocks)
 
 
-def clips_per_second(stream: Iterator[worker.Rows], blocks: int) -> tuple[float, int, int]:
+def clips_per_second(stream: Iterator[Rows], blocks: int) -> tuple[float, int, int]:
     """Return the wall-clock speed of `blocks` blocks after the warm-up, their bytes of pixels and their bad videos."""
     for _ in islice(stream, WARM_UP_BLOCKS):
         pass

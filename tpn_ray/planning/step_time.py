@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from tpn_ray.train.recipe import Recipe
+from tpn_ray.recipe import Recipe
 from tpn_ray.train.step import MicroBatch, Training
 
 

@@ -15,18 +15,18 @@ import pyarrow as pa
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
 from tpn_ray.budget import check_budget
-from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.data.views import parse_views
+from tpn_ray.clips.views import parse_views
+from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.names import file_name
-from tpn_ray.predict import driver, plots
+from tpn_ray.predict import plots, scoring
 from tpn_ray.predict.labels import Matched, match_classes
 from tpn_ray.predict.predictor import Alpha, parse_alphas
 from tpn_ray.predict.quarantine import Quarantined, quarantined
 from tpn_ray.predict.sheet import sheet, whole_videos
 from tpn_ray.predict.summary import by_label_set, details, scores_array, summarise
 from tpn_ray.predict.table import METRICS, VIDEOS, ViewWriter, video_tables, write_scores
+from tpn_ray.recipe import Recipe, from_plain
 from tpn_ray.resources import Resources
-from tpn_ray.train.recipe import Recipe, from_plain
 
 MISTAKES = 12
 """Videos in the picture of mistakes."""
@@ -86,10 +86,10 @@ def evaluate(question: EvaluationQuestion, resources: Resources, folder: str) ->
     """Score every video; write videos.parquet, views/, metrics.json and plots to `folder`, or with several alphas to a
     folder of each below it."""
     manifest, views = question.matched.manifest, parse_views(question.views)
-    alphas = question.alphas or (driver.TRAINED,)
+    alphas = question.alphas or (scoring.TRAINED,)
     folders = [storage.join(folder, alpha_name(alpha)) if alpha else folder for alpha in alphas]
     writer = ViewWriter(manifest, views.names, folders)
-    blocks = driver.score(
+    blocks = scoring.score(
         question.checkpoint, question.recipe, manifest, views, resources, alphas=alphas, keep_views=True
     )
     tables = video_tables(manifest, map(writer, blocks), len(alphas))

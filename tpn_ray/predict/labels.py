@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import CheckpointError
 
 NO_LABEL = -1

@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
-from tpn_ray.data import decoding
-from tpn_ray.data.cut import cut
-from tpn_ray.data.transfer import upload
-from tpn_ray.data.views import ViewFrames, Views, Window, parse_views, squares
+from tpn_ray.clips import decoding
+from tpn_ray.clips.cut import cut
+from tpn_ray.clips.transfer import upload
+from tpn_ray.clips.views import ViewFrames, Views, Window, parse_views, squares
 from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.metrics import average_views, probabilities
 from tpn_ray.model.pixels import normalise
 from tpn_ray.model.recognizer import Recognizer, build_model, set_alpha
-from tpn_ray.train.recipe import Recipe, from_plain
+from tpn_ray.recipe import Recipe, from_plain
 
 PIXELS_AT_ONCE = 32 * 8 * 224 * 224
 """Of a forward pass, in all its views and frames: 32 of the published clips."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from tpn_ray import storage
-from tpn_ray.clips import shards
-from tpn_ray.clips.shards import SHARDS
+from tpn_ray.datasets import shards
+from tpn_ray.datasets.shards import SHARDS
 
 READERS = 16
 

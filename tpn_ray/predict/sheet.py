@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tpn_ray.clips import decoding
 from tpn_ray.clips.augment import AugmentConfig, test_view
-from tpn_ray.clips.manifest import Manifest
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data import decoding
 from tpn_ray.data.plan import PlannedMicroBatch
-from tpn_ray.data.reader import fetch
-from tpn_ray.data.worker import ClipSource, training_rows
+from tpn_ray.data.tasks import ClipSource, training_rows
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.datasets.reader import fetch
 from tpn_ray.errors import BadVideo
 
 FRAMES, SIDE_PX, TEXT_PX, GAP_PX = 8, 96, 18, 3

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tpn_ray import storage
-from tpn_ray.clips.manifest import Manifest
-from tpn_ray.data import rows
-from tpn_ray.data.worker import Rows
+from tpn_ray.clips import rows
+from tpn_ray.clips.rows import Rows
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError, NotFoundError
 from tpn_ray.names import label_sets_problem
 from tpn_ray.predict.labels import LabelSets
 from tpn_ray.predict.predictor import best_classes
-from tpn_ray.predict.worker import SCORES, VIEW_SCORES
+from tpn_ray.predict.scorer import SCORES, VIEW_SCORES
 
 LIST = pa.list_(pa.float32())
 VIDEOS, METRICS = "videos.parquet", "metrics.json"

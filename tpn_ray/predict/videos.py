@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tpn_ray import storage
-from tpn_ray.clips import shards
-from tpn_ray.clips.manifest import Manifest, load_manifest
-from tpn_ray.clips.video_lists import SUFFIXES
+from tpn_ray.datasets import shards
+from tpn_ray.datasets.manifest import Manifest, load_manifest
+from tpn_ray.datasets.video_lists import SUFFIXES
 from tpn_ray.errors import ManifestError
 from tpn_ray.predict.labels import LabelSets, unlabelled
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tpn_ray import storage
-from tpn_ray.clips.encode import EncodeConfig
-from tpn_ray.clips.manifest import Manifest
-from tpn_ray.clips.sandbox import SandboxLimits
-from tpn_ray.clips.shards import FORMAT
-from tpn_ray.clips.source_frames import Segment
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.datasets.shards import FORMAT
 from tpn_ray.errors import ConfigError
+from tpn_ray.sandbox.process import SandboxLimits
+from tpn_ray.videos.encode import EncodeConfig
+from tpn_ray.videos.source_frames import Segment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
-from tpn_ray.train.recipe import Recipe, replace_fields
+from tpn_ray.recipe import Recipe, replace_fields
 
 Scale = Literal["toy", "full"]
 

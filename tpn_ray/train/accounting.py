@@ -11,8 +11,8 @@ from fractions import Fraction
 
 from tpn_ray import storage
 from tpn_ray.budget import Bad, check_budget
-from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data.plan import Plan
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import BudgetError, StorageError, TrainingError
 from tpn_ray.train import bad_record, run_folder
 from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Started, Stopped

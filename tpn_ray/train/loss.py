@@ -1,8 +1,6 @@
-"""LossConfig: CE + sum of lambda_i CE_i, outside the network (paper, section 3.1). Torch only."""
+"""The loss, CE + sum of lambda_i CE_i, outside the network (paper, section 3.1). Torch only."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,23 +8,7 @@ from torch.nn import functional as F
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import Scores, split_label_sets
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """What training minimises."""
-
-    lambdas: tuple[float, ...] = (0.5,)
-    """Weight of each auxiliary head's loss, lowest level first (lambda_i; the paper: 0.5 on res4)."""
-
-    label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes."""
-
-    def __post_init__(self) -> None:
-        if any(weight < 0 for weight in self.lambdas):
-            raise ConfigError(f"lambdas={self.lambdas} must not be negative")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
+from tpn_ray.recipe import LossConfig
 
 
 def total_loss(

@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 
 from tpn_ray.errors import ConfigError, ResourceError
+from tpn_ray.recipe import Recipe
 from tpn_ray.resources import Decoding, PerWorker, Resources, has_labels
-from tpn_ray.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

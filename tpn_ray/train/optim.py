@@ -1,104 +1,14 @@
-"""OptimConfig: SGD, its parameter groups, and the learning rate as a pure function of the step. Torch only."""
+"""SGD, its parameter groups, and the learning rate as a pure function of the step. Torch only."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from tpn_ray.errors import ConfigError
-
-Schedule = Literal["step", "cosine", "one_cycle", "constant"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """How the weights are updated. Defaults: the published Kinetics-400 recipe."""
-
-    lr: float = 0.01
-    """Highest learning rate; 0.01 is meant for batches of 64 clips."""
-
-    momentum: float = 0.9
-    """Momentum of SGD."""
-
-    nesterov: bool = True
-    """Nesterov's momentum; in the published code, not in the paper."""
-
-    weight_decay: float = 1e-4
-    """L2 penalty, on all parameters as published."""
-
-    decay_norm_and_bias: bool = True
-    """Whether weight decay also holds for BatchNorm and biases (as published)."""
-
-    clip_norm: float = 40.0
-    """Largest global norm of the gradient; 0 does not clip."""
-
-    schedule: Schedule = "step"
-    """step: times `gamma` at each milestone. cosine: to zero. one_cycle: up, then down. constant."""
-
-    milestones: tuple[float, ...] = (0.5, 0.8333)
-    """For `step`: when, as shares of the run below 1, or as epochs (the published code: epochs 75 and 125 of 150; the
-    paper: 100 and 125)."""
-
-    gamma: float = 0.1
-    """For `step`: factor at each milestone."""
-
-    warmup: float = 0.0
-    """Share of the run, or number of epochs if at least 1, in which the rate rises linearly from a tenth; for
-    one_cycle, the rising part."""
-
-    freeze: tuple[str, ...] = ()
-    """Parts that are not trained, by the beginnings of their names, such as backbone.conv1 backbone.layer1; their
-    BatchNorm uses its stored statistics."""
-
-    scales: tuple[str, ...] = ()
-    """Factors on the learning rate of parts, such as backbone=0.1; of several that fit, the longest name holds."""
-
-    ema_decay: float = 0.0
-    """Above 0, an exponential average of the weights is kept, scored and saved as the network; such as 0.9998."""
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"lr={self.lr} must be above 0")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum={self.momentum} must be at least 0 and below 1")
-        if self.nesterov and not self.momentum:
-            raise ConfigError("nesterov=True needs a momentum above 0")
-        if self.weight_decay < 0 or self.clip_norm < 0:
-            raise ConfigError(f"weight_decay={self.weight_decay} and clip_norm={self.clip_norm} must not be negative")
-        if self.schedule not in ("step", "cosine", "one_cycle", "constant"):
-            raise ConfigError(f"schedule={self.schedule!r} must be step, cosine, one_cycle or constant")
-        shares = [point for point in self.milestones if point < 1]
-        if (
-            len(shares) not in (0, len(self.milestones))
-            or any(point <= 0 for point in shares)
-            or list(self.milestones) != sorted(self.milestones)
-        ):
-            raise ConfigError(
-                f"milestones={self.milestones} must rise, and be all shares of the run between 0 and 1, or all epochs"
-            )
-        if self.warmup < 0:
-            raise ConfigError(f"warmup={self.warmup} must not be negative")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay={self.ema_decay} must be at least 0 and below 1")
-        _ = self.factors
-
-    @property
-    def factors(self) -> dict[str, float]:
-        """`scales` as beginning of a name -> factor."""
-        parsed = {}
-        for text in self.scales:
-            name, _, factor = text.partition("=")
-            try:
-                parsed[name] = float(factor)
-            except ValueError:
-                raise ConfigError(f"scales={text!r} is not written as name=factor, such as backbone=0.1") from None
-            if not parsed[name] > 0:
-                raise ConfigError(f"scales={text!r} must be above 0; to leave a part as it is, freeze it")
-        return parsed
+from tpn_ray.recipe import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, epochs: int) -> float:

@@ -16,13 +16,14 @@ import torch
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
-from tpn_ray.clips.manifest import load_manifest
+from tpn_ray.clips.rows import Rows
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.schedule import Schedule
-from tpn_ray.data.worker import ClipSource, Rows, training_rows
+from tpn_ray.data.tasks import ClipSource, training_rows
+from tpn_ray.datasets.manifest import load_manifest
+from tpn_ray.recipe import from_plain
 from tpn_ray.train.goodput import Clock
 from tpn_ray.train.log import Log
-from tpn_ray.train.recipe import from_plain
 from tpn_ray.train.run_plan import make_plan
 from tpn_ray.train.step import Training
 from tpn_ray.train.stream import Stream

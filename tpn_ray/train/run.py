@@ -16,18 +16,18 @@ from fractions import Fraction
 import ray
 
 from tpn_ray import lease, mailbox, storage
-from tpn_ray.clips.manifest import Manifest
-from tpn_ray.data import driver as data
+from tpn_ray.data import dataset as data
 from tpn_ray.data.share import Sharing
-from tpn_ray.data.worker import ClipSource
+from tpn_ray.data.tasks import ClipSource
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.recipe import Recipe
 from tpn_ray.resources import GROW_SECONDS
 from tpn_ray.train import run_folder, worker
 from tpn_ray.train.accounting import RunLedger
 from tpn_ray.train.events import Event, Notice
 from tpn_ray.train.goodput import Goodput
 from tpn_ray.train.machines import Machines, check_division, check_feasible
-from tpn_ray.train.recipe import Recipe
 from tpn_ray.train.run_plan import check_resumable, make_plan, make_schedule
 from tpn_ray.train.saving import Saving
 from tpn_ray.train.trainer import fit, make_trainer

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from tpn_ray.clips.manifest import Manifest
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.schedule import Schedule
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.train import run_folder
-from tpn_ray.train.recipe import Recipe, replace_fields, to_plain
 
 
 def recipe_for(recipe: Recipe, manifest: Manifest) -> Recipe:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -24,88 +23,9 @@ from tpn_ray.metrics import top_k_hits
 from tpn_ray.model.layers import SharedStatistics
 from tpn_ray.model.pixels import normalise
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
-from tpn_ray.redaction import refuse_credentials
-from tpn_ray.train.loss import LossConfig, cross_entropy, total_loss
-from tpn_ray.train.optim import OptimConfig, frozen_modules, learning_rate, make_optimizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How long, in which portions, and how exactly."""
-
-    epochs: int = 150
-    """Times that every training video is seen."""
-
-    batch_clips: int = 64
-    """Clips per step, over all workers: what the learning rate belongs to."""
-
-    micro_batch_clips: int = 8
-    """Clips that are computed together, and that BatchNorm sees; workers share out the micro-batches of a step."""
-
-    sync_batch_norm: int = 1
-    """Workers whose micro-batches BatchNorm sees as one (SyncBN); their number must be a multiple of it. 1: each
-    micro-batch alone, as in the published training."""
-
-    evaluate_every_epochs: int = 5
-    """How often the validation videos are scored (one centre view) and a checkpoint is kept; always at the end."""
-
-    log_every_steps: int = 10
-    """How often loss, accuracy and speed are gathered from all workers."""
-
-    seed: int = 0
-    """Of the order, the augmentation, the first weights and dropout."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; weights, optimiser and loss stay float32."""
-
-    deterministic: bool = False
-    """Only kernels that give the same bits on every run; slower on GPUs. (On CPUs they all do.)"""
-
-    ordered_reduction: bool = False
-    """Add up the gradients of a step in the order of its micro-batches, whoever computed them: the same bits with any
-    number of workers. Costs memory for one gradient per micro-batch, and their traffic."""
-
-    compile: bool = False
-    """Compile the network with torch.compile before the first step. Dropout then draws other numbers than without."""
-
-    weights: str = ""
-    """Weights to begin with: a file, folder or URI of any layout that is known (ours, mmaction2's, the official TPN's,
-    a 2D ResNet's). Classifiers of another number of classes stay fresh."""
-
-    patience_evaluations: int = 0
-    """Stop early when this many evaluations one after the other did not reach a higher top-1; 0 does not."""
-
-    def __post_init__(self) -> None:
-        counts = ("epochs", "batch_clips", "micro_batch_clips", "sync_batch_norm", "evaluate_every_epochs")
-        for field in (*counts, "log_every_steps"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
-        if self.batch_clips % self.micro_batch_clips:
-            raise ConfigError(
-                f"batch_clips={self.batch_clips} is not a multiple of micro_batch_clips={self.micro_batch_clips}"
-            )
-        if self.micro_batches_per_step % self.sync_batch_norm:
-            raise ConfigError(
-                f"sync_batch_norm={self.sync_batch_norm} does not divide the {self.micro_batches_per_step} "
-                f"micro-batches of a step (batch_clips={self.batch_clips} / micro_batch_clips={self.micro_batch_clips})"
-            )
-        if self.sync_batch_norm > 1 and self.compile:
-            raise ConfigError(
-                f"sync_batch_norm={self.sync_batch_norm} cannot be compiled: leave out compile, or the other"
-            )
-        if self.micro_batch_clips < 2:
-            raise ConfigError(f"micro_batch_clips={self.micro_batch_clips}: BatchNorm needs at least 2 clips")
-        if self.patience_evaluations < 0:
-            raise ConfigError(f"patience_evaluations={self.patience_evaluations} must not be negative")
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed} must not be negative")
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision={self.precision!r} must be fp32 or bf16")
-        refuse_credentials("weights", self.weights)
-
-    @property
-    def micro_batches_per_step(self) -> int:
-        return self.batch_clips // self.micro_batch_clips
+from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
+from tpn_ray.train.loss import cross_entropy, total_loss
+from tpn_ray.train.optim import frozen_modules, learning_rate, make_optimizer
 
 
 class MicroBatch(NamedTuple):

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from tpn_ray.data import rows
-from tpn_ray.data.develop import clips_of_block
+from tpn_ray.clips import rows
+from tpn_ray.clips.develop import clips_of_block
+from tpn_ray.clips.rows import Rows
 from tpn_ray.data.plan import Int64Array, PlannedMicroBatch
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
-from tpn_ray.data.worker import Rows
 from tpn_ray.errors import TrainingError
 from tpn_ray.train.events import BadVideos, Event
 from tpn_ray.train.step import MicroBatch

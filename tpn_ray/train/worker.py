@@ -24,10 +24,11 @@ from torch import distributed as dist
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
-from tpn_ray.data import driver as data
+from tpn_ray.clips.rows import Rows
+from tpn_ray.data import dataset as data
 from tpn_ray.data.schedule import Schedule
 from tpn_ray.data.share import Sharing
-from tpn_ray.data.worker import ClipSource, Rows
+from tpn_ray.data.tasks import ClipSource
 from tpn_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -38,15 +39,15 @@ from tpn_ray.errors import (
     TrainingError,
 )
 from tpn_ray.lease import Token
-from tpn_ray.model.self_test import convolution_self_test
+from tpn_ray.model.convolution_check import convolution_self_test
 from tpn_ray.model.weights import load_weights
+from tpn_ray.recipe import Recipe, to_plain
 from tpn_ray.resources import Decoding
 from tpn_ray.train import run_folder
 from tpn_ray.train.events import Event, Notice, Started, Stopped
 from tpn_ray.train.goodput import Clock
 from tpn_ray.train.log import DivergedError, Log
 from tpn_ray.train.order_ledger import OrderLedger
-from tpn_ray.train.recipe import Recipe, to_plain
 from tpn_ray.train.record import Record
 from tpn_ray.train.saving import Saving
 from tpn_ray.train.step import Training

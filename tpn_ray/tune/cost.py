@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tpn_ray.model.recognizer import ModelConfig, build_model
-from tpn_ray.train.recipe import Recipe
+from tpn_ray.recipe import Recipe
 
 
 def gmacs(recipe: Recipe) -> float:

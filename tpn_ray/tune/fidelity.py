@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError
-from tpn_ray.train.recipe import Recipe, flat
+from tpn_ray.recipe import Recipe, flat
 from tpn_ray.tune import distributions
 
 VIDEOS = "videos"

@@ -9,8 +9,8 @@ from tpn_ray import storage, tracking
 from tpn_ray.errors import TrainingError
 from tpn_ray.progress import duration
 from tpn_ray.tracking import TrackedRun
+from tpn_ray.tune.campaigns import CampaignOutcome
 from tpn_ray.tune.cost import gmacs
-from tpn_ray.tune.driver import CampaignOutcome
 from tpn_ray.tune.journal import Trial
 from tpn_ray.tune.report import page
 from tpn_ray.tune.report.numbers import Findings, hours, interval, repeated, short, value_text

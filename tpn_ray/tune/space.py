@@ -19,7 +19,7 @@ from optuna.distributions import FloatDistribution
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import STAGES
 from tpn_ray.model.tpn import Flow
-from tpn_ray.train.recipe import Recipe, flat, from_plain, replace_fields
+from tpn_ray.recipe import Recipe, flat, from_plain, replace_fields
 from tpn_ray.tune.distributions import Distribution, at, choice, edges, from_json, parse, written
 
 Space = dict[str, Distribution]

@@ -20,16 +20,16 @@ from typing import Any
 from ray import tune
 
 from tpn_ray import storage, tracking
-from tpn_ray.clips.manifest import Manifest
+from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import CheckpointError, LeaseError, TpnRayError, TrackingError
 from tpn_ray.lease import Token
 from tpn_ray.progress import track
+from tpn_ray.recipe import Recipe, flat, replace_fields, to_plain
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.train import run_folder
 from tpn_ray.train.events import Committed, Event, Notice, Started
 from tpn_ray.train.machines import Machines
 from tpn_ray.train.placement import release
-from tpn_ray.train.recipe import Recipe, flat, replace_fields, to_plain
 from tpn_ray.train.run import RunResult, Stretch, train
 from tpn_ray.train.saving import Saving
 from tpn_ray.tune.fidelity import Fidelity

@@ -1,0 +1,71 @@
+"""Clips as decoded -> augmented clips, on the device, all of a micro-batch at once. Runs where the network runs.
+
+The pixels are those that `augment.train_view` and `augment.test_view` make, within one level before the colour jitter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tpn_ray.clips import rows
+from tpn_ray.clips.notes import NOTHING, PLANES, Note, from_array
+from tpn_ray.clips.rows import Rows
+from tpn_ray.clips.transfer import upload
+from tpn_ray.model import pixels
+
+
+def clips_of_block(block: Rows, good: NDArray[np.bool_], size_px: int, device: str) -> UInt8[Tensor, "n t h w c"]:
+    """The clips of the rows that are `good`, on the device. The block's memory is read only, and not changed."""
+    notes = from_array(block[rows.NOTES][good])
+    frames = max((note.frames for note in from_array(block[rows.NOTES])), default=0)
+    if not notes:
+        return torch.zeros(0, frames, size_px, size_px, 3, dtype=torch.uint8, device=device)
+    stored = np.ascontiguousarray(block[rows.PIXELS]).reshape(-1)
+    return develop(upload(stored, device), notes, size_px)
+
+
+def develop(stored: UInt8[Tensor, " bytes"], notes: list[Note], size_px: int) -> UInt8[Tensor, "n t h w c"]:
+    """The clips of `notes`, of which each has one; all have the same number of frames."""
+    if not notes or any(note.kind == NOTHING for note in notes):
+        raise ValueError(f"{len(notes)} notes, {sum(note.kind == NOTHING for note in notes)} of them without a clip")
+    frames = notes[0].frames
+    height = max(note.height + note.height % 2 for note in notes)
+    width = max(note.width + note.width % 2 for note in notes)
+    # Clips of different sizes become one batch by filling them up; the weights of the filling are 0.
+    luma = stored.new_zeros(len(notes), frames, height, width)
+    chroma = stored.new_zeros(2, len(notes), frames, height // 2, width // 2)
+    for place, note in enumerate(notes):
+        if note.kind == PLANES:
+            _place_planes(stored, note, luma[place], chroma[:, place])
+    matrices, full = [note.matrix for note in notes], [note.full for note in notes]
+    rgb = pixels.rgb_from_planes(luma, chroma[0], chroma[1], matrices, full)
+    for place, note in enumerate(notes):
+        if note.kind != PLANES:
+            part = stored[note.begin : note.begin + 3 * frames * note.height * note.width]
+            whole = part.view(frames, note.height, note.width, 3).permute(3, 0, 1, 2)
+            rgb[place, :, :, : note.height, : note.width] = whole
+    crops = torch.tensor([(note.top, note.left, note.crop_height, note.crop_width) for note in notes])
+    mirrored = torch.tensor([note.mirrored for note in notes])
+    clips = pixels.crop_and_resize(rgb, crops, mirrored, size_px)
+    jitter = torch.tensor([note.jitter for note in notes], dtype=torch.float64)
+    shares = torch.tensor([note.grey_share for note in notes], dtype=torch.float64)
+    identity = (jitter == torch.eye(3, dtype=torch.float64)).all() and (shares == 0).all()
+    return clips if identity else pixels.apply_jitter(clips, jitter, shares)
+
+
+def _place_planes(stored: Tensor, note: Note, luma: Tensor, chroma: Tensor) -> None:
+    begin, shape = note.begin, (note.frames, note.height, note.width)
+    luma[:, : note.height, : note.width] = stored[begin : begin + _size(shape)].view(shape)
+    begin += _size(shape)
+    half = (note.frames, (note.height + 1) // 2, (note.width + 1) // 2)
+    for target in chroma:
+        target[:, : half[1], : half[2]] = stored[begin : begin + _size(half)].view(half)
+        begin += _size(half)
+
+
+def _size(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[1] * shape[2]

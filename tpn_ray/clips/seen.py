@@ -1,0 +1,52 @@
+"""How a block carries what views show (`views.ViewFrames`) of videos of different sizes. Runs anywhere, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tpn_ray.clips import rows
+from tpn_ray.clips.sampling import ClipConfig
+from tpn_ray.clips.views import ViewFrames, Views
+
+
+def columns(made: Sequence[ViewFrames | None], views: Views, clip: ClipConfig) -> dict[str, NDArray[Any]]:
+    """PIXELS and what finds them again, one row for each video; None stands for one that could not be used."""
+    parts = [np.zeros(0, np.uint8) if seen is None else seen.frames.reshape(-1) for seen in made]
+    ends = np.cumsum([part.size for part in parts])
+    row_bytes = max(1, -(-int(ends[-1]) // len(made)))
+    filling = np.zeros(len(made) * row_bytes - int(ends[-1]), np.uint8)
+    whole = [part for part in (*parts, filling) if part.size]
+    pixels = whole[0] if len(whole) == 1 else np.concatenate(whole)  # of one video nothing is copied
+    nowhere = np.zeros((views.clips, views.clip(clip).frames), np.int64)
+    shapes = [(0, 0, 0) if seen is None else seen.frames.shape[:3] for seen in made]
+    return {
+        rows.PIXELS: pixels.reshape(len(made), row_bytes),
+        rows.WHERE: np.array(
+            [
+                (end - part.size - row * row_bytes, *shape)
+                for row, (end, part, shape) in enumerate(zip(ends, parts, shapes, strict=True))
+            ]
+        ),
+        rows.PLACES: np.stack([nowhere if seen is None else seen.places for seen in made]),
+        rows.SEED: np.array([0 if seen is None else seen.seed for seen in made], dtype=np.int64),
+    }
+
+
+def of_row(block: dict[str, NDArray[Any]], row: int) -> ViewFrames:
+    """What one video shows; its frames are the block's memory, which may be read only.
+
+    Ray Data may have put several blocks together: those of windows, which are handed on one by one.
+    """
+    begin, frames, height, width = block[rows.WHERE][row].tolist()
+    pixels = block[rows.PIXELS]
+    if pixels.dtype == object:  # rows of different lengths, each of one window
+        flat = pixels[row]
+    else:
+        flat, begin = pixels.reshape(-1), begin + row * pixels.shape[1]
+    shape = frames, height, width, 3
+    seen = flat[begin : begin + frames * height * width * 3].reshape(shape)
+    return ViewFrames(seen, block[rows.PLACES][row], int(block[rows.SEED][row]))

@@ -1,0 +1,63 @@
+"""Annotations as published -> a manifest. Runs on the driver.
+
+    kinetics       CSV with label, youtube_id, time_start, time_end and perhaps split
+    something-v1   CSV "id;template"; label map: one template a line
+    something-v2   JSON with id and template; label map: JSON from template to number
+    epic           CSV of EPIC-KITCHENS 55 or 100: segments of long videos, label sets verb and noun
+    mmaction       lists "path number"; label map: one name a line
+
+A video that is named but not there stays in the manifest (`sizes_bytes` is -1) and goes to quarantine: some of Kinetics
+are always gone. Folders and plain CSVs are read by manifest.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tpn_ray import storage
+from tpn_ray.datasets import epic, kinetics, mmaction, something
+from tpn_ray.datasets.entries import Annotated, AnnotationFile, some_of
+from tpn_ray.datasets.manifest import Manifest, build
+from tpn_ray.datasets.video_folder import VideoFolder
+from tpn_ray.datasets.video_lists import SUFFIXES
+from tpn_ray.errors import ConfigError, ManifestError
+
+Reader = Callable[[Sequence[AnnotationFile], VideoFolder, Sequence[AnnotationFile]], Annotated]
+"""(annotations, videos, label maps) -> entries and class names."""
+
+FORMATS: dict[str, Reader] = {
+    "kinetics": kinetics.read,
+    "something-v1": something.read_v1,
+    "something-v2": something.read_v2,
+    "epic": epic.read,
+    "mmaction": mmaction.read,
+}
+
+
+def load_annotated(format: str, annotations: Sequence[str], videos: str, label_map: Sequence[str] = ()) -> Manifest:
+    """The manifest of a published dataset. Raises ConfigError, ManifestError, StorageError.
+
+    `annotations` and `label_map` are files, `videos` is the folder that holds the videos, at any depth.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    if not annotations or not videos:
+        raise ConfigError(f"--format {format} needs --annotations FILE ... and --videos FOLDER")
+    files, maps = [_read(uri) for uri in annotations], [_read(uri) for uri in label_map]
+    folder = VideoFolder(videos, SUFFIXES)
+    found = FORMATS[format](files, folder, maps)
+    if not found.entries:
+        raise ManifestError(f"{', '.join(file.uri for file in files)} names no video; check --annotations and --format")
+    sizes = {entry.uri: folder.sizes.get(entry.uri, -1) for entry in found.entries}
+    source = ", ".join(file.uri for file in files)
+    absent = sorted(uri for uri, size in sizes.items() if size < 0)
+    if len(absent) == len(sizes):
+        raise ManifestError(
+            f"none of the {len(sizes)} videos named in {source} is below {folder.root}: {some_of(absent)};"
+            " check --videos and the names of the files"
+        )
+    return build(found.entries, sizes, source=source, label_sets=found.label_sets, classes=found.classes)
+
+
+def _read(uri: str) -> AnnotationFile:
+    return AnnotationFile(storage.absolute(uri), storage.read_bytes(uri).decode("utf-8-sig", errors="replace"))

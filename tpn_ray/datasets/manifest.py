@@ -1,0 +1,256 @@
+"""The list of videos, their labels and their splits, read from folders or a CSV and checked. Runs on the driver.
+
+Four forms are read; annotations.py reads the forms of published datasets:
+    folder/<class>/<video>                         one sub-folder per class; the split is derived from the names
+    folder/{train,val,test}/<class>/<video>        the same, with given splits
+    folder/dataset.json                            a dataset made by jobs/prepare.py
+    file.csv                                       columns uri,label[,split]; URIs absolute or relative to the CSV
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tpn_ray import storage
+from tpn_ray.datasets import shards
+from tpn_ray.datasets.entries import Entry, derive_splits, refuse_twice, refuse_untrained, some_of
+from tpn_ray.datasets.shards import LabelSets
+from tpn_ray.datasets.video_lists import read_csv, read_folder
+from tpn_ray.errors import ConfigError, ManifestError
+from tpn_ray.names import file_name, label_sets_problem, shown
+
+NO_CLASS = ""
+"""Name of the class of a video without label."""
+
+DEFAULT_LABEL_SET = "action"
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where the videos of a prepared dataset lie. Row i of every array is video i."""
+
+    shard_uris: list[str]
+    shards: NDArray[np.int64]
+    """(n,): place in `shard_uris`."""
+    row_groups: NDArray[np.int64]
+    """(n,): row group within the shard; rows of one group are neighbours."""
+    offsets: NDArray[np.int64]
+    """(n,): first byte of the video within the shard."""
+    frame_counts: NDArray[np.int64]
+    """(n,): frames in the video."""
+    hashes: NDArray[np.uint8]
+    """(n, 32): SHA-256 of the video."""
+
+    def select(self, rows: list[int]) -> Placement:
+        """Only these rows."""
+        return replace(
+            self,
+            shards=self.shards[rows],
+            row_groups=self.row_groups[rows],
+            offsets=self.offsets[rows],
+            frame_counts=self.frame_counts[rows],
+            hashes=self.hashes[rows],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The videos of a dataset. Row i of every field is video i.
+
+    Rows are sorted by id, those of prepared datasets as they are stored, which is in random order.
+    """
+
+    ids: list[str]
+    """A name for each video that stays the same when the dataset moves: its path below the dataset's folder."""
+
+    uris: list[str]
+    """Where each video is."""
+
+    labels: NDArray[np.int64]
+    """(n videos, s label sets): position of each video's class in each label set."""
+
+    splits: list[str]
+    """The split of each video: train, val or test."""
+
+    label_sets: dict[str, tuple[str, ...]]
+    """Class names by the name of the label set; the columns of `labels` in order."""
+
+    version: str
+    """16 hexadecimal digits that change when a video, its size, label or split changes."""
+
+    sizes_bytes: NDArray[np.int64]
+    """(n,): size of each file at `uris`, for prepared videos of the video in its shard; -1 where there is no file."""
+
+    segments_seconds: NDArray[np.float64] | None = None
+    """(n, 2): begin and end of each row within its file, NaN for all of it; None where no row is a segment."""
+
+    placement: Placement | None = None
+    """Where prepared videos lie; None for a dataset of video files."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, split: str) -> Manifest:
+        """The videos of one split. Raises ManifestError where it has none. The version stays the dataset's."""
+        rows = [row for row, value in enumerate(self.splits) if value == split]
+        if not rows:
+            known = ", ".join(sorted(set(self.splits)))
+            raise ManifestError(f"the dataset has no videos in split {split!r}; it has {known}")
+        return self.rows(rows)
+
+    def rows(self, rows: list[int]) -> Manifest:
+        """Only these rows. The version stays the dataset's."""
+        return replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            uris=[self.uris[row] for row in rows],
+            labels=self.labels[rows],
+            splits=[self.splits[row] for row in rows],
+            sizes_bytes=self.sizes_bytes[rows],
+            segments_seconds=None if self.segments_seconds is None else self.segments_seconds[rows],
+            placement=self.placement and self.placement.select(rows),
+        )
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Rows in each row group, in order, for `data.plan`; () for a dataset of video files."""
+        if self.placement is None:
+            return ()
+        groups = np.stack([self.placement.shards, self.placement.row_groups])
+        begins = np.flatnonzero(np.any(np.diff(groups) != 0, axis=0)) + 1
+        return tuple(np.diff([0, *begins.tolist(), len(self)]).tolist())
+
+
+def load_manifest(uri: str, *, val_fraction: float = 0.2, for_training: bool = True) -> Manifest:
+    """Read and check the dataset at `uri`. Raises ManifestError or StorageError.
+
+    Without given splits, `val_fraction` of each class goes to "val", chosen by a hash of the id: adding or removing
+    videos moves no other one to another split (but in classes of a few videos, see `derive_splits`). Where it is not
+    `for_training`, classes need no training video and lines of a CSV no label: it is then -1.
+    """
+    if not 0 < val_fraction < 1:
+        raise ConfigError(f"val_fraction is {val_fraction}; it must be between 0 and 1")
+    root = storage.absolute(uri)
+    if root.lower().endswith(".csv"):
+        entries, sizes = read_csv(root, labelled=for_training)
+    elif dataset := shards.read_dataset(root):
+        return _prepared(root, *dataset)
+    else:
+        entries, sizes = read_folder(root)
+    return build(entries, sizes, source=root, val_fraction=val_fraction, for_training=for_training)
+
+
+def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
+    """The manifest of a prepared dataset from its dataset.json and its index."""
+    ids, names = index["id"].to_pylist(), index["shard"].to_pylist()
+    folder = storage.join(root, shards.SHARDS)
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    if why := label_sets_problem(dataset["label_sets"]):
+        raise ManifestError(f"{storage.join(root, shards.DATASET)} {why}; it was not written by jobs/prepare.py")
+    if foreign := [name for name in places if file_name(name) != name]:
+        raise ManifestError(
+            f"{storage.join(root, shards.INDEX)} names the shard {shown(foreign[0])}; no shard is so called"
+        )
+    whole = {name: tuple(classes) for name, classes in dataset["label_sets"].items()}
+    return Manifest(
+        ids=ids,
+        uris=[f"{folder}/{name}#{id}" for name, id in zip(names, ids, strict=True)],
+        labels=np.array(index["labels"].to_pylist(), dtype=np.int64).reshape(len(index), len(whole)),
+        splits=index["split"].to_pylist(),
+        label_sets=whole,
+        version=dataset["version"],
+        sizes_bytes=index["video_bytes"].to_numpy(),
+        placement=Placement(
+            shard_uris=[f"{folder}/{name}" for name in places],
+            shards=np.array([places[name] for name in names], dtype=np.int64),
+            row_groups=index["row_group"].to_numpy(),
+            offsets=index["offset"].to_numpy(),
+            frame_counts=index["frame_count"].to_numpy(),
+            hashes=np.frombuffer(bytes.fromhex("".join(index["content_sha256"].to_pylist())), np.uint8).reshape(-1, 32),
+        ),
+    )
+
+
+# --- from entries to a checked manifest
+
+
+def build(
+    entries: Sequence[Entry],
+    sizes: dict[str, int],
+    *,
+    source: str,
+    val_fraction: float = 0.2,
+    label_sets: tuple[str, ...] = (DEFAULT_LABEL_SET,),
+    classes: LabelSets | None = None,
+    for_training: bool = True,
+) -> Manifest:
+    """Check entries and make the manifest. Raises ManifestError.
+
+    `sizes`: bytes by URI, -1 for what is not there; `source`: named in messages; `classes`: class names in the order of
+    the dataset's own numbers, which may include some without videos; by default those that occur, sorted.
+    """
+    if not entries:
+        raise ManifestError(f"{source} names no videos")
+    refuse_twice(entries, source)
+    entries = sorted(entries, key=lambda entry: entry.id)
+    given = any(entry.split for entry in entries)
+    if given and not all(entry.split for entry in entries):
+        without = [entry.id for entry in entries if not entry.split]
+        raise ManifestError(f"{len(without)} videos in {source} have no split, others do: {some_of(without)}")
+    splits = [entry.split or "" for entry in entries] if given else derive_splits(entries, val_fraction)
+    if classes is None:
+        classes = {
+            name: tuple(sorted({entry.labels[column] for entry in entries} - {NO_CLASS}))
+            for column, name in enumerate(label_sets)
+        }
+        if for_training:
+            refuse_untrained(entries, splits, classes, source)
+    if why := label_sets_problem(classes):
+        raise ManifestError(f"{source} {why}; rename it")
+    return Manifest(
+        ids=[entry.id for entry in entries],
+        uris=[entry.uri for entry in entries],
+        labels=_label_numbers(entries, classes, source),
+        splits=splits,
+        label_sets=classes,
+        version=_version(entries, splits, sizes, classes),
+        sizes_bytes=np.array([sizes[entry.uri] for entry in entries], dtype=np.int64),
+        segments_seconds=_segments(entries),
+    )
+
+
+def _label_numbers(entries: Sequence[Entry], classes: LabelSets, source: str) -> NDArray[np.int64]:
+    numbers = np.zeros((len(entries), len(classes)), dtype=np.int64)
+    for column, (name, names) in enumerate(classes.items()):
+        places = {NO_CLASS: -1, **{label: place for place, label in enumerate(names)}}
+        unknown = sorted({entry.labels[column] for entry in entries} - places.keys())
+        if unknown:
+            raise ManifestError(
+                f"{len(unknown)} classes of {name!r} in {source} are not in its label map: {some_of(unknown)};"
+                " give the label map of this version of the dataset"
+            )
+        numbers[:, column] = [places[entry.labels[column]] for entry in entries]
+    return numbers
+
+
+def _version(entries: Sequence[Entry], splits: Sequence[str], sizes: dict[str, int], classes: LabelSets) -> str:
+    content = [
+        [entry.id, sizes[entry.uri], entry.labels, split, *(entry.segment_seconds or ())]
+        for entry, split in zip(entries, splits, strict=True)
+    ]
+    canonical = json.dumps([list(classes), content], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _segments(entries: Sequence[Entry]) -> NDArray[np.float64] | None:
+    if not any(entry.segment_seconds for entry in entries):
+        return None
+    return np.array([entry.segment_seconds or (np.nan, np.nan) for entry in entries], dtype=np.float64)

@@ -1,0 +1,52 @@
+"""Views of videos -> their class scores. Runs on Ray Data actors that hold the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tpn_ray.clips import rows
+from tpn_ray.clips.rows import Rows
+from tpn_ray.clips.seen import of_row
+from tpn_ray.clips.views import Views
+from tpn_ray.metrics import average_views
+from tpn_ray.predict.predictor import Alpha, load
+
+SCORES = "scores"
+"""float32 (a, k): for each alpha the mean over the views of the softmax of each label set; zeros for a bad video."""
+
+VIEW_SCORES = "view_scores"
+"""float32 (a, v, k): the same of each view, where they are asked for."""
+
+KEPT = (rows.SAMPLE, rows.SECONDS, rows.LABELS, rows.REASON, rows.MESSAGE)
+
+
+class Scorer:
+    """A network of a checkpoint, scored with each of `alphas` (an empty one is the trained one)."""
+
+    def __init__(
+        self,
+        checkpoint_uri: str,
+        views: Views,
+        threads: int,
+        alphas: Sequence[Alpha],
+        keep_views: bool,
+        device: str = "cpu",
+    ) -> None:
+        self.predictor = load(checkpoint_uri, device=device, threads=threads)
+        self.views, self.alphas, self.keep_views = views, alphas, keep_views
+
+    def __call__(self, batch: Rows) -> Rows:
+        classes = sum(self.predictor.recipe.model.label_sets)
+        shape = (len(batch[rows.REASON]), len(self.alphas), self.views.count, classes)
+        scores = np.zeros(shape, dtype=np.float32)
+        for row, reason in enumerate(batch[rows.REASON]):
+            if not reason:
+                seen = of_row(batch, row)
+                for place, alpha in enumerate(self.alphas):
+                    scores[row, place] = self.predictor.view_scores(seen, self.views, alpha)
+        averaged = [[average_views(one) for one in video] for video in scores]
+        scored = {column: batch[column] for column in KEPT if column in batch}
+        scored[SCORES] = np.array(averaged, dtype=np.float32)
+        return {**scored, VIEW_SCORES: scores} if self.keep_views else scored

@@ -1,0 +1,81 @@
+"""What a preparing job says: a progress line, and a summary at its end. Runs on the driver."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+
+from tpn_ray import storage
+from tpn_ray.datasets.shards import QUARANTINE
+from tpn_ray.prepare.preparing import PrepareProgress, Summary
+
+LOG_SECONDS = 10.0
+"""Between two progress lines in a log file; a terminal shows every one in place."""
+
+
+def progress_line(progress: PrepareProgress) -> str:
+    """Videos done, bad ones, speed and what is left."""
+    totals, seconds = progress.totals, max(progress.seconds, 1e-3)
+    mine = totals.videos + len(totals.bad)
+    done, left = progress.before + mine, progress.videos_in_all - progress.before - mine
+    speed = mine / seconds
+    text = f"{done}/{progress.videos_in_all} videos  {progress.bad} bad  {totals.frames / seconds:.0f} frames/s"
+    return f"{text}  {size(totals.video_bytes)} made" + (f"  {left / speed:.0f} s left" if mine and left else "")
+
+
+class ProgressPrinter:
+    """Prints progress: a line that is rewritten in a terminal, a line every few seconds in a log."""
+
+    def __init__(self) -> None:
+        self.rewrites = sys.stdout.isatty()
+        self.printed_at = -LOG_SECONDS
+
+    def __call__(self, progress: PrepareProgress) -> None:
+        if self.rewrites:
+            print("\r\x1b[K" + progress_line(progress), end="", flush=True)
+        elif time.monotonic() - self.printed_at >= LOG_SECONDS:
+            self.printed_at = time.monotonic()
+            print(progress_line(progress), flush=True)
+
+    def end(self) -> None:
+        """What follows begins on a line of its own."""
+        if self.rewrites:
+            print()
+
+
+def summary_lines(summary: Summary, folder: str) -> list[str]:
+    """The end of the job: what was made, what was not, how long it took and what it saves."""
+    dataset, totals = summary.dataset, summary.totals
+    splits = ", ".join(f"{counts['videos']} {split}" for split, counts in dataset["splits"].items())
+    videos = sum(counts["videos"] for counts in dataset["splits"].values())
+    frames = sum(counts["frames"] for counts in dataset["splits"].values())
+    stored = sum(counts["video_bytes"] for counts in dataset["splits"].values())
+    lines = [
+        f"dataset      {storage.absolute(folder)}  version {dataset['version']}",
+        f"videos       {videos} ({splits}), {frames} frames, {size(stored)}",
+        f"this run     {totals.videos} videos, {totals.frames} frames, {size(totals.source_bytes)} read,"
+        f" {size(totals.video_bytes)} made, in {summary.seconds:.0f} s",
+    ]
+    if summary.quarantine:
+        reasons = Counter(reason for _, _, reason, _ in summary.quarantine)
+        counted = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        lines.append(
+            f"quarantined  {len(summary.quarantine)} ({counted}), listed in {storage.join(folder, QUARANTINE)}"
+        )
+    else:
+        lines.append("quarantined  none")
+    if summary.clip_seconds:
+        before, after = summary.clip_seconds
+        lines.append(
+            f"decoding     {1 / before:.0f} clips/s per core from the sources, {1 / after:.0f} from the dataset:"
+            f" {before / after:.1f} times as many (8 frames at stride 8, RGB, median of a sample)"
+        )
+    return lines
+
+
+def size(count: int) -> str:
+    """Bytes for people: 12 kB, 3.4 MB, 5.6 GB."""
+    if count < 1024**2:
+        return f"{count / 1024:.0f} kB"
+    return f"{count / 1024**2:.1f} MB" if count < 1024**3 else f"{count / 1024**3:.1f} GB"

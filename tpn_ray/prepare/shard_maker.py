@@ -1,0 +1,220 @@
+"""Makes one shard: fetch, check, re-encode, store. Runs on Ray Data workers, and anywhere: it takes plain values.
+
+A shard is written whole at its end, with the findings about its bad videos inside, and its bytes are a pure function of
+the videos and the settings: a task that was killed is simply run again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpn_ray import storage
+from tpn_ray.clips import decoding
+from tpn_ray.clips.decoding import decoder_of
+from tpn_ray.clips.sampling import ClipConfig
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.datasets.shards import SHARDS, VIDEO, Bad, shard_bytes
+from tpn_ray.errors import BadVideo, NotFoundError
+from tpn_ray.lease import Token
+from tpn_ray.prepare.layout import ShardPlan, segment_of
+from tpn_ray.prepare.scratch import scratch_folder
+from tpn_ray.sandbox.process import Sandbox, SandboxLimits
+from tpn_ray.videos.encode import EncodeConfig, Prepared, prepare_plain
+from tpn_ray.videos.source_frames import Segment
+
+FETCH_AHEAD = 4
+"""Source files that lie on the worker's disk beside the one that is converted: storage latency is hidden."""
+
+MAX_SOURCE_BYTES = 64 * 1024**3
+"""Of a file whose segments are taken; whole videos have the limit of the sandbox."""
+
+SAMPLE_SOURCE_BYTES = 256 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJob:
+    """Everything that the making of shards needs."""
+
+    manifest: Manifest
+    shards: list[ShardPlan]
+    encode: EncodeConfig
+    limits: SandboxLimits
+    folder: str
+    settings_hash: str
+    token: Token | None = None
+    """Of the lease under which the dataset is written."""
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """What was done so far."""
+
+    videos: int = 0
+    """Good ones."""
+    frames: int = 0
+    source_bytes: int = 0
+    """Of all files looked at; a file of which segments are taken counts once for each."""
+    video_bytes: int = 0
+    bad: dict[int, Bad] = field(default_factory=dict)
+    """By row of the manifest."""
+
+
+@dataclass(kw_only=True)
+class VideoFinding:
+    """One video that was looked at."""
+
+    row: int
+    frames: int = 0
+    source_bytes: int = 0
+    video_bytes: int = 0
+    bad: Bad | None = None
+
+
+class Meter:
+    """Adds up findings of all tasks; a task that ran twice counts once."""
+
+    def __init__(self) -> None:
+        self.rows: set[int] = set()
+        self.totals = Totals()
+
+    def add(self, finding: VideoFinding) -> None:
+        if finding.row in self.rows:
+            return
+        self.rows.add(finding.row)
+        self.totals.source_bytes += finding.source_bytes
+        self.totals.frames += finding.frames
+        self.totals.video_bytes += finding.video_bytes
+        if finding.bad:
+            self.totals.bad[finding.row] = finding.bad
+        else:
+            self.totals.videos += 1
+
+
+def make_shard(job: PrepareJob, number: int, tell: Callable[[VideoFinding], None]) -> int:
+    """Make shard `number` of the job and write it; returns its bytes. Bad videos are told of and become findings."""
+    plan = job.shards[number]
+    rows, bad = list[dict[str, Any]](), list[Bad]()
+    for row, take in _sources(job, plan.rows):
+        finding = VideoFinding(row=row, source_bytes=max(0, int(job.manifest.sizes_bytes[row])))
+        try:
+            made = prepare_confined(_sandbox(job.limits), take(), segment_of(job.manifest, row), job.encode)
+            rows.append(_stored_row(job.manifest, row, made))
+            finding.frames, finding.video_bytes = len(made.times_us), len(made.video)
+        except BadVideo as error:
+            finding.bad = (row, source_uri(job.manifest, row), error.reason, str(error))
+            bad.append(finding.bad)
+        tell(finding)
+    data = shard_bytes(rows, bad, job=job.settings_hash, split=plan.split)
+    if job.token:
+        job.token.check()
+    storage.write_bytes(storage.join(job.folder, SHARDS, plan.name), data)
+    return len(data)
+
+
+@functools.lru_cache(maxsize=1)
+def _sandbox(limits: SandboxLimits) -> Sandbox:
+    """One per process; its child ends with the process, whose pipe it reads."""
+    return Sandbox(limits)
+
+
+def source_uri(manifest: Manifest, row: int) -> str:
+    """Where a row comes from; a segment by its seconds, as in media fragments (W3C)."""
+    segment = segment_of(manifest, row)
+    return manifest.uris[row] + (f"#t={segment.start_seconds:g},{segment.end_seconds:g}" if segment else "")
+
+
+def _stored_row(manifest: Manifest, row: int, made: Prepared) -> dict[str, Any]:
+    segment = segment_of(manifest, row)
+    return {
+        "id": manifest.ids[row],
+        "labels": manifest.labels[row].tolist(),
+        "frame_count": len(made.times_us),
+        "times_us": made.times_us,
+        "frames_per_second": made.frames_per_second,
+        "height": made.height,
+        "width": made.width,
+        "source_uri": manifest.uris[row],
+        "start_seconds": segment and segment.start_seconds,
+        "end_seconds": segment and segment.end_seconds,
+        "content_sha256": hashlib.sha256(made.video).hexdigest(),
+        VIDEO: made.video,
+    }
+
+
+# --- sources
+
+
+def _sources(job: PrepareJob, rows: tuple[int, ...]) -> Iterator[tuple[int, Callable[[], Path]]]:
+    """(row, what gives its file on this machine's disk), fetched ahead; neighbours from one file share it."""
+    manifest = job.manifest
+    names: list[list[int]] = []
+    for row in rows:
+        if names and manifest.uris[names[-1][0]] == manifest.uris[row]:
+            names[-1].append(row)
+        else:
+            names.append([row])
+    with scratch_folder() as scratch, ThreadPoolExecutor(FETCH_AHEAD) as pool:
+
+        def start(place: int) -> Future[Path]:
+            row = names[place][0]
+            most = MAX_SOURCE_BYTES if segment_of(manifest, row) else job.limits.decode.max_bytes
+            return pool.submit(fetch_file, manifest, row, scratch / str(place), most)
+
+        ahead = {place: start(place) for place in range(min(FETCH_AHEAD, len(names)))}
+        for place, sharing in enumerate(names):
+            file = ahead.pop(place)
+            for row in sharing:
+                yield row, file.result
+            (scratch / str(place)).unlink(missing_ok=True)
+            if place + FETCH_AHEAD < len(names):
+                ahead[place + FETCH_AHEAD] = start(place + FETCH_AHEAD)
+
+
+def fetch_file(manifest: Manifest, row: int, target: Path, max_bytes: int) -> Path:
+    """The row's file on this machine's disk: where it is, or a copy at `target`. Raises BadVideo for what is not there.
+
+    That storage fails for good is no fault of the video, and ends the job.
+    """
+    uri, size = manifest.uris[row], int(manifest.sizes_bytes[row])
+    if size < 0:
+        raise BadVideo("missing", "the annotations name it, but it is not in storage")
+    if size > max_bytes:
+        raise BadVideo("too_large", f"the file has {size} bytes, the limit is {max_bytes}")
+    try:
+        if not storage.is_s3(uri):
+            storage.check_readable(uri)
+            return Path(uri)
+        storage.download(uri, target, max_bytes=max_bytes)
+    except NotFoundError as error:
+        raise BadVideo("missing", "it was taken away while the dataset was being prepared") from error
+    return target
+
+
+# --- what it saves
+
+
+def clip_seconds(pairs: list[tuple[bytes, bytes]]) -> tuple[float, float]:
+    """CPU seconds per clip of 8 frames at stride 8, median over the sample: (from sources, from prepared videos).
+
+    Both are measured in turn, as a data worker decodes: opening, seeking, decoding, conversion to RGB.
+    """
+    config, decode = ClipConfig(), decoder_of(prepared=False)
+    seconds = np.array([[decode(decoding.clip_seconds, data, config, True) for data in pair] for pair in pairs])
+    before, after = np.median(seconds, axis=0)
+    return float(before), float(after)
+
+
+def prepare_confined(sandbox: Sandbox, path: Path, segment: Segment | None, config: EncodeConfig) -> Prepared:
+    """Prepare a local file in a sandbox. Raises BadVideo, also for what its child dies of."""
+    limits = sandbox.limits
+    if segment is None and path.stat().st_size > limits.decode.max_bytes:
+        raise BadVideo("too_large", f"the file has {path.stat().st_size} bytes, more than {limits.max_file_gb:g} GB")
+    return Prepared(**sandbox.call(prepare_plain, path, segment, config, limits.decode))

@@ -1,0 +1,164 @@
+"""A table as a campaign of runs, one for each row and seed. Runs on the driver.
+
+Every run has a name made of its table, row and seed: the same command goes on where it stopped, and finished rows are
+not trained again. What counts is the last checkpoint, not the best one, which would be chosen on the very videos that
+are scored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tpn_ray import storage
+from tpn_ray.clips.views import parse_views
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.errors import ConfigError, difference
+from tpn_ray.predict import scoring as predict
+from tpn_ray.predict.summary import by_label_set
+from tpn_ray.predict.table import read_scores, video_tables, write_scores
+from tpn_ray.recipe import Recipe, replace_fields, to_plain
+from tpn_ray.reproduce.outcome import Ranks, RowOutcome, outcome
+from tpn_ray.reproduce.tables import FRAMES, Scale, Table, TableRow
+from tpn_ray.train.events import Event
+from tpn_ray.train.machines import Machines
+from tpn_ray.train.run import train
+from tpn_ray.train.run_plan import recipe_for
+
+ABOUT_KEY = b"tpn_ray.run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """Which runs, where."""
+
+    name: str
+    table: Table
+    scale: Scale
+    seeds: int
+    epochs: int
+    """0: the recipe's."""
+    manifest: Manifest
+    machines: Machines
+    storage_uri: str
+
+    @property
+    def views(self) -> str:
+        """What every row is tested in."""
+        return "1x1" if self.scale == "toy" else self.table.views
+
+    def recipe(self, row: TableRow, seed: int) -> Recipe:
+        """What is trained."""
+        recipe = row.recipe(self.scale, seed)
+        if self.epochs:
+            recipe = replace_fields(recipe, {"loop.epochs": self.epochs})
+        return recipe_for(recipe, self.manifest)
+
+    def run_name(self, row: TableRow, seed: int) -> str:
+        """A name that a row and a seed always have."""
+        plain = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
+        return f"{self.name}-{plain}-seed{seed}"
+
+
+def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
+    """The rows of that scale, or only some; the first one stays, since the others are compared with it."""
+    known = [row.name for row in table.rows]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"the table has no row {unknown[0]!r}; it has: {', '.join(known)}")
+    usual = [row.name for row in table.rows if scale == "full" or not row.only_full]
+    kept = [row for row in table.rows if row.name in (names or usual) or row is table.baseline]
+    return Table(title=table.title, data=table.data, views=table.views, rows=tuple(kept), toy_shows=table.toy_shows)
+
+
+def run(
+    campaign: Reproduction, on_run: Callable[[str, dict[str, float]], None], on_event: Callable[[Event], None]
+) -> dict[str, list[RowOutcome]]:
+    """Train and score every row with every seed; for each label set what they say together, in the table's order."""
+    ranks: dict[str, dict[str, list[Ranks]]] = {name: {} for name in campaign.manifest.label_sets}
+    for seed in range(campaign.seeds):
+        # A seed at a time, so that a campaign that is cut short compares like with like.
+        for row in campaign.table.rows:
+            found = _ranks(campaign, row, seed, on_event)
+            for name, places in found.items():
+                ranks[name].setdefault(row.name, []).append(places)
+            on_run(campaign.run_name(row, seed), {name: float((places == 0).mean()) for name, places in found.items()})
+    return {
+        name: [outcome(row, np.array(one), np.array(rows[campaign.table.baseline.name])) for row, one in rows.items()]
+        for name, rows in ranks.items()
+    }
+
+
+def checkpoints(
+    campaign: Reproduction, on_trained: Callable[[str, str], None], on_event: Callable[[Event], None]
+) -> dict[str, tuple[str, ...]]:
+    """Of every row one for each seed; of what only measures tempo, one. `on_trained` gets each run and checkpoint."""
+    found: dict[str, tuple[str, ...]] = {}
+    for row in campaign.table.rows:
+        for seed in range(1 if row is FRAMES else campaign.seeds):
+            last = checkpoint(campaign, row, seed, on_event)
+            found[row.name] = (*found.get(row.name, ()), last)
+            on_trained(campaign.run_name(row, seed), last)
+    return found
+
+
+def checkpoint(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[[Event], None]) -> str:
+    """The last checkpoint of a row, trained if it is not there."""
+    return train(
+        campaign.recipe(row, seed),
+        campaign.manifest,
+        campaign.machines,
+        storage_uri=campaign.storage_uri,
+        name=campaign.run_name(row, seed),
+        on_event=on_event,
+    ).last
+
+
+def _ranks(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[[Event], None]) -> dict[str, Ranks]:
+    """For each label set the place of the right class, of every validation video that could be used."""
+    uri = storage.join(campaign.storage_uri, campaign.run_name(row, seed), "table_scores.parquet")
+    videos = campaign.manifest.select("val")
+    if storage.exists(uri):
+        table = read_scores(uri)[0]
+        _refuse_another(campaign, row, seed, table, uri)
+    else:
+        table = _train_and_score(campaign, row, seed, videos, on_event)
+        write_scores(table, uri)
+    return {one.name: one.ranks for one in by_label_set(table, videos.label_sets)}
+
+
+def _about(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
+    """What decides the scores of a run."""
+    about = {
+        "recipe": to_plain(campaign.recipe(row, seed)),
+        "dataset_version": campaign.manifest.version,
+        "views": campaign.views,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(about))
+    return plain
+
+
+def _refuse_another(campaign: Reproduction, row: TableRow, seed: int, table: pa.Table, uri: str) -> None:
+    """Raise ConfigError where scores that are there are not those of this row, such as of fewer epochs."""
+    before = json.loads((table.schema.metadata or {}).get(ABOUT_KEY, b"{}"))
+    if changed := difference(before, _about(campaign, row, seed)):
+        raise ConfigError(
+            f"{uri} was scored with other settings:\n  "
+            + "\n  ".join(line.removeprefix("recipe.") for line in changed)
+            + "\nSet them back, or give another --storage"
+        )
+
+
+def _train_and_score(
+    campaign: Reproduction, row: TableRow, seed: int, videos: Manifest, on_event: Callable[[Event], None]
+) -> pa.Table:
+    recipe, last = campaign.recipe(row, seed), checkpoint(campaign, row, seed, on_event)
+    views = parse_views(campaign.views)
+    (table,) = video_tables(videos, predict.score(last, recipe, videos, views, campaign.machines.for_scoring))
+    about = json.dumps(_about(campaign, row, seed)).encode()
+    return table.replace_schema_metadata({**table.schema.metadata, ABOUT_KEY: about})
