@@ -24,7 +24,7 @@ lint: install
 
 # The documents, into site/; whatever is not quite right in them is an error.
 docs: install
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: lint docs browser
 	$(BIN)/python -m pytest

@@ -10,8 +10,9 @@ import ast
 import io
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import matplotlib
@@ -72,15 +73,8 @@ def demo(checkpoint: str, data: str, videos: Sequence[str] = ("period_12", "peri
     files = [sorted((Path(data) / "val" / name).iterdir())[0] for name in videos]
     frames = [frame for file in files for frame in played(predictor, file)]
     file = io.BytesIO()
-    frames[0].save(
-        file,
-        "webp",
-        save_all=True,
-        append_images=frames[1:],
-        duration=80,
-        loop=0,
-        quality=70,
-    )
+    options = {"duration": 80, "loop": 0, "quality": 70, "method": 6, "minimize_size": True}
+    frames[0].save(file, "webp", save_all=True, append_images=frames[1:], **options)
     write("demo.webp", file.getvalue())
 
 
@@ -93,28 +87,28 @@ def write(name: str, content: bytes) -> None:
 # The chart
 
 
-def ratios(figures: Mapping[str, object]) -> bytes:
+def ratios(figures: Mapping[str, Any]) -> bytes:
     """Draw bars of ratios with whiskers from the lowest round to the highest."""
     matplotlib.use("svg")
     matplotlib.rcParams |= {"svg.hashsalt": "tpn_ray", "font.size": 11, "text.color": INK}
     from matplotlib import pyplot as plt
 
-    bars: list[dict[str, object]] = figures["bars"]  # type: ignore[assignment]
-    names = [str(bar["name"]) for bar in bars]
-    middles = np.array([float(str(bar["ratio"])) for bar in bars])
-    ends = np.array([[float(end) for end in bar["range"]] for bar in bars]).T  # type: ignore[attr-defined]
+    bars = figures["bars"]
+    names = [bar["name"] for bar in bars]
+    middles = np.array([float(bar["ratio"]) for bar in bars])
+    ends = np.array([[float(end) for end in bar["range"]] for bar in bars]).T
     figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
     places = np.arange(len(bars))[::-1]
     axes.barh(places, middles, color=ACCENT, height=0.55)
     whiskers = np.abs(ends - middles)
     axes.errorbar(middles, places, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1.2, capsize=4)
     for place, bar, end in zip(places, bars, ends[1], strict=True):
-        axes.text(end + 0.08, place, f"{bar['ratio']}", va="center", weight="bold")
+        axes.text(end + 0.08, place, bar["ratio"], va="center", weight="bold")
     axes.axvline(1, color=FAINT, linestyle="--", linewidth=1.2)
     axes.text(1, len(bars) - 0.52, f" {figures['baseline']}", color=FAINT, va="bottom", ha="center", fontsize=10)
     axes.set_yticks(places, names)
     axes.set(xlim=(0, 4.6), ylim=(-0.5, len(bars) - 0.5))
-    figure.suptitle(str(figures["title"]), x=0.01, ha="left", fontsize=12, weight="bold")
+    figure.suptitle(figures["title"], x=0.01, ha="left", fontsize=12, weight="bold")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     source = f"{figures['command']}, {figures['date']}, commit {figures['commit']}: median and range of the rounds"
@@ -265,8 +259,9 @@ def played(predictor: Predictor, file: Path) -> list[Image.Image]:
 def movement(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The first principal component of the pixels over time, between -1 and 1: what moves most in the picture."""
     pixels = frames.reshape(len(frames), -1).astype(np.float64)
-    first: NDArray[np.float64] = np.linalg.svd(pixels - pixels.mean(axis=0), full_matrices=False)[0][:, 0]
-    return first / np.abs(first).max()
+    first = np.linalg.svd(pixels - pixels.mean(axis=0), full_matrices=False)[0][:, 0]
+    scaled: NDArray[np.float64] = first / np.abs(first).max()
+    return scaled
 
 
 def _page(
@@ -323,5 +318,5 @@ def _write(draw: ImageDraw.ImageDraw, x: float, y: float, content: str, *, fill:
 
 
 if __name__ == "__main__":
-    commands = {"chart": chart, "house": house, "journey": journey, "demo": demo}
+    commands: dict[str, Callable[..., Any]] = {"chart": chart, "house": house, "journey": journey, "demo": demo}
     tyro.extras.subcommand_cli_from_dict(commands, prog="python docs/pictures.py", description=__doc__)
