@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo test test-long lint browser clean
+.PHONY: install demo test test-long lint docs browser clean
 
 install: .venv/installed
 
@@ -10,7 +10,7 @@ install: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
 	touch $@
 
 demo: install
@@ -22,7 +22,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint browser
+# The documents, into site/; whatever is not quite right in them is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: lint docs browser
 	$(BIN)/python -m pytest
 
 # What takes too long for every day: one of several hosts is cut off from a run (skipped without root and Linux), and
@@ -38,4 +42,4 @@ browser:
 	  $$as apt-get update -qq && $$as apt-get install -y -qq chromium >/dev/null; }
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

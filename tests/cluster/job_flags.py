@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
 from tests.cluster.manifests import ROOT
-from tpn_ray import command_line
 
 IMAGE_FOLDER = "/opt/tpn_ray/"
 """Where the image has the jobs."""
@@ -35,21 +38,35 @@ def parse(*words: str) -> Any:
     file = job_file(words[1])
     if not file.is_file():
         raise ValueError(f"{words[1]} does not exist")
-    own_parse = command_line.parse
+    own_cli, own_subcommands = tyro.cli, tyro.extras.subcommand_cli_from_dict
 
     def parse_only(*arguments: Any, **keywords: Any) -> Any:
-        raise Parsed(own_parse(*arguments, **keywords))
+        raise Parsed(own_cli(*arguments, **keywords))
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(command_line, "parse", parse_only)
+    def parse_subcommand(subcommands: dict[str, Any], **keywords: Any) -> Any:
+        return own_subcommands({name: _unrun(function) for name, function in subcommands.items()}, **keywords)
+
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as said:
+        patched.setattr(tyro, "cli", parse_only)
+        patched.setattr(tyro.extras, "subcommand_cli_from_dict", parse_subcommand)
         patched.setattr(sys, "argv", [str(file), *words[2:]])
         try:
             _load(file).main()
         except Parsed as parsed:
             return parsed.flags
         except (SystemExit, ValueError) as error:
-            raise ValueError(f"{' '.join(words)}: {error}") from None
-    raise AssertionError(f"{file} does not read its flags by command_line.parse")
+            raise ValueError(f"{' '.join(words)}: {error}\n{said.getvalue()}") from None
+    raise AssertionError(f"{file} does not read its flags by tyro")
+
+
+def _unrun(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with the same flags that only hands them out."""
+
+    @functools.wraps(function)
+    def hand_out(*arguments: Any, **keywords: Any) -> Any:
+        raise Parsed((arguments, keywords))
+
+    return hand_out
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Mutated videos of every container that the README names: each is decoded or a finding, and never anything else.
+"""Mutated videos of every container that the documents name: each is decoded or a finding, and never anything else.
 
 `pytest -m long tests/videos/test_fuzz.py` tries 20,000; `make test` tries a few.
 """

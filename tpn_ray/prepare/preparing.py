@@ -232,7 +232,7 @@ def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, Sh
 def remove_leftovers(folder: str) -> None:
     """Remove half-written files of a run that was killed.
 
-    Object stores show none; the parts of an unfinished upload are ended there by a rule of the bucket (README).
+    Object stores show none; a rule of the bucket ends the parts of an unfinished upload (docs/guide/videos.md).
     """
     if not storage.is_s3(folder):
         root = Path(storage.absolute(folder))

@@ -1,0 +1,1 @@
+"""A confined child process that reads videos of unknown origin."""
