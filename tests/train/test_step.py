@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from torch import distributed as dist
@@ -116,8 +117,9 @@ def test_workers_that_cannot_form_groups_are_refused() -> None:
 
 
 @pytest.mark.long
-def test_a_compiled_network_takes_the_same_step() -> None:
+def test_a_compiled_network_takes_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for dropout, whose numbers a compiler draws in an order of its own; from the same seed they are the same."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot trace the tests' hook
     still, dropping = dataclasses.replace(MODEL, dropout=0.0), MODEL
     loop = dataclasses.replace(LOOP, compile=True)
     eager, compiled = Training(still, LOSS, OPTIM, LOOP, "cpu"), Training(still, LOSS, OPTIM, loop, "cpu")

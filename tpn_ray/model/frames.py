@@ -55,3 +55,10 @@ def max_pool_time(clips: Clips, factor: int) -> Others:
     if factor == 1:
         return clips
     return along_time(lambda columns: F.max_pool2d(columns, (factor, 1), (factor, 1), ceil_mode=True), clips)
+
+
+def stretch_time(clips: Clips, t: int) -> Others:
+    """Up-sample to `t` frames: nearest neighbour."""
+    if clips.shape[2] == t:
+        return clips
+    return along_time(lambda columns: F.interpolate(columns, (t, columns.shape[3]), mode="nearest"), clips)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpn_ray.model.frames import along_time, max_pool_time, per_frame
+from tpn_ray.model.frames import along_time, max_pool_time, per_frame, stretch_time
 from tpn_ray.model.layers import ConvNorm, conv
 
 Flow = Literal["isolation", "bottom_up", "top_down", "cascade", "parallel"]
@@ -141,7 +141,7 @@ def top_down(levels: Sequence[Level]) -> list[Level]:
     """Every level receives the (already enriched) level above it."""
     enriched = [levels[-1]]
     for level in reversed(levels[:-1]):
-        enriched.insert(0, level + F.interpolate(enriched[0], level.shape[2:], mode="nearest"))
+        enriched.insert(0, level + stretch_like(enriched[0], level))
     return enriched
 
 
@@ -165,3 +165,12 @@ def pool_like(level: Level, factor: int, target: Level) -> Level:
     if level.shape[-2:] == target.shape[-2:]:
         return pooled
     return per_frame(lambda frames: F.max_pool2d(frames, shrink, shrink, ceil_mode=True), pooled)
+
+
+def stretch_like(level: Level, target: Level) -> Level:
+    """Up-sample to the target's frames, and to its size where that differs (see `pool_like`): nearest neighbour."""
+    stretched = stretch_time(level, target.shape[2])
+    if level.shape[-2:] == target.shape[-2:]:
+        return stretched
+    size = list(target.shape[-2:])
+    return per_frame(lambda frames: F.interpolate(frames, size, mode="nearest"), stretched)
