@@ -24,7 +24,7 @@ from tpn_ray.datasets.toy import ToyConfig
 from tpn_ray.datasets.toy_actions import ACTION_CLASSES, read_tempos, write_actions
 from tpn_ray.metrics import spearman
 from tpn_ray.recipe import Recipe, replace_fields, to_plain
-from tpn_ray.train.step import PlannedMicroBatch, Training
+from tpn_ray.train.step import MicroBatch, Training
 
 pytestmark = pytest.mark.cluster
 
@@ -67,7 +67,7 @@ def _train(recipe: Recipe, manifest: Manifest) -> dict[str, torch.Tensor]:
     for step in range(STEPS):
         made = batches[step % DECODED_STEPS]
         clips, labels = torch.from_numpy(made["clip"]), torch.from_numpy(made["labels"])
-        training.train_step([PlannedMicroBatch(0, clips, labels)], STEPS)
+        training.train_step([MicroBatch(0, clips, labels)], STEPS)
     return training.model.state_dict()
 
 
