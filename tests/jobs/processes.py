@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
 
 from tests.ray_head import RayHead
-from tpn_ray import session, storage
+from tpn_ray import session
 from tpn_ray.errors import TpnRayError
 
 ROOT = Path(__file__).parents[2]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["ray.data", "ray.tune", "mlflow", "jobs.train", "jobs.tune", "jobs.evaluate", "jobs.prepare"])
 
 
 def start(job: str, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
@@ -64,15 +68,34 @@ def without_ray() -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, "COLUMNS": "200"}
 
 
-def run_on(head: RayHead, job: str, *arguments: object) -> tuple[int, str]:
-    """Exit status and output of a job that joins `head`, by its `main` in this process: a process of its own, with a
-    Ray of its own, takes a dozen seconds to begin. Those are in tests/jobs/test_submit.py and tests/chaos."""
+def run_on(head: RayHead, job: str, *arguments: object, seconds: float = 280) -> tuple[int, str]:
+    """Exit status and output of a job that joins `head`, by its `main` in a fork of a process that has imported what
+    jobs import: a process of its own, with a Ray of its own, takes a dozen seconds to begin. Those are in
+    tests/jobs/test_submit.py and tests/chaos. What a job leaves behind in its process goes with it."""
     joined = {**head.environment, "RAY_ADDRESS": head.address, "COLUMNS": "200"}
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_answer, args=(theirs, job, [str(one) for one in arguments], joined))
+    process.start()
+    theirs.close()
     try:
-        return in_this_process(job, [str(one) for one in arguments], joined)
+        if not ours.poll(seconds):
+            raise AssertionError(f"{job} did not end in {seconds} s")
+        answer: tuple[int, str] = ours.recv()
+    except EOFError:
+        process.join(10)
+        raise AssertionError(f"{job} ended without an answer, with status {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join(10)
+        ours.close()
+    return answer
+
+
+def _answer(pipe: Connection, job: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    try:
+        pipe.send(in_this_process(job, arguments, environment))
     finally:
         session.disconnect()
-        storage.set_patience(storage.PATIENCE_SECONDS)
 
 
 def refusal(job: str, *arguments: str) -> str:
