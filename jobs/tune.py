@@ -11,8 +11,8 @@ import sys
 import tyro
 
 from tpn_ray import command_line, recipes, session
-from tpn_ray.redaction import redacted
 from tpn_ray.commands.tune import TuningJob, tune
+from tpn_ray.redaction import redacted
 
 PROGRAM = "python jobs/tune.py"
 

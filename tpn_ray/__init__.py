@@ -23,14 +23,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpn_ray.errors import TpnRayError
     from tpn_ray.commands.evaluate import EvaluationJob, evaluate
+    from tpn_ray.commands.train import TrainingJob, train
+    from tpn_ray.commands.tune import TuningJob, tune
+    from tpn_ray.errors import TpnRayError
     from tpn_ray.model.recognizer import ModelConfig, build_model
     from tpn_ray.predict.predictor import load
     from tpn_ray.recipe import Recipe
     from tpn_ray.recipes import RECIPES
-    from tpn_ray.commands.train import TrainingJob, train
-    from tpn_ray.commands.tune import TuningJob, tune
 
 __version__ = "0.1.0"
 

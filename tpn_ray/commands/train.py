@@ -20,12 +20,12 @@ from tpn_ray.lease import Lease
 from tpn_ray.progress import Terminal, track
 from tpn_ray.recipe import Recipe
 from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.train import run
-from tpn_ray.train.events import Event
-from tpn_ray.train.machines import Machines, check_division
-from tpn_ray.train.run import RunResult
-from tpn_ray.train.run_plan import check_resumable, recipe_for
-from tpn_ray.train.saving import Saving
+from tpn_ray.training import run
+from tpn_ray.training.events import Event
+from tpn_ray.training.machines import Machines, check_division
+from tpn_ray.training.run import RunResult
+from tpn_ray.training.run_plan import check_resumable, recipe_for
+from tpn_ray.training.saving import Saving
 
 
 @dataclass(frozen=True, kw_only=True)

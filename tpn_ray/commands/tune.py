@@ -18,12 +18,12 @@ from tpn_ray.errors import BudgetError
 from tpn_ray.lease import Lease
 from tpn_ray.recipe import Recipe
 from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.train.machines import Machines, check_division
-from tpn_ray.train.run_plan import recipe_for
-from tpn_ray.tune import campaigns, leaderboard
-from tpn_ray.tune.campaigns import CampaignOutcome
-from tpn_ray.tune.space import Space, space
-from tpn_ray.tune.trial import Campaign
+from tpn_ray.training.machines import Machines, check_division
+from tpn_ray.training.run_plan import recipe_for
+from tpn_ray.tuning import campaigns, leaderboard
+from tpn_ray.tuning.campaigns import CampaignOutcome
+from tpn_ray.tuning.space import Space, space
+from tpn_ray.tuning.trial import Campaign
 
 
 @dataclass(frozen=True, kw_only=True)
