@@ -54,7 +54,7 @@ LONGEST_START_SECONDS = 15.0
 DRIVER_SHARE = 1 / 6
 """Of the strikes, those that kill the driver."""
 MOST_AT_ONCE = 4
-"""The others kill one process to so many, within a second."""
+"""The others kill one process to so many, within a second; the kinds take turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
     plain.finish()
     fire = Run(here, "under-fire", videos, epochs)
     killed = Counter[str]()
-    choice, interrupted = random.Random(seed), False
+    choice, interrupted, due = random.Random(seed), False, list[str]()
     while sum(killed.values()) < kills:
         _wait_for_strike(fire, choice, f"{sum(killed.values())} of {kills} kills")
         if choice.random() < DRIVER_SHARE:
@@ -142,7 +142,12 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
             print(f"Ctrl-C; step {fire.step} is committed", flush=True)
         else:
             most = min(MOST_AT_ONCE, kills - sum(killed.values()))
-            struck = fire.strike(choice.randint(1, most), choice)
+            wanted = choice.randint(1, most)
+            while len(due) < wanted:  # every kind has its turn, in an order of its own
+                due += choice.sample(list(TITLES), len(TITLES))
+            struck = fire.strike(due[:wanted], choice)
+            missed = [kind for kind in due[:wanted] if kind not in struck]
+            due = due[wanted:] + missed
         killed.update(struck)
         if struck:
             print(f"kill {sum(killed.values())}: {', '.join(struck)}; step {fire.step} is committed", flush=True)
@@ -299,12 +304,11 @@ class Run:
             raise TrainingError(f"step {target} not reached within {at_most:g} s; see {self.job.log}")
         return True
 
-    def strike(self, processes: int, choice: random.Random) -> list[str]:
-        """SIGKILL to some processes, each of a kind that is there at its moment; the kinds that were hit."""
+    def strike(self, kinds: Sequence[str], choice: random.Random) -> list[str]:
+        """SIGKILL to a process of each of these kinds that is there at its moment; the kinds that were hit."""
         struck = []
-        for _ in range(processes):
-            time.sleep(choice.uniform(0.0, 1.0 / processes))
-            kind = choice.choice(list(TITLES))
+        for kind in kinds:
+            time.sleep(choice.uniform(0.0, 1.0 / len(kinds)))
             found = self._found(kind)
             with contextlib.suppress(psutil.NoSuchProcess):
                 if found:

@@ -76,9 +76,7 @@ def killed_in_the_middle(arguments: list[str], environment: dict[str, str], shar
 def prepared(cluster: RayHead, sources: str, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset on disk, by an undisturbed run."""
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
-    status, output = run_on(
-        cluster, "prepare", "--data", sources, "--out", str(folder), *FLAGS, environment=s3.environment
-    )
+    status, output = run_on(cluster, "prepare", "--data", sources, "--out", str(folder), *FLAGS)
     assert status == 0, output
     assert "videos       48 (32 train, 16 val)" in output
     assert "quarantined  5 (1 damaged, 1 empty, 2 not_video, 1 truncated)" in output
@@ -154,9 +152,7 @@ def test_the_score_with_and_without_what_was_quarantined(cluster: RayHead, prepa
 
 def test_the_budget(cluster: RayHead, sources: str, prepared: Path) -> None:
     flags = [flag.replace("10%", "5%") for flag in FLAGS]
-    status, output = run_on(
-        cluster, "prepare", "--data", sources, "--out", str(prepared), *flags, environment=s3.environment
-    )
+    status, output = run_on(cluster, "prepare", "--data", sources, "--out", str(prepared), *flags)
     assert status == 2, output
     assert "5 of 53 videos are bad" in output
     assert "raise --max-bad (now 5%)" in output

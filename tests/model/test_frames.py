@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tpn_ray.model.frames import along_time, fold, max_pool_time, unfold
+from tpn_ray.model.frames import along_time, fold, max_pool_time, stretch_time, unfold
 
 
 def channels_last(*shape: int) -> torch.Tensor:
@@ -44,3 +44,10 @@ def test_temporal_pool_and_its_gradient_equal_max_pool3d(t: int, factor: int) ->
     (b * weight).sum().backward()
     assert torch.equal(a, b)
     assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(("t", "to"), [(1, 4), (2, 4), (2, 3), (3, 3), (3, 5)])
+def test_stretching_is_nearest_neighbour(t: int, to: int) -> None:
+    clips = channels_last(2, 3, t, 4, 5)
+    theirs = F.interpolate(clips.contiguous(), size=(to, 4, 5), mode="nearest")
+    assert torch.equal(stretch_time(clips, to), theirs)

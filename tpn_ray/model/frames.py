@@ -58,7 +58,10 @@ def max_pool_time(clips: Clips, factor: int) -> Others:
 
 
 def stretch_time(clips: Clips, t: int) -> Others:
-    """Up-sample to `t` frames: nearest neighbour."""
+    """Up-sample to `t` frames: nearest neighbour.
+
+    Not time and space in one three-dimensional step, whose compiled gradient crashes on CPUs in torch 2.13.
+    """
     if clips.shape[2] == t:
         return clips
     return along_time(lambda columns: F.interpolate(columns, (t, columns.shape[3]), mode="nearest"), clips)
