@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     ["jobs"],
+    ["commands"],
     ["command_line"],
     ["planning"],
-    ["tune", "tempo", "reproduce", "doctor"],
+    ["tuning", "tempo", "reproduce", "doctor"],
     ["report"],
     ["progress", "session"],
-    ["train", "predict", "prepare"],
+    ["training", "predict", "prepare"],
     ["recipes"],
     ["data"],
     ["recipe", "datasets"],
@@ -49,7 +50,7 @@ ONLY_IN = {
     "av": ["videos/", "sandbox/confinement.py", "datasets/toy.py"],
     "boto3": ["storage/"],
     "botocore": ["storage/"],
-    "optuna": ["tune/"],
+    "optuna": ["tuning/"],
 }
 
 

@@ -1,7 +1,7 @@
 """A run without Ray: the same steps on the same clips under torchrun, fed by a DataLoader. What `bench` compares with.
 
-`torchrun --nproc-per-node 2 -m tpn_ray.training.plain_run SETTINGS.json`; rank 0 writes what it measured to the file named
-in the settings.
+`torchrun --nproc-per-node 2 -m tpn_ray.training.plain_run SETTINGS.json`; rank 0 writes what it measured to the file
+named in the settings.
 """
 
 from __future__ import annotations
