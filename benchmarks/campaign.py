@@ -19,14 +19,14 @@ from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.predict import scoring as predict
 from tpn_ray.recipe import Recipe, replace_fields
 from tpn_ray.resources import Resources
-from tpn_ray.train.machines import Machines
-from tpn_ray.train.run_plan import recipe_for
-from tpn_ray.tune import campaigns
-from tpn_ray.tune.campaigns import How
-from tpn_ray.tune.journal import Trial
-from tpn_ray.tune.report.numbers import hours
-from tpn_ray.tune.space import space
-from tpn_ray.tune.trial import Campaign
+from tpn_ray.training.machines import Machines
+from tpn_ray.training.run_plan import recipe_for
+from tpn_ray.tuning import campaigns
+from tpn_ray.tuning.campaigns import How
+from tpn_ray.tuning.journal import Trial
+from tpn_ray.tuning.report.numbers import hours
+from tpn_ray.tuning.space import space
+from tpn_ray.tuning.trial import Campaign
 
 
 @dataclass(frozen=True, kw_only=True)

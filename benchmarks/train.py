@@ -23,14 +23,14 @@ from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.resources import Decoding, PerWorker
-from tpn_ray.train.events import Committed, Event
-from tpn_ray.train.machines import Machines
-from tpn_ray.train.plain_run import Settings
-from tpn_ray.train.run import train
-from tpn_ray.train.run_plan import make_plan, recipe_for
-from tpn_ray.train.saving import Saving
-from tpn_ray.train.step import Training
-from tpn_ray.train.writer import copied
+from tpn_ray.training.events import Committed, Event
+from tpn_ray.training.machines import Machines
+from tpn_ray.training.plain_run import Settings
+from tpn_ray.training.run import train
+from tpn_ray.training.run_plan import make_plan, recipe_for
+from tpn_ray.training.saving import Saving
+from tpn_ray.training.step import Training
+from tpn_ray.training.writer import copied
 
 PLAIN_SECONDS = 1800
 COPIES = 5
@@ -208,7 +208,7 @@ def without_ray(recipe: Recipe, bench: TrainBench, folder: Path) -> Measured:
     )
     (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(bench.workers)]
-    command += ["-m", "tpn_ray.train.plain_run", str(folder / "settings.json")]
+    command += ["-m", "tpn_ray.training.plain_run", str(folder / "settings.json")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PLAIN_SECONDS)
     if done.returncode:
         lines = done.stderr.strip().splitlines()

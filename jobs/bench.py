@@ -21,7 +21,7 @@ from benchmarks.step import StepBench, measure_step
 from benchmarks.train import TrainBench, measure_train
 from benchmarks.views import ViewsBench, measure_views
 from tpn_ray import recipes, session
-from tpn_ray.tune.leaderboard import say
+from tpn_ray.tuning.leaderboard import say
 
 
 def step(

@@ -20,8 +20,8 @@ from tpn_ray.planning import figures, measurement, plan_text
 from tpn_ray.planning.figures import Hardware, Trials
 from tpn_ray.planning.measurement import Measurement
 from tpn_ray.recipe import Recipe
-from tpn_ray.train.run_plan import recipe_for
-from tpn_ray.tune.space import as_flags
+from tpn_ray.training.run_plan import recipe_for
+from tpn_ray.tuning.space import as_flags
 
 PROGRAM = "python jobs/plan.py"
 

@@ -20,7 +20,7 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.reproduce import table_runs, table_text, tables
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.tempo import scoring as tempo
-from tpn_ray.train.machines import Machines
+from tpn_ray.training.machines import Machines
 
 PROGRAM = "python jobs/reproduce.py"
 

@@ -2,153 +2,24 @@
 
 from __future__ import annotations
 
-from tpn_ray.job import goes_on, run_job
+from tpn_ray.job import run_job
 
-import shlex
+import dataclasses
 import sys
-from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, lease, names, recipes, report, session, storage
-from tpn_ray.budget import MAX_BAD, parse_share
-from tpn_ray.clips.views import Views, parse_views
-from tpn_ray.datasets.manifest import Manifest, load_manifest
-from tpn_ray.lease import Lease
-from tpn_ray.progress import Terminal, track
-from tpn_ray.recipe import Recipe
-from tpn_ray.storage import PATIENCE_SECONDS
-from tpn_ray.train.events import Event
-from tpn_ray.train.machines import Machines, check_division
-from tpn_ray.train.run import train
-from tpn_ray.train.run_plan import check_resumable, recipe_for
-from tpn_ray.train.saving import Saving
+from tpn_ray import command_line, recipes, session
+from tpn_ray.commands.train import TrainingJob, train
 
 PROGRAM = "python jobs/train.py"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """A recipe is the science; the other flags are the machine."""
-
-    data: str
-    """Folder with one sub-folder per class (below train/ and val/, or split by us), or a CSV uri,label[,split]."""
-
-    storage: str = "runs"
-    """Where checkpoints and scores go: a folder that every node sees, or s3://bucket/prefix."""
-
-    name: str = ""
-    """Name of the run; the name of an earlier one continues it. By default a new one."""
-
-    tracking_uri: str = ""
-    """MLflow server (http://...) or store; by default SQLite below --storage."""
-
-    experiment: str = "tpn_ray"
-    """MLflow experiment."""
-
-    register: str = ""
-    """Name of a model in MLflow whose newest version the best checkpoint becomes."""
-
-    address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
-
-    storage_seconds: float = PATIENCE_SECONDS
-    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
-
-    max_bad: str = MAX_BAD
-    """Share of the videos that may be unusable before the run stops, such as 1% or 0.01."""
-
-    max_failures: int = 3
-    """Times in a row that workers may be lost, or fail, without a later checkpoint in between; below 0: any number.
-    Nodes that a cloud takes away do not count. An error that the next workers would meet as well ends the run at
-    once."""
-
-    views: str = "1x1"
-    """How the best checkpoint is scored at the end: CLIPSxCROPS, such as 10x3."""
-
-    order_ledger: str = ""
-    """Folder in which every worker writes down the clips that it trains on, for jobs/chaos.py to check."""
-
-    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
-    saving: Saving = field(default_factory=Saving)
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-
-
 def main() -> None:
-    name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
-    default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
-    flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Train the recipe {name}.")
-    views = parse_views(flags.views)
-    max_bad = parse_share(flags.max_bad)
-    run_name = names.checked("--name", flags.name or command_line.fresh_name(name))
-    if flags.register:
-        names.checked("--register", flags.register)
-    manifest = load_manifest(flags.data)
-    recipe, machines = recipe_for(flags.recipe, manifest), flags.machines
-    check_division(machines, recipe)
-    folder = storage.absolute(flags.storage)
-    storage.check_writable(folder)
-    goes_on(f"--name {shlex.quote(run_name)}")
-    with lease.held(storage.join(folder, run_name), f"run {run_name}") as held:
-        _train(flags, recipe, manifest, folder, run_name, views, max_bad, held)
-
-
-def _train(
-    flags: Arguments,
-    recipe: Recipe,
-    manifest: Manifest,
-    folder: str,
-    run_name: str,
-    views: Views,
-    max_bad: Fraction,
-    held: Lease,
-) -> None:
-    machines = flags.machines
-    begun = check_resumable(storage.join(folder, run_name), recipe, manifest)
-    if not begun and storage.is_s3(recipe.loop.weights):  # a file may be on the workers' nodes alone
-        storage.check_readable(recipe.loop.weights)
-    print(f"{len(manifest)} videos of {flags.data}, version {manifest.version}; run {run_name} in {folder}", flush=True)
-    session.connect(
-        flags.address,
-        workers_cpus=machines.workers * machines.per_worker.cpus,
-        decode_cpus=machines.decoding.cpus,
-        storage_seconds=flags.storage_seconds,
-    )
-    tracked = report.begin(flags.tracking_uri, flags.experiment, run_name, folder, recipe, manifest)
-    status = "FAILED"
-    try:
-        terminal = Terminal()
-
-        def on_event(event: Event) -> None:
-            terminal(event)
-            track(tracked, event)
-
-        result = train(
-            recipe,
-            manifest,
-            machines,
-            storage_uri=folder,
-            name=run_name,
-            on_event=on_event,
-            saving=flags.saving,
-            max_bad=max_bad,
-            max_failures=flags.max_failures,
-            order_ledger=storage.absolute(flags.order_ledger) if flags.order_ledger else "",
-            token=held.token,
-            look=held.look,
-        )
-        report.finish(tracked, result, manifest.select("val"), views, machines, storage.join(folder, run_name))
-        if flags.register:
-            report.register(tracked, flags.register, result)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        if not tracked.end(status):
-            print(f"warning: {tracked.failures} messages to MLflow failed; its curves may have gaps", file=sys.stderr)
+    recipe, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
+    default = TrainingJob(data=tyro.MISSING, recipe=recipes.recipe(recipe))
+    job = command_line.parse(default, rest, program=f"{PROGRAM} {recipe}", description=f"Train the recipe {recipe}.")
+    train(dataclasses.replace(job, name=job.name or command_line.fresh_name(recipe)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from hypothesis import HealthCheck, settings
 import tests.typecheck  # noqa: F401 - the hook finds it by name
 
 # Before anything of the project is imported: shapes and types in signatures are checked while testing.
-CHECKED = ("clips.cut", "clips.develop", "metrics", "model", "tempo.fwhm", "tempo.gain", "train.loss", "train.step")
+CHECKED = (
+    *("clips.cut", "clips.develop", "metrics", "model"),
+    *("tempo.fwhm", "tempo.gain", "training.loss", "training.step"),
+)
 jaxtyping.install_import_hook([f"tpn_ray.{module}" for module in CHECKED], "tests.typecheck.checked")
 # A busy machine is no failure: properties are checked, not how long it takes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     ["jobs"],
+    ["commands"],
     ["command_line"],
     ["planning"],
-    ["tune", "tempo", "reproduce", "doctor"],
+    ["tuning", "tempo", "reproduce", "doctor"],
     ["report"],
     ["progress", "session"],
-    ["train", "predict", "prepare"],
+    ["training", "predict", "prepare"],
     ["recipes"],
     ["data"],
     ["recipe", "datasets"],
@@ -41,15 +42,15 @@ MODULES = sorted([*ROOT.glob("tpn_ray/**/*.py"), *ROOT.glob("jobs/*.py")])
 ONLY_IN = {
     "ray": [
         *("session.py", "mailbox.py", "data/dataset.py", "predict/scoring.py", "prepare/preparing.py"),
-        *("train/run.py", "train/trainer.py", "train/placement.py", "train/worker.py"),
-        *("tune/campaigns.py", "tune/asynchronous.py", "tune/trial.py"),
+        *("training/run.py", "training/trainer.py", "training/placement.py", "training/worker.py"),
+        *("tuning/campaigns.py", "tuning/asynchronous.py", "tuning/trial.py"),
         *("doctor/examination.py", "doctor/node_checks.py", "planning/ingest.py", "planning/measurement.py"),
     ],
     "mlflow": ["tracking.py", "predict/served.py"],
     "av": ["videos/", "sandbox/confinement.py", "datasets/toy.py"],
     "boto3": ["storage/"],
     "botocore": ["storage/"],
-    "optuna": ["tune/"],
+    "optuna": ["tuning/"],
 }
 
 
@@ -127,7 +128,7 @@ def test_the_rules_are_alive() -> None:
     """The checks above see something: the rows exist and the packages are imported somewhere."""
     seen = {name.split(".")[0] for path in MODULES for name in imports(path)}
     assert {"ray", "mlflow", "av", "boto3"} <= seen
-    assert "tpn_ray.data.plan" in imports(ROOT / "tpn_ray/train/run_plan.py")
+    assert "tpn_ray.data.plan" in imports(ROOT / "tpn_ray/training/run_plan.py")
 
 
 def test_jobs_are_thin() -> None:
@@ -184,6 +185,6 @@ def test_nothing_that_is_stored_is_unpickled() -> None:
 def test_the_mailbox_begins_without_torch() -> None:
     """A process of its own in every run: seconds of each start, and of each trial's."""
     program = (
-        "import sys, tpn_ray.mailbox, tpn_ray.train.events; sys.exit(bool({'torch', 'pyarrow'} & set(sys.modules)))"
+        "import sys, tpn_ray.mailbox, tpn_ray.training.events; sys.exit(bool({'torch', 'pyarrow'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

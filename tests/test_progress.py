@@ -7,8 +7,8 @@ from mlflow import MlflowClient
 
 from tpn_ray import tracking
 from tpn_ray.progress import LOG_SECONDS, Terminal, catch_up, duration, line
-from tpn_ray.train.events import BadVideos, Committed, Progress, Started
-from tpn_ray.train.record import Record, StepMetrics
+from tpn_ray.training.events import BadVideos, Committed, Progress, Started
+from tpn_ray.training.record import Record, StepMetrics
 
 PROGRESS = Progress(
     step=30, steps=240, epoch=2, epochs=10, loss=1.5, top1=0.25, clips_per_second=99.6, waiting=0.031, seconds_left=200

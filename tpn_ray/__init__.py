@@ -1,3 +1,72 @@
-"""tpn_ray: train, tune and apply Temporal Pyramid Networks on videos in object storage, on a Ray cluster."""
+"""Train, tune, and apply Temporal Pyramid Networks on videos in object storage, on a Ray cluster.
+
+The front door. A recipe is everything that decides accuracy; a network is built from its part of one:
+
+>>> import tpn_ray
+>>> recipe = tpn_ray.RECIPES["toy"]()
+>>> (recipe.clip.frames, recipe.clip.stride_frames, recipe.loss.lambdas)
+(16, 4, (0.5,))
+>>> model = tpn_ray.build_model(recipe.model)
+
+`train`, `tune`, and `evaluate` do what the jobs of these names do, and take what their flags say as one object:
+
+>>> job = tpn_ray.TrainingJob(data="my_videos", recipe=recipe, storage="s3://bucket/runs")
+>>> result = tpn_ray.train(job)  # doctest: +SKIP
+>>> tpn_ray.load(result.best).predict("video.mp4")  # doctest: +SKIP
+
+What a user can mend is raised as a `TpnRayError`. Nothing is imported before it is used: torch and Ray take seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tpn_ray.commands.evaluate import EvaluationJob, evaluate
+    from tpn_ray.commands.train import TrainingJob, train
+    from tpn_ray.commands.tune import TuningJob, tune
+    from tpn_ray.errors import TpnRayError
+    from tpn_ray.model.recognizer import ModelConfig, build_model
+    from tpn_ray.predict.predictor import load
+    from tpn_ray.recipe import Recipe
+    from tpn_ray.recipes import RECIPES
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "RECIPES",
+    "EvaluationJob",
+    "ModelConfig",
+    "Recipe",
+    "TpnRayError",
+    "TrainingJob",
+    "TuningJob",
+    "build_model",
+    "evaluate",
+    "load",
+    "train",
+    "tune",
+]
+
+_HOMES = {
+    "errors": ("TpnRayError",),
+    "commands.evaluate": ("EvaluationJob", "evaluate"),
+    "model.recognizer": ("ModelConfig", "build_model"),
+    "predict.predictor": ("load",),
+    "recipe": ("Recipe",),
+    "recipes": ("RECIPES",),
+    "commands.train": ("TrainingJob", "train"),
+    "commands.tune": ("TuningJob", "tune"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'tpn_ray' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"tpn_ray.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 
 from tpn_ray.tracking import TrackedRun
-from tpn_ray.train import run_folder
-from tpn_ray.train.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started, Stopped
-from tpn_ray.train.record import Record
+from tpn_ray.training import run_folder
+from tpn_ray.training.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started, Stopped
+from tpn_ray.training.record import Record
 
 LOG_SECONDS = 10.0
 """Between two progress lines in a log file; a terminal shows every one in place."""

@@ -21,10 +21,10 @@ from tpn_ray.predict import scoring as predict
 from tpn_ray.progress import catch_up, duration
 from tpn_ray.recipe import Recipe, flat, to_plain
 from tpn_ray.tracking import TrackedRun
-from tpn_ray.train import run_folder
-from tpn_ray.train.goodput import Goodput
-from tpn_ray.train.machines import Machines
-from tpn_ray.train.run import RunResult
+from tpn_ray.training import run_folder
+from tpn_ray.training.goodput import Goodput
+from tpn_ray.training.machines import Machines
+from tpn_ray.training.run import RunResult
 
 
 def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Recipe, manifest: Manifest) -> TrackedRun:

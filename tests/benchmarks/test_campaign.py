@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.campaign import CampaignBench, CampaignBenchReport, _compared
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.tune.journal import Held, Point, Trial
+from tpn_ray.tuning.journal import Held, Point, Trial
 
 BENCH = CampaignBench(data="d", max_concurrent=2)
 

@@ -10,7 +10,7 @@ from tpn_ray import recipes
 from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.recipe import replace_fields
-from tpn_ray.train.run_plan import recipe_for
+from tpn_ray.training.run_plan import recipe_for
 
 
 def stretch(step: int, loss: float, clips_per_second: float, waited: float) -> dict[str, float]:

@@ -15,9 +15,9 @@ from tests.chaos.job_process import JobProcess
 from tpn_ray import storage
 from tpn_ray.datasets.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
-from tpn_ray.train import run_folder
-from tpn_ray.tune.journal import Journal, Trial
-from tpn_ray.tune.rungs import ranked
+from tpn_ray.training import run_folder
+from tpn_ray.tuning.journal import Journal, Trial
+from tpn_ray.tuning.rungs import ranked
 
 FIELDS = {"loop.batch_clips": 8, "loop.micro_batch_clips": 8, "loop.evaluate_every_epochs": 1}
 SPACE = "lambda_alpha+schedule"

@@ -25,8 +25,8 @@ from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.datasets.toy import ToyConfig, write_toy
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.recipe import replace_fields
-from tpn_ray.train import order_ledger, run_folder
-from tpn_ray.train.run_plan import make_plan
+from tpn_ray.training import order_ledger, run_folder
+from tpn_ray.training.run_plan import make_plan
 
 TITLES = {
     "worker": ("ray::RayTrainWorker",),

@@ -23,7 +23,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import lease
 from tpn_ray.datasets.toy import write_toy
 from tpn_ray.errors import TornCheckpointError, TrainingError
-from tpn_ray.train import run_folder
+from tpn_ray.training import run_folder
 
 BESIDE, FROZEN, FROZEN_WHOLE, KILLED = "beside", "driver frozen", "all of it frozen", "killed"
 USER_ERROR = 2

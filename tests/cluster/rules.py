@@ -29,8 +29,8 @@ from tests.cluster.manifests import (
 )
 from tpn_ray.errors import ResourceError
 from tpn_ray.resources import Decoding
-from tpn_ray.train.machines import check_division
-from tpn_ray.tune.campaigns import cpus_per_trial
+from tpn_ray.training.machines import check_division
+from tpn_ray.tuning.campaigns import cpus_per_trial
 
 GPU = "nvidia.com/gpu"
 HOME = "/home/ray"

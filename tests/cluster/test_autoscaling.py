@@ -14,12 +14,12 @@ from ray.util.state import list_actors, list_tasks
 from tests.cluster.fake_cloud import AutoscalingHead, NodeType, autoscaling_head
 from tests.cluster.submitted import Submitted
 from tests.ray_head import BIN
-from tests.train.undisturbed import check_same_bits, undisturbed
+from tests.training.undisturbed import check_same_bits, undisturbed
 from tpn_ray import recipes
 from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.recipe import replace_fields
-from tpn_ray.train import order_ledger
-from tpn_ray.train.run_plan import make_plan, recipe_for
+from tpn_ray.training import order_ledger
+from tpn_ray.training.run_plan import make_plan, recipe_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
 

@@ -15,13 +15,13 @@ from tests.cluster.hosts import Host, connected_hosts, why_not
 from tests.cluster.submitted import Submitted
 from tests.ray_head import BIN, RayHead, ray_head
 from tests.servers import S3Server, s3_server
-from tests.train.undisturbed import check_same_bits, undisturbed
+from tests.training.undisturbed import check_same_bits, undisturbed
 from tpn_ray import recipes, storage
 from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.datasets.toy import ToyConfig, write_toy
 from tpn_ray.recipe import replace_fields
-from tpn_ray.train import order_ledger
-from tpn_ray.train.run_plan import make_plan, recipe_for
+from tpn_ray.training import order_ledger
+from tpn_ray.training.run_plan import make_plan, recipe_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(3000)]
 

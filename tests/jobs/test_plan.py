@@ -11,10 +11,11 @@ from typing import TypeVar
 import pytest
 import tyro
 
-from jobs import train, tune
 from tests.jobs.processes import refusal, run_on, start
 from tests.ray_head import RayHead
 from tpn_ray import command_line, recipes
+from tpn_ray.commands.train import TrainingJob
+from tpn_ray.commands.tune import TuningJob
 
 pytestmark = pytest.mark.cluster
 
@@ -39,10 +40,10 @@ def test_a_plan_is_measured_and_gives_flags(cluster: RayHead, toy_folder: Path, 
     assert plan["run"]["price"][1] > 0
     for words in ("measured", "assumed", "computed", "The dataset is not prepared", "--object-store-memory"):
         assert words in output, output
-    trained = parsed(train.Arguments(data=tyro.MISSING, recipe=recipes.toy()), output, "train")
+    trained = parsed(TrainingJob(data=tyro.MISSING, recipe=recipes.toy()), output, "train")
     assert trained.recipe.loop.epochs == 9
     assert trained.machines.decoding.tasks == plan["nodes"]["decode_tasks"]
-    searched = parsed(tune.Arguments(data=tyro.MISSING, recipe=recipes.toy()), output, "tune")
+    searched = parsed(TuningJob(data=tyro.MISSING, recipe=recipes.toy()), output, "tune")
     assert (searched.samples, searched.how.rungs) == (9, 3)
 
 

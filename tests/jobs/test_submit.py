@@ -20,7 +20,7 @@ from tests.servers import S3Server
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage, tracking
 from tpn_ray.datasets.toy import ToyConfig, write_toy
-from tpn_ray.train import run_folder
+from tpn_ray.training import run_folder
 
 pytestmark = pytest.mark.cluster
 

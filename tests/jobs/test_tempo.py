@@ -24,7 +24,7 @@ from tpn_ray.datasets.toy import ToyConfig
 from tpn_ray.datasets.toy_actions import ACTION_CLASSES, read_tempos, write_actions
 from tpn_ray.metrics import spearman
 from tpn_ray.recipe import Recipe, replace_fields, to_plain
-from tpn_ray.train.step import MicroBatch, Training
+from tpn_ray.training.step import MicroBatch, Training
 
 pytestmark = pytest.mark.cluster
 

@@ -14,7 +14,7 @@ from tests.jobs.processes import refusal, run_on
 from tests.ray_head import RayHead
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import tracking
-from tpn_ray.tune.journal import Journal
+from tpn_ray.tuning.journal import Journal
 
 pytestmark = pytest.mark.cluster
 

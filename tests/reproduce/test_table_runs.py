@@ -17,7 +17,7 @@ from tpn_ray.predict.table import LABEL_SETS_KEY, write_scores
 from tpn_ray.reproduce import table_runs, table_text
 from tpn_ray.reproduce.table_runs import Reproduction, rows_named
 from tpn_ray.reproduce.tables import table
-from tpn_ray.train.machines import Machines
+from tpn_ray.training.machines import Machines
 
 
 @pytest.fixture

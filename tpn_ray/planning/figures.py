@@ -14,7 +14,7 @@ import tyro
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.resources import PerWorker
-from tpn_ray.tune import rungs
+from tpn_ray.tuning import rungs
 
 
 class Span(NamedTuple):

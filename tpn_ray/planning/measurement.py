@@ -19,7 +19,7 @@ from tpn_ray.planning.figures import Hardware, Measured, Span, exactly
 from tpn_ray.planning.probes import Stepped
 from tpn_ray.recipe import Recipe
 from tpn_ray.resources import PerWorker
-from tpn_ray.train.run_plan import make_plan
+from tpn_ray.training.run_plan import make_plan
 from tpn_ray.videos.encode import EncodeConfig
 
 DECODE_SHARE, PREPARE_SHARE, BLOCKS_SHARE = 0.15, 0.2, 0.4

@@ -8,7 +8,7 @@ import time
 import torch
 
 from tpn_ray.recipe import Recipe
-from tpn_ray.train.step import MicroBatch, Training
+from tpn_ray.training.step import MicroBatch, Training
 
 
 def rehearse(recipe: Recipe, device: str) -> tuple[Training, MicroBatch]:

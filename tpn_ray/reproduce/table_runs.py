@@ -26,10 +26,10 @@ from tpn_ray.predict.table import read_scores, video_tables, write_scores
 from tpn_ray.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.reproduce.outcome import Ranks, RowOutcome, outcome
 from tpn_ray.reproduce.tables import FRAMES, Scale, Table, TableRow
-from tpn_ray.train.events import Event
-from tpn_ray.train.machines import Machines
-from tpn_ray.train.run import train
-from tpn_ray.train.run_plan import recipe_for
+from tpn_ray.training.events import Event
+from tpn_ray.training.machines import Machines
+from tpn_ray.training.run import train
+from tpn_ray.training.run_plan import recipe_for
 
 ABOUT_KEY = b"tpn_ray.run"
 

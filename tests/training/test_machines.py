@@ -1,0 +1,73 @@
+"""Machines that can never run a recipe are refused before anything waits for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tpn_ray import recipes
+from tpn_ray.errors import ConfigError, ResourceError
+from tpn_ray.recipe import replace_fields
+from tpn_ray.resources import Decoding, PerWorker
+from tpn_ray.training.machines import Machines, check_division, check_feasible
+
+SPOT, ON_CPU_NODES = PerWorker(resources=("spot=1",)), Decoding(on=("pool=cpu",))
+
+
+@pytest.mark.parametrize(
+    ("machines", "total", "message"),
+    [
+        (Machines(workers=2), {"CPU": 2.0}, "too few CPUs: .* need 3, the cluster has 2; .*--workers"),
+        (
+            Machines(per_worker=PerWorker(gpus=1)),
+            {"CPU": 9.0, "GPU": 1.0},
+            "too few GPUs: .* need 2, the cluster has 1",
+        ),
+        (
+            Machines(per_worker=SPOT),
+            {"CPU": 9.0, "spot": 1.0},
+            "too little of spot: .* need 2",
+        ),
+        (Machines(decoding=ON_CPU_NODES), {"CPU": 9.0}, "no node has the labels pool=cpu; .*--decode-on"),
+    ],
+)
+def test_what_can_never_start_is_refused(machines: Machines, total: dict[str, float], message: str) -> None:
+    with pytest.raises(ResourceError, match=message):
+        check_feasible(machines, total, [{}])
+
+
+def test_workers_that_cannot_share_a_step_are_refused() -> None:
+    check_division(Machines(workers=2), recipes.toy())
+    with pytest.raises(ResourceError, match="3 workers cannot share the 2 micro-batches"):
+        check_division(Machines(workers=3), recipes.toy())
+
+
+def test_workers_that_cannot_share_batch_norm_are_refused() -> None:
+    together = replace_fields(recipes.toy(), {"loop.sync_batch_norm": 2})
+    check_division(Machines(workers=2), together)
+    with pytest.raises(ResourceError, match="1 workers cannot form groups of 2"):
+        check_division(Machines(workers=1), together)
+    with pytest.raises(ResourceError, match="--min-workers 1 lets a run have any number"):
+        check_division(Machines(workers=2, min_workers=1), together)
+
+
+def test_what_fits_is_not_refused() -> None:
+    check_feasible(Machines(workers=2), {"CPU": 3.0}, [{}])
+    check_feasible(Machines(decoding=Decoding(may_grow=True, on=("pool=cpu",))), {"CPU": 1.0}, [])
+    placed = Machines(min_workers=1, per_worker=SPOT, decoding=ON_CPU_NODES)
+    check_feasible(placed, {"CPU": 3.0, "spot": 1.0}, [{"pool": "gpu"}, {"pool": "cpu"}])
+
+
+def test_nonsense_machines() -> None:
+    with pytest.raises(ConfigError, match="workers=0"):
+        Machines(workers=0)
+    with pytest.raises(ConfigError, match="min_workers=3"):
+        Machines(workers=2, min_workers=3)
+    with pytest.raises(ConfigError, match="resize_seconds=0"):
+        Machines(resize_seconds=0)
+
+
+def test_scoring_takes_as_much_as_training() -> None:
+    machines = Machines(workers=3, per_worker=PerWorker(cpus=0, gpus=1), decoding=ON_CPU_NODES)
+    scoring = machines.for_scoring
+    assert (scoring.workers, scoring.decoding) == (3, machines.decoding)
+    assert scoring.per_worker == PerWorker(cpus=1, gpus=1)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tpn_ray.errors import ConfigError
+from tpn_ray.recipe import OptimConfig
+from tpn_ray.training.optim import learning_rate, make_optimizer
+
+
+def test_the_published_steps() -> None:
+    rates = [learning_rate(OptimConfig(), epoch, 150, 150) for epoch in (0, 74, 75, 124, 125, 149)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
+
+
+def test_warm_up_rises_to_the_rate_and_cosine_falls_to_nothing() -> None:
+    config = OptimConfig(lr=1.0, schedule="cosine", warmup=0.1)
+    rates = [learning_rate(config, step, 1000, 10) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[100] == pytest.approx(1.0)
+    assert rates[:101] == sorted(rates[:101])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert rates[1000] == pytest.approx(0.0)
+
+
+def test_one_cycle_rises_then_falls() -> None:
+    rates = [learning_rate(OptimConfig(lr=1.0, schedule="one_cycle"), step, 100, 10) for step in range(100)]
+    assert max(rates) == rates[30] == pytest.approx(1.0)
+
+
+def test_constant_stays() -> None:
+    assert {learning_rate(OptimConfig(schedule="constant"), step, 9, 3) for step in range(9)} == {0.01}
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 1), torch.nn.BatchNorm3d(4))
+    for on_all, decaying in ((True, 4), (False, 1)):
+        optimizer = make_optimizer(OptimConfig(decay_norm_and_bias=on_all), model)
+        sizes = {group["weight_decay"]: len(group["params"]) for group in optimizer.param_groups}
+        assert sizes[1e-4] == decaying
+        assert sum(sizes.values()) == 4
+
+
+def test_milestones_and_warm_up_in_epochs_are_those_in_shares() -> None:
+    epochs = OptimConfig(milestones=(75, 125), warmup=3)
+    shares = OptimConfig(milestones=(75 / 150, 125 / 150), warmup=3 / 150)
+    rates = [[learning_rate(config, step, 3000, 150) for step in range(3000)] for config in (epochs, shares)]
+    assert rates[0] == pytest.approx(rates[1])
+    assert rates[0][1499] == pytest.approx(10 * rates[0][1500])
+
+
+def two_parts() -> torch.nn.Module:
+    backbone = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 1), torch.nn.BatchNorm3d(4))
+    return torch.nn.ModuleDict({"backbone": backbone, "head": torch.nn.Linear(4, 2)})
+
+
+def test_frozen_parts_get_no_gradient_and_scaled_ones_their_own_rate() -> None:
+    model = two_parts()
+    optimizer = make_optimizer(OptimConfig(freeze=("backbone.0",), scales=("backbone=0.1", "head.bias=2")), model)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == [
+        *("backbone.0.weight", "backbone.0.bias")
+    ]
+    scales = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    trained = {name: scales[id(p)] for name, p in model.named_parameters() if id(p) in scales}
+    assert trained == {"backbone.1.weight": 0.1, "backbone.1.bias": 0.1, "head.weight": 1.0, "head.bias": 2.0}
+
+
+@pytest.mark.parametrize("fields", [{"freeze": ("backbon",)}, {"scales": ("neck=0.1",)}])
+def test_a_part_that_the_network_has_not_is_refused(fields: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(ConfigError, match=r"no part .*it has: backbone.0, backbone.1, head"):
+        make_optimizer(OptimConfig(**fields), two_parts())  # type: ignore[arg-type]
+
+
+def test_something_must_be_left_to_train() -> None:
+    with pytest.raises(ConfigError, match="leaves nothing"):
+        make_optimizer(OptimConfig(freeze=("backbone", "head")), two_parts())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"schedule": "linear"}, "schedule='linear'"),
+        ({"milestones": (0.9, 0.5)}, "milestones"),
+        ({"momentum": 0.0}, "nesterov"),
+        ({"warmup": -1.0}, "warmup=-1.0"),
+        ({"milestones": (0.5, 75)}, "milestones"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"scales": ("backbone",)}, "scales='backbone'"),
+        ({"scales": ("backbone=0",)}, "freeze it"),
+    ],
+)
+def test_nonsense_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OptimConfig(**fields)  # type: ignore[arg-type]

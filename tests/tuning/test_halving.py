@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.tuning import fake_campaign
+from tests.tuning.fake_campaign import BRACKET, FAILS, SEARCH
+from tpn_ray.errors import BudgetError, CheckpointError, StorageError
+from tpn_ray.tuning.halving import successive_halving
+from tpn_ray.tuning.journal import Held, Journal, Kind, Point, Transition, Trial
+from tpn_ray.tuning.rungs import planned
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Trial]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, fake_campaign.run(folder)
+
+
+def trained(folder: Path) -> list[str]:
+    return (folder / "trained.log").read_text().splitlines()
+
+
+def test_the_best_are_promoted_and_no_epoch_is_trained_twice(undisturbed: tuple[Path, list[Trial]]) -> None:
+    folder, trials = undisturbed
+    assert len(trials) == 27
+    assert Counter(trial.epochs for trial in trials) == {9: 3, 3: 6, 1: 17, 0: 1}
+    for wave in range(3):
+        members = [trial for trial in trials if trial.wave == wave and trial.points]
+        first = sorted(members, key=lambda trial: (-trial.points[0].top1, trial.number))
+        assert {trial.number for trial in first[:3]} == {trial.number for trial in members if trial.epochs > 1}
+    lines = trained(folder)
+    assert len(lines) == len(set(lines)) == sum(trial.epochs for trial in trials)
+    assert planned(SEARCH.waves(BRACKET), BRACKET)[0] == len(lines) + 1  # one epoch failed
+    assert trials[0].top1 == max(trial.top1 for trial in trials)
+    assert trials[0].history == ["promoted at epoch 1", "promoted at epoch 3"]
+
+
+def test_a_failed_trial_is_a_row_with_its_reason(undisturbed: tuple[Path, list[Trial]]) -> None:
+    trial = undisturbed[1][-1]
+    assert trial.number == FAILS
+    assert trial.failure == "TrainingError: the loss is nan at step 7"
+    assert Journal(uri=str(undisturbed[0])).read(FAILS) == trial
+
+
+@pytest.mark.parametrize("max_concurrent", [1, 8])
+def test_the_table_does_not_depend_on_how_many_run_at_once(
+    max_concurrent: int, undisturbed: tuple[Path, list[Trial]], tmp_path: Path
+) -> None:
+    assert fake_campaign.table(fake_campaign.run(tmp_path, max_concurrent)) == fake_campaign.table(undisturbed[1])
+
+
+def test_twenty_kills_leave_the_undisturbed_table(undisturbed: tuple[Path, list[Trial]], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.tuning.fake_campaign", str(tmp_path), "20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    campaigns = sorted(tmp_path.iterdir())
+    assert campaigns
+    for folder in campaigns:
+        assert (folder / "table.txt").read_text() == fake_campaign.table(undisturbed[1])
+        # The log's line comes after the journal's entry: a kill between them loses the line, of at most three trials.
+        lines = trained(folder)
+        assert len(lines) == len(set(lines)) >= len(trained(undisturbed[0])) - 3 * 20
+
+
+def test_model_waves_overlap_and_learn(undisturbed: tuple[Path, list[Trial]]) -> None:
+    assert SEARCH.waves(BRACKET) == [9, 9, 9]
+    assert dataclasses.replace(SEARCH, searcher="random").waves(BRACKET) == [27]
+    assert dataclasses.replace(SEARCH, samples=20, wave=8).waves(BRACKET) == [8, 8, 4]
+    mean = [sum(trial.points[0].top1 for trial in undisturbed[1] if trial.wave == w and trial.points) for w in range(3)]
+    assert mean[2] / 9 > mean[0] / 8
+
+
+def test_what_is_nobodys_own_ends_the_campaign_and_it_goes_on_later(tmp_path: Path) -> None:
+    def broken(trial: Trial, epoch: int) -> Trial:
+        raise StorageError("the bucket is gone")
+
+    with pytest.raises(StorageError):
+        successive_halving(Journal(uri=str(tmp_path)), SEARCH, BRACKET, train=broken, max_concurrent=2)
+    assert Journal(uri=str(tmp_path)).trials() == []
+    assert fake_campaign.run(tmp_path)[0].epochs == 9
+
+
+def test_a_look_ends_the_campaign(tmp_path: Path) -> None:
+    def over() -> None:
+        raise BudgetError("the hours are spent")
+
+    with pytest.raises(BudgetError, match="the hours are spent"):
+        successive_halving(
+            Journal(uri=str(tmp_path)), SEARCH, BRACKET, train=lambda trial, epoch: trial, max_concurrent=1, look=over
+        )
+
+
+def test_a_campaign_goes_on_only_as_the_same(tmp_path: Path) -> None:
+    journal = Journal(uri=str(tmp_path))
+    assert not journal.begin({"seed": 0, "space": {"optim.lr": "uniform(0, 1)"}, "rungs": (1, 3)})
+    assert journal.begin({"seed": 0, "space": {"optim.lr": "uniform(0, 1)"}, "rungs": [1, 3]})
+    with pytest.raises(CheckpointError, match=r"seed: 0 then, 1 now\n  space.optim.lr: 'uniform\(0, 1\)' then, None"):
+        journal.begin({"seed": 1, "space": {}, "rungs": (1, 3)})
+
+
+def test_a_trial_is_read_as_it_was_written(tmp_path: Path) -> None:
+    trial = Trial(
+        number=3,
+        sample={"model.alpha": [1, 2], "optim.lr": 0.1},
+        points=(Point(epoch=1, scores={"val_top1": 0.5}, checkpoint="c", train_loss=2.0),),
+        held=(Held(session="a", begin=1.0, started=2.0, end=4.0),),
+        lineage=(Transition(kind=Kind.PROMOTED, epoch=1),),
+    )
+    journal = Journal(uri=str(tmp_path))
+    journal.write(trial)
+    assert journal.read(3) == trial
+    assert journal.trials() == [trial]
+    assert (trial.seconds, trial.top1, trial.epochs) == (3.0, 0.5, 1)
+    assert journal.read(4) is None
+    assert json.loads((tmp_path / "trials" / "0003.json").read_text())["number"] == 3

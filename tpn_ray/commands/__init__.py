@@ -1,0 +1,1 @@
+"""What the commands train, tune and evaluate do, for Python as for jobs/."""

@@ -1,0 +1,84 @@
+"""A checkpoint scored on a dataset: what `jobs/evaluate.py` does, for Python. Runs on the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
+from tpn_ray.predict import evaluate as scoring
+from tpn_ray.predict import messages, track
+from tpn_ray.predict.evaluate import Result
+from tpn_ray.resources import Resources
+from tpn_ray.storage import PATIENCE_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """What to score, on what, and how."""
+
+    checkpoint: str
+    """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
+
+    data: str
+    """Folder of videos, CSV, or prepared dataset. Its classes are matched with the checkpoint's by name."""
+
+    split: str = "val"
+    """train, val, test, or all."""
+
+    views: tuple[str, ...] = ("1x1",)
+    """1x1; 10x3 or 2x3 (CLIPSxCROPS); ten_crop; also `10x3 random`, `segments 8 ten_crop`, `1x1 stride 16`."""
+
+    alpha: tuple[str, ...] = ()
+    """Other temporal rates than the checkpoint's, such as 4,8; several, or `every`, are scored in one pass."""
+
+    out: str = ""
+    """Folder for the results, on disk or s3://; by default beside the checkpoint."""
+
+    max_bad: str = MAX_BAD
+    """Share of the videos that may be unusable before the job fails, after writing its results."""
+
+    tracking_uri: str = ""
+    """MLflow server (http://...) or store (sqlite:///...) to log to; by default none."""
+
+    experiment: str = "tpn_ray"
+    """MLflow experiment."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
+    resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
+
+
+def evaluate(job: EvaluationJob) -> list[Result]:
+    """Score every video of a split exactly once, with the same bits whatever the number of workers.
+
+    Returns one result per alpha: the folder with its scores, numbers and plots, and the numbers. Joins the Ray cluster
+    at `job.address` or RAY_ADDRESS, or starts a local one, and stays connected. Raises a TpnRayError for whatever a
+    user can mend; where too many videos are bad, after the results are written.
+    """
+    views, resources, max_bad = " ".join(job.views), job.resources, parse_share(job.max_bad)
+    question = scoring.ask(job.checkpoint, job.data, job.split, views, job.alpha)
+    folder = storage.absolute(job.out or scoring.default_folder(job.checkpoint, job.split, views))
+    storage.check_writable(folder)
+    messages.announce(question)
+    session.connect(
+        job.address,
+        workers_cpus=resources.workers * resources.per_worker.cpus,
+        decode_cpus=resources.decoding.cpus,
+        storage_seconds=job.storage_seconds,
+    )
+    name = f"evaluate {storage.name(folder)}"
+    run = track.begin(job.tracking_uri, job.experiment, name, *track.about(question))
+    with track.ended_by_errors(run):
+        results = scoring.evaluate(question, resources, folder)
+    track.finish(run, results)
+    messages.results(question, results)
+    scoring.refuse_budget(question, results, max_bad)
+    return results

@@ -1,0 +1,155 @@
+"""A training run from its data to its scores: what `jobs/train.py` does, for Python. Runs on the driver."""
+
+from __future__ import annotations
+
+from tpn_ray.job import goes_on
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import command_line, lease, names, report, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
+from tpn_ray.clips.views import Views, parse_views
+from tpn_ray.datasets.manifest import Manifest, load_manifest
+from tpn_ray.lease import Lease
+from tpn_ray.progress import Terminal, track
+from tpn_ray.recipe import Recipe
+from tpn_ray.storage import PATIENCE_SECONDS
+from tpn_ray.training import run
+from tpn_ray.training.events import Event
+from tpn_ray.training.machines import Machines, check_division
+from tpn_ray.training.run import RunResult
+from tpn_ray.training.run_plan import check_resumable, recipe_for
+from tpn_ray.training.saving import Saving
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Everything that a training run is given: the recipe is the science, the other fields are the machine."""
+
+    data: str
+    """Folder with one sub-folder per class (below train/ and val/, or split by us), or a CSV uri,label[,split]."""
+
+    storage: str = "runs"
+    """Where checkpoints and scores go: a folder that every node sees, or s3://bucket/prefix."""
+
+    name: str = ""
+    """Name of the run; the name of an earlier one continues it. By default a new one."""
+
+    tracking_uri: str = ""
+    """MLflow server (http://...) or store; by default SQLite below --storage."""
+
+    experiment: str = "tpn_ray"
+    """MLflow experiment."""
+
+    register: str = ""
+    """Name of a model in MLflow whose newest version the best checkpoint becomes."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
+    max_bad: str = MAX_BAD
+    """Share of the videos that may be unusable before the run stops, such as 1% or 0.01."""
+
+    max_failures: int = 3
+    """Times in a row that workers may be lost, or fail, without a later checkpoint in between; below 0: any number.
+    Nodes that a cloud takes away do not count. An error that the next workers would meet as well ends the run at
+    once."""
+
+    views: str = "1x1"
+    """How the best checkpoint is scored at the end: CLIPSxCROPS, such as 10x3."""
+
+    order_ledger: str = ""
+    """Folder in which every worker writes down the clips that it trains on, for jobs/chaos.py to check."""
+
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
+    saving: Saving = field(default_factory=Saving)
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    """What is trained, and how."""
+
+
+def train(job: TrainingJob) -> RunResult:
+    """Train a recipe, score its best checkpoint, and track both; progress is printed.
+
+    A run of the same name goes on from its last checkpoint, and ends with the same bits as one that was never stopped.
+    Joins the Ray cluster at `job.address` or RAY_ADDRESS, or starts a local one, and stays connected. Raises a
+    TpnRayError for whatever a user can mend, before anything is trained where possible.
+    """
+    views = parse_views(job.views)
+    max_bad = parse_share(job.max_bad)
+    name = names.checked("--name", job.name or command_line.fresh_name("run"))
+    if job.register:
+        names.checked("--register", job.register)
+    manifest = load_manifest(job.data)
+    recipe = recipe_for(job.recipe, manifest)
+    check_division(job.machines, recipe)
+    folder = storage.absolute(job.storage)
+    storage.check_writable(folder)
+    goes_on(f"--name {shlex.quote(name)}")
+    with lease.held(storage.join(folder, name), f"run {name}") as held:
+        return _train(job, recipe, manifest, folder, name, views, max_bad, held)
+
+
+def _train(
+    job: TrainingJob,
+    recipe: Recipe,
+    manifest: Manifest,
+    folder: str,
+    name: str,
+    views: Views,
+    max_bad: Fraction,
+    held: Lease,
+) -> RunResult:
+    machines = job.machines
+    begun = check_resumable(storage.join(folder, name), recipe, manifest)
+    if not begun and storage.is_s3(recipe.loop.weights):  # a file may be on the workers' nodes alone
+        storage.check_readable(recipe.loop.weights)
+    print(f"{len(manifest)} videos of {job.data}, version {manifest.version}; run {name} in {folder}", flush=True)
+    session.connect(
+        job.address,
+        workers_cpus=machines.workers * machines.per_worker.cpus,
+        decode_cpus=machines.decoding.cpus,
+        storage_seconds=job.storage_seconds,
+    )
+    tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest)
+    status = "FAILED"
+    try:
+        terminal = Terminal()
+
+        def on_event(event: Event) -> None:
+            terminal(event)
+            track(tracked, event)
+
+        result = run.train(
+            recipe,
+            manifest,
+            machines,
+            storage_uri=folder,
+            name=name,
+            on_event=on_event,
+            saving=job.saving,
+            max_bad=max_bad,
+            max_failures=job.max_failures,
+            order_ledger=storage.absolute(job.order_ledger) if job.order_ledger else "",
+            token=held.token,
+            look=held.look,
+        )
+        report.finish(tracked, result, manifest.select("val"), views, machines, storage.join(folder, name))
+        if job.register:
+            report.register(tracked, job.register, result)
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if not tracked.end(status):
+            print(f"warning: {tracked.failures} messages to MLflow failed; its curves may have gaps", file=sys.stderr)

@@ -1,0 +1,182 @@
+"""A campaign from its search space to its report: what `jobs/tune.py` does, for Python. Runs on the driver."""
+
+from __future__ import annotations
+
+from tpn_ray.job import goes_on
+
+import shlex
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Annotated
+
+import tyro
+
+from tpn_ray import command_line, lease, names, report, session, storage
+from tpn_ray.budget import MAX_BAD, parse_share
+from tpn_ray.datasets.manifest import Manifest, load_manifest
+from tpn_ray.errors import BudgetError
+from tpn_ray.lease import Lease
+from tpn_ray.recipe import Recipe
+from tpn_ray.storage import PATIENCE_SECONDS
+from tpn_ray.training.machines import Machines, check_division
+from tpn_ray.training.run_plan import recipe_for
+from tpn_ray.tuning import campaigns, leaderboard
+from tpn_ray.tuning.campaigns import CampaignOutcome
+from tpn_ray.tuning.space import Space, space
+from tpn_ray.tuning.trial import Campaign
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningJob:
+    """Everything that a campaign is given: what to vary, how often, on which machines."""
+
+    data: str
+    """Folder of videos, CSV, or prepared dataset, as for training."""
+
+    samples: int = 16
+    """Trials; with a grid at most so many of its combinations, and 0 for all."""
+
+    space: str = ""
+    """lambda_alpha, schedule, flow_and_levels or all; several joined by +. By default all, or with --vary none."""
+
+    vary: tuple[str, ...] = ()
+    """Fields by name, each as FIELD=DISTRIBUTION: optim.lr=loguniform(0.01,1) model.alpha=choice((1,2),(4,8))
+    augment.flip=uniform(0,0.5) clip.frames=whole(4,16)."""
+
+    searcher: str = "random"
+    """random, grid, or tpe (a model of what was seen)."""
+
+    objectives: str = "top1"
+    """top1, or top1+gmacs: accuracy against arithmetic."""
+
+    wave: int = 0
+    """halving: trials that are suggested together; 0: all, or for a model as many as leave one at the end."""
+
+    how: Annotated[campaigns.How, tyro.conf.arg(name="")] = field(default_factory=campaigns.How)
+
+    seed: int = 0
+    """Of the samples."""
+
+    estimate: bool = False
+    """Only train one epoch, and say what the campaign would take."""
+
+    storage: str = "runs"
+    """Where the trials' checkpoints go: a folder that every node sees, or s3://bucket/prefix."""
+
+    name: str = ""
+    """Name of the campaign; the name of an earlier one continues it. By default a new one."""
+
+    tracking_uri: str = ""
+    """MLflow server (http://...) or store; by default SQLite below --storage."""
+
+    experiment: str = "tpn_ray"
+    """MLflow experiment."""
+
+    address: str = ""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+
+    storage_seconds: float = PATIENCE_SECONDS
+    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+
+    max_bad: str = MAX_BAD
+    """Share of the videos that may be unusable before a trial stops, such as 1% or 0.01."""
+
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Machines(workers=1, share_clips_gb=4.0)
+    )
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    """What is varied."""
+
+
+def tune(
+    job: TuningJob,
+    *,
+    recipe_name: str = "RECIPE",
+    again: str = "",
+) -> CampaignOutcome | None:
+    """Search the settings of a recipe; progress is printed, and the report is written to storage and MLflow.
+
+    A campaign of the same name goes on where it stopped, and trains nothing twice. `recipe_name` and `again` are for
+    the commands that the report shows: the best settings, and how to go on. Returns None for `job.estimate`. Raises
+    BudgetError when its hours are spent: nothing is lost.
+    """
+    max_bad = parse_share(job.max_bad)
+    name = names.checked("--name", job.name or command_line.fresh_name("tune"))
+    manifest = load_manifest(job.data)
+    recipe = recipe_for(job.recipe, manifest)
+    check_division(job.machines, recipe)
+    searched = space(job.space or ("none" if job.vary else "all"), recipe, job.vary)
+    folder = storage.absolute(job.storage)
+    storage.check_writable(folder)
+    goes_on(f"--name {shlex.quote(name)}")
+    with lease.held(storage.join(folder, name), f"campaign {name}") as held:
+        return _search(job, recipe, manifest, searched, folder, name, max_bad, held, recipe_name, again)
+
+
+def _search(
+    job: TuningJob,
+    recipe: Recipe,
+    manifest: Manifest,
+    searched: Space,
+    folder: str,
+    name: str,
+    max_bad: Fraction,
+    held: Lease,
+    recipe_name: str,
+    again: str,
+) -> CampaignOutcome | None:
+    session.connect(
+        job.address,
+        workers_cpus=job.machines.workers * job.machines.per_worker.cpus * max(job.how.max_concurrent, 1),
+        decode_cpus=2 * job.machines.decoding.cpus * max(job.how.max_concurrent, 1),
+        storage_seconds=job.storage_seconds,
+    )
+    tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest)
+    status = "FAILED"
+    try:
+        campaign = Campaign(
+            recipe=recipe,
+            manifest=manifest,
+            machines=job.machines,
+            uri=storage.join(folder, name),
+            name=name,
+            tracking_uri=tracked.tracking_uri,
+            experiment=job.experiment,
+            parent_run=tracked.run_id,
+            max_bad=max_bad,
+            session=command_line.fresh_name("session"),
+            fidelity=campaigns.fidelity_of(recipe, job.how),
+            token=held.token,
+        )
+        wanted = campaigns.search_for(
+            campaign,
+            searched,
+            searcher=job.searcher,
+            samples=job.samples,
+            seed=job.seed,
+            wave=job.wave,
+            objectives=job.objectives,
+        )
+        if job.estimate:
+            campaigns.estimate(campaign, wanted, job.how, say=leaderboard.say)
+            status = "FINISHED"
+            return None
+        outcome = campaigns.run(campaign, wanted, job.how, say=leaderboard.say, look=held.look)
+        leaderboard.show(
+            outcome,
+            campaign,
+            searched,
+            recipe_name=recipe_name,
+            data=job.data,
+            again=again or f"tpn_ray.tune() with the name {name}",
+            tracked=tracked,
+        )
+        status = "KILLED" if outcome.paused else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracked.end(status)
+    if outcome.paused:
+        raise BudgetError(outcome.paused)
+    return outcome

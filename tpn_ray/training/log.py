@@ -1,0 +1,120 @@
+"""What the steps measured, gathered from all workers. Runs on Ray Train workers, and anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from torch import distributed as dist
+
+from tpn_ray.data.plan import Plan
+from tpn_ray.errors import TrainingError
+from tpn_ray.training.events import Diverged, Event, Progress
+from tpn_ray.training.goodput import METRIC, PARTS, Clock
+from tpn_ray.training.record import StepMetrics
+from tpn_ray.training.step import StepSums, Training
+
+MEGABYTE = 1024**2
+
+
+class DivergedError(TrainingError):
+    """The loss is no number, which every rank sees at the same step, and again after every new start."""
+
+
+class Log:
+    """Sums since the last progress, and the history since the last checkpoint."""
+
+    def __init__(self, plan: Plan, clock: Clock, tell: Callable[[Event], None]) -> None:
+        self._plan, self._clock, self._tell = plan, clock, tell
+        self._sums: list[StepSums] = []
+        self._seconds = 0.0
+        self._waited = 0.0
+        self._history: list[StepMetrics] = []
+        self._process = psutil.Process()
+        psutil.cpu_percent()  # the first call only begins to measure
+
+    def add(self, sums: StepSums, seconds: float, waited_seconds: float) -> None:
+        """One step, how long it took, and how much of that it waited for clips."""
+        self._sums.append(sums)
+        self._seconds += seconds
+        self._waited += waited_seconds
+
+    def take_history(self) -> tuple[StepMetrics, ...]:
+        """What was gathered since the last call."""
+        taken, self._history = tuple(self._history), []
+        return taken
+
+    def flush(self, training: Training, rank: int) -> None:
+        """Gather over all workers (a collective), stop on a loss that is no number, tell the driver."""
+        if not self._sums:
+            return
+        begun = time.perf_counter()
+        # Every loss has one worker that knows it and is 0 on the others: their sum is exact whoever computed which.
+        losses = torch.stack([sums.losses for sums in self._sums]).double()
+        hits = torch.stack([sums.hits for sums in self._sums]).sum().double()
+        booked, system = self._clock.take(), self._system(training.device)
+        numbers = [
+            float(sum(sums.clips for sums in self._sums)),
+            self._seconds,
+            self._waited,
+            *(booked[part] for part in PARTS),
+            *system.values(),
+        ]
+        gathered = torch.cat([losses.flatten(), hits[None], torch.tensor(numbers, dtype=torch.float64).to(losses)])
+        if training.workers > 1:
+            dist.all_reduce(gathered)
+        self._stop_if_diverged(gathered[: losses.numel()].view_as(losses), training.step, rank)
+        loss = gathered[: losses.numel()].mean().item()
+        hit_sum, clips, seconds, waited, *rest = gathered[losses.numel() :].tolist()
+        speed = clips * training.workers / max(seconds, 1e-9)
+        group = training.optimizer.param_groups[0]
+        values = {
+            "loss": loss,
+            "top1": hit_sum / max(clips, 1),
+            "lr": group["lr"] / group["scale"],
+            "clips_per_second": speed,
+            "waiting_for_data": waited / max(seconds, 1e-9),
+        }
+        values |= {METRIC + part: value for part, value in zip(PARTS, rest[: len(PARTS)], strict=True)}
+        values |= {name: value / training.workers for name, value in zip(system, rest[len(PARTS) :], strict=True)}
+        self._history.append(StepMetrics(step=training.step, values=values))
+        if rank == 0:
+            self._tell(self._progress(training.step, values))
+        self._sums, self._waited = [], 0.0
+        self._seconds = time.perf_counter() - begun  # gathering is part of the steps' time
+
+    def _stop_if_diverged(self, losses: torch.Tensor, step: int, rank: int) -> None:
+        wrong = (~torch.isfinite(losses)).nonzero()
+        if not len(wrong):
+            return
+        back, number = wrong[0].tolist()
+        at, loss = step - len(losses) + back, float(losses[back, number])
+        if rank == 0:
+            self._tell(Diverged(step=at, number=number, loss=loss))
+        raise DivergedError(f"the loss of micro-batch {number} of step {at} is {loss}")
+
+    def _system(self, device: str) -> dict[str, float]:
+        """How busy this worker's machine is, and what the worker takes of it; named as MLflow's system metrics are."""
+        numbers = {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/worker_memory_usage_megabytes": self._process.memory_info().rss / MEGABYTE,
+        }
+        if device != "cpu":
+            numbers["system/gpu_memory_usage_megabytes"] = torch.cuda.max_memory_allocated(device) / MEGABYTE
+        return numbers
+
+    def _progress(self, step: int, values: dict[str, float]) -> Progress:
+        plan = self._plan
+        return Progress(
+            step=step,
+            steps=plan.steps,
+            epoch=(step - 1) // plan.steps_per_epoch + 1,
+            epochs=plan.epochs,
+            loss=values["loss"],
+            top1=values["top1"],
+            clips_per_second=values["clips_per_second"],
+            waiting=values["waiting_for_data"],
+            seconds_left=(plan.steps - step) * plan.batch_clips / max(values["clips_per_second"], 1e-9),
+        )

@@ -1,0 +1,189 @@
+"""One training run, from its name to its result. Runs on the driver or in a Tune trial.
+
+`train` starts the Train controller in a thread and hands every event of the run to its caller, one after the other, in
+the calling thread: there the job prints and tracks, and a Tune trial reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import ray
+
+from tpn_ray import lease, mailbox, storage
+from tpn_ray.data import dataset as data
+from tpn_ray.data.share import Sharing
+from tpn_ray.data.tasks import ClipSource
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.errors import ConfigError, TrainingError
+from tpn_ray.recipe import Recipe
+from tpn_ray.resources import GROW_SECONDS
+from tpn_ray.training import run_folder, worker
+from tpn_ray.training.accounting import RunLedger
+from tpn_ray.training.events import Event, Notice
+from tpn_ray.training.goodput import Goodput
+from tpn_ray.training.machines import Machines, check_division, check_feasible
+from tpn_ray.training.run_plan import check_resumable, make_plan, make_schedule
+from tpn_ray.training.saving import Saving
+from tpn_ray.training.trainer import fit, make_trainer
+
+WAIT_SECONDS = 600.0
+"""Longest time without workers on a cluster of fixed size; by default Ray Train waits for ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    best: str
+    """URI of the checkpoint with the highest validation top-1."""
+    last: str
+    scores: dict[str, float]
+    """Of the best checkpoint."""
+    bad: tuple[tuple[str, str, str], ...] = ()
+    """Videos that were not usable: (uri, reason, message)."""
+    trained: bool = True
+    """False where the run had been complete before."""
+    ended: str = ""
+    """Why the run ended before its last epoch; empty if it did not."""
+    clips_per_second: float = 0.0
+    """Median over the run of the training speed; 0 where nothing was trained any more."""
+    goodput: Goodput
+    """Where the time of the workers went, this time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """The part of a run that is trained; by default all of it."""
+
+    until_epoch: int = 0
+    """Epoch at which the run pauses, evaluated and with a checkpoint; 0: its end. Continued, it ends with the same
+    weights, bit for bit, as a run that never paused."""
+    start_from: str = ""
+    """Checkpoint whose weights, momenta and position a new run begins with. Its settings may have been others as long
+    as the weights fit."""
+    start_epoch: int = 0
+    """Epoch at which the run then begins, where the epochs of `start_from` had another number of steps."""
+
+
+def train(
+    recipe: Recipe,
+    manifest: Manifest,
+    machines: Machines,
+    *,
+    storage_uri: str,
+    name: str,
+    on_event: Callable[[Event], None],
+    saving: Saving | None = None,
+    max_bad: Fraction = Fraction(1, 100),
+    max_failures: int = 3,
+    stretch: Stretch | None = None,
+    order_ledger: str = "",
+    token: lease.Token | None = None,
+    look: Callable[[], None] = lambda: None,
+) -> RunResult:
+    """Train a stretch of a run, going on where a run of this name in this storage stopped.
+
+    In `order_ledger`, a folder, every worker writes down what it trains on.
+
+    Workers may be lost `max_failures` times in a row without a later checkpoint in between; nodes that the cluster
+    takes away do not count. `recipe` has the dataset's number of classes (`recipe_for`).
+
+    The run is written under the lease of `token`, which its holder has for the run or for a campaign around it, and
+    `look` raises when it is lost; without one, the lease of the run is taken here.
+
+    Raises TrainingError when training fails for good, or the project's own error that a worker met and the next would
+    meet as well; BudgetError when more than the share `max_bad` of the videos are bad, LeaseError when another job
+    works on the run, DamagedError when what is there of it is damaged, and whatever `on_event` and `look` raise.
+    """
+    run_uri, stretch = storage.join(storage_uri, name), stretch or Stretch()
+    with contextlib.ExitStack() as stack:
+        if token is None:
+            held = stack.enter_context(lease.held(run_uri, f"run {name}"))
+            token, look = held.token, held.look
+        begun = check_resumable(run_uri, recipe, manifest)
+        plan = make_plan(recipe, manifest)
+        last_step = (stretch.until_epoch or plan.epochs) * plan.steps_per_epoch
+        if last_step > plan.steps:
+            raise ConfigError(f"until_epoch={stretch.until_epoch} is beyond the {plan.epochs} epochs of the run")
+        ledger = RunLedger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()), run_uri)
+        ledger.take_up()
+        complete = is_complete(run_uri, begun, last_step, ledger)
+        if not complete:
+            check_division(machines, recipe)
+            check_feasible(machines, ray.cluster_resources(), data.node_labels())
+            mail = mailbox.beside_driver()
+            job = worker.Job(
+                recipe=recipe,
+                schedule=make_schedule(recipe, manifest, last_step),
+                steps=plan.steps,
+                training=_source(recipe, manifest, machines, "train"),
+                validation=_source(recipe, manifest, machines, "val"),
+                decoding=machines.decoding,
+                sharing=Sharing(limit_bytes=int(machines.share_clips_gb * 1e9), among=storage_uri),
+                label_sets=manifest.label_sets,
+                dataset_version=manifest.version,
+                run_uri=run_uri,
+                token=token,
+                saving=saving or Saving(),
+                mailbox=mail,
+                threads=machines.per_worker.threads,
+                start_from=stretch.start_from,
+                start_step=stretch.start_epoch * plan.steps_per_epoch,
+                order_ledger=order_ledger,
+            )
+            # Workers that have their places and wait for storage have not yet begun.
+            longest = (GROW_SECONDS if machines.decoding.may_grow else WAIT_SECONDS) + storage.patience_seconds()
+            fit(lambda: make_trainer(job, machines, name), mail, ledger, longest, max_failures, look)
+            ledger.save()
+            ledger.catch_up(run_uri)
+        return _result(run_uri, ledger, trained=not complete)
+
+
+def _result(run_uri: str, ledger: RunLedger, *, trained: bool) -> RunResult:
+    records = run_folder.read_records(run_uri)
+    ledger.goodput.finished(time.time())
+    ends = run_folder.ends(run_uri, records)
+    for notice in ends.notices:
+        ledger(Notice(text=notice))
+    if not ends.last:
+        raise TrainingError(f"training ended without a checkpoint in {run_uri}")
+    return RunResult(
+        best=run_folder.checkpoint_uri(run_uri, ends.best),
+        last=run_folder.checkpoint_uri(run_uri, ends.last),
+        scores=ends.scores,
+        ended=records[-1].ended if records else "",
+        bad=tuple(ledger.bad.values()),
+        trained=trained,
+        clips_per_second=statistics.median(ledger.speeds) if ledger.speeds else 0.0,
+        goodput=ledger.goodput,
+    )
+
+
+def is_complete(run_uri: str, begun: int, last_step: int, ledger: RunLedger) -> bool:
+    """Whether nothing is left to train. A last checkpoint that is damaged is set aside, and trained again."""
+    records = run_folder.read_records(run_uri)
+    if begun < last_step and not (records and records[-1].ended):
+        return False
+    step, faults = run_folder.newest_whole(run_uri)
+    for fault in faults:
+        ledger(Notice(text=f"{fault}; it is set aside, and the one before it is used"))
+    records = run_folder.read_records(run_uri)
+    return step >= last_step or bool(records and records[-1].ended)
+
+
+def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) -> ray.ObjectRef[ClipSource]:
+    return ray.put(
+        ClipSource(
+            manifest=manifest.select(split),
+            clip=recipe.clip,
+            augment=recipe.augment,
+            seed=recipe.loop.seed,
+            developed=not machines.per_worker.gpus,  # GPUs augment faster than the CPUs that decode for them
+        )
+    )

@@ -1,0 +1,305 @@
+"""The training loop's body in plain torch: one step, one evaluation. Runs on a laptop or a GPU with no Ray.
+
+A step's micro-batches may be computed by any number of workers: BatchNorm and dropout see the same micro-batch with
+the same random numbers wherever it is computed, and gradients and BatchNorm statistics are means over micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tpn_ray.errors import ConfigError
+from tpn_ray.metrics import top_k_hits
+from tpn_ray.model.layers import SharedStatistics
+from tpn_ray.model.pixels import normalise
+from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
+from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
+from tpn_ray.training.loss import cross_entropy, total_loss
+from tpn_ray.training.optim import frozen_modules, learning_rate, make_optimizer
+
+
+class MicroBatch(NamedTuple):
+    """The usable clips of one slot of the plan, on the device."""
+
+    number: int
+    """Place in its step, from 0."""
+    clips: UInt8[Tensor, "n t h w c"]
+    labels: Int[Tensor, "n s"]
+
+
+class StepSums(NamedTuple):
+    """What one worker saw in one step, still on the device: add up over workers, then divide."""
+
+    losses: Float[Tensor, " m"]
+    """Mean loss of each micro-batch of the step, 0 for those of other workers."""
+    hits: Int[Tensor, ""]
+    clips: int
+
+
+class Training:
+    """A network being trained: weights, optimiser and BatchNorm statistics; `step` counts the steps done."""
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, optim: OptimConfig, loop: LoopConfig, device: str) -> None:
+        torch.manual_seed(loop.seed)
+        # cuBLAS reads this when it starts; without it, it may choose kernels whose sums have no fixed order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(loop.deterministic)
+        self.loss_config, self.optim, self.loop, self.device = loss, optim, loop, device
+        self.model: Recognizer = build_model(model).to(device)
+        self.classes = model.label_sets
+        self.optimizer = make_optimizer(optim, self.model)
+        self.frozen = frozen_modules(optim, self.model)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.statistics, self.counters = join_batch_norm_statistics(self.model)
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay))  # type: ignore[no-untyped-call]
+            if optim.ema_decay
+            else None
+        )
+        self.workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.shared = share_statistics(self.model, loop.sync_batch_norm) if loop.sync_batch_norm > 1 else None
+        if loop.compile:
+            self.model.compile()
+        # Buffers are not broadcast: `train_step` averages the statistics over all micro-batches instead.
+        self.parallel: nn.Module = (
+            DistributedDataParallel(self.model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+            if self.workers > 1 and not loop.ordered_reduction
+            else self.model
+        )
+        self.step = 0
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is evaluated and saved: the average of the weights if one is kept."""
+        return self.average.module if self.average else self.model
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The state dict of `scored`, and what else is needed to go on from here."""
+        rest: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.average:
+            self._refresh_average()
+            rest |= {"model": self.model.state_dict(), "averaged": self.average.n_averaged}
+        return self.scored.state_dict(), rest
+
+    def load(self, weights: dict[str, Any], rest: dict[str, Any], step: int) -> None:
+        """Go on from the `state` after `step` steps. Raises what torch raises if it is another network's."""
+        self.scored.load_state_dict(weights)
+        if self.average:
+            self.model.load_state_dict(rest["model"])
+            self.average.n_averaged.copy_(rest["averaged"])
+        self.optimizer.load_state_dict(rest["optimizer"])
+        self.step = step
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], steps: int) -> StepSums:
+        """One update of the weights from this worker's share (at least one) of the step's micro-batches."""
+        self.parallel.train()
+        for module in self.frozen:
+            module.eval()
+        self.optimizer.zero_grad(set_to_none=True)
+        reduce = OrderedReduction(self) if self.loop.ordered_reduction else FastReduction(self)
+        losses = torch.zeros(self.loop.micro_batches_per_step, device=self.device)
+        hits = torch.zeros((), dtype=torch.long, device=self.device)
+        for micro_batch in micro_batches:
+            self.statistics.copy_(reduce.before)  # every micro-batch of a step starts from the same statistics
+            last = micro_batch is micro_batches[-1]
+            with contextlib.nullcontext() if last else self.no_sync():
+                loss, scores = self._forward(micro_batch)
+                torch.autograd.backward(loss * reduce.share)
+            reduce.add(micro_batch)
+            losses[micro_batch.number] = loss.detach()
+            hits += first_hits(scores, micro_batch.labels, self.classes)
+        self.statistics.copy_(reduce.finish())
+        self.counters.fill_(self.step + 1)
+        if self.optim.clip_norm:
+            nn.utils.clip_grad_norm_(self.trained, self.optim.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * learning_rate(self.optim, self.step, steps, self.loop.epochs)
+        self.optimizer.step()
+        self.step += 1
+        if self.average:
+            self.average.update_parameters(self.model)
+        return StepSums(losses, hits, sum(len(m.labels) for m in micro_batches))
+
+    def _forward(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+        # Dropout's numbers belong to the place in the run, not to the worker or to what it computed before.
+        torch.manual_seed(random_seed(self.loop.seed, self.step, micro_batch.number))
+        if self.shared:
+            self.shared.counts = len(micro_batch.labels) > 0
+        if len(micro_batch.labels) == 0:
+            return self._forward_nothing(micro_batch)
+        with self.autocast():
+            scores = self.parallel(normalise(micro_batch.clips))
+        return total_loss(scores, micro_batch.labels, self.classes, self.loss_config), scores.action
+
+    def _forward_nothing(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+        """All videos of the micro-batch are bad: no loss, no gradient, but DDP still meets every parameter."""
+        shape = (2, *micro_batch.clips.shape[1:])
+        with self.autocast():
+            scores = self.parallel(normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
+        nothing = sum((part.sum() for part in scores.auxiliary), scores.action.sum()) * 0.0
+        return nothing, scores.action[:0].float()
+
+    def statistics_after(self, micro_batch: MicroBatch, before: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
+        """BatchNorm's, after a micro-batch was computed; those before it where nobody had usable clips."""
+        return self.statistics if self.shared or len(micro_batch.labels) else before
+
+    def _refresh_average(self) -> None:
+        """The average is one of parameters; its BatchNorm statistics are the network's of the moment."""
+        if self.average:
+            for mine, its in zip(self.average.module.buffers(), self.model.buffers(), strict=True):
+                mine.copy_(its)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """While accumulating, gradients stay on their worker."""
+        if isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the network runs in."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.loop.precision == "bf16")
+
+    @torch.no_grad()
+    def evaluate(self, clips: UInt8[Tensor, "n t h w c"], labels: Int[Tensor, "n s"]) -> Float[Tensor, "4"]:
+        """Sums over the clips: loss, top-1 hits, top-5 hits, number. Of several label sets, all must be right."""
+        self._refresh_average()
+        self.scored.eval()
+        with self.autocast():
+            scores = self.scored(normalise(clips)).action.float()
+        loss = cross_entropy(scores, labels, self.classes) * len(labels)
+        parts = split_label_sets(scores, self.classes)
+        hits = [
+            torch.stack([top_k_hits(part, labels[:, i], k) for i, part in enumerate(parts)]).all(dim=0).sum()
+            for k in (1, 5)
+        ]
+        return torch.stack([loss, *(h.float() for h in hits), torch.tensor(float(len(labels)), device=self.device)])
+
+
+class FastReduction:
+    """Gradients by DDP, statistics by one sum over the workers. Whose sum comes first depends on their number."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self.before = training.statistics.clone()
+        self._summed = torch.zeros_like(self.before)
+        # DDP takes the mean over workers; the mean over all micro-batches is wanted.
+        self.share = training.workers / training.loop.micro_batches_per_step
+
+    def add(self, micro_batch: MicroBatch) -> None:
+        """Take over what the backward pass of a micro-batch left."""
+        self._summed += self._training.statistics_after(micro_batch, self.before)
+
+    def finish(self) -> Float[Tensor, " s"]:
+        """The step's statistics: new = (1 - momentum) old + momentum * (mean over its micro-batches).
+
+        This is what the published training comes to, where every GPU keeps statistics of its own and they are averaged
+        at the end of an epoch, since the update is linear; and it does not depend on the number of workers.
+        """
+        if self._training.workers > 1:
+            dist.all_reduce(self._summed)
+        return self._summed / self._training.loop.micro_batches_per_step
+
+
+class OrderedReduction:
+    """Gathers gradients and statistics of every micro-batch and adds them up in the order of their numbers."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self.before = training.statistics.clone()
+        self.share = 1.0
+        self._own: list[Tensor] = []
+
+    def add(self, micro_batch: MicroBatch) -> None:
+        """Take over what the backward pass of a micro-batch left."""
+        statistics = self._training.statistics_after(micro_batch, self.before)
+        self._own.append(
+            torch.cat([*(p.grad.flatten() for p in self._training.trained if p.grad is not None), statistics])
+        )
+        self._training.optimizer.zero_grad(set_to_none=True)
+
+    def finish(self) -> Float[Tensor, " s"]:
+        """Set the gradients to their mean over the step's micro-batches and return the mean of the statistics."""
+        training = self._training
+        count, workers = training.loop.micro_batches_per_step, training.workers
+        own = torch.stack(self._own + [torch.zeros_like(self._own[0])] * (-(-count // workers) - len(self._own)))
+        gathered = [own]
+        if workers > 1:
+            gathered = [torch.empty_like(own) for _ in range(workers)]
+            dist.all_gather(gathered, own)
+        total = torch.zeros_like(own[0])
+        for number in range(count):
+            turn, worker = divmod(number, workers)  # slot i of the plan goes to worker i modulo their number
+            total += gathered[worker][turn]
+        sizes = [*(parameter.numel() for parameter in training.trained), len(self.before)]
+        *gradients, statistics = torch.split(total / count, sizes)
+        for parameter, gradient in zip(training.trained, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return statistics
+
+
+def first_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...]) -> Int[Tensor, ""]:
+    """Clips whose best class is the right one in every label set."""
+    parts = split_label_sets(scores.detach(), classes)
+    return torch.stack([part.argmax(dim=1) == labels[:, i] for i, part in enumerate(parts)]).all(dim=0).sum()
+
+
+def random_seed(seed: int, step: int, number: int) -> int:
+    """One 63-bit seed for each micro-batch of a run (splitmix64's finaliser over the three)."""
+    mask = (1 << 64) - 1
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB + 1) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return (value ^ (value >> 31)) >> 1
+
+
+def share_statistics(model: nn.Module, together: int) -> SharedStatistics:
+    """Let BatchNorm see the micro-batches of `together` workers as one. All workers must call it.
+
+    Worker i has slots i, i + workers, ... of a step, so workers next to each other have slots next to each other, and
+    who belongs together does not depend on the number of workers. The groups' traffic has a road of its own, as DDP
+    sends gradients meanwhile.
+    """
+    workers = dist.get_world_size() if dist.is_initialized() else 1
+    if workers % together:
+        raise ConfigError(f"{workers} workers cannot form groups of sync_batch_norm={together}")
+    groups = [dist.new_group(list(range(first, first + together))) for first in range(0, workers, together)]
+    shared = SharedStatistics(groups[dist.get_rank() // together])
+    for norm in batch_norms(model):
+        norm.shared = shared  # type: ignore[assignment]
+    return shared
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """All of a network."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def join_batch_norm_statistics(model: nn.Module) -> tuple[Float[Tensor, " s"], Int[Tensor, " b"]]:
+    """Two flat tensors that all running means and variances, and all counters, of the model are views of.
+
+    So the statistics of a step are one copy and one all-reduce.
+    """
+    norms = batch_norms(model)
+    statistics = _join([(norm, name) for norm in norms for name in ("running_mean", "running_var")])
+    return statistics, _join([(norm, "num_batches_tracked") for norm in norms])
+
+
+def _join(buffers: list[tuple[nn.Module, str]]) -> Tensor:
+    flat = torch.cat([module.get_buffer(name).flatten() for module, name in buffers])
+    start = 0
+    for module, name in buffers:
+        shape = module.get_buffer(name).shape
+        setattr(module, name, flat[start : start + shape.numel()].view(shape))
+        start += shape.numel()
+    return flat

@@ -1,0 +1,108 @@
+"""One worker's share of a run's clips, checked against the schedule. Runs on Ray Train workers, over any iterator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from tpn_ray.clips import rows
+from tpn_ray.clips.develop import clips_of_block
+from tpn_ray.clips.rows import Rows
+from tpn_ray.data.plan import Int64Array, PlannedMicroBatch
+from tpn_ray.data.schedule import EvaluationBatch, Schedule
+from tpn_ray.errors import TrainingError
+from tpn_ray.training.events import BadVideos, Event
+from tpn_ray.training.step import MicroBatch
+
+
+class Stream:
+    """The blocks of one worker, one after the other; every one must be what the schedule says."""
+
+    def __init__(
+        self,
+        blocks: Iterator[Rows],
+        schedule: Schedule,
+        *,
+        first_step: int,
+        rank: int,
+        workers: int,
+        crop_px: int,
+        device: str,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._blocks, self._schedule, self._first_step = blocks, schedule, first_step
+        self._workers, self._next_slot = workers, rank
+        self._crop_px, self._device, self._tell = crop_px, device, tell
+        self._block: Rows = {}
+        self._held = self._taken = 0
+        self.waited_seconds = 0.0
+        """In all, for blocks to come."""
+        self.trained: list[tuple[int, Int64Array]] = []
+        """Number and positions of the micro-batches of the last step."""
+
+    def step(self) -> list[MicroBatch]:
+        """The micro-batches of the next step that are this worker's."""
+        plan = self._schedule.plan
+        micro_batches, self.trained = [], []
+        for _ in range(plan.slots_per_step(self._workers) // self._workers):
+            slot, block = self._next()
+            if not isinstance(slot, PlannedMicroBatch):
+                raise TrainingError(f"step {slot.step}: validation videos came where a step was to be trained")
+            if slot.positions[0] < 0:  # fills the workers' shares
+                continue
+            number = int(slot.positions[0]) % plan.batch_clips // plan.micro_batch_clips
+            self.trained.append((number, slot.positions))
+            micro_batches.append(self._usable(block, number, "train"))
+        return micro_batches
+
+    def evaluation(self) -> Iterator[MicroBatch]:
+        """This worker's share of the validation videos, where the schedule has them next."""
+        for _ in range(self._schedule.evaluation_slots(self._workers) // self._workers):
+            slot, block = self._next()
+            if not isinstance(slot, EvaluationBatch):
+                raise TrainingError(f"step {slot.step}: training clips came where videos were to be scored")
+            yield self._usable(block, 0, "val")
+
+    def _next(self) -> tuple[PlannedMicroBatch | EvaluationBatch, Rows]:
+        slot = self._schedule.slot(self._next_slot, self._workers, self._first_step)
+        self._next_slot += self._workers
+        begin = time.perf_counter()
+        try:
+            block = self._next_micro_batch()
+        except StopIteration:
+            raise TrainingError(f"the data ended at step {slot.step}, before the schedule did") from None
+        self.waited_seconds += time.perf_counter() - begin
+        if not np.array_equal(block[rows.SAMPLE], slot.samples) or (
+            isinstance(slot, PlannedMicroBatch) and not np.array_equal(block[rows.POSITION], slot.positions)
+        ):
+            raise TrainingError(
+                f"step {slot.step} got the videos {block[rows.SAMPLE].tolist()}, the schedule says "
+                f"{slot.samples.tolist()}: the order was broken on the way"
+            )
+        return slot, block
+
+    def _next_micro_batch(self) -> Rows:
+        """The next rows of the block at hand, or the first of the next block."""
+        if self._taken == self._held:
+            self._block, self._taken = next(self._blocks), 0
+            self._held = len(self._block[rows.SAMPLE])
+        begin, self._taken = self._taken, self._taken + self._schedule.plan.micro_batch_clips
+        return {name: column[begin : self._taken] for name, column in self._block.items()}
+
+    def _usable(self, block: Rows, number: int, split: str) -> MicroBatch:
+        """The clips of a block that are neither filling nor bad, on the device; bad ones are told to the driver."""
+        bad = np.flatnonzero(block[rows.REASON] != "")
+        if len(bad):
+            found = ((int(block[rows.SAMPLE][i]), str(block[rows.REASON][i]), str(block[rows.MESSAGE][i])) for i in bad)
+            self._tell(BadVideos(split=split, found=tuple(found)))
+        good = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
+        labels = torch.as_tensor(block[rows.LABELS][good]).to(self._device)
+        if rows.PIXELS in block:
+            return MicroBatch(number, clips_of_block(block, good, self._crop_px, self._device), labels)
+        # The block is a read-only view of the object store; the copy to the device (or this one, on a CPU) makes it
+        # ours.
+        clips = block[rows.CLIP] if good.all() and self._device != "cpu" else block[rows.CLIP][good]
+        return MicroBatch(number, torch.as_tensor(clips).to(self._device), labels)

@@ -1,0 +1,174 @@
+"""Ray Train's trainers: one after the other until a run is done, and what ended each of them. Runs on the driver."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import fsspec
+import ray
+import ray.exceptions
+import ray.train
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from tpn_ray import mailbox, storage
+from tpn_ray.errors import TpnRayError, TrainingError
+from tpn_ray.training import worker
+from tpn_ray.training.accounting import RunLedger
+from tpn_ray.training.events import Failed
+from tpn_ray.training.losses import End, Losses, Lost, decide, is_lasting
+from tpn_ray.training.machines import Machines
+from tpn_ray.training.placement import Places, release
+
+TAKE_SECONDS = 0.5
+"""Pause between two looks at what the workers sent."""
+START_ATTEMPTS = 5
+"""Times that Ray Train may fail to place its workers (60 s each) before a run of fixed size and cluster gives up.
+Others only wait by the clock: Ray counts over the whole run, and every node that is lost may cost an attempt."""
+COLLECTIVE_SECONDS = 1800
+"""Longest wait of a worker for the others, besides what one of them may wait for storage."""
+ELASTIC_START_SECONDS = 20
+"""Longest wait of Ray Train for the workers of an elastic run, before it tries with fewer."""
+DATA_SHARE_SECONDS = 45
+"""Time for which decoding that was lost keeps its share of the cluster's CPUs, without which the next has too few. By
+default it is three minutes; living decoding asks for its share again every ten seconds."""
+
+
+def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer:
+    """Set up one attempt of a run."""
+    # Checkpoints are ours, and Ray Train puts down nothing but a mark that it can write, at every start of its
+    # controller: in storage that is away just then, the start would fail.
+    nothing_kept = PyFileSystem(FSSpecHandler(fsspec.filesystem("memory")))
+    workers, each = machines.workers, machines.per_worker
+    if machines.min_workers:
+        # By default Ray Train waits a minute for workers of a node that it does not yet know to be gone.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_SECONDS))
+    return TorchTrainer(
+        worker.train,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS + int(storage.patience_seconds())),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(machines.min_workers, workers) if machines.min_workers else workers,
+            use_gpu=each.gpus > 0,
+            resources_per_worker=each.bundle,
+            elastic_resize_monitor_interval_s=machines.resize_seconds,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path="ray-train",
+            storage_filesystem=nothing_kept,
+            callbacks=[_FailureCallback(job.mailbox)],
+            worker_runtime_env={"env_vars": {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_SHARE_SECONDS)}},
+            failure_config=ray.train.FailureConfig(
+                max_failures=0,  # Ray counts over the whole life of a trainer; `losses.decide` begins new ones
+                controller_failure_limit=-1 if machines.min_workers or machines.decoding.may_grow else START_ATTEMPTS,
+            ),
+        ),
+    )
+
+
+class _FailureCallback(ray.train.UserCallback):  # type: ignore[misc]  # Ray's classes are untyped here
+    """Runs in the controller: says when a group of workers is lost."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self.mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self.mailbox.put.remote(Failed(at=time.time()))
+
+
+def fit(
+    make_trainer: Callable[[], TorchTrainer],
+    mail: Any,
+    ledger: RunLedger,
+    longest: float,
+    max_failures: int,
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Run one trainer after the other, until one is done, `decide` ends the run, or it had no workers for the `longest`
+    time, in seconds. `look` is called now and then, and may raise."""
+    places, losses = Places(ledger, longest, time.monotonic()), Losses()
+    while True:
+        commits = ledger.commits
+        error = _fit_once(make_trainer, mail, ledger, places, look)
+        if error is None:
+            return
+        lost = what_was_lost(error)
+        decision = decide(lost, losses, progress=ledger.commits > commits, max_failures=max_failures)
+        if isinstance(decision, End):
+            raise explain(error) from error
+        losses = decision.losses
+        if lost is not Lost.WORKERS:
+            if lost is Lost.CONTROLLER:
+                ledger(Failed(at=time.time()))
+            release(ledger.placement_group)
+            places.controller_lost()
+
+
+def _fit_once(
+    make_trainer: Callable[[], TorchTrainer],
+    mail: Any,
+    ledger: RunLedger,
+    places: Places,
+    look: Callable[[], None],
+) -> BaseException | None:
+    """Run a trainer in a thread of its own and handle its events here; what ended it, or None."""
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            make_trainer().fit()
+        except BaseException as error:  # passed on to the calling thread
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while True:
+        running = thread.is_alive()  # read before taking: what was put before the end is then taken after it
+        for event in mailbox.take(mail):
+            ledger(event)
+        ledger.save(time.monotonic())
+        if not running:
+            return failure[0] if failure else None
+        places.look(time.monotonic())
+        look()
+        time.sleep(TAKE_SECONDS)
+
+
+def what_was_lost(error: BaseException) -> Lost:
+    """What ended a trainer with this error."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        return Lost.FOR_GOOD if is_lasting(own_error(error)) else Lost.WORKERS
+    if not isinstance(error, ray.exceptions.RayActorError | ray.train.ControllerError):
+        return Lost.FOR_GOOD
+    # A controller ends by itself where it calls a worker that has just been killed: it takes that for its own mistake.
+    inner = getattr(error, "controller_failure", None)
+    causes = (error, inner, getattr(inner, "cause", None))
+    return Lost.CONTROLLER if any(isinstance(one, ray.exceptions.RayActorError) for one in causes) else Lost.PLACES
+
+
+def explain(error: BaseException) -> Exception:
+    """The project's own error inside what Ray Train raised, or a TrainingError with its last line."""
+    own = own_error(error)
+    if own is not None:
+        return own
+    lines = [line.strip() for line in str(_causes(error)[-1]).splitlines() if line.strip()]
+    return TrainingError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+
+
+def own_error(error: BaseException) -> TpnRayError | None:
+    """The project's own error inside what Ray Train raised."""
+    return next((cause for cause in _causes(error) if isinstance(cause, TpnRayError)), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and all that are inside it, the outer ones first."""
+    causes = [error]
+    for cause in causes:
+        inner = [getattr(cause, "cause", None), cause.__cause__, *getattr(cause, "worker_failures", {}).values()]
+        causes.extend(one for one in inner if isinstance(one, BaseException) and one not in causes)
+    return causes

@@ -1,0 +1,370 @@
+"""What every rank does: restore, steps, evaluation, checkpoints. Runs on Ray Train workers.
+
+Rank 0 decides from which checkpoint the group goes on, and makes the one stream of clips that all ranks read. It alone
+commits checkpoints, whenever it likes: between two steps all ranks have the same weights, so nobody else is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+import ray.exceptions
+import ray.train
+import ray.train.torch
+import torch
+from torch import distributed as dist
+
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray import storage
+from tpn_ray.clips.rows import Rows
+from tpn_ray.data import dataset as data
+from tpn_ray.data.schedule import Schedule
+from tpn_ray.data.share import Sharing
+from tpn_ray.data.tasks import ClipSource
+from tpn_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedError,
+    LeaseError,
+    SupersededError,
+    TpnRayError,
+    TrainingError,
+)
+from tpn_ray.lease import Token
+from tpn_ray.model.convolution_check import convolution_self_test
+from tpn_ray.model.weights import load_weights
+from tpn_ray.recipe import Recipe, to_plain
+from tpn_ray.resources import Decoding
+from tpn_ray.training import run_folder
+from tpn_ray.training.events import Event, Notice, Started, Stopped
+from tpn_ray.training.goodput import Clock
+from tpn_ray.training.log import DivergedError, Log
+from tpn_ray.training.order_ledger import OrderLedger
+from tpn_ray.training.record import Record
+from tpn_ray.training.saving import Saving
+from tpn_ray.training.step import Training
+from tpn_ray.training.stream import Stream
+from tpn_ray.training.writer import Writer, copied
+
+PREFETCH_BATCHES = 2
+TELL_SECONDS = 30.0
+"""Longest wait until the driver has what ends the run; without it the workers would be started again."""
+NOTICE_SECONDS = 1.0
+"""How often it is looked whether the cluster takes a node away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the driver hands to every worker."""
+
+    recipe: Recipe
+    schedule: Schedule
+    """Ends where this part of the run ends: before the recipe's last epoch if the run is to pause there."""
+    steps: int
+    """Of the whole run, which the learning rate follows."""
+    training: ray.ObjectRef[ClipSource]
+    validation: ray.ObjectRef[ClipSource]
+    decoding: Decoding
+    sharing: Sharing
+    label_sets: dict[str, tuple[str, ...]]
+    dataset_version: str
+    run_uri: str
+    token: Token
+    """Of the lease under which the run is written."""
+    saving: Saving
+    mailbox: Any
+    """Handle of a `mailbox.Mailbox`."""
+    threads: int
+    start_from: str = ""
+    """Checkpoint that a new run begins from: another run's, perhaps of other settings."""
+    start_step: int = 0
+    """The step that it then begins at; 0: the checkpoint's own."""
+    order_ledger: str = ""
+    """Folder for an `OrderLedger`; empty for none."""
+
+    def tell(self, event: Event) -> None:
+        """Send without waiting: a driver that is slow or gone must not stop a step."""
+        self.mailbox.put.remote(event)
+
+    def teller_of_outages(self) -> Callable[[str], None]:
+        """What tells the driver of storage that is away, from any process of the run."""
+        mailbox = self.mailbox
+        return lambda text: mailbox.put.remote(Notice(text=text, about="storage"))
+
+    @contextlib.contextmanager
+    def stopped_by(self, *errors: type[TpnRayError]) -> Iterator[None]:
+        """Have the driver end the run, and not start the workers again, if one of these errors is raised inside."""
+        try:
+            yield
+        except SupersededError:  # of this group alone: a newer one trains
+            raise
+        except errors as error:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self.mailbox.put.remote(Stopped(error=error)), timeout=TELL_SECONDS)
+            raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Where a group of workers goes on from; decided by rank 0."""
+
+    step: int
+    checkpoint: str
+    """URI; empty for a run that begins."""
+    start: int
+    """A number above that of every start before: milliseconds since the epoch."""
+    top1: tuple[float, ...]
+    """Of all evaluations so far."""
+    token: Token
+    """What this group writes with."""
+
+
+def train(config: dict[str, Any]) -> None:
+    """The whole run on one rank, from the last checkpoint or the beginning to the end."""
+    job: Job = config["job"]
+    storage.tell_outages(job.teller_of_outages())
+    clock, at = Clock(), time.time()
+    torch.set_num_threads(job.threads)
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = str(ray.train.torch.get_device())
+    recipe = job.recipe
+    training = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device)
+    beginning = _begin(training, job, rank)
+    if rank == 0:
+        group = ray.util.get_current_placement_group()
+        job.tell(Started(step=training.step, workers=workers, at=at, placement_group=group.id.hex() if group else ""))
+    if recipe.loop.precision == "bf16":
+        _distrust_bf16(training, job.tell, recipe, rank)
+    stream = Stream(
+        _blocks(job, training, rank, workers),
+        job.schedule,
+        first_step=training.step,
+        rank=rank,
+        workers=workers,
+        crop_px=recipe.augment.crop_px,
+        device=device,
+        tell=job.tell,
+    )
+    writer = Writer(job.run_uri, job.saving, job.tell, beginning.token, beginning.step)
+    with contextlib.suppress(DivergedError):  # the driver was told, and fails the run; a new start would only repeat it
+        _Rank(job, training, stream, writer, clock, rank, beginning).run()
+
+
+class _Rank:
+    """The loop of one rank."""
+
+    def __init__(
+        self,
+        job: Job,
+        training: Training,
+        stream: Stream,
+        writer: Writer,
+        clock: Clock,
+        rank: int,
+        beginning: Beginning,
+    ) -> None:
+        self.job, self.training, self.stream, self.writer = job, training, stream, writer
+        self.clock, self.rank, self.top1 = clock, rank, list(beginning.top1)
+        self.log = Log(job.schedule.plan, clock, job.tell)
+        self.ledger = OrderLedger(job.order_ledger, beginning.start, rank, beginning.step) if job.order_ledger else None
+        self.preemption = _Preemption()
+        self.saved_at = time.monotonic()
+        self.ended = ""
+
+    def run(self) -> None:
+        """Steps to the end of the schedule, or until it is ended early."""
+        training, plan, saving = self.training, self.job.schedule.plan, self.job.saving
+        while training.step < plan.steps and not self.ended:
+            self._step()
+            evaluated = self.job.schedule.is_evaluated(training.step)
+            counted = bool(saving.every_steps and training.step % saving.every_steps == 0)
+            flushed = evaluated or counted or training.step % training.loop.log_every_steps == 0
+            if flushed:
+                self.log.flush(training, self.rank)
+            scores = self._evaluate() if evaluated else {}
+            if self.rank == 0:
+                notice = self.preemption.news()
+                due = flushed and saving.is_due(training.step, time.monotonic() - self.saved_at)
+                if evaluated or due or notice:
+                    self._commit(scores)
+                if notice:
+                    self.job.tell(Notice(text=f"{notice}; a checkpoint of step {training.step} is being written"))
+                with self.job.stopped_by(TpnRayError):
+                    self.writer.check()
+        if self.rank == 0:
+            with self.clock.booking("checkpoint"), self.job.stopped_by(TpnRayError):
+                self.writer.close()
+
+    def _step(self) -> None:
+        begun, waited = time.perf_counter(), self.stream.waited_seconds
+        with self.clock.booking("data"):
+            micro_batches = self.stream.step()
+        if self.ledger:
+            for number, positions in self.stream.trained:
+                self.ledger.trained(self.training.step, number, positions.tolist())
+        with self.clock.booking("compute"):
+            sums = self.training.train_step(micro_batches, self.job.steps)
+        self.log.add(sums, time.perf_counter() - begun, self.stream.waited_seconds - waited)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Every validation video once, whatever the number of workers; top-1 and top-5 on the middle clip."""
+        with self.clock.booking("evaluation"):
+            sums = torch.zeros(4, dtype=torch.float64, device=self.training.device)
+            for batch in self.stream.evaluation():
+                if len(batch.labels):
+                    sums += self.training.evaluate(batch.clips, batch.labels)
+            if self.training.workers > 1:
+                dist.all_reduce(sums)
+            loss, first, five, videos = sums.tolist()
+        if videos == 0:
+            raise TrainingError("no validation video could be used")
+        self.top1.append(first / videos)
+        self.ended = why_end(self.top1, self.job.recipe.loop.patience_evaluations)
+        return {"val_loss": loss / videos, "val_top1": first / videos, "val_top5": five / videos, "val_videos": videos}
+
+    def _commit(self, scores: dict[str, float]) -> None:
+        job, training = self.job, self.training
+        with self.clock.booking("checkpoint"):
+            weights, rest = copied(training.state())
+            checkpoint = checkpoints.Checkpoint(
+                step=training.step,
+                weights=weights,
+                training=rest,
+                recipe=to_plain(job.recipe),
+                label_sets={name: list(classes) for name, classes in job.label_sets.items()},
+                dataset_version=job.dataset_version,
+                scores=scores,
+            )
+            record = Record(
+                step=training.step,
+                epoch=training.step // job.schedule.plan.steps_per_epoch,
+                scores=scores,
+                history=self.log.take_history(),
+                ended=self.ended,
+            )
+            with self.job.stopped_by(TpnRayError):
+                self.writer.commit(checkpoint, record)
+            self.saved_at = time.monotonic()
+
+
+def why_end(top1: Sequence[float], patience: int) -> str:
+    """Why a run with these evaluations ends early; empty if it goes on."""
+    stale = len(top1) - 1 - list(top1).index(max(top1))
+    if not patience or stale < patience:
+        return ""
+    return f"the last {stale} evaluations did not reach more than {max(top1):.1%} top-1"
+
+
+def _begin(training: Training, job: Job, rank: int) -> Beginning:
+    """Rank 0 chooses the newest whole checkpoint; all load it, or the weights that the recipe begins with."""
+    told: list[Beginning | None] = [_choose(job) if rank == 0 else None]
+    if training.workers > 1:
+        dist.broadcast_object_list(told, src=0, device=torch.device(training.device))
+    (beginning,) = told
+    assert beginning is not None
+    if beginning.checkpoint:
+        saved = checkpoints.load(beginning.checkpoint)
+        try:
+            training.load(saved.weights, saved.training, beginning.step)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{beginning.checkpoint} belongs to another network: {error}") from error
+    elif job.recipe.loop.weights:
+        _begin_with_weights(training, job, rank)
+    return beginning
+
+
+def _choose(job: Job) -> Beginning:
+    if not storage.exists(storage.join(job.run_uri, run_folder.ABOUT)):
+        raise ConfigError(
+            f"{job.run_uri} is not there on node {ray.util.get_node_ip_address()}: with workers on several nodes, "
+            "--storage must be a folder that all of them share, or s3://..."
+        )
+    with job.stopped_by(LeaseError, DamagedError):
+        token = job.token.begin(job.run_uri)
+        step, faults = run_folder.newest_whole(job.run_uri)
+        scored = [record for record in run_folder.read_records(job.run_uri) if record.scores]
+    for fault in faults:
+        job.tell(Notice(text=f"{fault}; it is set aside, and the one before it is used"))
+    uri = run_folder.checkpoint_uri(job.run_uri, step) if step else job.start_from
+    return Beginning(
+        step=step or job.start_step or (checkpoints.load(uri).step if uri else 0),
+        checkpoint=uri,
+        start=time.time_ns() // 1_000_000,
+        top1=tuple(record.scores["val_top1"] for record in scored),
+        token=token,
+    )
+
+
+def _begin_with_weights(training: Training, job: Job, rank: int) -> None:
+    uri = job.recipe.loop.weights
+    try:
+        report = load_weights(training.model, uri)
+    except CheckpointError:  # of another number of classes, or of none
+        report = load_weights(training.model, uri, replace_classifier=True)
+    if rank == 0:
+        job.tell(Notice(text=f"begins with the weights of {uri}: {report}"))
+
+
+def _blocks(job: Job, training: Training, rank: int, workers: int) -> Iterator[Rows]:
+    """This rank's share of the one stream that rank 0 makes; it ends with rank 0."""
+    shares: list[Any] = [None]
+    if rank == 0:
+        clips = data.run_clips(
+            job.training,
+            job.validation,
+            job.schedule,
+            workers,
+            training.step,
+            job.decoding,
+            job.sharing,
+            job.teller_of_outages(),
+        )
+        shares[0] = clips.streaming_split(workers, equal=True)
+    if workers > 1:
+        dist.broadcast_object_list(shares, src=0, device=torch.device(training.device))
+    share: ray.data.DataIterator = shares[0][rank]
+    return iter(share.iter_batches(batch_size=None, prefetch_batches=PREFETCH_BATCHES))
+
+
+class _Preemption:
+    """Asks, beside the steps, whether the cluster is about to take a node of this group away."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._news = ""
+        threading.Thread(target=self._watch, name="preemption", daemon=True).start()
+
+    def news(self) -> str:
+        """What is new since the last call, in a few words; empty if nothing is."""
+        news, self._news = self._news, ""
+        return news
+
+    def _watch(self) -> None:
+        while True:
+            info = ray.train.get_preemption_info()  # all ranks take part
+            if info is not None and info != self._seen:
+                self._seen = info
+                self._news = f"the cluster takes {len(info.preempted_node_to_ranks)} node(s) of this run away"
+            time.sleep(NOTICE_SECONDS)
+
+
+def _distrust_bf16(training: Training, tell: Callable[[Event], None], recipe: Recipe, rank: int) -> None:
+    """Go on in float32, on all ranks, where a bf16 convolution of the network gives wrong numbers on any of them."""
+    side, loop = recipe.augment.crop_px, recipe.loop
+    report = convolution_self_test(training.model, (loop.micro_batch_clips, 3, recipe.clip.frames, side, side))
+    trusted = torch.tensor(float(report.trusted), device=training.device)
+    if training.workers > 1:
+        dist.all_reduce(trusted, dist.ReduceOp.MIN)
+    if not trusted.item():
+        training.loop = dataclasses.replace(loop, precision="fp32")
+        if rank == 0:
+            tell(Notice(text=f"training goes on in float32: {report}"))

@@ -1,0 +1,182 @@
+"""Commits checkpoints while training goes on. Runs on the worker of rank 0, in a thread of its own.
+
+The step waits only for a copy of the tensors, or for the commit before if that is still under way. Storage that fails
+costs no training for `Saving.give_up_seconds`: the next commit carries what the failed one should have put on record.
+What is to be deleted and could not be is told once, and tried again with every commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from tpn_ray import checkpoint as checkpoints
+from tpn_ray.checkpoint import Checkpoint
+from tpn_ray.errors import StorageError, TrainingError
+from tpn_ray.lease import Token
+from tpn_ray.training import run_folder
+from tpn_ray.training.events import Committed, Event, Notice
+from tpn_ray.training.record import Record
+from tpn_ray.training.run_folder import Contents
+from tpn_ray.training.saving import Saving
+
+AGAIN_SECONDS = 10.0
+"""Pause between two attempts to write the last checkpoint of a run."""
+
+State = TypeVar("State")
+
+
+def copied(state: State) -> State:
+    """The same nest of dicts, lists and tuples with its tensors copied to the CPU, where no step changes them."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)  # type: ignore[return-value]
+    if isinstance(state, dict):
+        return type(state)((key, copied(value)) for key, value in state.items())
+    if isinstance(state, (list, tuple)):
+        return type(state)(copied(value) for value in state)
+    return state
+
+
+class Writer:
+    """Writes one checkpoint after the other into the folder of a run, and deletes those that need not stay.
+
+    It is the only one that writes there, as `token` makes sure of; without one its caller does.
+    """
+
+    def __init__(
+        self,
+        run_uri: str,
+        saving: Saving,
+        tell: Callable[[Event], None],
+        token: Token | None = None,
+        begun: int | None = None,
+    ) -> None:
+        self._run_uri, self._saving, self._tell, self._token = run_uri, saving, tell, token
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._under_way: Future[None] | None = None
+        self._newest: tuple[Checkpoint, float] | None = None
+        """The checkpoint under way, and when its commit began."""
+        self._waiting: list[Record] = []
+        """Records that are not committed yet."""
+        self._failing_since: float | None = None
+        committed = run_folder.committed_steps(run_uri)
+        self._begun = max(committed, default=0) if begun is None else begun
+        """The step that training goes on from: nothing of later ones is its own."""
+        self._recorded = set[int]()
+        """Steps above `_begun` that this writer put on record."""
+        self._undeleted = set[str]()
+        scored = {record.step: record.scores.get("val_top1") for record in run_folder.read_records(run_uri)}
+        self._top1 = {step: scored.get(step) for step in committed if step <= self._begun}
+
+    def commit(self, checkpoint: Checkpoint, record: Record) -> None:
+        """Begin to write a checkpoint whose tensors nobody changes any more (`copied`).
+
+        Raises what the commit before it raised, if that is to stop training.
+        """
+        self._settle()
+        self._waiting.append(record)
+        self._submit(checkpoint)
+
+    def check(self) -> None:
+        """Raise, without waiting, what has to stop training."""
+        if self._under_way is not None and self._under_way.done():
+            self._settle()
+
+    def close(self) -> None:
+        """Wait until everything is in storage, and try again while it is not. Raises what is to stop that."""
+        then = f"it is the last one, and tried again every {AGAIN_SECONDS:g} s"
+        self._settle(then)
+        while self._newest is not None:
+            time.sleep(AGAIN_SECONDS)
+            self._submit(self._newest[0])
+            self._settle(then)
+        self._pool.shutdown()
+
+    def _submit(self, checkpoint: Checkpoint) -> None:
+        self._newest = (checkpoint, time.monotonic())
+        self._under_way = self._pool.submit(self._write, checkpoint, tuple(self._waiting))
+
+    def _settle(self, then: str = "training goes on without it") -> None:
+        """Wait for the commit under way. `_newest` is then what could not be committed, if anything."""
+        if self._under_way is None or self._newest is None:
+            return
+        under_way, self._under_way = self._under_way, None
+        checkpoint, begun = self._newest
+        try:
+            under_way.result()
+        except StorageError as error:
+            self._failing_since = begun if self._failing_since is None else self._failing_since
+            seconds = time.monotonic() - self._failing_since
+            if seconds >= self._saving.give_up_seconds:
+                raise StorageError(self._lost(checkpoint.step, seconds, error)) from error
+            self._tell(Notice(text=f"a checkpoint could not be written, {then}: {error}"))
+        else:
+            self._newest, self._failing_since, self._waiting = None, None, []
+
+    def _lost(self, step: int, seconds: float, error: StorageError) -> str:
+        kept = max(self._top1, default=0)
+        return (
+            f"no checkpoint could be written for {seconds / 60:.0f} min, and training stops (--saving.give-up-seconds "
+            f"{self._saving.give_up_seconds:g}): {error}\nThe work of steps {kept + 1} to {step} is lost; the same "
+            f"command with the same --name goes on from step {kept}"
+        )
+
+    def _write(self, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
+        _refuse_no_numbers(checkpoint)
+        self._tidy(checkpoint.step)  # what an attempt left half-written may be what there is no room for
+        for record in records:
+            run_folder.write_record(self._run_uri, record, self._token)
+            self._recorded.add(record.step)
+        uri = run_folder.checkpoint_uri(self._run_uri, checkpoint.step)
+        checkpoints.save(uri, checkpoint, self._token)
+        self._top1[checkpoint.step] = records[-1].scores.get("val_top1")
+        for record in records:
+            self._tell(Committed.of(record, uri))
+        for step in self._saving.to_delete(self._top1):
+            del self._top1[step]
+        try:
+            self._tidy()
+        except StorageError as error:  # the checkpoint is committed, whatever becomes of others
+            self._tell(Notice(text=f"old checkpoints are not deleted yet: {error}"))
+
+    def _tidy(self, ahead: int = 0) -> None:
+        """Delete what need not stay; of step `ahead` everything goes. Raises StorageError only where nothing can be
+        seen, and LeaseError."""
+        if self._token:
+            self._token.check()
+        found = run_folder.contents(self._run_uri)
+        for step in _superfluous(found, self._top1.keys(), ahead):
+            self._delete(run_folder.checkpoint_uri(self._run_uri, step), run_folder.delete_checkpoint, step)
+        for step in found.records - self._recorded:
+            if step > self._begun:  # of an attempt that came further than its checkpoints, or of a former job
+                self._delete(f"the record of step {step}", run_folder.delete_record, step)
+
+    def _delete(self, what: str, delete: Callable[[str, int], None], step: int) -> None:
+        try:
+            delete(self._run_uri, step)
+            self._undeleted.discard(what)
+        except StorageError as error:
+            if what not in self._undeleted:
+                self._undeleted.add(what)
+                self._tell(
+                    Notice(text=f"{what} could not be deleted, which is tried again with every checkpoint: {error}")
+                )
+
+
+def _superfluous(found: Contents, kept: Iterable[int], ahead: int) -> list[int]:
+    """Steps whose folders go: all but those that are kept, and damaged ones that were set aside."""
+    stay = {*kept, *found.set_aside} - {ahead}
+    return sorted(step for step in found.folders if step not in stay)
+
+
+def _refuse_no_numbers(checkpoint: Checkpoint) -> None:
+    """A loss that is not a number ruins the weights one step later: such a checkpoint must not replace a good one."""
+    for name, value in checkpoint.weights.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise TrainingError(
+                f"{name} holds values that are no numbers after step {checkpoint.step}; the checkpoint before is kept"
+            )

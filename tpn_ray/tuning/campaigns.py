@@ -1,0 +1,369 @@
+"""The campaign: synchronous successive halving, or one of Ray Tune's schedulers. Runs on the driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import ray
+import tyro
+
+from tpn_ray import lease, storage
+from tpn_ray.data.dataset import node_labels
+from tpn_ray.errors import BudgetError, ConfigError, ResourceError
+from tpn_ray.recipe import Recipe, to_plain
+from tpn_ray.training.events import Committed, Event, Started
+from tpn_ray.training.machines import Machines, check_division, check_feasible
+from tpn_ray.training.run import Stretch, train
+from tpn_ray.tuning import asynchronous, fidelity, rungs, search
+from tpn_ray.tuning.cost import gmacs
+from tpn_ray.tuning.distributions import written
+from tpn_ray.tuning.fidelity import Fidelity
+from tpn_ray.tuning.halving import Search, successive_halving
+from tpn_ray.tuning.journal import Trial
+from tpn_ray.tuning.repeats import repeat
+from tpn_ray.tuning.rungs import Bracket
+from tpn_ray.tuning.space import Sample, Space, apply, problem
+from tpn_ray.tuning.trial import Campaign, train_to
+
+HALVING = "halving"
+SCHEDULERS = (HALVING, *asynchronous.SCHEDULERS)
+OBJECTIVES = ("top1", "top1+gmacs")
+GRID_AT_MOST = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What decides which trials train for how long."""
+
+    scheduler: str = HALVING
+    """halving: synchronous successive halving; trials pause at rungs and the best resume, deterministically. Of Ray
+    Tune, as results come: asha, median, hyperband, pbt (changes lambda, alpha and rates in flight). none: all trials
+    train to the end."""
+    rungs: int = 3
+    """halving: times that trials are compared, the end included."""
+    reduction_factor: Annotated[int, tyro.conf.arg(aliases=("--keep",))] = 3
+    """halving: one trial in so many is promoted, and rungs are so many times apart."""
+    min_promoted: Annotated[int, tyro.conf.arg(aliases=("--finalists",))] = 1
+    """halving: trials that are promoted at least. As many as run concurrently leave no machine idle at the end."""
+    max_concurrent: Annotated[int, tyro.conf.arg(aliases=("--at-once",))] = 0
+    """Trials that run at the same time; 0: as many as fit."""
+    budget_hours: float = 0.0
+    """Wall-clock time over all submissions; 0: no limit."""
+    fidelity: tuple[str, ...] = ()
+    """halving: what trials have less of at the lower rungs, FIELD=VALUE,... with a value for each rung, such as
+    clip.frames=4,8,16 augment.crop_px=96,160,224 videos=0.25,0.5,1 (the share of the training videos)."""
+    repeats: int = 0
+    """Further seeds for each of the best."""
+    repeat_best: int = 3
+    """How many of the best are repeated."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            raise ConfigError(f"unknown scheduler {self.scheduler!r}; known: {', '.join(SCHEDULERS)}")
+        for name in ("max_concurrent", "budget_hours", "repeats"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if self.fidelity and self.scheduler != HALVING:
+            raise ConfigError(f"--fidelity belongs to the rungs of --scheduler {HALVING}, not to {self.scheduler!r}")
+        if self.repeats and self.repeat_best < 1:
+            raise ConfigError(f"repeat_best={self.repeat_best} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignOutcome:
+    """What a campaign has by now."""
+
+    trials: list[Trial]
+    """Best first, repeats behind."""
+    max_concurrent: int
+    paused: str = ""
+    """Why it is not at its end."""
+
+
+def search_for(
+    campaign: Campaign, space: Space, *, searcher: str, samples: int, seed: int, wave: int, objectives: str
+) -> Search:
+    """What is searched; a grid has at most as many samples as combinations. Raises ConfigError for unknown names."""
+    if searcher not in search.SEARCHERS:
+        raise ConfigError(f"unknown searcher {searcher!r}; known: {', '.join(search.SEARCHERS)}")
+    if objectives not in OBJECTIVES:
+        raise ConfigError(f"unknown objectives {objectives!r}; known: {', '.join(OBJECTIVES)}")
+    if (samples < 1 and searcher != "grid") or samples < 0 or wave < 0:
+        raise ConfigError(f"samples={samples} must be at least 1, and wave={wave} not negative")
+
+    # Tune stores these functions: they must not hold the campaign, whose tracking server may be named with a password.
+    recipe, fidelity = campaign.recipe, campaign.fidelity
+    for name in fidelity.fields:
+        if name in space:
+            raise ConfigError(f"{name} cannot be both searched and what --fidelity changes from rung to rung")
+
+    def is_valid(sample: Sample) -> bool:
+        rungs = range(max(1, len(fidelity.epochs)))
+        return not any(problem(recipe, {**sample, **fidelity.changes(rung)}) for rung in rungs)
+
+    def value(trial: Trial, epoch: int) -> tuple[float, ...]:
+        point = trial.at(epoch)
+        top1 = point.top1 if point else -1.0
+        return (top1,) if objectives == "top1" else (top1, -gmacs(apply(recipe, trial.sample)))
+
+    if searcher == "grid":
+        count = samples or GRID_AT_MOST
+        question = search.Question(space=space, is_valid=is_valid, seen=[], first=0, count=count, seed=0)
+        samples = len(search.grid(question))
+    return Search(
+        space=space,
+        searcher=searcher,
+        samples=samples,
+        seed=seed,
+        is_valid=is_valid,
+        objectives=value,
+        objectives_name=objectives,
+        wave=wave,
+    )
+
+
+def cpus_per_trial(machines: Machines) -> float:
+    """CPUs that a running trial needs: its workers, and a decoding task for each of its two datasets."""
+    return machines.workers * machines.per_worker.cpus + 2 * machines.decoding.cpus
+
+
+def concurrent_trials(machines: Machines, total: dict[str, float], wanted: int) -> int:
+    """How many trials fit the cluster at the same time, at most `wanted` (0: as many as fit)."""
+    fit = int(total.get("CPU", 0.0) / cpus_per_trial(machines))
+    if machines.per_worker.gpus:
+        fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.per_worker.gpus)))
+    if machines.decoding.may_grow:
+        return wanted or max(fit, 1)
+    if fit < 1:
+        raise ResourceError(
+            f"not one trial fits: it needs {cpus_per_trial(machines):g} CPUs and "
+            f"{machines.workers * machines.per_worker.gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and "
+            f"{total.get('GPU', 0):g}; use fewer --workers or smaller --cpus-per-worker"
+        )
+    return min(fit, wanted) if wanted else fit
+
+
+def bracket_of(recipe: Recipe, how: How) -> Bracket:
+    """The rungs of a campaign around a recipe."""
+    return rungs.bracket(
+        recipe.loop.epochs, rungs=how.rungs, reduction_factor=how.reduction_factor, min_promoted=how.min_promoted
+    )
+
+
+def fidelity_of(recipe: Recipe, how: How) -> Fidelity:
+    """What its trials have less of at the lower rungs."""
+    return fidelity.parse(how.fidelity, recipe, bracket_of(recipe, how).epochs)
+
+
+def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
+    """What must be the same for a campaign to go on. Repeats, budget and machines may change."""
+    return {
+        "recipe": to_plain(campaign.recipe),
+        "dataset_version": campaign.manifest.version,
+        "space": {name: written(distribution) for name, distribution in wanted.space.items()},
+        "searcher": wanted.searcher,
+        "samples": wanted.samples,
+        "seed": wanted.seed,
+        "wave": wanted.wave,
+        "objectives": wanted.objectives_name,
+        "scheduler": how.scheduler,
+        "rungs": how.rungs,
+        "reduction_factor": how.reduction_factor,
+        "min_promoted": how.min_promoted,
+        **({"fidelity": campaign.fidelity.written} if campaign.fidelity.fields else {}),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a campaign takes at most."""
+
+    epochs: int
+    starts: int
+    """Times that a trial begins or goes on."""
+    in_full: int
+    """Epochs of all trials trained to their end."""
+    rungs: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.rungs:
+            return f"at most {self.epochs} epochs"
+        share = self.epochs / self.in_full
+        rungs_at = ", ".join(map(str, self.rungs))
+        return f"{self.epochs} epochs with rungs at {rungs_at} ({share:.0%} of {self.in_full})"
+
+    def hours(self, start_seconds: float, epoch_seconds: float) -> float:
+        """Of trials' time."""
+        return (self.starts * start_seconds + self.epochs * epoch_seconds) / 3600
+
+
+def cost(campaign: Campaign, wanted: Search, how: How) -> Cost:
+    """What it will take, repeats included."""
+    whole, repeats = campaign.recipe.loop.epochs, how.repeats * min(how.repeat_best, wanted.samples)
+    bracket = bracket_of(campaign.recipe, how)
+    epochs, starts = wanted.samples * whole, wanted.samples
+    if how.scheduler == HALVING:
+        epochs, starts = rungs.planned(wanted.waves(bracket), bracket)
+    return Cost(
+        epochs=epochs + repeats * whole,
+        starts=starts + repeats,
+        in_full=(wanted.samples + repeats) * whole,
+        rungs=bracket.epochs if how.scheduler == HALVING else (),
+    )
+
+
+def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> None:
+    """Say what the campaign would take, from one epoch of its recipe; nothing of it begins."""
+    max_concurrent = _max_concurrent(campaign, how)
+    begin, times = time.monotonic(), list[float]()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Started | Committed):
+            times.append(time.monotonic())
+
+    name = "estimate"
+    train(
+        campaign.recipe,
+        campaign.manifest,
+        campaign.machines,
+        storage_uri=campaign.uri,
+        name=name,
+        on_event=on_event,
+        max_bad=campaign.max_bad,
+        stretch=Stretch(until_epoch=1),
+    )
+    end = time.monotonic()
+    storage.delete_folder(storage.join(campaign.uri, name))
+    epoch = times[-1] - times[0]
+    start = end - begin - epoch
+    takes = cost(campaign, wanted, how)
+    hours = takes.hours(start, epoch)
+    say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs: {takes}")
+    say(
+        f"measured alone: {start:.0f} s to start and end, {epoch:.1f} s for an epoch with its evaluation; the campaign "
+        f"would take about {hours:.2g} hours of trials' time, {hours / max_concurrent:.2g} hours with {max_concurrent} "
+        "at once (more where they share cores)"
+    )
+
+
+def _max_concurrent(campaign: Campaign, how: How) -> int:
+    total = ray.cluster_resources()
+    check_division(campaign.machines, campaign.recipe)
+    check_feasible(campaign.machines, total, node_labels())
+    return concurrent_trials(campaign.machines, total, how.max_concurrent)
+
+
+def run(
+    campaign: Campaign,
+    wanted: Search,
+    how: How,
+    *,
+    say: Callable[[str], None],
+    look: Callable[[], None] = lambda: None,
+) -> CampaignOutcome:
+    """Run the campaign, or go on with the one of this name, to its end or to the end of its hours.
+
+    It is written under the lease of `campaign.token`, and `look` raises when that is lost; without one, the lease is
+    taken here. Raises LeaseError when another job works on the campaign.
+    """
+    if campaign.token is not None:
+        return _run_alone(campaign, wanted, how, say, look)
+    with lease.held(campaign.uri, f"campaign {campaign.name}", say=say) as held:
+        return _run_alone(dataclasses.replace(campaign, token=held.token), wanted, how, say, held.look)
+
+
+def _run_alone(
+    campaign: Campaign, wanted: Search, how: How, say: Callable[[str], None], lost: Callable[[], None]
+) -> CampaignOutcome:
+    max_concurrent = _max_concurrent(campaign, how)
+    goes_on = campaign.journal.begin(settings(campaign, wanted, how))
+    takes = cost(campaign, wanted, how)
+    say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {max_concurrent} at once: {takes}")
+    if goes_on:
+        known = campaign.journal.trials()
+        say(f"the campaign goes on: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
+    spent_all = _hours(campaign, how.budget_hours)
+
+    def look() -> None:
+        lost()
+        spent_all()
+
+    try:
+        trials = _run(campaign, wanted, how, max_concurrent, look, say)
+    except HoursSpentError as spent:
+        known = campaign.journal.trials()
+        return CampaignOutcome(
+            trials=[*_originals(known), *(trial for trial in known if trial.repeat_of is not None)],
+            max_concurrent=max_concurrent,
+            paused=str(spent),
+        )
+    return CampaignOutcome(trials=trials, max_concurrent=max_concurrent)
+
+
+def _run(
+    campaign: Campaign,
+    wanted: Search,
+    how: How,
+    max_concurrent: int,
+    look: Callable[[], None],
+    say: Callable[[str], None],
+) -> list[Trial]:
+    def train_trial(trial: Trial, epoch: int) -> Trial:
+        return train_to(trial, epoch, campaign=campaign, say=say)
+
+    if how.scheduler == HALVING:
+        bracket = bracket_of(campaign.recipe, how)
+        trials = successive_halving(
+            campaign.journal, wanted, bracket, train=train_trial, max_concurrent=max_concurrent, look=look, say=say
+        )
+    else:
+        asynchronous.run(campaign, wanted, how.scheduler, max_concurrent=max_concurrent, look=look, say=say)
+        trials = _originals(campaign.journal.trials())
+    again = repeat(
+        campaign.journal,
+        trials,
+        best=how.repeat_best,
+        seeds=how.repeats,
+        first_seed=campaign.recipe.loop.seed,
+        epochs=campaign.recipe.loop.epochs,
+        train=train_trial,
+        max_concurrent=max_concurrent,
+        look=look,
+    )
+    return [*trials, *again]
+
+
+def _originals(known: Sequence[Trial]) -> list[Trial]:
+    return rungs.ranked([trial for trial in known if trial.repeat_of is None])
+
+
+class HoursSpentError(BudgetError):
+    """The time of --budget-hours is over."""
+
+
+def _spent(trials: Sequence[Trial]) -> dict[str, tuple[float, float]]:
+    """By session, when its first trial began and its last one ended."""
+    sessions: dict[str, tuple[float, float]] = {}
+    for held in (held for trial in trials for held in trial.held):
+        begin, end = sessions.get(held.session, (held.begin, held.end))
+        sessions[held.session] = (min(begin, held.begin), max(end, held.end))
+    return sessions
+
+
+def _hours(campaign: Campaign, budget_hours: float) -> Callable[[], None]:
+    """Raises when the budget is spent; nothing for no budget."""
+    earlier = sum(end - begin for begin, end in _spent(campaign.journal.trials()).values())
+    begin = time.monotonic()
+
+    def look() -> None:
+        if budget_hours and earlier + time.monotonic() - begin > budget_hours * 3600:
+            raise HoursSpentError(
+                f"the {budget_hours:g} hours of --budget-hours are spent; nothing is lost: the same command with more "
+                "of them goes on"
+            )
+
+    return look

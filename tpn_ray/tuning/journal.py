@@ -1,0 +1,275 @@
+"""What a campaign has decided and measured, in storage: nothing that is in it is decided or measured twice.
+
+    campaign.json       what the campaign is; it goes on only as the same
+    waves/0000.json     samples that were suggested together, written before the first of them starts
+    trials/0000.json    one trial: its scores by epoch, the times it held its resources, how it failed
+
+Every file is written whole, so a kill leaves the old one or the new one, and only by who works under the campaign's
+lease. Each holds a hash of itself. Runs on the driver, and in Tune trials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from tpn_ray import storage
+from tpn_ray.errors import CheckpointError, NotFoundError
+from tpn_ray.lease import Token
+from tpn_ray.sealed import damaged, seal, unseal
+from tpn_ray.tuning.space import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A trial, evaluated."""
+
+    epoch: int
+    scores: dict[str, float]
+    """val_top1, val_loss and so on."""
+    checkpoint: str
+    train_loss: float | None = None
+    """Mean since the last point; None where it was measured by a process that is gone."""
+
+    @property
+    def top1(self) -> float:
+        return self.scores["val_top1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A time in which a trial held its resources; seconds since 1970."""
+
+    session: str
+    """The process of the driver: what two of them hold is not compared."""
+    begin: float
+    started: float
+    """When its workers began to train; `end` if they never did."""
+    end: float
+
+
+class Kind(StrEnum):
+    """What can happen to a trial."""
+
+    PROMOTED = "promoted"
+    MUTATED = "mutated"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """What happened to a trial at an epoch."""
+
+    kind: Kind
+    epoch: int
+    donor: int | None = None
+    """Number of the trial whose weights a mutant began from."""
+    detail: str = ""
+    """Fields that a mutation changed, or why a run ended."""
+
+    def __str__(self) -> str:
+        begin = {Kind.MUTATED: f"from trial {self.donor}"}.get(self.kind, self.kind.value)
+        return f"{begin} at epoch {self.epoch}" + (f": {self.detail}" if self.detail else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial as far as it has come."""
+
+    number: int
+    sample: Sample
+    wave: int = 0
+    repeat_of: int | None = None
+    """The trial whose setting this one repeats with another seed."""
+    points: tuple[Point, ...] = ()
+    """By rising epoch."""
+    held: tuple[Held, ...] = ()
+    lineage: tuple[Transition, ...] = ()
+    """What happened to it, in order."""
+    failure: str = ""
+    stopped: bool = False
+    """A scheduler ended it before its last epoch, for good."""
+    run: str = ""
+    """Name of its training run, where that is not the trial's: after a mutation."""
+    start_from: str = ""
+    """The other trial's checkpoint that this run began from."""
+    mlflow_run: str = ""
+    placement_group: str = ""
+    """Id of what holds, or held, the resources of its workers."""
+
+    @property
+    def name(self) -> str:
+        return f"trial-{self.number:04d}"
+
+    @property
+    def history(self) -> list[str]:
+        """What it is and what happened to it, in words."""
+        repeats = f"repeats trial {self.repeat_of} with seed {self.sample.get('loop.seed')}"
+        stopped = f"stopped at epoch {self.epochs}"
+        lines = [repeats] * (self.repeat_of is not None) + [str(one) for one in self.lineage]
+        return lines + [stopped] * self.stopped
+
+    @property
+    def epochs(self) -> int:
+        """Epochs after which it was evaluated last."""
+        return self.points[-1].epoch if self.points else 0
+
+    @property
+    def top1(self) -> float:
+        """Validation top-1 at its last epoch; -1 if it was never evaluated."""
+        return self.points[-1].top1 if self.points else -1.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it held its resources."""
+        return sum(held.end - held.begin for held in self.held)
+
+    def at(self, epoch: int) -> Point | None:
+        """Its evaluation after exactly that epoch."""
+        return next((point for point in self.points if point.epoch == epoch), None)
+
+    def with_point(self, point: Point) -> Trial:
+        """With one more evaluation; one of the same epoch is replaced."""
+        kept = [old for old in self.points if old.epoch != point.epoch]
+        return dataclasses.replace(self, points=tuple(sorted([*kept, point], key=lambda one: one.epoch)))
+
+
+_TRIAL = TypeAdapter(Trial)
+_SAMPLES = TypeAdapter(list[Sample])
+_CAMPAIGN_REMEDY = (
+    "Put it back from a copy, or delete it and give the command with the very settings that it had: it is then written "
+    "anew"
+)
+_WAVE_REMEDY = (
+    "Put it back from a copy; or, if it is the newest one, delete it: the same command suggests the same samples again"
+)
+_TRIAL_REMEDY = (
+    "Put it back from a copy, or delete it: the same command then takes what was measured from the trial's own run"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """The files below one folder."""
+
+    uri: str
+    token: Token | None = None
+    """Of the lease under which they are written; None for who only reads, or is alone for other reasons."""
+
+    def begin(self, settings: dict[str, Any]) -> bool:
+        """Write what the campaign is; True if it goes on. Refuses one of other settings, with what differs."""
+        place = storage.join(self.uri, "campaign.json")
+        new = json.loads(json.dumps(settings))
+        if storage.create(place, seal(new)):
+            return False
+        old = unseal(storage.read_bytes(place), place, _CAMPAIGN_REMEDY)
+        before, now = _flat(_renamed(old)), _flat(new)
+        changed = [
+            f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{self.uri} is a campaign of other settings, and would not be the same if it went on:\n  "
+                + "\n  ".join(changed)
+                + "\nSet them back, or choose another --name"
+            )
+        return True
+
+    def write_wave(self, wave: int, samples: list[Sample]) -> list[Sample]:
+        """Keep what was suggested; gives it as it will be read, with lists for tuples."""
+        self._put(f"waves/{wave:04d}.json", {"samples": samples})
+        stored: list[Sample] = json.loads(json.dumps(samples))
+        return stored
+
+    def waves(self) -> list[list[Sample]]:
+        """What was suggested, in order."""
+        return [_wave(uri, data) for uri, data in self._files("waves")]
+
+    def write(self, trial: Trial) -> None:
+        """Keep a trial as far as it has come."""
+        self._put(f"trials/{trial.number:04d}.json", _TRIAL.dump_python(trial, mode="json"))
+
+    def read(self, number: int) -> Trial | None:
+        """One trial, if it was ever written."""
+        uri = storage.join(self.uri, f"trials/{number:04d}.json")
+        try:
+            return _trial(uri, storage.read_bytes(uri))
+        except NotFoundError:
+            return None
+
+    def trials(self) -> list[Trial]:
+        """All trials that were ever written, by number."""
+        return [_trial(uri, data) for uri, data in self._files("trials")]
+
+    def _put(self, name: str, content: dict[str, Any]) -> None:
+        if self.token:
+            self.token.check()
+        storage.write_bytes(storage.join(self.uri, name), seal(content))
+
+    def _files(self, folder: str) -> list[tuple[str, bytes]]:
+        try:
+            found = storage.list_files(storage.join(self.uri, folder), suffixes=(".json",))
+        except NotFoundError:
+            return []
+        named = [file.uri for file in found if not storage.name(file.uri).startswith(".")]
+        return [(uri, storage.read_bytes(uri)) for uri in named]
+
+
+def _trial(uri: str, data: bytes) -> Trial:
+    content = unseal(data, uri, _TRIAL_REMEDY)
+    if isinstance(content.get("lineage"), list):
+        content["lineage"] = [one for line in content["lineage"] if (one := _transition(line))]
+    try:
+        return _TRIAL.validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise damaged(uri, f"it is no trial: {_first(error)}", _TRIAL_REMEDY) from error
+
+
+def _transition(line: Any) -> Any:
+    """Read an entry of a lineage, which earlier versions wrote as a sentence; "" for what other fields tell as well."""
+    if not isinstance(line, str):
+        return line
+    if re.match(r"repeats trial \d+ with seed|stopped at epoch", line):
+        return ""
+    found = re.fullmatch(r"(promoted|ended|from trial (?P<donor>\d+)) at epoch (?P<epoch>\d+)(: (?P<detail>.*))?", line)
+    if not found:
+        return line  # refused as no transition
+    kind = Kind.MUTATED if found["donor"] else found[1]
+    return {"kind": kind, "epoch": found["epoch"], "donor": found["donor"], "detail": found["detail"] or ""}
+
+
+def _wave(uri: str, data: bytes) -> list[Sample]:
+    if data.lstrip().startswith(b"["):  # of an earlier version
+        data = b'{"samples": ' + data + b"}"
+    content = unseal(data, uri, _WAVE_REMEDY)
+    try:
+        return _SAMPLES.validate_json(json.dumps(content.get("samples")))
+    except ValidationError as error:
+        raise damaged(uri, f"it holds no samples: {_first(error)}", _WAVE_REMEDY) from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give the settings of a campaign of an earlier version their names of today."""
+    names = {"keep": "reduction_factor", "finalists": "min_promoted"}
+    renamed = {names.get(name, name): value for name, value in settings.items()}
+    return {**renamed, "scheduler": "halving"} if settings.get("scheduler") == "promote" else renamed
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

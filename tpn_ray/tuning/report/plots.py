@@ -1,0 +1,114 @@
+"""What a campaign found, as Plotly figures: Optuna's, and the two that it has not. Pure; runs anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optuna
+import plotly.graph_objects as go
+from optuna import visualization
+
+from tpn_ray.tuning import search
+from tpn_ray.tuning.journal import Trial
+from tpn_ray.tuning.report.numbers import Findings, as_study, fair_study, fanova, rung_correlations
+
+INK, GREY, ACCENT = "#1f2933", "#b8c1cc", "#0b6e99"
+CURVES_IN_COLOR = 5
+SLICES = 4
+HEIGHT_PX = 380
+TOP1 = "validation top-1"
+
+
+def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
+    """Draw every plot that the campaign has the data for: title, what it shows in a sentence, figure."""
+    trials = [trial for trial in found.trials if trial.points]
+    made = [
+        (
+            "Learning curves",
+            "Validation accuracy by epoch; the best trials in color. A curve that ends early was paused or stopped.",
+            learning_curves(trials),
+        ),
+        (
+            "Settings and accuracy",
+            "One line a trial, colored by its accuracy at its last epoch.",
+            visualization.plot_parallel_coordinate(
+                as_study(trials, found.space, {trial.number: (trial.top1,) for trial in trials}), target_name=TOP1
+            ),
+        ),
+    ]
+    epoch, study = fair_study(trials, found.space)
+    if study:
+        importance = visualization.plot_param_importances(study, evaluator=fanova())
+        fields = list(importance.data[0].y[-SLICES:])
+        made += [
+            (
+                "Accuracy by field",
+                f"Every trial after epoch {epoch}, by each of the fields that explain most of the accuracy there.",
+                visualization.plot_slice(study, params=fields, target_name=TOP1).update_layout(width=None),
+            ),
+            (
+                "Importance",
+                f"Share of the variance of accuracy after epoch {epoch} that each field explains (fANOVA).",
+                importance.update_layout(xaxis_title="share of variance", yaxis_title=None),
+            ),
+        ]
+    if len({round(found.gmacs.get(trial.number, 0.0), 3) for trial in trials}) > 1:
+        text = "Accuracy at the last epoch of each trial by the billions of multiply-adds of one view."
+        made.append(("Accuracy against arithmetic", text, accuracy_by_gmacs(trials, found)))
+    correlations = rung_correlations(trials, found.epochs)
+    if correlations:
+        text = "Spearman's rank correlation of accuracy after each epoch with accuracy at the end, of complete trials."
+        made.append(("Does early tell late?", text, correlation_bars(correlations)))
+    return [(title, text, _styled(figure)) for title, text, figure in made]
+
+
+def learning_curves(trials: Sequence[Trial]) -> go.Figure:
+    """Draw one curve a trial, with the best by name."""
+    rising = trials[::-1]  # the best is drawn last, on top
+    curves = [{point.epoch: point.top1 for point in trial.points} for trial in rising]
+    paused = optuna.trial.TrialState.PRUNED
+    study = search.as_study([optuna.trial.create_trial(state=paused, intermediate_values=curve) for curve in curves])
+    figure = visualization.plot_intermediate_values(study)
+    for place, (trace, trial) in enumerate(zip(figure.data, rising, strict=True), 1 - len(rising)):
+        best = place > -CURVES_IN_COLOR
+        trace.update(name=trial.name, showlegend=best, line={} if best else {"color": GREY, "width": 1})
+    figure.update_layout(showlegend=True, legend_traceorder="reversed")
+    figure.update_xaxes(title="epoch", rangemode="tozero")
+    return figure.update_yaxes(title=TOP1, tickformat=".0%")
+
+
+def accuracy_by_gmacs(trials: Sequence[Trial], found: Findings) -> go.Figure:
+    """Draw one point a trial, and which of them no other beats in both."""
+    study = as_study(
+        trials,
+        found.space,
+        {trial.number: (found.gmacs.get(trial.number, 0.0), trial.top1) for trial in trials},
+        directions=("minimize", "maximize"),
+    )
+    return visualization.plot_pareto_front(study, target_names=["GMACs of a view", TOP1])
+
+
+def correlation_bars(correlations: Sequence[tuple[int, int, float]]) -> go.Figure:
+    """Draw one bar an epoch."""
+    bars = go.Bar(
+        x=[str(epoch) for epoch, _, _ in correlations],
+        y=[value for _, _, value in correlations],
+        text=[f"{value:.2f}" for _, _, value in correlations],
+        marker_color=ACCENT,
+        customdata=[count for _, count, _ in correlations],
+        hovertemplate="epoch %{x}: %{y:.2f}, of %{customdata} trials<extra></extra>",
+    )
+    figure = go.Figure(bars)
+    figure.update_xaxes(title="epoch", type="category")
+    figure.update_yaxes(title="rank correlation with the end", range=[-1, 1])
+    return figure
+
+
+def _styled(figure: go.Figure) -> go.Figure:
+    return figure.update_layout(
+        template="simple_white",
+        title=None,
+        height=HEIGHT_PX,
+        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        margin={"l": 70, "r": 30, "t": 40, "b": 55},
+    )

@@ -1,0 +1,343 @@
+"""One trial: sample -> recipe -> a Ray Train run of its own. Runs on the driver (`train_to`) or in a Tune trial.
+
+Either way the journal has every evaluation before anybody decides on it, and the run's name is the trial's, so that a
+trial that is begun again goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from tpn_ray import storage, tracking
+from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.errors import CheckpointError, LeaseError, TpnRayError, TrackingError
+from tpn_ray.lease import Token
+from tpn_ray.progress import track
+from tpn_ray.recipe import Recipe, flat, replace_fields, to_plain
+from tpn_ray.tracking import TrackedRun
+from tpn_ray.training import run_folder
+from tpn_ray.training.events import Committed, Event, Notice, Started
+from tpn_ray.training.machines import Machines
+from tpn_ray.training.placement import release
+from tpn_ray.training.run import RunResult, Stretch, train
+from tpn_ray.training.saving import Saving
+from tpn_ray.tuning.fidelity import Fidelity
+from tpn_ray.tuning.journal import Held, Journal, Kind, Point, Transition, Trial
+from tpn_ray.tuning.space import Sample, apply
+
+TOLD_AGAIN = "told_again"
+"""Set in reports to Tune of what the journal had before this process began."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """What all trials have in common."""
+
+    recipe: Recipe
+    manifest: Manifest
+    machines: Machines
+    uri: str
+    """Folder of the campaign; each trial's run is a folder below it."""
+    name: str
+    tracking_uri: str
+    experiment: str
+    parent_run: str
+    max_bad: Fraction
+    session: str
+    """The process of the driver."""
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    """What trials have less of at the lower rungs."""
+    token: Token | None = None
+    """Of the campaign's lease, under which its trials are written as well; without one each run takes its own."""
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(uri=self.uri, token=self.token)
+
+    def recipe_at(self, sample: Sample, rung: int) -> Recipe:
+        """The recipe of a sample, as it is trained up to a rung."""
+        return replace_fields(apply(self.recipe, sample), self.fidelity.changes(rung))
+
+
+def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str], None]) -> Trial:
+    """Train a trial up to an epoch and pause it there, exactly; returns it with that epoch's evaluation."""
+    known = campaign.journal.read(trial.number)
+    if known:  # from its last evaluation; what it is promoted for, the campaign has just decided
+        trial = dataclasses.replace(known, lineage=trial.lineage)
+    rung = campaign.fidelity.rung(epoch)
+    trial = _at_rung(trial, rung)
+    book, name = Book(campaign, trial, say), trial.run or trial.name
+    begin_at = trial.at(campaign.fidelity.epochs[rung - 1]) if rung else None  # None: a repeat is whole from its start
+    try:
+        result = _run(
+            campaign,
+            book,
+            trial.sample,
+            name=name,
+            stretch=Stretch(
+                until_epoch=epoch,
+                start_from=begin_at.checkpoint if begin_at else "",
+                start_epoch=begin_at.epoch if begin_at else 0,
+            ),
+            rung=rung,
+        )
+    except TpnRayError as error:
+        book.end("FAILED", {"state": f"failed: {error}"[:400]})
+        raise
+    book.trial = recovered(campaign.journal, book.trial, storage.join(campaign.uri, name))
+    if result.ended and book.trial.points and book.trial.at(epoch) is None:
+        book.end_early(epoch, result.ended)
+    if book.trial.at(epoch) is None:
+        raise CheckpointError(f"{campaign.uri}/{name} has no evaluation after epoch {epoch} on record")
+    done = epoch == apply(campaign.recipe, trial.sample).loop.epochs
+    book.end("FINISHED" if done else "", {"state": "complete" if done else f"paused at epoch {epoch}"})
+    return book.trial
+
+
+def _at_rung(trial: Trial, rung: int) -> Trial:
+    """Above the first rung of a fidelity, other settings are trained: in a run of their own."""
+    return dataclasses.replace(trial, run=f"{trial.name}-rung-{rung}") if rung else trial
+
+
+def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> None:
+    """Train one sample in a Tune trial; every evaluation is a report, which may end this process at once.
+
+    What the journal already has is reported first, so that a scheduler without a memory decides on it again. With
+    `pointers`, each report carries where its checkpoint is: who continues it, with the same settings or others, begins
+    there.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    number, sample = number_of(tune.get_context().get_trial_id(), config), config["sample"]
+    trial = campaign.journal.read(number) or Trial(number=number, sample=sample)
+    release(trial.placement_group)  # what it held when it was paused, or its process was lost
+    pointer = _pointer()
+    trial, name, start_from = _incarnation(trial, sample, pointer)
+    if not trial.stopped:  # what a stopped one trained before its processes were gone does not count
+        trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
+    reported = pointer.get("epoch", 0)
+
+    def report(point: Point, told_again: bool = False) -> None:
+        content = {"number": number, "epoch": point.epoch, "checkpoint": point.checkpoint}
+        metrics = {**point.scores, **content, TOLD_AGAIN: told_again}
+        if not pointers:
+            tune.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "pointer.json").write_text(json.dumps(content))
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    for point in trial.points:
+        if point.epoch > reported:
+            report(point, told_again=True)
+    if trial.failure or trial.stopped or trial.epochs >= campaign.recipe.loop.epochs:
+        return
+    book = Book(campaign, trial, lambda line: None, report)
+    try:
+        saving = Saving(keep_last=campaign.recipe.loop.epochs) if pointers else None  # donors must not be pruned
+        _run(campaign, book, sample, name=name, stretch=Stretch(start_from=start_from), saving=saving)
+    except LeaseError:  # the campaign's end, and not the trial's
+        raise
+    except TpnRayError as error:  # the trial's own end; what Tune raises to end it goes on
+        book.trial = dataclasses.replace(book.trial, failure=reason(error))
+        campaign.journal.write(book.trial)
+        book.end("FAILED", {"state": reason(error)})
+        return
+    book.end("FINISHED", {"state": "complete"})
+
+
+def number_of(trial_id: str, config: dict[str, Any]) -> int:
+    """A Tune trial's number in the campaign: given with its sample by a searcher that is asked, else its place among
+    Tune's variants, which ends its id. (PBT gives a trial the whole setting of another: it is not to be found there.)
+    """
+    return int(config["number"]) if "number" in config else int(trial_id.rpartition("_")[2])
+
+
+def reason(error: TpnRayError) -> str:
+    """A failure in one line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def _pointer() -> dict[str, Any]:
+    kept = tune.get_checkpoint()
+    if kept is None:
+        return {}
+    with kept.as_directory() as folder:
+        pointer: dict[str, Any] = json.loads((Path(folder) / "pointer.json").read_text())
+    return pointer
+
+
+def _incarnation(trial: Trial, sample: Sample, pointer: dict[str, Any]) -> tuple[Trial, str, str]:
+    """The trial as it is to go on, the name of its run, and the checkpoint that this began from ("": none).
+
+    A pointer to another trial's checkpoint makes it a mutant of that trial; else it goes on in its own run.
+    """
+    name = f"{trial.name}-from-{pointer['number']:04d}-epoch-{pointer['epoch']:04d}" if pointer else ""
+    if not pointer or pointer["number"] == trial.number or trial.run == name:
+        return trial, trial.run or trial.name, trial.start_from
+    changed = ", ".join(
+        f"{field.split('.', 1)[1]} {_short(trial.sample.get(field))} -> {_short(value)}"
+        for field, value in sample.items()
+        if json.loads(json.dumps(value)) != trial.sample.get(field)
+    )
+    mutation = Transition(
+        kind=Kind.MUTATED, epoch=pointer["epoch"], donor=pointer["number"], detail=changed or "nothing changed"
+    )
+    kept = tuple(point for point in trial.points if point.epoch <= pointer["epoch"])
+    mutant = dataclasses.replace(
+        trial,
+        sample=sample,
+        points=kept,
+        lineage=(*trial.lineage, mutation),
+        run=name,
+        start_from=pointer["checkpoint"],
+    )
+    return mutant, name, pointer["checkpoint"]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _run(
+    campaign: Campaign,
+    book: Book,
+    sample: Sample,
+    *,
+    name: str,
+    stretch: Stretch,
+    rung: int = 0,
+    saving: Saving | None = None,
+) -> RunResult:
+    return train(
+        campaign.recipe_at(sample, rung),
+        campaign.fidelity.videos(campaign.manifest, rung),
+        campaign.machines,
+        storage_uri=campaign.uri,
+        name=name,
+        on_event=book,
+        saving=saving,
+        max_bad=campaign.max_bad,
+        stretch=stretch,
+        token=campaign.token,
+    )
+
+
+class Book:
+    """Enters a run's events into the journal first, then into MLflow, then tells who waits for them."""
+
+    def __init__(
+        self,
+        campaign: Campaign,
+        trial: Trial,
+        say: Callable[[str], None],
+        report: Callable[[Point], None] = lambda point: None,
+    ) -> None:
+        self.journal, self.session, self.say, self.report = campaign.journal, campaign.session, say, report
+        self.begin, self.started = time.time(), 0.0
+        self.before = trial
+        self.tracked = begin_child(campaign, trial, say)
+        if self.tracked:
+            self.before = dataclasses.replace(trial, mlflow_run=self.tracked.run_id)
+        self.trial = self.before
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self.started = self.started or time.time()
+            self.hold(event.placement_group)
+        if isinstance(event, Notice):
+            self.say(f"{self.trial.name}: warning: {event.text}")
+        point = point_of(event) if isinstance(event, Committed) and event.scores else None
+        if point:
+            self.enter(point)
+        if self.tracked:
+            track(self.tracked, event)
+        if point:
+            self.say(f"{self.trial.name}  epoch {point.epoch}  validation top-1 {point.top1:.1%}")
+            self.report(point)
+
+    def hold(self, placement_group: str) -> None:
+        """Write down what holds its resources, for who ends the trial to free."""
+        self.before = dataclasses.replace(self.before, placement_group=placement_group)
+        self.trial = dataclasses.replace(self.trial, placement_group=placement_group)
+        self.journal.write(self.trial)
+
+    def enter(self, point: Point) -> None:
+        """Write an evaluation down, with how long the trial has held its resources by now."""
+        now = time.time()
+        held = Held(session=self.session, begin=self.begin, started=self.started or now, end=now)
+        self.trial = dataclasses.replace(self.trial.with_point(point), held=(*self.before.held, held))
+        self.journal.write(self.trial)
+
+    def end_early(self, epoch: int, why: str) -> None:
+        """A run that ended by itself stands at every later epoch where it ended."""
+        last = self.trial.points[-1]
+        ended = Transition(kind=Kind.ENDED, epoch=last.epoch, detail=why)
+        self.before = dataclasses.replace(self.before, lineage=(*self.before.lineage, ended))
+        self.trial = dataclasses.replace(self.trial, lineage=self.before.lineage)
+        self.enter(dataclasses.replace(last, epoch=epoch))
+
+    def end(self, status: str, tags: dict[str, str]) -> None:
+        """Close MLflow's run with a status; "" leaves it open for the trial to go on.
+
+        What the server does not take now is written from the journal when the campaign ends.
+        """
+        if not self.tracked:
+            return
+        self.tracked.set_tags({**tags, "lineage": "; ".join(self.trial.history)})
+        sent = self.tracked.end(status) if status else self.tracked.sent
+        if not sent:
+            self.trial = dataclasses.replace(self.trial, mlflow_run="")
+            self.journal.write(self.trial)
+
+
+def recovered(journal: Journal, trial: Trial, run_uri: str) -> Trial:
+    """The trial with what a killed process did not live to write down, from its run's own records."""
+    there = run_folder.committed_steps(run_uri)
+    for record in run_folder.read_records(run_uri):
+        if record.scores and trial.at(record.epoch) is None:
+            event = Committed.of(record, run_folder.place_of(run_uri, record.step, there))
+            trial = trial.with_point(point_of(event))
+            journal.write(trial)
+    return trial
+
+
+def point_of(event: Committed) -> Point:
+    """The evaluation that a committed checkpoint brings."""
+    losses = [metrics.values["loss"] for metrics in event.history if "loss" in metrics.values]
+    return Point(
+        epoch=event.epoch,
+        scores=dict(event.scores),
+        checkpoint=event.checkpoint,
+        train_loss=sum(losses) / len(losses) if losses else None,
+    )
+
+
+def begin_child(campaign: Campaign, trial: Trial, say: Callable[[str], None]) -> TrackedRun | None:
+    """The trial's MLflow run below the campaign's; None where the server does not answer, which stops no training."""
+    recipe = apply(campaign.recipe, trial.sample)
+    sample = {f"sample.{key}": str(value) for key, value in trial.sample.items()}
+    try:
+        tracked = tracking.begin(
+            campaign.tracking_uri,
+            campaign.experiment,
+            f"{campaign.name}-{trial.name}",
+            parameters=flat(recipe),
+            tags={"storage": storage.join(campaign.uri, trial.run or trial.name), **sample},
+            parent=campaign.parent_run,
+        )
+    except TrackingError as error:
+        say(f"{trial.name} is not tracked while it trains: {str(error).splitlines()[0]}")
+        return None
+    tracked.log_json(to_plain(recipe), "recipe.json")
+    return tracked
