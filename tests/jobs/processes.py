@@ -21,7 +21,9 @@ from tpn_ray.errors import TpnRayError
 
 ROOT = Path(__file__).parents[2]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["ray.data", "ray.tune", "mlflow", "jobs.train", "jobs.tune", "jobs.evaluate", "jobs.prepare"])
+FORKS.set_forkserver_preload(
+    ["ray.data", "ray.tune", "mlflow", "jobs.train", "jobs.tune", "jobs.evaluate", "jobs.prepare"]
+)
 
 
 def start(job: str, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
