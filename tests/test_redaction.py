@@ -10,7 +10,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tpn_ray import recipes
@@ -221,6 +221,7 @@ AROUND = {
 @pytest.mark.parametrize("around", AROUND)
 @given(secret=WORD)
 def test_an_unknown_secret_survives_in_no_form(around: str, secret: str) -> None:
+    assume(secret not in AROUND[around])
     clean = redacted(AROUND[around].format(secret))
     assert secret not in clean
     assert redacted(clean) == clean
