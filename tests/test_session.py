@@ -63,9 +63,8 @@ def test_everything_listens_on_the_loopback_address() -> None:
 
 @pytest.mark.cluster
 def test_a_start_says_nothing_of_ray_and_hides_nothing_else(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "")  # restored afterwards: the session names its own Ray there
     session.connect("", workers_cpus=1, decode_cpus=1)
     session.disconnect()
     assert capfd.readouterr() == ("", "")
@@ -116,6 +115,32 @@ def test_its_state_is_found_beside_another_ray(tmp_path: Path) -> None:
     program = tmp_path / "beside.py"
     program.write_text(BESIDE)
     assert last_line(str(program), str(program)) == "ALIVE"
+
+
+AGAIN = """
+import os, ray
+from tpn_ray import session
+
+session.connect(None, workers_cpus=1, decode_cpus=1)
+before = os.environ["RAY_ADDRESS"]
+session.connect(None, workers_cpus=1, decode_cpus=3.5)
+assert os.environ["RAY_ADDRESS"] != before
+cpus = int(ray.cluster_resources()["CPU"])
+session.disconnect()
+print(cpus, os.environ.get("RAY_ADDRESS"), ray.is_initialized())
+"""
+
+
+@pytest.mark.cluster
+def test_a_second_job_of_a_process_has_a_ray_that_suits_it() -> None:
+    """As `tpn_ray.train` after `tpn_ray.evaluate`; and none of the first is left in the environment."""
+    assert last_line("-c", AGAIN) == "8 None False"
+
+
+def test_the_caller_s_own_ray_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "init", lambda **flags: pytest.fail("a second connection"))
+    session.connect(None, workers_cpus=1, decode_cpus=1)
 
 
 PATIENCE = """

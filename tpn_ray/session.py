@@ -33,6 +33,11 @@ LEVEL_LINE = "Set ray log level from environment variable"
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 """Ray's variable for the address of the State API."""
 
+_opened = False
+"""Whether `connect` made the connection that this process has."""
+_started = ""
+"""Address of the local Ray that `connect` started."""
+
 
 def connect(
     address: str | None,
@@ -48,14 +53,21 @@ def connect(
     has cores are refused, since they would only slow each other down.
 
     From here on, this process and all that work for it wait up to `storage_seconds` for storage that does not answer.
+    An earlier connection of this module is closed first. One that the caller made with `ray.init` is used as it is.
     """
+    global _opened, _started
     storage.set_patience(storage_seconds)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
     _quieten()
+    if ray.is_initialized():
+        if not _opened:
+            return
+        disconnect()
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _join(address, storage_seconds)
+        _opened = True
         _anchor()
         return
     cores = os.cpu_count() or 1
@@ -65,8 +77,9 @@ def connect(
             "--workers or smaller --cpus-per-worker, or --address of a cluster"
         )
     _start(max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)))
+    _opened = True
     # Several Rays may run on this machine; what asks for "the" Ray must find this one.
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    os.environ["RAY_ADDRESS"] = _started = ray.get_runtime_context().gcs_address
 
 
 def _start(cpus: int) -> None:
@@ -190,4 +203,8 @@ def _knock(address: str) -> None:
 
 def disconnect() -> None:
     """Leave the cluster; a Ray that was started here ends, with all its processes."""
+    global _opened, _started
     ray.shutdown()
+    if _started and os.environ.get("RAY_ADDRESS") == _started:
+        del os.environ["RAY_ADDRESS"]
+    _opened, _started = False, ""

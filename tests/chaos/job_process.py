@@ -23,7 +23,8 @@ INTERRUPTED = 130
 class JobProcess:
     """`python jobs/....py ...`, given again and again; its output is appended to a file.
 
-    The variables of `environment` are set beside those of this process.
+    The variables of `environment` are set beside those of this process. Without RAY_ADDRESS in it, the job starts a
+    Ray of its own.
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -42,6 +43,7 @@ class JobProcess:
             self.over = self._process.returncode == 0
             self._process = None
         if self._process is None and not self.over:
+            inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
             self._log_begin = self.log.stat().st_size if self.log.exists() else 0
             with self.log.open("ab") as log, _heeding_interrupts():
                 # A group of its own, as a terminal gives it.
@@ -50,7 +52,7 @@ class JobProcess:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env={**os.environ, **self.environment},
+                    env={**inherited, **self.environment},
                 )
             self.starts += 1
         return not self.over
