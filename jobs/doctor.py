@@ -31,7 +31,7 @@ class Arguments:
 
 
 def main() -> int:
-    description = "Check storage, tracking server, nodes and network. Status 0: all passed; 1: some check failed."
+    description = "Check storage, tracking server, nodes, and network. Status 0: all passed; 1: some check failed."
     flags = command_line.parse(Arguments(), sys.argv[1:], program=PROGRAM, description=description)
     wanted = flags.examination
     findings = examination.services(wanted)

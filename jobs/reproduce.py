@@ -127,7 +127,8 @@ def draw(campaign: table_runs.Reproduction, data: str, out: str) -> None:
     tempos, report = tempo.analyse(question, videos, known_tempos(data), campaign.machines.for_scoring)
     tempo.write(out, tempos, report)
     print(
-        "\n".join([*report.lines(), *table_text.caveats(campaign), f"report, figures and numbers in {out}"]), flush=True
+        "\n".join([*report.lines(), *table_text.caveats(campaign), f"report, figures, and numbers in {out}"]),
+        flush=True,
     )
 
 

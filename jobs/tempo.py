@@ -106,7 +106,7 @@ def main() -> None:
     if run is not None:
         track.log_folder(run, folder)
         run.end("FINISHED")
-    print("\n".join([*report.lines(), f"report, figures and numbers in {folder}"]), flush=True)
+    print("\n".join([*report.lines(), f"report, figures, and numbers in {folder}"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ def line(event: Event) -> str:
     """Format one event as a line of text; empty if it needs none."""
     match event:
         case Started(step=0):
-            return f"training begins with {event.workers} workers"
+            return f"training started with {event.workers} workers"
         case Started():
-            return f"training goes on from step {event.step} with {event.workers} workers"
+            return f"training resumed from step {event.step} with {event.workers} workers"
         case Progress():
             return (
                 f"epoch {event.epoch}/{event.epochs}  step {event.step}/{event.steps}  loss {event.loss:.3f}  "
@@ -59,7 +59,7 @@ class Terminal:
         if isinstance(event, BadVideos):
             self._bad_videos(event)
         elif isinstance(event, Failed):
-            self.say("a worker is lost; the run goes on from its last checkpoint")
+            self.say("a worker was lost; the run resumes from its last checkpoint")
         elif isinstance(event, Diverged | Stopped):
             pass  # the error that ends the run says it
         elif isinstance(event, Progress):

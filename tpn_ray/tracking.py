@@ -34,7 +34,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it reports every migration of a new database
 # MLflow's usage reporting runs in a thread that sets environment variables of this process at any moment.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which may hold a password
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the URL may hold a password
 
 PACKAGE = Path(__file__).parent
 SERVED = PACKAGE / "predict" / "served.py"
@@ -264,7 +264,7 @@ def probe_version(tracking_uri: str) -> tuple[str, str]:
     if answer.status_code in (401, 403):
         raise TrackingError(f"the server refuses these credentials (HTTP {answer.status_code})")
     if answer.status_code != 200:
-        raise TrackingError(f"what answers there is no MLflow server (HTTP {answer.status_code} at /version)")
+        raise TrackingError(f"the server there is not an MLflow server (HTTP {answer.status_code} at /version)")
     return answer.text.strip(), mlflow.__version__
 
 

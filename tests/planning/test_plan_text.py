@@ -48,7 +48,7 @@ def test_what_preparing_would_bring() -> None:
     assert "python jobs/prepare.py --data videos --out PREPARED" in gain
     assert MEASURED.preparing
     little = dataclasses.replace(MEASURED, preparing=dataclasses.replace(MEASURED.preparing, speedup=exactly(1.0)))
-    assert plan_text.shards(little, PLAN, "videos")[-1] == "For these videos it is hardly worth it."
+    assert plan_text.shards(little, PLAN, "videos")[-1] == "For these videos, it is hardly worth it."
     assert (
         "prepared: nothing to gain" in plan_text.shards(dataclasses.replace(MEASURED, prepared=True), PLAN, "videos")[0]
     )

@@ -157,7 +157,7 @@ def _get(task: Any, arguments: tuple[Any, ...], what: str) -> Any:
     except ray.exceptions.GetTimeoutError:
         ray.cancel(reference, force=True)
         raise ResourceError(
-            f"{what} gave no figures within {PATIENCE_SECONDS:g} s: other jobs may hold the cluster (ray status), or "
+            f"{what} gave no results within {PATIENCE_SECONDS:g} s: other jobs may hold the cluster (ray status), or "
             "it is too slow here; give --step-clips-per-second for a network that this cluster cannot train"
         ) from None
     except ray.exceptions.RayTaskError as error:

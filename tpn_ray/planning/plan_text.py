@@ -97,10 +97,10 @@ def shards(measured: Measured, advice: Advice, data: str) -> list[str]:
         return ["The dataset is prepared: nothing to gain there."]
     found = measured.preparing
     if found is None:
-        return ["What preparing would bring could not be measured: no video of the first ones can be used."]
+        return ["The gain from preparing could not be measured: none of the first videos is usable."]
     cores, hours = figures.after_preparing(measured), figures.preparing_core_hours(measured)
     lines = [
-        f"The dataset is not prepared. {found.videos} videos were, to compare (measured): clips of them cost "
+        f"The dataset is not prepared. {found.videos} videos were prepared for comparison (measured): their clips cost "
         f"1/{found.speedup.middle:.2g} ({found.speedup.low:.2g} to {found.speedup.high:.2g} times as fast), and they "
         f"take {found.bytes_share:.2g} of the bytes.",
         f"All of it would take {span(hours)} core-hours, once; a worker would then need {span(cores)} decoding cores "
@@ -108,7 +108,7 @@ def shards(measured: Measured, advice: Advice, data: str) -> list[str]:
     ]
     if found.speedup.middle > 1.1:
         return [*lines, f"  python jobs/prepare.py --data {data} --out PREPARED"]
-    return [*lines, "For these videos it is hardly worth it."]
+    return [*lines, "For these videos, it is hardly worth it."]
 
 
 def train_flags(hardware: Hardware, advice: Advice) -> str:

@@ -42,7 +42,7 @@ def match_classes(manifest: Manifest, trained: LabelSets, checkpoint_uri: str) -
     """
     if list(manifest.label_sets) != list(trained):
         raise CheckpointError(
-            f"{checkpoint_uri} tells {_and(list(trained))}, the dataset {_and(list(manifest.label_sets))}; "
+            f"{checkpoint_uri} predicts {_and(list(trained))}, the dataset has {_and(list(manifest.label_sets))}; "
             "give a dataset with the same label sets"
         )
     numbers = np.full_like(manifest.labels, NO_LABEL)

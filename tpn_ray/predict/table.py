@@ -114,7 +114,7 @@ def read_scores(uri: str) -> tuple[pa.Table, LabelSets]:
         label_sets = json.loads(table.schema.metadata[LABEL_SETS_KEY])
     except NotFoundError as error:
         raise ConfigError(
-            f"{named} is not there: give a folder that jobs/evaluate.py wrote, or a file of it"
+            f"{named} does not exist: give a folder that jobs/evaluate.py wrote, or a file of it"
         ) from error
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{named} holds no scores of jobs/evaluate.py") from error

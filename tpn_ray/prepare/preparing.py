@@ -168,7 +168,7 @@ def refuse_beyond_budget(bad: dict[int, Bad], videos: int, max_bad: Fraction) ->
         videos,
         max_bad,
         ((uri, reason, message) for _, uri, reason, message in sorted(bad.values())),
-        "finished shards are kept, and the same command goes on",
+        "finished shards are kept, and the same command resumes",
     )
 
 
@@ -205,11 +205,11 @@ def claim(folder: str, settings: dict[str, Any]) -> None:
     uri = storage.join(folder, shard_files.CLAIM)
     if storage.create(uri, seal(settings)):
         return
-    remedy = "Delete it: the same command writes it anew, and takes only shards of the same settings"
+    remedy = "Delete it: the same command writes it again, and takes only shards made with the same settings"
     changed = difference(unseal(storage.read_bytes(uri), uri, remedy), settings)
     if changed:
         raise ConfigError(
-            f"{storage.absolute(folder)} holds a dataset of other settings or other videos:\n  "
+            f"{storage.absolute(folder)} holds a dataset made with other settings or other videos:\n  "
             + "\n  ".join(changed)
             + "\nSet them back, or choose another --out"
         )
@@ -277,7 +277,7 @@ def make_shards(job: PrepareJob, decoding: Decoding, watch: Callable[[Totals], N
     if failure and isinstance(failure[0], ray.data.exceptions.ExecutionTimeoutError):
         raise ResourceError(
             f"no shard was finished for {SHARD_SECONDS // 3600} hours: no node may be free for a task of "
-            f"{decoding.cpus:g} CPUs (see `ray status`), or --shard-videos is too large; the same command goes on"
+            f"{decoding.cpus:g} CPUs (see `ray status`), or --shard-videos is too large; the same command resumes"
         ) from failure[0]
     if failure:
         raise failure[0]

@@ -65,4 +65,4 @@ def caveats(campaign: Reproduction) -> list[str]:
     """Describe what a toy can and cannot show."""
     if campaign.scale != "toy":
         return []
-    return [f"this is the toy: made videos, not the paper's data. It shows {campaign.table.toy_shows}."]
+    return [f"this is the toy: synthetic videos, not the paper's data. It shows {campaign.table.toy_shows}."]

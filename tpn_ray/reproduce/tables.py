@@ -118,8 +118,8 @@ def table3() -> Table:
             ),
             TableRow(name="TSN-50 + TPN", paper="73.5", base="k400_tsn_r50", full=tsn, toy={**TSN, **PARALLEL}),
         ),
-        toy_shows="what the pyramid adds where only motion tells the class: TSN alone sees single frames and must stay "
-        "near chance (12.5 %)",
+        toy_shows="what the pyramid adds where only motion reveals the class: TSN alone sees single frames and must "
+        "stay near chance (12.5 %)",
     )
 
 
@@ -173,7 +173,7 @@ def table5() -> Table:
                 toy={**TSN, **PARALLEL},
             ),
         ),
-        toy_shows="the gain in what only motion tells (verbs are tempos) beside what a single frame tells (nouns are "
+        toy_shows="the gain in what only motion reveals (verbs are tempos) beside what a single frame shows (nouns are "
         "forms). Its data: jobs/toy.py FOLDER --kind kitchen, then jobs/prepare.py --format epic",
     )
 
@@ -198,7 +198,7 @@ def table6a() -> Table:
             row("res{4,5}", "76.1, 92.5", (4, 5), (4, 8), (1, 2)),
             TableRow(name="res{5}", paper="75.7, 92.3", full=single, toy=single),
         ),
-        toy_shows="whether a pyramid beats its backbone where only tempo tells the class; the order among pyramids "
+        toy_shows="whether a pyramid beats its backbone where only tempo reveals the class; the order among pyramids "
         "is within the noise of so few videos",
     )
 
@@ -312,8 +312,8 @@ jobs/tempo.py."""
 
 
 TOY_FIGURES = {
-    "figure1": "that classes of made actions differ in how much their tempo varies, as they were made to",
-    "figure4": "how a gain is set against the variance of tempo; colour tells the classes, little is left to gain",
+    "figure1": "that classes of synthetic actions differ in how much their tempo varies, as designed",
+    "figure4": "how a gain is plotted against the variance of tempo; color reveals the class: little is left to gain",
     "figure5": "how far each network depends on the tempo it was trained at. Where the class is the tempo (jobs/toy.py "
     "without --kind) a video played faster is one of another class, and a network that sees tempo has to fall; where "
     "tempo is only how an action is done (--kind actions) it should not",

@@ -127,7 +127,7 @@ class RunLedger:
         )
 
     def _hold_to_budget(self) -> None:
-        remedy = "the same command goes on from the last checkpoint"
+        remedy = "the same command resumes from the last checkpoint"
         try:
             check_budget(self.bad, len(self.manifest), self.max_bad, self.bad.values(), remedy)
         except BudgetError:

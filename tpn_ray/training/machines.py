@@ -96,10 +96,10 @@ def check_feasible(machines: Machines, total: Mapping[str, float], nodes: Sequen
         if workers * amount > total.get(name, 0.0):
             raise ResourceError(
                 f"too little of {name}: {workers} workers of {amount:g} need {workers * amount:g}, the nodes of the "
-                f"cluster declare {total.get(name, 0.0):g}; mend --worker-resources, or give --may-grow"
+                f"cluster declare {total.get(name, 0.0):g}; fix --worker-resources, or give --may-grow"
             )
     if not any(has_labels(labels, decoding.labels) for labels in nodes):
         raise ResourceError(
-            f"no node has the labels {' '.join(decoding.on)}; mend --decode-on, or give --may-grow if the cluster adds "
+            f"no node has the labels {' '.join(decoding.on)}; fix --decode-on, or give --may-grow if the cluster adds "
             "such nodes on demand"
         )

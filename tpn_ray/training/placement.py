@@ -54,11 +54,11 @@ class Places:
         elif now - self._placed > self._longest:
             raise ResourceError(
                 f"the cluster gave the run no workers for {self._longest / 60:.0f} minutes; it has "
-                f"{_amounts(ray.cluster_resources())}. The same command with the same --name goes on"
+                f"{_amounts(ray.cluster_resources())}. The same command with the same --name resumes"
             )
         elif now - self._placed > SAY_SECONDS and not self._told:
             self._told = True
-            self._ledger(Notice(text=f"waits for workers; the cluster has {_amounts(ray.cluster_resources())}"))
+            self._ledger(Notice(text=f"waiting for workers; the cluster has {_amounts(ray.cluster_resources())}"))
 
     def _free_abandoned(self) -> None:
         """Free placement groups without an actor in several checks; those of other trials get theirs within moments."""

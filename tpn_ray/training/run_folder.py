@@ -115,7 +115,7 @@ def newest_whole(run_uri: str) -> tuple[int, list[str]]:
         raise DamagedError(
             f"every checkpoint of the run {run_uri} is damaged ({first}):\n  "
             + "\n  ".join(checkpoint_uri(run_uri, step) for step in lost)
-            + "\nNothing was changed. Put one of these folders back from a copy, and the same command goes on from it; "
+            + "\nNothing was changed. Put one of these folders back from a copy, and the same command resumes from it; "
             "or delete them all to train again from the first step; or choose another --name"
         )
     return 0, []
@@ -160,7 +160,7 @@ def read_records(run_uri: str, after: int = 0) -> list[Record]:
 
 def _record(uri: str) -> Record:
     remedy = (
-        "Put it back from a copy, or delete it: the same command then goes on, and only the losses and scores that it "
+        "Put it back from a copy, or delete it: the same command then resumes, and only the losses and scores that it "
         "held are missing"
     )
     plain = unseal(storage.read_bytes(uri), uri, remedy)
@@ -174,7 +174,7 @@ def _record(uri: str) -> Record:
             ended=plain["ended"],
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise damaged(uri, f"it is no record of a step ({type(error).__name__}: {error})", remedy) from error
+        raise damaged(uri, f"it is not a record of a step ({type(error).__name__}: {error})", remedy) from error
 
 
 def best(records: Sequence[Record], committed: Collection[int]) -> Record | None:
@@ -214,10 +214,10 @@ def ends(run_uri: str, records: Sequence[Record]) -> Ends:
     notices = [f"{fault}; it is set aside" for fault in faults]
     wanted, step = best(records, [record.step for record in records]), found.step if found else last
     if wanted and wanted.step != step:
-        instead = "the best that is there" if found else "the last one, which was not scored,"
+        instead = "the best one left" if found else "the last one, which was not scored,"
         notices.append(
             f"the checkpoint of the best evaluation ({wanted.scores['val_top1']:.1%} top-1 at step {wanted.step}) is "
-            f"not there: {instead} is {checkpoint_uri(run_uri, step)}"
+            f"missing: {instead} is {checkpoint_uri(run_uri, step)}"
         )
     return Ends(last=last, best=step, scores=found.scores if found else {}, notices=tuple(notices))
 
@@ -252,7 +252,7 @@ def settle(run_uri: str, about: dict[str, Any]) -> int:
     changed = difference(before, unseal(seal(now), uri, ""))
     if changed:
         raise CheckpointError(
-            f"{run_uri} is a run with other settings, and would not be the same run if it went on:\n  "
+            f"{run_uri} is a run with other settings, and would not be the same run if it resumed:\n  "
             + "\n  ".join(line.removeprefix("recipe.") for line in changed)
             + "\nSet them back, or choose another --name"
         )

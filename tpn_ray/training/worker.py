@@ -285,7 +285,7 @@ def _begin(training: Training, job: Job, rank: int) -> Beginning:
 def _choose(job: Job) -> Beginning:
     if not storage.exists(storage.join(job.run_uri, run_folder.ABOUT)):
         raise ConfigError(
-            f"{job.run_uri} is not there on node {ray.util.get_node_ip_address()}: with workers on several nodes, "
+            f"{job.run_uri} does not exist on node {ray.util.get_node_ip_address()}: with workers on several nodes, "
             "--storage must be a folder that all of them share, or s3://..."
         )
     with job.stopped_by(LeaseError, DamagedError):
@@ -311,7 +311,7 @@ def _begin_with_weights(training: Training, job: Job, rank: int) -> None:
     except CheckpointError:  # a different number of classes, or none
         report = load_weights(training.model, uri, replace_classifier=True)
     if rank == 0:
-        job.tell(Notice(text=f"begins with the weights of {uri}: {report}"))
+        job.tell(Notice(text=f"starting from the weights of {uri}: {report}"))
 
 
 def _blocks(job: Job, training: Training, rank: int, workers: int) -> Iterator[Rows]:
@@ -353,7 +353,7 @@ class _Preemption:
             info = ray.train.get_preemption_info()  # all ranks take part
             if info is not None and info != self._seen:
                 self._seen = info
-                self._news = f"the cluster takes {len(info.preempted_node_to_ranks)} node(s) of this run away"
+                self._news = f"the cluster is taking {len(info.preempted_node_to_ranks)} node(s) of this run away"
             time.sleep(NOTICE_SECONDS)
 
 
@@ -367,4 +367,4 @@ def _distrust_bf16(training: Training, tell: Callable[[Event], None], recipe: Re
     if not trusted.item():
         training.loop = dataclasses.replace(loop, precision="fp32")
         if rank == 0:
-            tell(Notice(text=f"training goes on in float32: {report}"))
+            tell(Notice(text=f"training continues in float32: {report}"))

@@ -89,7 +89,7 @@ class Writer:
 
     def close(self) -> None:
         """Wait until everything is in storage, retrying until it is. Raises what must stop that."""
-        then = f"it is the last one, and tried again every {AGAIN_SECONDS:g} s"
+        then = f"it is the last one, and is retried every {AGAIN_SECONDS:g} s"
         self._settle(then)
         while self._newest is not None:
             time.sleep(AGAIN_SECONDS)
@@ -101,7 +101,7 @@ class Writer:
         self._newest = (checkpoint, time.monotonic())
         self._under_way = self._pool.submit(self._write, checkpoint, tuple(self._waiting))
 
-    def _settle(self, then: str = "training goes on without it") -> None:
+    def _settle(self, then: str = "training continues without it") -> None:
         """Wait for the commit in progress. `_newest` is then what could not be committed, if anything."""
         if self._under_way is None or self._newest is None:
             return
@@ -123,7 +123,7 @@ class Writer:
         return (
             f"no checkpoint could be written for {seconds / 60:.0f} min, and training stops (--saving.give-up-seconds "
             f"{self._saving.give_up_seconds:g}): {error}\nThe work of steps {kept + 1} to {step} is lost; the same "
-            f"command with the same --name goes on from step {kept}"
+            f"command with the same --name resumes from step {kept}"
         )
 
     def _write(self, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
@@ -163,9 +163,7 @@ class Writer:
         except StorageError as error:
             if what not in self._undeleted:
                 self._undeleted.add(what)
-                self._tell(
-                    Notice(text=f"{what} could not be deleted, which is tried again with every checkpoint: {error}")
-                )
+                self._tell(Notice(text=f"{what} could not be deleted, which is retried with every checkpoint: {error}"))
 
 
 def _superfluous(found: Contents, kept: Iterable[int], ahead: int) -> list[int]:
@@ -180,5 +178,5 @@ def _refuse_no_numbers(checkpoint: Checkpoint) -> None:
     for name, value in checkpoint.weights.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             raise TrainingError(
-                f"{name} holds values that are no numbers after step {checkpoint.step}; the checkpoint before is kept"
+                f"{name} holds values that are not finite after step {checkpoint.step}; the previous checkpoint is kept"
             )

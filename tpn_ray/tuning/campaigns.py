@@ -285,7 +285,7 @@ def _run_alone(
     say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {max_concurrent} at once: {takes}")
     if goes_on:
         known = campaign.journal.trials()
-        say(f"the campaign goes on: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
+        say(f"the campaign resumes: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
     spent_all = _hours(campaign, how.budget_hours)
 
     def look() -> None:
@@ -363,7 +363,7 @@ def _hours(campaign: Campaign, budget_hours: float) -> Callable[[], None]:
         if budget_hours and earlier + time.monotonic() - begin > budget_hours * 3600:
             raise HoursSpentError(
                 f"the {budget_hours:g} hours of --budget-hours are spent; nothing is lost: the same command with more "
-                "of them goes on"
+                "of them resumes"
             )
 
     return look

@@ -45,7 +45,7 @@ def parse(text: str) -> Distribution:
     except SyntaxError:
         call = None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
-        raise ConfigError(f"{text!r} is no distribution; write {_WAYS}")
+        raise ConfigError(f"{text!r} is not a distribution; write {_WAYS}")
     kind, values = call.func.id, [_value(part, text.strip()) for part in call.args]
     if kind not in ("choice", *_KINDS):
         raise ConfigError(f"unknown distribution {kind!r} in {text!r}; write {_WAYS}")

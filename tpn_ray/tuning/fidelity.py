@@ -64,7 +64,7 @@ def parse(texts: Sequence[str], recipe: Recipe, epochs: Sequence[int]) -> Fideli
             raise ConfigError(f"--fidelity {text!r} must be FIELD=VALUE,VALUE,..., such as clip.frames=4,8,16")
         allowed = [VIDEOS, *(one for one in known if one.startswith(BUDGETS))]
         if name not in allowed:
-            raise ConfigError(f"--fidelity {name!r} is no budget of a trial; there are: {', '.join(allowed)}")
+            raise ConfigError(f"--fidelity {name!r} is not a budget of a trial; known: {', '.join(allowed)}")
         values = distributions.grid(distributions.parse(f"choice({written})"), 0)
         if len(values) != len(epochs):
             raise ConfigError(

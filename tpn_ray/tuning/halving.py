@@ -68,7 +68,7 @@ def successive_halving(
             if len(running) < max_concurrent and work.trial.number not in running:
                 running.add(work.trial.number)
                 if work.trial.points:
-                    say(f"{work.trial.name} goes on from epoch {work.trial.epochs} to {work.epoch}")
+                    say(f"{work.trial.name} resumes from epoch {work.trial.epochs} to {work.epoch}")
                 _start(_promoted(work), train, finished)
         if not running:
             return rungs.ranked(list(trials.values()))

@@ -143,8 +143,8 @@ class Trial:
 _TRIAL = TypeAdapter(Trial)
 _SAMPLES = TypeAdapter(list[Sample])
 _CAMPAIGN_REMEDY = (
-    "Put it back from a copy, or delete it and give the command with the very settings that it had: it is then written "
-    "anew"
+    "Put it back from a copy, or delete it and give the command with exactly the settings that it had: it is then "
+    "written again"
 )
 _WAVE_REMEDY = (
     "Put it back from a copy; or, if it is the newest one, delete it: the same command suggests the same samples again"
@@ -179,7 +179,7 @@ class Journal:
         ]
         if changed:
             raise CheckpointError(
-                f"{self.uri} is a campaign of other settings, and would not be the same if it went on:\n  "
+                f"{self.uri} is a campaign with other settings, and would not be the same if it resumed:\n  "
                 + "\n  ".join(changed)
                 + "\nSet them back, or choose another --name"
             )
@@ -232,7 +232,7 @@ def _trial(uri: str, data: bytes) -> Trial:
     try:
         return _TRIAL.validate_json(json.dumps(content))
     except ValidationError as error:
-        raise damaged(uri, f"it is no trial: {_first(error)}", _TRIAL_REMEDY) from error
+        raise damaged(uri, f"it is not a trial: {_first(error)}", _TRIAL_REMEDY) from error
 
 
 def _transition(line: Any) -> Any:

@@ -38,7 +38,7 @@ class Bracket:
         if self.reduction_factor < 2:
             raise ConfigError(f"reduction_factor={self.reduction_factor}: it must be at least 2, or nothing is saved")
         if not self.epochs or list(self.epochs) != sorted(set(self.epochs)) or self.epochs[0] < 1:
-            raise ConfigError(f"rungs at epochs {self.epochs} must be rising and begin at 1 or later")
+            raise ConfigError(f"rungs at epochs {self.epochs} must be ascending and start at 1 or later")
 
     def promoted(self, entered: int) -> int:
         """Return how many of `entered` trials are promoted from a rung."""

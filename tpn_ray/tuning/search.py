@@ -111,7 +111,7 @@ def _draw(question: Question, number: int) -> Sample:
 
 
 def _too_rare(tries: int) -> ConfigError:
-    return ConfigError(f"{tries} samples of the space in a row do not make a recipe; vary fewer fields together")
+    return ConfigError(f"{tries} samples of the space in a row make no valid recipe; vary fewer fields together")
 
 
 def _furthest(seen: Sequence[Seen]) -> list[Seen]:

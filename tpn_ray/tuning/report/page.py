@@ -93,12 +93,12 @@ def facts(found: Findings) -> list[tuple[str, str]]:
 
 def tables(found: Findings) -> list[tuple[str, str, Table]]:
     """Return (title, sentence, table) of everything that is a table in both forms."""
-    made = [("Leaderboard", "Who came furthest first, then by accuracy at the last epoch.", leaderboard(found))]
+    made = [("Leaderboard", "Sorted by epochs reached, then by accuracy at the last epoch.", leaderboard(found))]
     rows = repeated(found.trials, found.repeats)
     if rows:
         made.append(
             (
-                "The best again, with further seeds",
+                "The best settings with more seeds",
                 "Mean and standard deviation over seeds; the difference to the best mean is paired by seed (t-test).",
                 (
                     ("setting of", "seeds", "mean", "deviation", "difference", "p", "each"),
@@ -154,7 +154,7 @@ def _numbers_of_plots(found: Findings) -> list[tuple[str, str, Table]]:
     if correlations:
         lines = [(str(at), str(count), f"{value:.2f}") for at, count, value in correlations]
         text = "Rank correlation of accuracy after each epoch with accuracy at the end, of complete trials."
-        made.append(("Does early tell late?", text, (("epoch", "trials", "Spearman"), lines)))
+        made.append(("Do early epochs predict the end?", text, (("epoch", "trials", "Spearman"), lines)))
     return made
 
 

@@ -30,7 +30,7 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
         ),
         (
             "Settings and accuracy",
-            "One line a trial, colored by its accuracy at its last epoch.",
+            "One line per trial, colored by its accuracy at its last epoch.",
             visualization.plot_parallel_coordinate(
                 as_study(trials, found.space, {trial.number: (trial.top1,) for trial in trials}), target_name=TOP1
             ),
@@ -58,7 +58,7 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
     correlations = rung_correlations(trials, found.epochs)
     if correlations:
         text = "Spearman's rank correlation of accuracy after each epoch with accuracy at the end, of complete trials."
-        made.append(("Does early tell late?", text, correlation_bars(correlations)))
+        made.append(("Do early epochs predict the end?", text, correlation_bars(correlations)))
     return [(title, text, _styled(figure)) for title, text, figure in made]
 
 
