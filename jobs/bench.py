@@ -28,14 +28,13 @@ def step(
     bench: Annotated[StepBench, tyro.conf.arg(name="")],
     recipe: Annotated[str, tyro.conf.arg(help="Recipe whose network and clips to measure.")] = "toy",
 ) -> None:
-    """Measure training steps and scoring in one process, alternately: precisions, eager and compiled, and a matrix
+    """Measure training steps and scoring in one process, in turns: precisions, eager and compiled, and a matrix
     product."""
     print(measure_step(recipes.recipe(recipe), bench))
 
 
 def decode(bench: Annotated[DecodeBench, tyro.conf.arg(name="")]) -> None:
-    """Measure clips decoded per second per core: this package on prepared videos, other decoders on the usual
-    formats."""
+    """Measure clips decoded per second per core: this package on prepared videos, other decoders on common formats."""
     print(measure_decode(bench))
 
 
@@ -45,8 +44,7 @@ def views(bench: Annotated[ViewsBench, tyro.conf.arg(name="")]) -> None:
 
 
 def ingest(bench: Annotated[IngestBench, tyro.conf.arg(name="")]) -> None:
-    """Measure training clips from your storage to the training worker, stage by stage, and the cores that feed one
-    GPU."""
+    """Measure training clips from storage to the training worker, stage by stage, and the cores that feed one GPU."""
     session.connect(bench.address, workers_cpus=1, decode_cpus=1)
     print(measure_ingest(bench))
 
@@ -60,8 +58,7 @@ def train(
     bench: Annotated[TrainBench, tyro.conf.arg(name="")],
     recipe: Annotated[str, tyro.conf.arg(help="Recipe to train.")] = "toy",
 ) -> None:
-    """Measure a run with Ray Train and Ray Data against torchrun with a DataLoader: clips/s of the same steps,
-    alternately."""
+    """Measure clips/s of the same steps, in turns: Ray Train with Ray Data, and torchrun with a DataLoader."""
     session.connect(bench.address, workers_cpus=bench.workers * bench.cpus_per_worker, decode_cpus=1)
     print(measure_train(recipes.recipe(recipe), bench))
 
@@ -70,8 +67,7 @@ def campaign(
     bench: Annotated[CampaignBench, tyro.conf.arg(name="")],
     recipe: Annotated[str, tyro.conf.arg(help="Recipe to vary.")] = "toy_small",
 ) -> None:
-    """Search a grid by successive halving and in full, and report the gap, the share of the epochs, and the idle
-    time."""
+    """Search a grid by successive halving and in full; report the gap, the share of the epochs, and the idle time."""
     session.connect(bench.address, workers_cpus=bench.max_concurrent, decode_cpus=2 * bench.max_concurrent)
     print(measure_campaign(recipes.recipe(recipe), bench, say=say))
 

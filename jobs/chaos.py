@@ -38,8 +38,7 @@ class Arguments:
     """Seed for the moments, the victims, and the kinds of outage."""
 
     epochs: int = 0
-    """Epochs of the run or of each trial. 0: for a run, as many as the kills or outages need to hit it; for a trial,
-    9."""
+    """Epochs of the run or of each trial. 0: for a run, as many as kills or outages need to hit it; for a trial, 9."""
 
     samples: int = 27
     """Number of trials of the campaign."""

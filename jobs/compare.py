@@ -31,7 +31,7 @@ class Arguments:
     """The same for the checkpoint that is expected to be better."""
 
     out: str = ""
-    """Folder for comparison.json and a plot of each class's gain. Default: nothing is written."""
+    """Folder for comparison.json and a plot of each class's gain; if empty, nothing is written."""
 
 
 def main() -> None:

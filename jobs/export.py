@@ -1,5 +1,5 @@
-"""Export a checkpoint as a program. `python jobs/export.py --checkpoint C --out FILE.pt2 (or .onnx) --videos URI
-...`"""
+"""Export a checkpoint as a program. `python jobs/export.py --checkpoint C --out FILE.pt2 --videos URI ...` (or
+.onnx)"""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ CLIPS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Export a checkpoint as a program: uint8 clips (n, t, h, w, c) in, probabilities (n, k) out. It runs without this
-    project."""
+    """Export a checkpoint as a standalone program: uint8 clips (n, t, h, w, c) in, probabilities (n, k) out."""
 
     checkpoint: str
     """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""

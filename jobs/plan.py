@@ -1,5 +1,4 @@
-"""Plan machines and cost of a run and a campaign from a one-minute measurement. `python jobs/plan.py RECIPE --data
-D`."""
+"""Plan machines and cost of runs and campaigns from a one-minute measurement. `python jobs/plan.py RECIPE --data D`"""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ class Arguments:
     """Training data, as for jobs/train.py."""
 
     address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     json: str = ""
     """File to write the measurements and the advice to."""

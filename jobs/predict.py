@@ -29,15 +29,13 @@ class Arguments:
     """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
 
     videos: tuple[str, ...]
-    """Files, folders or prefixes, lists (.txt with one URI per line, or .csv with a column uri), or a prepared
-    dataset."""
+    """Files, folders or prefixes, lists (.txt with one URI per line, .csv with a column uri), or a prepared dataset."""
 
     views: tuple[str, ...] = ("1x1",)
     """Views of each video, as for jobs/evaluate.py."""
 
     window_seconds: float = 0.0
-    """Length of the windows into which long videos are cut and classified, with their times; 0: each video as a
-    whole."""
+    """Length of the windows into which long videos are cut, to be classified with their times; 0: whole videos."""
 
     hop_seconds: float = 0.0
     """Time between the starts of two windows; 0: they follow each other without a gap."""
@@ -49,7 +47,7 @@ class Arguments:
     """FILE.jsonl, or FILE.parquet, which also holds the scores of all classes, on disk or s3://; - is the terminal."""
 
     address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""

@@ -1,5 +1,4 @@
-"""Check, re-encode, and shard a dataset. `python jobs/prepare.py --data FOLDER --out FOLDER`; `--help` shows all
-flags."""
+"""Check, re-encode, and shard a dataset. `python jobs/prepare.py --data FOLDER --out FOLDER`; see `--help`."""
 
 from __future__ import annotations
 
@@ -30,21 +29,19 @@ PROGRAM = "python jobs/prepare.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Where the videos come from, and where the dataset goes: either --data, or --format with --annotations and
-    --videos."""
+    """Where the videos come from and where the dataset goes. Give --data, or --format, --annotations, and --videos."""
 
     out: str
     """Folder or s3://bucket/prefix for the dataset. The same command with the same --out resumes where it stopped."""
 
     data: str = ""
-    """Folder with one subfolder per class (below train/ and val/, or split automatically), or a CSV
-    uri,label[,split]."""
+    """Folder with one subfolder per class (below train/ and val/, or split automatically), or CSV uri,label[,split]."""
 
     format: str = ""
     """Format of published annotations: kinetics, something-v1, something-v2, epic, or mmaction."""
 
     annotations: tuple[str, ...] = ()
-    """Annotation files for --format, such as train.csv val.csv. If they have no split column, their names give the
+    """Annotation files for --format, such as train.csv val.csv. Without a split column, the file names give the
     split."""
 
     label_map: tuple[str, ...] = ()
@@ -60,7 +57,7 @@ class Arguments:
     """Share of the videos that may be unusable before the job stops, such as 1% or 0.01."""
 
     address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""

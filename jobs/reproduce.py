@@ -1,5 +1,4 @@
-"""Reproduce the paper's tables on your own machines. `python jobs/reproduce.py 6a --data D --scale toy`; see
-`--help`."""
+"""Reproduce the paper's tables on your own machines. `python jobs/reproduce.py 6a --data D --scale toy`; see --help."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ class Arguments:
     """Scale. toy: the toy recipe with each row's change; full: the published recipe."""
 
     rows: tuple[str, ...] = ()
-    """Names of the rows to run. Default: all that the scale has. The first row is always included as the baseline."""
+    """Names of the rows to run; if empty, all that the scale has. The first row is always included as the baseline."""
 
     seeds: int = 3
     """Number of runs of each row."""
@@ -53,7 +52,7 @@ class Arguments:
     """Where checkpoints and scores go. The same command resumes there."""
 
     address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""

@@ -1,5 +1,4 @@
-"""Analyze where tempo varies and whether the pyramid gains there. `python jobs/tempo.py --data D --frames C`; see
---help."""
+"""Analyze where tempo varies, and whether the pyramid gains there. `python jobs/tempo.py --data D --frames C`"""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ class Arguments:
     """Dataset, as for jobs/train.py."""
 
     frames: str
-    """Checkpoint of a TSN (recipe toy_frames, or k400_tsn_r50 with --model.neck none), which classifies single
-    frames."""
+    """Checkpoint of a single-frame classifier (TSN): recipe toy_frames, or k400_tsn_r50 with --model.neck none."""
 
     first: tuple[str, ...] = ()
     """Checkpoint of the baseline, or several with different seeds. With --second, the gain of each class and the
@@ -48,7 +46,7 @@ class Arguments:
     """Number of evenly spaced frames of each video."""
 
     strides: tuple[int, ...] = ()
-    """Strides to score both networks at, such as 2 4 6 8 10 12 14 16. Default: none."""
+    """Strides to score both networks at, such as 2 4 6 8 10 12 14 16; if empty, none."""
 
     classes_per_bin: int = 10
     """Classes per bin in the figure of gains."""
@@ -57,13 +55,13 @@ class Arguments:
     """Folder for tempo.parquet, report.html, report.json, and the figures, on disk or s3://."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store (sqlite:///...) to log to. Default: none."""
+    """MLflow server (http://...) or store (sqlite:///...) to log to; if empty, none."""
 
     experiment: str = "tpn_ray"
     """MLflow experiment."""
 
     address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""

@@ -1,5 +1,4 @@
-"""Tune a recipe: lambda, alpha, schedule. `python jobs/tune.py toy --data FOLDER --samples 4`; `--help` shows all
-flags."""
+"""Tune a recipe: lambda, alpha, schedule. `python jobs/tune.py toy --data FOLDER --samples 4`; see `--help`."""
 
 from __future__ import annotations
 

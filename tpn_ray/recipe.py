@@ -1,5 +1,4 @@
-"""Recipe: everything that determines the quality of the result, and nothing about machines. Plain data; runs
-anywhere."""
+"""Recipe: everything that determines the quality of the result, nothing about machines. Plain data; runs anywhere."""
 
 from __future__ import annotations
 
@@ -78,7 +77,7 @@ class OptimConfig:
     BatchNorm uses its stored statistics."""
 
     scales: tuple[str, ...] = ()
-    """Learning rate factors for parts of the network, such as backbone=0.1. If several prefixes match, the longest
+    """Learning rate factors for parts of the network, such as backbone=0.1. The longest matching name prefix
     applies."""
 
     ema_decay: float = 0.0
@@ -137,8 +136,7 @@ class LoopConfig:
     """Clips per step, over all workers. The learning rate is tuned for this number."""
 
     micro_batch_clips: int = 8
-    """Clips that are computed together and that BatchNorm sees. Workers divide the micro-batches of a step among
-    themselves."""
+    """Clips that are computed together and that BatchNorm sees. Workers share the micro-batches of a step."""
 
     sync_batch_norm: int = 1
     """Number of workers whose micro-batches BatchNorm normalizes as one (SyncBN); the number of workers must be a
@@ -173,8 +171,7 @@ class LoopConfig:
     a 2D ResNet's). A classifier with a different number of classes is initialized at random."""
 
     patience_evaluations: int = 0
-    """Number of consecutive evaluations without a higher top-1 after which the run stops early; 0 disables early
-    stopping."""
+    """Consecutive evaluations without a higher top-1 after which the run stops early; 0 disables early stopping."""
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_clips", "micro_batch_clips", "sync_batch_norm", "evaluate_every_epochs")

@@ -66,7 +66,7 @@ class Decoding:
     """Maximum number of concurrent decoding tasks; 0: as many as fit."""
 
     on: Annotated[tuple[str, ...], tyro.conf.arg(name="decode-on")] = ()
-    """Labels of the nodes that may decode, such as pool=cpu. Default: all nodes."""
+    """Labels of the nodes that may decode, such as pool=cpu; if empty, all nodes."""
 
     may_grow: bool = False
     """Whether the cluster adds nodes on demand. If so, the job waits for resources that are missing at first instead of

@@ -46,8 +46,7 @@ MAX_MODEL_BYTES = 8 * 1024**3
 SQLITE = "sqlite:///"
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
-"""Makes MLflow open the experiment in the page for training, with its curves, rather than in the one for language
-models."""
+"""Makes MLflow open the experiment in its page for training, with curves, rather than the one for language models."""
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 VALUE_CHARACTERS = 6000
 _NOT_IN_KEYS = re.compile(r"[^/\w.\- :]")
@@ -145,7 +144,7 @@ class TrackedRun:
             del self.waiting_texts[path]
 
     def log_file(self, data: bytes, path: str) -> bool:
-        """Log a file as an artifact of the run, now or not at all. On failure, return False and leave the reason in
+        """Log a file as an artifact of the run, now or not at all; if not, return False, with the reason in
         `last_reason`."""
         folder, _, name = path.rpartition("/")
 
@@ -251,8 +250,7 @@ PROBE_EXPERIMENT = "tpn_ray_doctor"
 
 
 def probe_version(tracking_uri: str) -> tuple[str, str]:
-    """Return the MLflow version that answers at the URI and the local one; for a store without a server, the local one
-    twice."""
+    """Return the MLflow version that answers at the URI and the local one; without a server, the local one twice."""
     import mlflow
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request

@@ -44,7 +44,7 @@ def test_the_advice_names_nodes_and_prices() -> None:
 
 def test_what_preparing_would_bring() -> None:
     gain = "\n".join(plan_text.shards(MEASURED, PLAN, "videos"))
-    assert "clips of them cost 1/4 (2 to 5 times as fast)" in gain
+    assert "their clips cost 1/4 (2 to 5 times as fast)" in gain
     assert "python jobs/prepare.py --data videos --out PREPARED" in gain
     assert MEASURED.preparing
     little = dataclasses.replace(MEASURED, preparing=dataclasses.replace(MEASURED.preparing, speedup=exactly(1.0)))

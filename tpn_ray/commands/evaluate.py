@@ -30,26 +30,26 @@ class EvaluationJob:
     """Split to score: train, val, test, or all."""
 
     views: tuple[str, ...] = ("1x1",)
-    """Views of each video: 1x1; 10x3 or 2x3 (CLIPSxCROPS); ten_crop; also `10x3 random`, `segments 8 ten_crop`, `1x1
-    stride 16`."""
+    """Views of each video: 1x1, 10x3, or 2x3 (CLIPSxCROPS), or ten_crop; also `10x3 random`, `segments 8 ten_crop`,
+    `1x1 stride 16`."""
 
     alpha: tuple[str, ...] = ()
     """Temporal rates to use instead of the checkpoint's, such as 4,8. Several, or `every`, are scored in one pass."""
 
     out: str = ""
-    """Folder for the results, on disk or s3://. Default: beside the checkpoint."""
+    """Folder for the results, on disk or s3://; if empty, beside the checkpoint."""
 
     max_bad: str = MAX_BAD
     """Share of the videos that may be unusable before the job fails, which it does after writing its results."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store (sqlite:///...) to log to. Default: none."""
+    """MLflow server (http://...) or store (sqlite:///...) to log to; if empty, none."""
 
     experiment: str = "tpn_ray"
     """MLflow experiment."""
 
     address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""

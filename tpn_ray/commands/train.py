@@ -40,10 +40,10 @@ class TrainingJob:
     """Where checkpoints and scores go: a folder that every node sees, or s3://bucket/prefix."""
 
     name: str = ""
-    """Name of the run. The name of an earlier run resumes it. Default: a new name."""
+    """Name of the run. The name of an earlier run resumes it; if empty, a new name is chosen."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store. Default: SQLite below --storage."""
+    """MLflow server (http://...) or store; if empty, SQLite below --storage."""
 
     experiment: str = "tpn_ray"
     """MLflow experiment."""
@@ -52,7 +52,7 @@ class TrainingJob:
     """Name of the MLflow model whose newest version the best checkpoint becomes."""
 
     address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""

@@ -37,8 +37,8 @@ class TuningJob:
     """Number of trials. With a grid: the maximum number of combinations, and 0 for all."""
 
     space: str = ""
-    """Search space: lambda_alpha, schedule, flow_and_levels, or all; join several with +. Default: all, or none with
-    --vary."""
+    """Search space: lambda_alpha, schedule, flow_and_levels, or all; join several with +. If empty: all, or none
+    with --vary."""
 
     vary: tuple[str, ...] = ()
     """Fields to vary, each as FIELD=DISTRIBUTION: optim.lr=loguniform(0.01,1) model.alpha=choice((1,2),(4,8))
@@ -65,16 +65,16 @@ class TuningJob:
     """Where the trials' checkpoints go: a folder that every node sees, or s3://bucket/prefix."""
 
     name: str = ""
-    """Name of the campaign. The name of an earlier campaign resumes it. Default: a new name."""
+    """Name of the campaign. The name of an earlier campaign resumes it; if empty, a new name is chosen."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store. Default: SQLite below --storage."""
+    """MLflow server (http://...) or store; if empty, SQLite below --storage."""
 
     experiment: str = "tpn_ray"
     """MLflow experiment."""
 
     address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
     """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""

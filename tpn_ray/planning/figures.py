@@ -48,8 +48,8 @@ def slower(one: Span, other: Span) -> Span:
 EFFICIENCY = Span(0.75, 0.9, 1.0)
 """Assumed: share of a worker's speed that remains beside the optimizer, the all-reduce, checkpoints, and logging."""
 START_SECONDS = Span(20.0, 60.0, 180.0)
-"""Assumed: time from a run's command to its first step plus from its last step to its end. Nodes that must start take
-longer."""
+"""Assumed: time from a run's command to its first step plus from its last step to its end; longer if nodes must
+start."""
 BLOCKS_PER_TASK = Span(2.0, 2.5, 3.0)
 """Assumed: blocks in the object store per decoding task, in the making and waiting."""
 BLOCKS_PER_WORKER = exactly(3.0)
@@ -295,7 +295,7 @@ def speed_of(measured: Measured, hardware: Hardware, nodes: Nodes) -> tuple[Span
 
 
 def epoch_seconds(measured: Measured, hardware: Hardware, nodes: Nodes, speed: Span, evaluate_every: int) -> Span:
-    """Return the time of an epoch plus its share of an evaluation, assumed to run at training speed if it was not
+    """Return the time of an epoch plus its share of an evaluation, which is taken to be as fast as training if not
     measured."""
     training, scoring = exactly(measured.train_clips) / speed, speed
     if measured.score_clips_per_second:

@@ -87,7 +87,7 @@ def step(recipe: Recipe, device: str, threads: int, rounds: int) -> Stepped:
 
 
 def prepare_some(source: ClipSource, config: EncodeConfig, wanted_seconds: float) -> Preparing | None:
-    """Prepare the first videos for `wanted_seconds`, and decode a clip of each in both forms. Returns None if none is
+    """Prepare the first videos for `wanted_seconds`, and decode a clip of each in both forms. None if none is
     usable."""
     ratios, encoding = list[float](), list[float]()
     before, after, begun = 0, 0, time.perf_counter()

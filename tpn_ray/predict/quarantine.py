@@ -18,8 +18,7 @@ Quarantined = tuple[str, str, str]
 
 
 def quarantined(data_uri: str, splits: set[str]) -> list[Quarantined]:
-    """Return the quarantined videos of these splits, from the footers of the shards; none for a dataset of video
-    files."""
+    """Return the quarantined videos of these splits, from the shards' footers; none for a dataset of video files."""
     folder = storage.join(storage.absolute(data_uri), SHARDS)
     if data_uri.lower().endswith(".csv") or not storage.exists(
         storage.join(storage.absolute(data_uri), shards.DATASET)

@@ -43,7 +43,7 @@ def score(
     alphas: Sequence[Alpha] = (TRAINED,),
     keep_views: bool = False,
 ) -> Iterator[Rows]:
-    """Yield blocks of scored videos, each exactly once and in the manifest's order, with the columns of
+    """Yield blocks of scored videos, each exactly once, in the manifest's order, with the columns of
     `scorer.Scorer`."""
     clip, augment = recipe.clip, recipe.augment
     video_bytes = views.most_bytes(clip, augment)

@@ -9,8 +9,7 @@ from tpn_ray.predict.predictor import load
 
 
 class VideoModel(PythonModel):  # type: ignore[misc]  # MLflow's classes are untyped here
-    """An MLflow model that takes paths or URIs of videos. The scores are those of jobs/evaluate.py with one center
-    view."""
+    """A model that takes paths or URIs of videos. The scores are those of jobs/evaluate.py with one center view."""
 
     def load_context(self, context) -> None:  # type: ignore[no-untyped-def]
         """Load the checkpoint's folder. Called by MLflow."""

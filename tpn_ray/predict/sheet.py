@@ -51,8 +51,7 @@ def sheet(strips: Sequence[Strip]) -> bytes:
 
 
 def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> list[Strip]:
-    """Return the clips that training really sees of these videos in this epoch: cropped, mirrored, and
-    color-jittered."""
+    """Return the clips that training really sees of these videos in this epoch: cropped, mirrored, color-jittered."""
     numbers = np.array(samples, dtype=np.int64)
     made = training_rows(source, [PlannedMicroBatch(step=0, epoch=epoch, positions=numbers, samples=numbers)])
     return [

@@ -181,7 +181,7 @@ def refuse_copied_segments(manifest: Manifest, encode: EncodeConfig) -> None:
         )
 
 
-# --- what is there already
+# --- what exists already
 
 
 def refuse_foreign(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""Temporary space on a worker's disk that does not long outlive its process, however that ends. Runs on Ray Data
+"""Temporary disk space on a worker that does not long outlive its process, however that ends. Runs on Ray Data
 workers."""
 
 from __future__ import annotations

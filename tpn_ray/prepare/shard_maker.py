@@ -99,8 +99,7 @@ class Meter:
 
 
 def make_shard(job: PrepareJob, number: int, tell: Callable[[VideoFinding], None]) -> int:
-    """Make shard `number` of the job, write it, and return its size in bytes. Bad videos are reported and become
-    findings."""
+    """Make shard `number` of the job, write it, and return its size in bytes. Bad videos are reported and recorded."""
     plan = job.shards[number]
     rows, bad = list[dict[str, Any]](), list[Bad]()
     for row, take in _sources(job, plan.rows):

@@ -80,7 +80,7 @@ def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
 def run(
     campaign: Reproduction, on_run: Callable[[str, dict[str, float]], None], on_event: Callable[[Event], None]
 ) -> dict[str, list[RowOutcome]]:
-    """Train and score every row with every seed; return, for each label set, the combined outcomes in the table's
+    """Train and score every row with every seed; return the combined outcomes of each label set in the table's
     order."""
     ranks: dict[str, dict[str, list[Ranks]]] = {name: {} for name in campaign.manifest.label_sets}
     for seed in range(campaign.seeds):

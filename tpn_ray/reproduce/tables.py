@@ -125,7 +125,7 @@ def table3() -> Table:
 
 def table4() -> Table:
     return Table(
-        title="Something-Something (V1 / V2 by the data given), 8 segments, one centre view",
+        title="Something-Something (V1 / V2 by the data given), 8 segments, one center view",
         data="Something-Something V1 or V2",
         views="1x1",
         rows=(
@@ -307,8 +307,7 @@ FRAMES = TableRow(name="frames", paper="", base="k400_tsn_r50", full=PLAIN, toy_
 TPN = TableRow(name="TPN", paper="", full={**PARALLEL, "model.alpha": (4, 8)}, toy=PARALLEL)
 
 FIGURES = {"figure1": (FRAMES,), "figure4": (FRAMES, BACKBONE, TPN), "figure5": (BACKBONE, TPN)}
-"""The networks behind each figure of the paper. `jobs/reproduce.py` trains them and analyzes them like
-jobs/tempo.py."""
+"""The networks behind each figure of the paper. `jobs/reproduce.py` trains and analyzes them like jobs/tempo.py."""
 
 
 TOY_FIGURES = {

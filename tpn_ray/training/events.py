@@ -95,8 +95,7 @@ class Notice:
 
     text: str
     about: str = ""
-    """Subject that several processes may report on. Then only a text that differs from the last notice about it is
-    news."""
+    """Subject that several processes may report on; only a text that differs from the last notice about it is news."""
 
 
 @dataclass(frozen=True, kw_only=True)

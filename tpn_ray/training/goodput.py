@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from tpn_ray.training.record import StepMetrics
 
 PARTS = ("compute", "data", "evaluation", "checkpoint", "other")
-"""What a worker books: steps, waiting for clips, scoring, the time a checkpoint holds up a step, and everything
-else."""
+"""What a worker books: steps, waiting for clips, scoring, the time a checkpoint holds up a step, and the rest."""
 
 METRIC = "seconds_"
 """Prefix of the metrics that carry the books, in seconds summed over the workers."""

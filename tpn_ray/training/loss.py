@@ -14,8 +14,7 @@ from tpn_ray.recipe import LossConfig
 def total_loss(
     scores: Scores, labels: Int[Tensor, "n s"], classes: tuple[int, ...], config: LossConfig
 ) -> Float[Tensor, ""]:
-    """Return the mean loss over the clips. With several label sets (verb, noun), each head's loss is the mean over the
-    sets."""
+    """Return the mean loss over the clips. With several label sets (verb, noun), each head averages over them."""
     if len(scores.auxiliary) != len(config.lambdas):
         raise ConfigError(
             f"lambdas={config.lambdas} has {len(config.lambdas)} entries, "

@@ -61,8 +61,7 @@ class End:
 
 
 def is_lasting(error: TpnRayError | None) -> bool:
-    """Return whether the next workers would also meet this error of ours from a worker (None: it was no error of
-    ours)."""
+    """Return whether the next workers would also meet this error from a worker (None: it was not one of ours)."""
     return isinstance(error, StorageRefusedError) or (error is not None and not isinstance(error, PASSING))
 
 

@@ -38,8 +38,7 @@ class Places:
         self._abandoned = Counter[str]()
 
     def controller_lost(self) -> None:
-        """Start looking for abandoned placement groups: those of workers that had not started when their controller
-        ended."""
+        """Start looking for abandoned placement groups: of workers that had not started when their controller ended."""
         self._lost = time.monotonic()
 
     def look(self, now: float) -> None:
@@ -96,8 +95,7 @@ def release(placement_group: str) -> None:
 
 
 def _without_actors() -> set[str]:
-    """Return this job's placement groups that are created and hold no actor; none if Ray's State API does not
-    answer."""
+    """Return this job's created placement groups that hold no actor; none if Ray's State API does not answer."""
     job = ray.get_runtime_context().get_job_id()
     groups_of, actors_of = (
         [("creator_job_id", "=", job), ("state", "=", "CREATED")],

@@ -1,5 +1,4 @@
-"""The records of a run. Plain data; runs anywhere and imports nothing heavy, so that the mailbox starts without
-torch."""
+"""The records of a run. Plain data; runs anywhere, and imports little, so that the mailbox starts without torch."""
 
 from __future__ import annotations
 

@@ -178,8 +178,7 @@ def _record(uri: str) -> Record:
 
 
 def best(records: Sequence[Record], committed: Collection[int]) -> Record | None:
-    """Return the record with the highest validation top-1 whose checkpoint exists, the latest in a tie; None if there
-    is none."""
+    """Return the record with the highest validation top-1 whose checkpoint exists, or None; the latest in a tie."""
     scored = [record for record in records if record.scores and record.step in committed]
     return max(scored, key=lambda record: (record.scores["val_top1"], record.step)) if scored else None
 

@@ -172,8 +172,7 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self, clips: UInt8[Tensor, "n t h w c"], labels: Int[Tensor, "n s"]) -> Float[Tensor, "4"]:
-        """Return sums over the clips: loss, top-1 hits, top-5 hits, count. With several label sets, all must be
-        right."""
+        """Return sums over the clips: loss, top-1 hits, top-5 hits, count. All label sets must be right for a hit."""
         self._refresh_average()
         self.scored.eval()
         with self.autocast():
@@ -188,7 +187,7 @@ class Training:
 
 
 class FastReduction:
-    """Reduces gradients by DDP, and statistics by one sum over the workers. The order of summation depends on their
+    """Reduces gradients by DDP, and statistics by one sum over the workers, in an order that depends on their
     number."""
 
     def __init__(self, training: Training) -> None:

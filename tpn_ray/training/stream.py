@@ -93,8 +93,7 @@ class Stream:
         return {name: column[begin : self._taken] for name, column in self._block.items()}
 
     def _usable(self, block: Rows, number: int, split: str) -> MicroBatch:
-        """Return the clips of a block that are neither filler nor bad, on the device, and report bad ones to the
-        driver."""
+        """Return the clips of a block that are neither filler nor bad, on the device; report bad ones to the driver."""
         bad = np.flatnonzero(block[rows.REASON] != "")
         if len(bad):
             found = ((int(block[rows.SAMPLE][i]), str(block[rows.REASON][i]), str(block[rows.MESSAGE][i])) for i in bad)

@@ -31,8 +31,7 @@ State = TypeVar("State")
 
 
 def copied(state: State) -> State:
-    """Return the same nest of dicts, lists, and tuples with its tensors copied to the CPU, where no step changes
-    them."""
+    """Copy a nest of dicts, lists, and tuples, with its tensors on the CPU, where no step changes them."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)  # type: ignore[return-value]
     if isinstance(state, dict):
@@ -173,8 +172,7 @@ def _superfluous(found: Contents, kept: Iterable[int], ahead: int) -> list[int]:
 
 
 def _refuse_no_numbers(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint with non-finite weights, as after a loss that is not a number: it must not replace a good
-    one."""
+    """Refuse a checkpoint with non-finite weights, as after a loss of nan: it must not replace a good one."""
     for name, value in checkpoint.weights.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             raise TrainingError(

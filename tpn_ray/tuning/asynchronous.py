@@ -51,7 +51,7 @@ def no_scheduler(campaign: Campaign, wanted: Search) -> schedulers.TrialSchedule
 
 
 def asha(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
-    """Return asynchronous successive halving: at 1/9 and 1/3 of the epochs, the worst two thirds stop (Li et al.,
+    """Return asynchronous successive halving: the worst two thirds stop at 1/9 and 1/3 of the epochs (Li et al.,
     2020)."""
     grace = first_decision(campaign)
     epochs = campaign.recipe.loop.epochs
@@ -67,8 +67,7 @@ def median(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
 
 
 def hyperband(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
-    """Return HyperBand: several halvings that start at different epochs (Li et al., 2018). Trials pause and resume
-    exactly."""
+    """Return HyperBand: halvings that start at different epochs (Li et al., 2018). Trials pause and resume exactly."""
     return schedulers.HyperBandScheduler(time_attr="epoch", max_t=campaign.recipe.loop.epochs, reduction_factor=3)
 
 
@@ -274,8 +273,7 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
     """Prints reports, records which trials were stopped or lost their process for good, and frees what they held."""
 
     def __init__(self, journal: Journal, epochs: int, say: Callable[[str], None]) -> None:
-        """Tune stores this object: it must not hold the campaign, whose tracking server may be named with a
-        password."""
+        """Tune stores this object: it must not hold the campaign, whose tracking URI may hold a password."""
         self.journal, self.epochs, self.say = journal, epochs, say
         self.idle_since: dict[str, float] = {}
         """Tune's id of a trial that has no process now -> since when."""

@@ -160,8 +160,8 @@ class Journal:
 
     uri: str
     token: Token | None = None
-    """Token of the lease under which they are written; None for a caller that only reads, or is otherwise the only
-    writer."""
+    """Token of the lease under which they are written; None for a caller that only reads or is the only writer
+    anyway."""
 
     def begin(self, settings: dict[str, Any]) -> bool:
         """Write what the campaign is, and return whether it resumes. Raises CheckpointError, with the differences, for

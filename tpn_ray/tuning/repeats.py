@@ -28,8 +28,7 @@ def repeat(
     max_concurrent: int,
     look: Callable[[], None],
 ) -> list[Trial]:
-    """Train each of the `best` complete trials with `seeds` more seeds, and return the repeats, failed ones
-    included."""
+    """Train each of the `best` complete trials with `seeds` more seeds; return the repeats, failed ones included."""
     complete = [trial for trial in trials if trial.epochs == epochs and not trial.failure][:best]
     wanted = [
         Trial(

@@ -74,7 +74,7 @@ def due(trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> li
 
 
 def frontier(wave: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> tuple[int, list[Trial]]:
-    """Return the first rung that a wave has not completed, and the trials missing there; (number of rungs, []) when
+    """Return the first rung that a wave has not completed and the trials missing there; (number of rungs, []) if
     done."""
     entered = list(wave)
     for rung, epoch in enumerate(bracket.epochs):
@@ -103,7 +103,7 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def may_suggest(wave: int, trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> bool:
-    """Return whether everything that the wave may know is there."""
+    """Return whether everything that the wave may know has been measured."""
     for earlier in range(wave):
         done, _ = frontier([trial for trial in trials if trial.wave == earlier], bracket, objectives)
         if done < min(wave - earlier, len(bracket.epochs)):

@@ -32,8 +32,7 @@ TRIES = 200
 
 
 def fitting_alphas(levels: int, frames: int) -> list[tuple[int, ...]]:
-    """Return the temporal rates that fit a clip: powers of two up to its frames, none smaller than that of the level
-    below."""
+    """Return the temporal rates that fit a clip: powers of two up to its frames, never falling from level to level."""
     rates = [2**power for power in range(frames.bit_length()) if 2**power <= frames]
     return [alpha for alpha in product(rates, repeat=levels) if list(alpha) == sorted(alpha)]
 
@@ -129,8 +128,7 @@ def check(recipe: Recipe, fields: Space) -> None:
 
 
 def draws(fields: Space, *, seed: int, number: int) -> Iterator[Sample]:
-    """Yield draws for trial `number`, without end: a pure function of the seed and the number, whatever the other
-    trials do."""
+    """Yield draws for trial `number`, without end: a pure function of the seed and the number, not of other trials."""
     random = np.random.Generator(np.random.Philox(key=[seed, number]))
     while True:
         yield {name: at(distribution, random.random()) for name, distribution in fields.items()}

@@ -59,8 +59,7 @@ class Campaign:
     fidelity: Fidelity = field(default_factory=Fidelity)
     """What trials get less of at the lower rungs."""
     token: Token | None = None
-    """Token of the campaign's lease, under which its trials are written as well; without one, each run takes its
-    own."""
+    """Token of the campaign's lease, under which its trials are also written; without one, each run takes its own."""
 
     @property
     def journal(self) -> Journal:
@@ -327,7 +326,7 @@ def point_of(event: Committed) -> Point:
 
 
 def begin_child(campaign: Campaign, trial: Trial, say: Callable[[str], None]) -> TrackedRun | None:
-    """Start the trial's MLflow run below the campaign's. Returns None if the server does not answer, which stops no
+    """Start the trial's MLflow run below the campaign's. None if the server does not answer, which stops no
     training."""
     recipe = apply(campaign.recipe, trial.sample)
     sample = {f"sample.{key}": str(value) for key, value in trial.sample.items()}
