@@ -28,8 +28,7 @@ def step(
     bench: Annotated[StepBench, tyro.conf.arg(name="")],
     recipe: Annotated[str, tyro.conf.arg(help="Recipe whose network and clips to measure.")] = "toy",
 ) -> None:
-    """Measure training steps and scoring in one process, in turns: precisions, eager and compiled, and a matrix
-    product."""
+    """Measure training steps and scoring in one process, in turns: precisions, eager and compiled, a matrix product."""
     print(measure_step(recipes.recipe(recipe), bench))
 
 

@@ -1,5 +1,4 @@
-"""Export a checkpoint as a program. `python jobs/export.py --checkpoint C --out FILE.pt2 --videos URI ...` (or
-.onnx)"""
+"""Export a checkpoint as a program. `python jobs/export.py --checkpoint C --out FILE.pt2|FILE.onnx --videos URI ...`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion of a run's events to terminal or log lines, and to MLflow. Runs on the driver."""
+"""A run's events, formatted for the terminal, logs, and MLflow. Runs on the driver."""
 
 from __future__ import annotations
 

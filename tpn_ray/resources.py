@@ -1,4 +1,4 @@
-"""Cluster resources that workers and decoding tasks request, and the nodes they may use. Pure; runs anywhere.
+"""Cluster resources of workers and decoding tasks, and the nodes they may use. Pure; runs anywhere.
 
 The flags of every job are defined here, so that each has a single spelling.
 """

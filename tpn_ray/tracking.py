@@ -1,8 +1,8 @@
-"""MLflow tracking; nothing else talks to MLflow. Runs on drivers and in Tune trials. No tracked text holds a secret.
+"""MLflow tracking, the only code that talks to an MLflow server. Runs on drivers and in Tune trials.
 
-MLflow is imported on first use, since importing it takes seconds that a job that is refused or tracks nothing can save.
-A run is tracked by the process that drives it. What the server does not accept is kept and sent again later, so that a
-server outage costs neither the training nor its curves.
+No tracked text holds a secret. MLflow is imported on first use, since importing it takes seconds that a job that is
+refused or tracks nothing can save. A run is tracked by the process that drives it. What the server does not accept is
+kept and sent again later, so that a server outage costs neither the training nor its curves.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Campaign:
     parent_run: str
     max_bad: Fraction
     session: str
-    """Identifier of the driver process."""
+    """Unique name of the driver process."""
     fidelity: Fidelity = field(default_factory=Fidelity)
     """What trials get less of at the lower rungs."""
     token: Token | None = None
