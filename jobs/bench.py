@@ -1,4 +1,4 @@
-"""Measure speed: `python jobs/bench.py decode|views|ingest|share|step|train|campaign`, each with `--help`."""
+"""Measure speed. `python jobs/bench.py decode|views|ingest|share|step|train|campaign`, each with `--help`."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ from tpn_ray.tuning.leaderboard import say
 
 def step(
     bench: Annotated[StepBench, tyro.conf.arg(name="")],
-    recipe: Annotated[str, tyro.conf.arg(help="Recipe whose network and clips are measured.")] = "toy",
+    recipe: Annotated[str, tyro.conf.arg(help="Recipe whose network and clips to measure.")] = "toy",
 ) -> None:
-    """Training steps and scoring in one process, in turns: precisions, eager and compiled, and a matrix product."""
+    """Measure training steps and scoring in one process, in turns: precisions, eager and compiled, a matrix product."""
     print(measure_step(recipes.recipe(recipe), bench))
 
 
 def decode(bench: Annotated[DecodeBench, tyro.conf.arg(name="")]) -> None:
-    """Clips decoded per second of one core: this package on prepared videos, other decoders on the usual forms."""
+    """Measure clips decoded per second per core: this package on prepared videos, other decoders on common formats."""
     print(measure_decode(bench))
 
 
 def views(bench: Annotated[ViewsBench, tyro.conf.arg(name="")]) -> None:
-    """What all views of a video cost a decoding task, against decoding their frames once."""
+    """Measure what all views of a video cost a decoding task, against decoding their frames once."""
     print(measure_views(bench))
 
 
 def ingest(bench: Annotated[IngestBench, tyro.conf.arg(name="")]) -> None:
-    """Training clips from your storage to the training worker, stage by stage, and the cores that feed one GPU."""
+    """Measure training clips from storage to the training worker, stage by stage, and the cores that feed one GPU."""
     session.connect(bench.address, workers_cpus=1, decode_cpus=1)
     print(measure_ingest(bench))
 
 
 def share(bench: Annotated[ShareBench, tyro.conf.arg(name="")]) -> None:
-    """What decoding costs several trials of a campaign that see the same clips, against one alone."""
+    """Measure what decoding costs several trials of a campaign that see the same clips, against one alone."""
     print(measure_share(bench))
 
 
 def train(
     bench: Annotated[TrainBench, tyro.conf.arg(name="")],
-    recipe: Annotated[str, tyro.conf.arg(help="What is trained.")] = "toy",
+    recipe: Annotated[str, tyro.conf.arg(help="Recipe to train.")] = "toy",
 ) -> None:
-    """A run with Ray Train and Ray Data, against torchrun with a DataLoader: clips/s of the same steps, in turns."""
+    """Measure clips/s of the same steps, in turns: Ray Train with Ray Data, and torchrun with a DataLoader."""
     session.connect(bench.address, workers_cpus=bench.workers * bench.cpus_per_worker, decode_cpus=1)
     print(measure_train(recipes.recipe(recipe), bench))
 
 
 def campaign(
     bench: Annotated[CampaignBench, tyro.conf.arg(name="")],
-    recipe: Annotated[str, tyro.conf.arg(help="What is varied.")] = "toy_small",
+    recipe: Annotated[str, tyro.conf.arg(help="Recipe to vary.")] = "toy_small",
 ) -> None:
-    """Search a grid by successive halving and in full: how far behind, with which share of the epochs, how idle."""
+    """Search a grid by successive halving and in full; report the gap, the share of the epochs, and the idle time."""
     session.connect(bench.address, workers_cpus=bench.max_concurrent, decode_cpus=2 * bench.max_concurrent)
     print(measure_campaign(recipes.recipe(recipe), bench, say=say))
 

@@ -1,4 +1,4 @@
-"""Disturb a run or a campaign over and over and show that its end is the same. `python jobs/chaos.py --kills 20`."""
+"""Disturb a run or a campaign repeatedly and show that the result is the same. `python jobs/chaos.py --kills 20`."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from tpn_ray import command_line
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Trains the toy recipe on this machine, undisturbed and under fire."""
+    """Train the toy recipe on this machine, both undisturbed and under attack."""
 
     folder: str
-    """New or empty folder for videos, runs and ledgers."""
+    """New or empty folder for videos, runs, and ledgers."""
 
     what: Literal["run", "campaign", "outage", "twins"] = "run"
-    """run: any process of one run is killed. campaign: the driver of a search by successive halving is killed. outage:
-    the object store of a run (SeaweedFS, of the test extra) goes away: refused, 503 or stalled. twins: the command of a
-    run is given a second time, beside a driver that lives, is frozen or is killed."""
+    """What to attack. run: kill any process of one run. campaign: kill the driver of a search by successive halving.
+    outage: take away the object store of a run (SeaweedFS, from the test extra): refused, 503, or stalled. twins: start
+    the command of a run a second time, beside a driver that lives, is frozen, or is killed."""
 
     kills: int = 20
-    """Processes to kill with SIGKILL, each at a random moment."""
+    """Number of processes to kill with SIGKILL, each at a random moment."""
 
     seed: int = 0
-    """Of the moments, of who is killed, and of how the store is away."""
+    """Seed for the moments, the victims, and the kinds of outage."""
 
     epochs: int = 0
-    """Of the run, or of each trial; 0: for a run as many as kills or outages need to hit it, for a trial 9."""
+    """Epochs of the run or of each trial. 0: for a run, as many as kills or outages need to hit it; for a trial, 9."""
 
     samples: int = 27
-    """Trials of the campaign."""
+    """Number of trials of the campaign."""
 
     outages: int = 20
-    """Times that the store goes away."""
+    """Number of outages of the store."""
 
     outage_seconds: tuple[float, float] = (30.0, 120.0)
-    """Shortest and longest time that it is away."""
+    """Shortest and longest duration of an outage."""
 
     twins: int = 20
-    """Times that the command is given a second time."""
+    """Number of times that the command is started a second time."""
 
 
 def outage(flags: Arguments) -> outages.OutageReport:
-    """The store and the door before it are those of the tests."""
+    """Attack the object store, with the tests' server and proxy."""
     with tempfile.TemporaryDirectory() as stored, s3_server(Path(stored)) as server, faulty_proxy(server) as door:
         os.environ.update(server.environment)
         return outages.attack(

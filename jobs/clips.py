@@ -1,4 +1,4 @@
-"""What training really sees: `python jobs/clips.py RECIPE --data D --out clips.png`, augmented clips as a picture."""
+"""Show what training really sees. `python jobs/clips.py RECIPE --data D --out clips.png` draws augmented clips."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ PROGRAM = "python jobs/clips.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Which clips."""
+    """Which clips to draw."""
 
     data: str
-    """As for jobs/train.py."""
+    """Dataset, as for jobs/train.py."""
 
     out: str = "clips.png"
-    """Where the picture goes; on disk or s3://."""
+    """Image file to write, on disk or s3://."""
 
     clips: int = 12
-    """Strips of frames in the picture."""
+    """Number of clips to draw, each as a strip of frames."""
 
     epoch: int = 0
-    """The epoch, which decides the order of the videos and every draw."""
+    """Epoch, which determines the order of the videos and every random draw."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 

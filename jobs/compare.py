@@ -1,4 +1,4 @@
-"""Is one checkpoint better than another? `python jobs/compare.py A B`, two results of jobs/evaluate.py."""
+"""Test whether one checkpoint beats another. `python jobs/compare.py A B`, with two results of jobs/evaluate.py."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ PROGRAM = "python jobs/compare.py"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Two scores of the same videos."""
+    """Two sets of scores of the same videos."""
 
     first: tyro.conf.Positional[str]
-    """Folder that jobs/evaluate.py wrote (or scores.parquet of jobs/train.py); on disk or s3://."""
+    """Folder that jobs/evaluate.py wrote (or scores.parquet of jobs/train.py), on disk or s3://."""
 
     second: tyro.conf.Positional[str]
-    """The same of the checkpoint that is hoped to be better."""
+    """The same for the checkpoint that is expected to be better."""
 
     out: str = ""
-    """Folder for comparison.json and a plot of the gains of each class; by default nothing is written."""
+    """Folder for comparison.json and a plot of each class's gain; if empty, nothing is written."""
 
 
 def main() -> None:
-    flags = tyro.cli(Arguments, prog=PROGRAM, description="A paired comparison with intervals and exact tests.")
+    flags = tyro.cli(Arguments, prog=PROGRAM, description="Compare two checkpoints, with intervals and exact tests.")
     both = read_scores(flags.first), read_scores(flags.second)
     found = compare.compare(*both)
     table = Table("", "first", "second", "difference", "95 %", "only first", "only second", "McNemar p", "bootstrap p")

@@ -1,4 +1,4 @@
-"""Run it first on a cluster: what the jobs need, and what to do where it fails. `python jobs/doctor.py --help`."""
+"""Check what the jobs need of a cluster, and how to fix what fails; run it first. `python jobs/doctor.py --help`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SOME_FAILED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Give the flags that the jobs will get."""
+    """The flags that the jobs will get."""
 
     json: str = ""
-    """File to write every row to."""
+    """File to write all findings to."""
 
     examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
 
 
 def main() -> int:
-    description = "Check storage, tracking server, nodes and network. Status 0: all passed; 1: some check failed."
+    description = "Check storage, tracking server, nodes, and network. Status 0: all passed; 1: some check failed."
     flags = command_line.parse(Arguments(), sys.argv[1:], program=PROGRAM, description=description)
     wanted = flags.examination
     findings = examination.services(wanted)

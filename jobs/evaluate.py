@@ -1,4 +1,4 @@
-"""Score a checkpoint on a dataset. `python jobs/evaluate.py --checkpoint C --data D`; `--help` shows all."""
+"""Score a checkpoint on a dataset. `python jobs/evaluate.py --checkpoint C --data D`; `--help` shows all flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tpn_ray import command_line, session
 from tpn_ray.commands.evaluate import EvaluationJob, evaluate
 
 PROGRAM = "python jobs/evaluate.py"
-DESCRIPTION = "Score every video of a split: exactly once, and with the same bits whatever the number of workers."
+DESCRIPTION = "Score every video of a split exactly once, with the same bits for any number of workers."
 
 
 def main() -> None:

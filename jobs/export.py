@@ -1,4 +1,4 @@
-"""A checkpoint as a program: `python jobs/export.py --checkpoint C --out FILE.pt2 (or .onnx) --videos URI ...`."""
+"""Export a checkpoint as a program. `python jobs/export.py --checkpoint C --out FILE.pt2|FILE.onnx --videos URI ...`"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIPS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """uint8 clips (n, t, h, w, c) in, probabilities (n, k) out; runs without this project."""
+    """Export a checkpoint as a standalone program: uint8 clips (n, t, h, w, c) in, probabilities (n, k) out."""
 
     checkpoint: str
     """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
@@ -34,13 +34,13 @@ class Arguments:
     """FILE.pt2 for torch.export, FILE.onnx for ONNX (needs the extra `export`); on disk or s3://."""
 
     videos: tuple[str, ...]
-    """Real videos, as for jobs/predict.py; on clips of the first ones the file must compute what the network does."""
+    """Real videos, as for jobs/predict.py. The exported file must match the network on clips of the first ones."""
 
     views: tuple[str, ...] = ("1x1",)
-    """Decides the size of the clips that the program takes: 1x1 crop_px, 1x3 the short side."""
+    """Views, which decide the size of the program's clips: 1x1 crop_px, 1x3 the short side."""
 
     alpha: str = ""
-    """Other temporal rates than the checkpoint's, such as 4,8."""
+    """Temporal rates to use instead of the checkpoint's, such as 4,8."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a run and a campaign need and cost, from a minute's measurement. `python jobs/plan.py RECIPE --data D`."""
+"""Plan machines and cost of runs and campaigns from a one-minute measurement. `python jobs/plan.py RECIPE --data D`"""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ PROGRAM = "python jobs/plan.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The recipe and the data are measured; the hardware is what is planned."""
+    """The recipe and the data to measure, and the hardware to plan for."""
 
     data: str
-    """As for jobs/train.py."""
+    """Training data, as for jobs/train.py."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     json: str = ""
-    """File to write what was measured and what is advised to."""
+    """File to write the measurements and the advice to."""
 
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
     trials: Annotated[Trials, tyro.conf.arg(name="")] = field(default_factory=Trials)

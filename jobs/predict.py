@@ -23,34 +23,34 @@ PROGRAM = "python jobs/predict.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What to classify, with what, and how."""
+    """What to classify, with which checkpoint, and how."""
 
     checkpoint: str
     """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
 
     videos: tuple[str, ...]
-    """Files, folders or prefixes, lists (.txt with a URI a line, .csv with a column uri), or a prepared dataset."""
+    """Files, folders or prefixes, lists (.txt with one URI per line, .csv with a column uri), or a prepared dataset."""
 
     views: tuple[str, ...] = ("1x1",)
-    """As for jobs/evaluate.py."""
+    """Views of each video, as for jobs/evaluate.py."""
 
     window_seconds: float = 0.0
-    """For long videos: classify windows of this length, with their times; 0: each video as a whole."""
+    """Length of the windows into which long videos are cut, to be classified with their times; 0: whole videos."""
 
     hop_seconds: float = 0.0
-    """Between the beginnings of two windows; 0: they follow each other without a gap."""
+    """Time between the starts of two windows; 0: they follow each other without a gap."""
 
     top: int = 5
-    """Classes in an answer."""
+    """Number of classes in an answer."""
 
     out: str = answers.STDOUT
-    """FILE.jsonl, or FILE.parquet, which also holds the scores of all classes; on disk or s3://; - is the terminal."""
+    """FILE.jsonl, or FILE.parquet, which also holds the scores of all classes, on disk or s3://; - is the terminal."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
-    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+    """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""
 
     resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
 
@@ -60,7 +60,7 @@ def main() -> None:
         Arguments(checkpoint=tyro.MISSING, videos=tyro.MISSING),
         sys.argv[1:],
         program=PROGRAM,
-        description="Classify videos, or windows of long ones. Of a video that cannot be used the answer says why.",
+        description="Classify videos, or windows of long ones. For an unusable video, the answer gives the reason.",
     )
     views, resources = parse_views(" ".join(flags.views)), flags.resources
     answers.check_out(flags.out)

@@ -1,4 +1,4 @@
-"""Check, re-encode and shard a dataset. `python jobs/prepare.py --data FOLDER --out FOLDER`; `--help`: all flags."""
+"""Check, re-encode, and shard a dataset. `python jobs/prepare.py --data FOLDER --out FOLDER`; see `--help`."""
 
 from __future__ import annotations
 
@@ -29,37 +29,38 @@ PROGRAM = "python jobs/prepare.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Either --data, or --format with --annotations and --videos."""
+    """Where the videos come from and where the dataset goes. Give --data, or --format, --annotations, and --videos."""
 
     out: str
-    """Folder or s3://bucket/prefix for the dataset. The same command with the same --out goes on where it stopped."""
+    """Folder or s3://bucket/prefix for the dataset. The same command with the same --out resumes where it stopped."""
 
     data: str = ""
-    """Folder with one sub-folder per class (below train/ and val/, or split by us), or a CSV uri,label[,split]."""
+    """Folder with one subfolder per class (below train/ and val/, or split automatically), or CSV uri,label[,split]."""
 
     format: str = ""
-    """Form of published annotations: kinetics, something-v1, something-v2, epic or mmaction."""
+    """Format of published annotations: kinetics, something-v1, something-v2, epic, or mmaction."""
 
     annotations: tuple[str, ...] = ()
-    """Annotation files of --format, such as train.csv val.csv; without a column for it, the split is in their names."""
+    """Annotation files for --format, such as train.csv val.csv. Without a split column, the file names give the
+    split."""
 
     label_map: tuple[str, ...] = ()
-    """Class names of --format in their published order: labels.json, a list of names, or EPIC's two class files."""
+    """Class names for --format in their published order: labels.json, a list of names, or EPIC's two class files."""
 
     videos: str = ""
     """Folder of the videos that --annotations name."""
 
     val_fraction: float = 0.2
-    """Share of each class that goes to "val" where no splits are given."""
+    """Share of each class assigned to "val" if no splits are given."""
 
     max_bad: str = MAX_BAD
     """Share of the videos that may be unusable before the job stops, such as 1% or 0.01."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
-    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+    """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""
 
     encode: Annotated[EncodeConfig, tyro.conf.arg(name="")] = field(default_factory=EncodeConfig)
     shards: Annotated[ShardConfig, tyro.conf.arg(name="")] = field(default_factory=ShardConfig)
@@ -78,7 +79,7 @@ def read_manifest(flags: Arguments) -> Manifest:
 def main() -> None:
     default = Arguments(out=tyro.MISSING)
     flags = command_line.parse(
-        default, sys.argv[1:], program=PROGRAM, description="Check, re-encode and shard a dataset."
+        default, sys.argv[1:], program=PROGRAM, description="Check, re-encode, and shard a dataset."
     )
     max_bad = parse_share(flags.max_bad)
     manifest = read_manifest(flags)

@@ -1,4 +1,4 @@
-"""The paper's tables on one's own machines: `python jobs/reproduce.py 6a --data D --scale toy`; `--help` shows all."""
+"""Reproduce the paper's tables on your own machines. `python jobs/reproduce.py 6a --data D --scale toy`; see --help."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ PROGRAM = "python jobs/reproduce.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Which table, how large, on which machines."""
+    """Which table to reproduce, at which scale, and on which machines."""
 
     table: tyro.conf.Positional[str]
-    """2, 3, 4, 5, 6a, 6b, 6c or 6d; or figure1, figure4, figure5."""
+    """Table or figure: 2, 3, 4, 5, 6a, 6b, 6c, 6d, figure1, figure4, or figure5."""
 
     data: str
-    """toy: what jobs/toy.py makes, for figures with --kind actions, for table 5 with --kind kitchen and prepared; full:
-    the paper's dataset, prepared with jobs/prepare.py."""
+    """Dataset. toy: the output of jobs/toy.py; for figures use --kind actions, and for table 5 use --kind kitchen and
+    prepare it. full: the paper's dataset, prepared with jobs/prepare.py."""
 
     scale: tables.Scale = "toy"
-    """toy: the toy recipe with each row's change; full: the published recipe."""
+    """Scale. toy: the toy recipe with each row's change; full: the published recipe."""
 
     rows: tuple[str, ...] = ()
-    """Names of rows, by default all that the scale has; the first row of the table is always there to compare with."""
+    """Names of the rows to run; if empty, all that the scale has. The first row is always included as the baseline."""
 
     seeds: int = 3
-    """Runs of each row."""
+    """Number of runs of each row."""
 
     epochs: int = 0
-    """Epochs of each run; 0: as its recipe says."""
+    """Epochs of each run; 0: the recipe's number."""
 
     storage: str = "runs/reproduce"
-    """Where checkpoints and scores go; the same command goes on there."""
+    """Where checkpoints and scores go. The same command resumes there."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
-    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+    """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""
 
     machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
 
@@ -65,7 +65,7 @@ def main() -> None:
         Arguments(table=tyro.MISSING, data=tyro.MISSING),
         sys.argv[1:],
         program=PROGRAM,
-        description="A table of the paper as a campaign of runs, printed beside the paper's figures.",
+        description="Reproduce a table of the paper as a campaign of runs, and print it beside the paper's numbers.",
     )
     is_figure, machines = flags.table in tables.FIGURES, flags.machines
     if is_figure and flags.rows:
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def tabulate(campaign: table_runs.Reproduction, out: str) -> None:
-    """Train, score, print; `out`.json holds the numbers."""
+    """Train, score, and print the table. `out`.json holds the numbers."""
     outcomes = table_runs.run(campaign, on_run=table_text.finished, on_event=lambda event: None)
     for grid in table_text.as_tables(campaign, outcomes):
         Console(width=120).print(grid)
@@ -113,7 +113,7 @@ def tabulate(campaign: table_runs.Reproduction, out: str) -> None:
 
 
 def draw(campaign: table_runs.Reproduction, data: str, out: str) -> None:
-    """Train, and analyse as jobs/tempo.py does, into the folder `out`."""
+    """Train the networks of a figure and analyze them into the folder `out`, as jobs/tempo.py does."""
     found = table_runs.checkpoints(campaign, table_text.trained, on_event=lambda event: None)
     stride = campaign.recipe(campaign.table.rows[-1], 0).clip.stride_frames
     question = tempo.TempoQuestion(
@@ -126,7 +126,8 @@ def draw(campaign: table_runs.Reproduction, data: str, out: str) -> None:
     tempos, report = tempo.analyse(question, videos, known_tempos(data), campaign.machines.for_scoring)
     tempo.write(out, tempos, report)
     print(
-        "\n".join([*report.lines(), *table_text.caveats(campaign), f"report, figures and numbers in {out}"]), flush=True
+        "\n".join([*report.lines(), *table_text.caveats(campaign), f"report, figures, and numbers in {out}"]),
+        flush=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""Where does tempo vary, and does the pyramid gain there? `python jobs/tempo.py --data D --frames C`; see --help."""
+"""Analyze where tempo varies, and whether the pyramid gains there. `python jobs/tempo.py --data D --frames C`"""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ PROGRAM = "python jobs/tempo.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The paper's section 4.3 on a dataset of one's own."""
+    """The analysis of the paper's section 4.3, on your own dataset."""
 
     data: str
-    """As for jobs/train.py."""
+    """Dataset, as for jobs/train.py."""
 
     frames: str
-    """Checkpoint of a TSN (recipe toy_frames, k400_tsn_r50 with --model.neck none): what single frames tell."""
+    """Checkpoint of a single-frame classifier (TSN): recipe toy_frames, or k400_tsn_r50 with --model.neck none."""
 
     first: tuple[str, ...] = ()
-    """Checkpoint of the baseline, or several of it with different seeds; with --second, the gain of each class and the
+    """Checkpoint of the baseline, or several with different seeds. With --second, the gain of each class and the
     accuracy at other speeds are shown."""
 
     second: tuple[str, ...] = ()
-    """Checkpoint of the network that is hoped to be better, trained with the same clips."""
+    """Checkpoint of the network that is expected to be better, trained with the same clips."""
 
     split: str = "val"
-    """train, val or test."""
+    """Split to analyze: train, val, or test."""
 
     samples: int = 64
-    """Single frames of each video, evenly spread."""
+    """Number of evenly spaced frames of each video."""
 
     strides: tuple[int, ...] = ()
-    """Strides to score both at, such as 2 4 6 8 10 12 14 16; by default not."""
+    """Strides to score both networks at, such as 2 4 6 8 10 12 14 16; if empty, none."""
 
     classes_per_bin: int = 10
-    """Classes in a bin of the figure of gains."""
+    """Classes per bin in the figure of gains."""
 
     out: str = "runs/tempo"
-    """Folder for tempo.parquet, report.html, report.json and the figures; on disk or s3://."""
+    """Folder for tempo.parquet, report.html, report.json, and the figures, on disk or s3://."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store (sqlite:///...) to log to; by default none."""
+    """MLflow server (http://...) or store (sqlite:///...) to log to; if empty, none."""
 
     experiment: str = "tpn_ray"
     """MLflow experiment."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
-    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+    """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""
 
     resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
 
@@ -74,7 +74,7 @@ def main() -> None:
         Arguments(data=tyro.MISSING, frames=tyro.MISSING),
         sys.argv[1:],
         program=PROGRAM,
-        description="Visual tempo of each video, its variance in each class, and one network's gain over another.",
+        description="Measure each video's visual tempo, its variance by class, and one network's gain over another.",
     )
     if bool(flags.first) != bool(flags.second):
         raise ConfigError("give --first and --second, or neither of them")
@@ -104,7 +104,7 @@ def main() -> None:
     if run is not None:
         track.log_folder(run, folder)
         run.end("FINISHED")
-    print("\n".join([*report.lines(), f"report, figures and numbers in {folder}"]), flush=True)
+    print("\n".join([*report.lines(), f"report, figures, and numbers in {folder}"]), flush=True)
 
 
 if __name__ == "__main__":

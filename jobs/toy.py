@@ -19,14 +19,14 @@ from tpn_ray.datasets.toy_kitchen import write_kitchen
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where, and how many."""
+    """Where to write the videos, and how many."""
 
     folder: tyro.conf.Positional[str]
     """Folder or s3://bucket/prefix to write to."""
 
     kind: Literal["tempo", "actions", "kitchen"] = "tempo"
-    """tempo: a pulse whose period is the class. actions: something happens once, at its own tempo (jobs/tempo.py).
-    kitchen: long videos with verbs (tempos) and nouns (forms), for jobs/prepare.py --format epic."""
+    """Kind of dataset. tempo: a pulse whose period is the class. actions: something happens once, at its own tempo
+    (jobs/tempo.py). kitchen: long videos with verbs (tempos) and nouns (shapes), for jobs/prepare.py --format epic."""
 
     toy: Annotated[ToyConfig, tyro.conf.arg(name="")] = field(default_factory=ToyConfig)
 

@@ -1,4 +1,4 @@
-"""Search lambda, alpha and the schedule. `python jobs/tune.py toy --data FOLDER --samples 4`; `--help` shows all."""
+"""Tune a recipe: lambda, alpha, schedule. `python jobs/tune.py toy --data FOLDER --samples 4`; see `--help`."""
 
 from __future__ import annotations
 

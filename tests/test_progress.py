@@ -38,8 +38,8 @@ def test_starts_are_counted_and_a_bad_video_is_named_once(capsys: pytest.Capture
         terminal(BadVideos(split="train", found=((3, "empty", "x.mp4 has no bytes"),)))
     terminal(Committed(step=9, epoch=1, checkpoint="c"))
     assert capsys.readouterr().out.splitlines() == [
-        "training begins with 2 workers",
-        "training goes on from step 8 with 2 workers (start 2)",
+        "training started with 2 workers",
+        "training resumed from step 8 with 2 workers (start 2)",
         "bad video (empty): x.mp4 has no bytes",
         "checkpoint c",
     ]

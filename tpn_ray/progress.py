@@ -1,4 +1,4 @@
-"""A run's events -> lines for a terminal or a log, and -> MLflow. Runs on the driver."""
+"""A run's events, formatted for the terminal, logs, and MLflow. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tpn_ray.training.events import BadVideos, Committed, Diverged, Event, Faile
 from tpn_ray.training.record import Record
 
 LOG_SECONDS = 10.0
-"""Between two progress lines in a log file; a terminal shows every one in place."""
+"""Interval between two progress lines in a log file. A terminal shows every one in place."""
 
 
 def line(event: Event) -> str:
-    """One event as one line of text; empty for what needs no line."""
+    """Format one event as a line of text; empty if it needs none."""
     match event:
         case Started(step=0):
-            return f"training begins with {event.workers} workers"
+            return f"training started with {event.workers} workers"
         case Started():
-            return f"training goes on from step {event.step} with {event.workers} workers"
+            return f"training resumed from step {event.step} with {event.workers} workers"
         case Progress():
             return (
                 f"epoch {event.epoch}/{event.epochs}  step {event.step}/{event.steps}  loss {event.loss:.3f}  "
@@ -47,7 +47,7 @@ def _restarts(starts: int) -> str:
 
 
 class Terminal:
-    """Prints a run as it goes: a line that is rewritten in a terminal, a line every few seconds in a log."""
+    """Prints a run as it progresses: a line that is rewritten in a terminal, or a line every few seconds in a log."""
 
     def __init__(self) -> None:
         self.rewrites = sys.stdout.isatty()
@@ -59,7 +59,7 @@ class Terminal:
         if isinstance(event, BadVideos):
             self._bad_videos(event)
         elif isinstance(event, Failed):
-            self.say("a worker is lost; the run goes on from its last checkpoint")
+            self.say("a worker was lost; the run resumes from its last checkpoint")
         elif isinstance(event, Diverged | Stopped):
             pass  # the error that ends the run says it
         elif isinstance(event, Progress):
@@ -70,7 +70,7 @@ class Terminal:
             self.say(line(event) + again)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         print(("\r\x1b[K" if self.rewrites else "") + text, flush=True)
 
     def _progress(self, text: str) -> None:
@@ -88,7 +88,7 @@ class Terminal:
 
 
 def track(run: TrackedRun, event: Event) -> None:
-    """Everything that is committed goes to MLflow, once; steps count over the whole run."""
+    """Send everything that is committed to MLflow, once. Steps count over the whole run."""
     if isinstance(event, Committed):
         for metrics in event.history:
             run.log_metrics({_metric(name): value for name, value in metrics.values.items()}, metrics.step)
@@ -102,24 +102,24 @@ def track(run: TrackedRun, event: Event) -> None:
 
 
 def catch_up(run: TrackedRun, records: Sequence[Record], run_uri: str) -> None:
-    """Track what is on record of an earlier time of this run and MLflow does not have."""
+    """Track what an earlier attempt of this run has on record and MLflow does not have."""
     known, measured = run.last_step("epoch"), run.last_step(_metric("loss"))
     there = run_folder.committed_steps(run_uri)
     for record in records:
         if record.step > known:
-            # A driver that was killed while it tracked this commit had sent a part of its steps.
+            # A driver killed while tracking this commit may have sent some of its steps already.
             new = tuple(metrics for metrics in record.history if metrics.step > measured)
             committed = Committed.of(record, run_folder.place_of(run_uri, record.step, there))
             track(run, dataclasses.replace(committed, history=new))
 
 
 def _metric(name: str) -> str:
-    """MLflow shows what begins with system/ on a page of its own."""
+    """Return the metric's name in MLflow, which shows names that start with system/ on a separate page."""
     return name if "/" in name else f"train/{name}"
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min."""
+    """Format a duration: 12 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

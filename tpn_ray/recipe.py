@@ -1,4 +1,4 @@
-"""Recipe: everything that decides how good the result is, and nothing about machines. Plain data; runs anywhere."""
+"""Recipe: everything that determines the quality of the result, nothing about machines. Plain data; runs anywhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tpn_ray.redaction import refuse_credentials
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What training minimises."""
+    """Training loss."""
 
     lambdas: tuple[float, ...] = (0.5,)
     """Weight of each auxiliary head's loss, lowest level first (lambda_i; the paper: 0.5 on res4)."""
 
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes."""
+    """Share of the target distribution spread evenly over all classes."""
 
     def __post_init__(self) -> None:
         if any(weight < 0 for weight in self.lambdas):
@@ -37,49 +37,52 @@ Schedule = Literal["step", "cosine", "one_cycle", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights are updated. Defaults: the published Kinetics-400 recipe."""
+    """How the weights are updated. The defaults are the published Kinetics-400 recipe."""
 
     lr: float = 0.01
-    """Highest learning rate; 0.01 is meant for batches of 64 clips."""
+    """Peak learning rate; 0.01 is tuned for batches of 64 clips."""
 
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """SGD momentum."""
 
     nesterov: bool = True
-    """Nesterov's momentum; in the published code, not in the paper."""
+    """Whether to use Nesterov momentum, as the published code does and the paper does not."""
 
     weight_decay: float = 1e-4
-    """L2 penalty, on all parameters as published."""
+    """L2 penalty, applied to all parameters as published."""
 
     decay_norm_and_bias: bool = True
-    """Whether weight decay also holds for BatchNorm and biases (as published)."""
+    """Whether weight decay also applies to BatchNorm parameters and biases (as published)."""
 
     clip_norm: float = 40.0
-    """Largest global norm of the gradient; 0 does not clip."""
+    """Maximum global gradient norm; 0 disables clipping."""
 
     schedule: Schedule = "step"
-    """step: times `gamma` at each milestone. cosine: to zero. one_cycle: up, then down. constant."""
+    """Learning rate schedule. step: multiply by `gamma` at each milestone. cosine: decay to zero. one_cycle: rise, then
+    decay. constant: no change."""
 
     milestones: tuple[float, ...] = (0.5, 0.8333)
-    """For `step`: when, as shares of the run below 1, or as epochs (the published code: epochs 75 and 125 of 150; the
-    paper: 100 and 125)."""
+    """For `step`: points at which the rate drops, all as shares of the run below 1 or all as epochs (the published
+    code: epochs 75 and 125 of 150; the paper: 100 and 125)."""
 
     gamma: float = 0.1
-    """For `step`: factor at each milestone."""
+    """For `step`: factor applied at each milestone."""
 
     warmup: float = 0.0
-    """Share of the run, or number of epochs if at least 1, in which the rate rises linearly from a tenth; for
-    one_cycle, the rising part."""
+    """Share of the run, or number of epochs if at least 1, over which the rate rises linearly from a tenth of its peak;
+    for one_cycle, the length of the rising part."""
 
     freeze: tuple[str, ...] = ()
-    """Parts that are not trained, by the beginnings of their names, such as backbone.conv1 backbone.layer1; their
+    """Parts of the network that are not trained, by name prefix, such as backbone.conv1 backbone.layer1. Their
     BatchNorm uses its stored statistics."""
 
     scales: tuple[str, ...] = ()
-    """Factors on the learning rate of parts, such as backbone=0.1; of several that fit, the longest name holds."""
+    """Learning rate factors for parts of the network, such as backbone=0.1. The longest matching name prefix
+    applies."""
 
     ema_decay: float = 0.0
-    """Above 0, an exponential average of the weights is kept, scored and saved as the network; such as 0.9998."""
+    """Decay of an exponential moving average of the weights, such as 0.9998. Above 0, the average is what is scored and
+    saved as the network."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -109,7 +112,7 @@ class OptimConfig:
 
     @property
     def factors(self) -> dict[str, float]:
-        """`scales` as beginning of a name -> factor."""
+        """`scales`, parsed: name prefix -> factor."""
         parsed = {}
         for text in self.scales:
             name, _, factor = text.partition("=")
@@ -124,49 +127,51 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long, in which portions, and how exactly."""
+    """Length, batching, and numerics of the training loop."""
 
     epochs: int = 150
-    """Times that every training video is seen."""
+    """Number of passes over the training videos."""
 
     batch_clips: int = 64
-    """Clips per step, over all workers: what the learning rate belongs to."""
+    """Clips per step, over all workers. The learning rate is tuned for this number."""
 
     micro_batch_clips: int = 8
-    """Clips that are computed together, and that BatchNorm sees; workers share out the micro-batches of a step."""
+    """Clips that are computed together and that BatchNorm sees. Workers share the micro-batches of a step."""
 
     sync_batch_norm: int = 1
-    """Workers whose micro-batches BatchNorm sees as one (SyncBN); their number must be a multiple of it. 1: each
-    micro-batch alone, as in the published training."""
+    """Number of workers whose micro-batches BatchNorm normalizes as one (SyncBN); the number of workers must be a
+    multiple of it. 1: each micro-batch alone, as in the published training."""
 
     evaluate_every_epochs: int = 5
-    """How often the validation videos are scored (one centre view) and a checkpoint is kept; always at the end."""
+    """Interval in epochs at which the validation videos are scored (one center view) and a checkpoint is kept. The end
+    of the run is always evaluated."""
 
     log_every_steps: int = 10
-    """How often loss, accuracy and speed are gathered from all workers."""
+    """Interval in steps at which loss, accuracy, and speed are gathered from all workers."""
 
     seed: int = 0
-    """Of the order, the augmentation, the first weights and dropout."""
+    """Seed for the data order, augmentation, initial weights, and dropout."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; weights, optimiser and loss stay float32."""
+    """Compute precision. bf16: autocast; weights, optimizer state, and loss stay float32."""
 
     deterministic: bool = False
-    """Only kernels that give the same bits on every run; slower on GPUs. (On CPUs they all do.)"""
+    """Whether to use only kernels that give the same bits on every run; slower on GPUs. (On CPUs, all kernels do.)"""
 
     ordered_reduction: bool = False
-    """Add up the gradients of a step in the order of its micro-batches, whoever computed them: the same bits with any
-    number of workers. Costs memory for one gradient per micro-batch, and their traffic."""
+    """Whether to add up the gradients of a step in the order of its micro-batches, no matter which worker computed
+    them. The result has the same bits with any number of workers, at the cost of memory and traffic for one gradient
+    per micro-batch."""
 
     compile: bool = False
-    """Compile the network with torch.compile before the first step. Dropout then draws other numbers than without."""
+    """Whether to compile the network with torch.compile before the first step. Dropout then draws different numbers."""
 
     weights: str = ""
-    """Weights to begin with: a file, folder or URI of any layout that is known (ours, mmaction2's, the official TPN's,
-    a 2D ResNet's). Classifiers of another number of classes stay fresh."""
+    """Initial weights: a file, folder, or URI in any known layout (this project's, mmaction2's, the official TPN's, or
+    a 2D ResNet's). A classifier with a different number of classes is initialized at random."""
 
     patience_evaluations: int = 0
-    """Stop early when this many evaluations one after the other did not reach a higher top-1; 0 does not."""
+    """Consecutive evaluations without a higher top-1 after which the run stops early; 0 disables early stopping."""
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_clips", "micro_batch_clips", "sync_batch_norm", "evaluate_every_epochs")
@@ -203,7 +208,7 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One part per owner. The number of classes in `model` is set from the dataset."""
+    """A complete recipe, one part per concern. The number of classes in `model` is set from the dataset."""
 
     clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -225,13 +230,13 @@ _ADAPTER = TypeAdapter(Recipe)
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
-    """As nested dicts of JSON values."""
+    """Convert a recipe to nested dicts of JSON values."""
     plain: dict[str, Any] = _ADAPTER.dump_python(recipe, mode="json")
     return plain
 
 
 def from_plain(plain: dict[str, Any]) -> Recipe:
-    """The inverse of `to_plain`. Raises ConfigError where fields are unknown or values cannot be."""
+    """Invert `to_plain`. Raises ConfigError for unknown fields or invalid values."""
     try:
         recipe = _ADAPTER.validate_python(plain)
     except ValidationError as error:
@@ -240,13 +245,13 @@ def from_plain(plain: dict[str, Any]) -> Recipe:
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
-    """Every field by its name on the command line, such as "optim.lr"."""
+    """Return every field under its command-line name, such as "optim.lr"."""
     parts = dataclasses.asdict(recipe)
     return {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
 
 
 def replace_fields(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """A recipe with some fields, by their flat names, changed; all checks run again."""
+    """Return the recipe with some fields, given by their flat names, changed. All checks run again."""
     known = flat(recipe)
     for name in changes:
         if name not in known:

@@ -1,4 +1,4 @@
-"""RECIPES: complete settings by name; a variant calls another and replaces fields. Plain data; runs anywhere."""
+"""RECIPES: complete settings by name. A variant calls another recipe and replaces fields. Plain data; runs anywhere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig, Recipe, replace_
 
 
 def toy() -> Recipe:
-    """Learns the tempo of made videos in about a minute on two cores."""
+    """Learn the tempo of synthetic videos in about a minute on two cores."""
     return Recipe(
         clip=ClipConfig(frames=16, stride_frames=4),
-        # The class is the tempo, not the place or the colour: crops stay large, colours stay as they are.
+        # The class is the tempo, not the place or the color: crops stay large, and colors stay as they are.
         augment=AugmentConfig(
             crop_px=48, test_short_side_px=48, area=(0.6, 1.0), brightness=0, contrast=0, saturation=0, hue=0
         ),
@@ -27,7 +27,7 @@ def toy() -> Recipe:
 
 
 def toy_small() -> Recipe:
-    """The same at a fraction of the cost, for campaigns on a CPU: small pictures, and small steps that soon learn."""
+    """`toy` at a fraction of the cost, for campaigns on a CPU: small frames, and small batches that learn quickly."""
     changes = {
         "augment.crop_px": 32,
         "augment.test_short_side_px": 32,
@@ -40,7 +40,7 @@ def toy_small() -> Recipe:
 
 
 def toy_frames() -> Recipe:
-    """A TSN of the same size: what single frames tell, to measure tempo with (jobs/tempo.py)."""
+    """A TSN of the same size as `toy`. It sees only single frames and is used to measure tempo (jobs/tempo.py)."""
     changes = {
         "clip.frames": 8,
         "clip.stride_frames": 1,
@@ -55,34 +55,35 @@ def toy_frames() -> Recipe:
 def k400_r50_8x8() -> Recipe:
     """SlowOnly-R50 + TPN on Kinetics-400, 8 frames at stride 8 (published: 76.1 top-1 with 10 x 3 views).
 
-    As in the released code: alpha (8, 8), cascade flow, rate falling at epochs 75 and 125 of 150 (the paper: 100, 125),
-    Nesterov, gradient clipping at 40, random resized crops with colour jitter (the paper: short side 256 to 320).
+    As in the released code: alpha (8, 8), cascade flow, learning rate drops at epochs 75 and 125 of 150 (the paper: 100
+    and 125), Nesterov momentum, gradient clipping at 40, and random resized crops with color jitter (the paper: short
+    side 256 to 320).
     """
     return Recipe()
 
 
 def k400_r50_16x4() -> Recipe:
-    """The same with 16 frames at stride 4 (published: 77.3)."""
+    """`k400_r50_8x8` with 16 frames at stride 4 (published: 77.3)."""
     return replace_fields(k400_r50_8x8(), {"clip.frames": 16, "clip.stride_frames": 4, "model.alpha": (16, 16)})
 
 
 def k400_r50_32x2() -> Recipe:
-    """The same with 32 frames at stride 2 (published: 77.7)."""
+    """`k400_r50_8x8` with 32 frames at stride 2 (published: 77.7)."""
     return replace_fields(k400_r50_8x8(), {"clip.frames": 32, "clip.stride_frames": 2, "model.alpha": (32, 32)})
 
 
 def k400_r101_8x8() -> Recipe:
-    """SlowOnly-R101 + TPN (published: 77.2); its released configurations keep two frames on res4, as the paper does."""
+    """SlowOnly-R101 + TPN (published: 77.2). The released configurations keep two frames on res4, as the paper does."""
     return replace_fields(k400_r50_8x8(), {"model.backbone": "slowonly_r101", "model.alpha": (4, 8)})
 
 
 def k400_r101_16x4() -> Recipe:
-    """The same with 16 frames at stride 4 (published: 78.1)."""
+    """`k400_r101_8x8` with 16 frames at stride 4 (published: 78.1)."""
     return replace_fields(k400_r101_8x8(), {"clip.frames": 16, "clip.stride_frames": 4, "model.alpha": (8, 16)})
 
 
 def k400_r101_32x2() -> Recipe:
-    """The same with 32 frames at stride 2 (published: 78.9)."""
+    """`k400_r101_8x8` with 32 frames at stride 2 (published: 78.9)."""
     return replace_fields(k400_r101_8x8(), {"clip.frames": 32, "clip.stride_frames": 2, "model.alpha": (16, 32)})
 
 
@@ -93,9 +94,9 @@ def k400_tsn_r50() -> Recipe:
 
 
 def sthv1_tsm_r50() -> Recipe:
-    """TSM-R50 + TPN on Something-Something V1, 8 segments (published: 49.0 with one centre view).
+    """TSM-R50 + TPN on Something-Something V1, 8 segments (published: 49.0 with one center view).
 
-    Clips are not mirrored: the published code mirrors them, which swaps "left" and "right" in 5 of the 174 classes.
+    Clips are not mirrored. The published code mirrors them, which swaps "left" and "right" in 5 of the 174 classes.
     """
     changes = {
         "clip.sampling": "segments",
@@ -110,7 +111,7 @@ def sthv1_tsm_r50() -> Recipe:
 
 
 def sthv2_tsm_r50() -> Recipe:
-    """The same on Something-Something V2 (published: 62.0 with one centre view)."""
+    """The same recipe on Something-Something V2 (published: 62.0 with one center view)."""
     return sthv1_tsm_r50()
 
 
@@ -122,7 +123,7 @@ def sth_tsn_r50() -> Recipe:
 def epic_tsn_r50() -> Recipe:
     """TSN-R50 + TPN on EPIC-Kitchens, verbs and nouns (the paper's table 5: 61.1 and 41.3; 55 epochs).
 
-    Nothing was released for EPIC: the schedule's shares and the weight decay are those of Kinetics.
+    Nothing was released for EPIC: the milestones and the weight decay are those of Kinetics.
     """
     return replace_fields(k400_tsn_r50(), {"model.classes": (125, 352), "loop.epochs": 55})
 
@@ -149,7 +150,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name."""
+    """Return the recipe with the given name."""
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
     return RECIPES[name]()

@@ -1,4 +1,4 @@
-"""What a training job says at its beginning and its end, on the terminal and in MLflow. Runs on the driver."""
+"""What a training job reports at its start and its end, on the terminal and in MLflow. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tpn_ray.training.run import RunResult
 
 
 def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Recipe, manifest: Manifest) -> TrackedRun:
-    """Begin the MLflow run: every field of the recipe as a parameter, the recipe itself as an artefact."""
+    """Start the MLflow run, with every field of the recipe as a parameter and the recipe itself as an artifact."""
     uri = tracking_uri or tracking.local_uri(_local(folder))
     tags = {
         "dataset_version": manifest.version,
@@ -41,13 +41,13 @@ def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Re
     tracked.log_json(to_plain(recipe), "recipe.json")
     tracked.log_json({name: list(classes) for name, classes in manifest.label_sets.items()}, "classes.json")
     tracked.log_json(_environment(), "environment.json")
-    # What the driver of an earlier time was killed before it could track.
+    # Track what an earlier driver was killed before it could send.
     catch_up(tracked, run_folder.read_records(storage.join(folder, name)), storage.join(folder, name))
     return tracked
 
 
 def _code() -> dict[str, str]:
-    """Which code runs: a digest of its files, and the commit where it runs in a clone (`ray job submit` sends none)."""
+    """Identify the code: a digest of its files, and the commit if it runs in a clone (`ray job submit` sends none)."""
     package, digest = Path(__file__).parent, hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
@@ -70,7 +70,7 @@ def _commit() -> dict[str, str]:
 
 
 def _environment() -> dict[str, Any]:
-    """What the driver runs with; jobs refuse nodes with another Ray or Python by themselves."""
+    """Describe the driver's environment. Jobs refuse nodes with a different Ray or Python version on their own."""
     packages = {package.name: package.version for package in metadata.distributions()}
     return {
         "python": platform.python_version(),
@@ -80,7 +80,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _note(recipe: Recipe, manifest: Manifest) -> str:
-    """The description on the run's page (Markdown)."""
+    """Return the description for the run's page (Markdown)."""
     model, clip, loop = recipe.model, recipe.clip, recipe.loop
     sets = ", ".join(f"{len(classes)} classes ({name})" for name, classes in manifest.label_sets.items())
     pyramid = (
@@ -100,7 +100,7 @@ def _local(folder: str) -> str:
 def finish(
     tracked: TrackedRun, result: RunResult, manifest: Manifest, views: Views, machines: Machines, run_uri: str
 ) -> None:
-    """Score the best checkpoint on `manifest`, write the scores beside it, log and print everything."""
+    """Score the best checkpoint on `manifest`, write the scores to the run's folder, and log and print the results."""
     if not result.trained:
         print(f"the run {run_uri} is complete; its best checkpoint is scored again", flush=True)
     begun = time.monotonic()
@@ -112,7 +112,7 @@ def finish(
     shown = {f"test/{name}": value for name, value in numbers.items() if name.endswith(("top1", "top5", "mean_class"))}
     tracked.log_metrics(shown, 0)
     if result.goodput.total:
-        # MLflow's page sorts by name: the curves come before these bars.
+        # MLflow's page sorts by name; this name puts the curves before these bars.
         booked = {f"worker_time/{name}_seconds": seconds for name, seconds in result.goodput.seconds.items()}
         tracked.log_metrics({**booked, "worker_time/goodput": result.goodput.share}, 0)
     tracked.log_json(numbers, "scores.json")
@@ -121,14 +121,14 @@ def finish(
         tracked.log_json([dict(zip(("uri", "reason", "message"), bad, strict=True)) for bad in result.bad], "bad.json")
     lines = _lines(result, numbers, manifest, views, seconds)
     Console(width=100).print(_table(lines))
-    # Not in the table: what is to be copied must not be wrapped.
+    # Outside the table, because text to be copied must not be wrapped.
     print(f"best checkpoint  {result.best}")
     print(f"scores           {scores_uri}")
     print(f"MLflow           {tracking.page_command(tracked.tracking_uri)}", flush=True)
 
 
 def register(tracked: TrackedRun, name: str, result: RunResult) -> None:
-    """Make the best checkpoint the newest version of a model in MLflow, and say which."""
+    """Register the best checkpoint as the newest version of a model in MLflow, and print which version."""
     scores = {key: f"{value:.4f}" for key, value in result.scores.items()}
     version = tracked.register_model(name, result.best, scores)
     said = f"models:/{name}/{version}" if version else f"{name} could NOT be registered: {tracked.last_reason}"
@@ -169,7 +169,7 @@ def _lines(
 
 
 def _goodput(goodput: Goodput) -> str:
-    """Where the workers' time went, the largest parts first."""
+    """Describe where the workers' time went, largest parts first."""
     parts = sorted(goodput.seconds.items(), key=lambda part: -part[1])
     shown = ", ".join(f"{name} {seconds / goodput.total:.0%}" for name, seconds in parts if seconds)
     restarts = f"; {goodput.restarts} restart(s)" if goodput.restarts > 0 else ""

@@ -1,6 +1,6 @@
-"""What workers and decoding tasks take of a cluster, and on which of its nodes. Pure; runs anywhere.
+"""Cluster resources of workers and decoding tasks, and the nodes they may use. Pure; runs anywhere.
 
-The flags of every job come from here, so that each of them has one spelling.
+The flags of every job are defined here, so that each has a single spelling.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ PATIENCE_SECONDS, GROW_SECONDS = 300.0, 1800.0
 
 @dataclass(frozen=True, kw_only=True)
 class PerWorker:
-    """What one worker takes of the cluster."""
+    """Resources of one worker."""
 
     cpus: Annotated[float, tyro.conf.arg(name="cpus-per-worker")] = 1.0
-    """CPUs that each worker holds, and its number of torch threads. Leave some for decoding."""
+    """CPUs reserved for each worker, and its number of torch threads. Leave some for decoding."""
 
     gpus: Annotated[float, tyro.conf.arg(name="gpus-per-worker")] = 0.0
-    """GPUs that each worker holds; 0 computes on CPUs."""
+    """GPUs reserved for each worker; 0 computes on CPUs."""
 
     resources: Annotated[tuple[str, ...], tyro.conf.arg(name="worker-resources")] = ()
-    """Custom resources that each worker holds as well, such as spot=1 or accelerator_type:H100=0.001: workers come only
-    where nodes declare them."""
+    """Custom resources also reserved for each worker, such as spot=1 or accelerator_type:H100=0.001. Workers run only
+    on nodes that declare them."""
 
     def __post_init__(self) -> None:
         if self.cpus < 0 or self.gpus < 0:
@@ -40,36 +40,37 @@ class PerWorker:
 
     @property
     def custom(self) -> dict[str, float]:
-        """The custom resources by name."""
+        """The custom resources, by name."""
         return amounts_of(self.resources, "worker_resources")
 
     @property
     def bundle(self) -> dict[str, float]:
-        """Everything, as Ray names it."""
+        """All resources, under Ray's names."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
         return {name: amount for name, amount in amounts.items() if amount}
 
     @property
     def threads(self) -> int:
-        """The worker's number of torch threads."""
+        """Number of torch threads of the worker."""
         return max(1, int(self.cpus))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """What decoding tasks take of the cluster."""
+    """Resources of decoding tasks."""
 
     cpus: Annotated[float, tyro.conf.arg(name="decode-cpus")] = 1.0
-    """CPUs that each decoding task holds."""
+    """CPUs reserved for each decoding task."""
 
     tasks: Annotated[int, tyro.conf.arg(name="decode-tasks")] = 0
-    """Most decoding tasks at once; 0: as many as fit."""
+    """Maximum number of concurrent decoding tasks; 0: as many as fit."""
 
     on: Annotated[tuple[str, ...], tyro.conf.arg(name="decode-on")] = ()
-    """Labels of the nodes that decode, such as pool=cpu; by default all nodes do."""
+    """Labels of the nodes that may decode, such as pool=cpu; if empty, all nodes."""
 
     may_grow: bool = False
-    """Whether the cluster adds nodes on demand: what it cannot give at first is then waited for, and not refused."""
+    """Whether the cluster adds nodes on demand. If so, the job waits for resources that are missing at first instead of
+    failing."""
 
     def __post_init__(self) -> None:
         if self.cpus <= 0 or self.tasks < 0:
@@ -78,21 +79,21 @@ class Decoding:
 
     @property
     def labels(self) -> Labels:
-        """The selector of nodes that decode."""
+        """Label selector for the nodes that decode."""
         return labels_of(self.on, "decode_on")
 
     @property
     def patience_seconds(self) -> float:
-        """Longest wait for a decoded clip: more than a node takes to come up, where the cluster adds them."""
+        """Longest wait for a decoded clip: longer than a node takes to start if the cluster adds nodes."""
         return GROW_SECONDS if self.may_grow else PATIENCE_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What scoring takes of the cluster."""
+    """Resources for scoring."""
 
     workers: int = 1
-    """Processes that hold the network; the scores are the same bits whatever their number."""
+    """Number of processes that hold the network. The scores have the same bits for any number."""
 
     per_worker: Annotated[PerWorker, tyro.conf.arg(name="")] = field(default_factory=PerWorker)
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
@@ -103,12 +104,12 @@ class Resources:
 
 
 def labels_of(flags: Sequence[str], name: str) -> Labels:
-    """KEY=VALUE flags as a label selector of Ray; VALUE may also be !VALUE, in(A,B) or !in(A,B)."""
+    """Parse KEY=VALUE flags into a Ray label selector. VALUE may also be !VALUE, in(A,B), or !in(A,B)."""
     return dict(_pair(flag, name, "pool=cpu") for flag in flags)
 
 
 def amounts_of(flags: Sequence[str], name: str) -> dict[str, float]:
-    """NAME=AMOUNT flags as resources of Ray."""
+    """Parse NAME=AMOUNT flags into Ray resources."""
     amounts = {}
     for flag in flags:
         resource, amount = _pair(flag, name, "spot=1")
@@ -124,7 +125,7 @@ def amounts_of(flags: Sequence[str], name: str) -> dict[str, float]:
 
 
 def has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether a node with these labels is one of those wanted, by Ray's rules."""
+    """Return whether a node with these labels matches the selector, by Ray's rules."""
     return all(_has(labels.get(key), value) for key, value in wanted.items())
 
 

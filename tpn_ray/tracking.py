@@ -1,8 +1,8 @@
-"""MLflow, the only place. Runs on drivers and in Tune trials. No text that is tracked holds a secret.
+"""MLflow tracking, the only code that talks to an MLflow server. Runs on drivers and in Tune trials.
 
-MLflow is imported where it is first used: that takes seconds, which a job that is refused or tracks nothing saves.
-A run is tracked by the process that drives it. What the server does not take is kept and sent again later, so that a
-server that goes away for a while costs neither the training nor its curves.
+No tracked text holds a secret. MLflow is imported on first use, since importing it takes seconds that a job that is
+refused or tracks nothing can save. A run is tracked by the process that drives it. What the server does not accept is
+kept and sent again later, so that a server outage costs neither the training nor its curves.
 """
 
 from __future__ import annotations
@@ -27,47 +27,47 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-# Read by mlflow when it is imported: by default an unreachable server is asked for many minutes.
+# MLflow reads these on import. By default it retries an unreachable server for many minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it reports every migration of a new database
-# A thread of its own sets variables of this process, at any moment, to report how MLflow is used.
+# MLflow's usage reporting runs in a thread that sets environment variables of this process at any moment.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that it may hold
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the URL may hold a password
 
 PACKAGE = Path(__file__).parent
 SERVED = PACKAGE / "predict" / "served.py"
-"""The code that MLflow runs to load a model, out of a copy of this package that it stores beside the checkpoint."""
+"""Code that MLflow runs to load a model, from a copy of this package stored beside the checkpoint."""
 MODEL_NEEDS = ("av", "boto3", "jaxtyping", "mlflow", "numpy", "pillow", "pyarrow", "pydantic", "scipy", "torch")
-"""What that code imports of others. This package is not among them: whoever installs a model's requirements would get
-what an index holds under its name, which may be somebody else's."""
+"""Third-party packages that this code imports. This package is not listed: whoever installs a model's requirements
+would get whatever an index holds under its name, which may be somebody else's."""
 MAX_MODEL_BYTES = 8 * 1024**3
 SQLITE = "sqlite:///"
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
-"""Opens the experiment in the page for training, with its curves, rather than in the one for language models."""
+"""Makes MLflow open the experiment in its page for training, with curves, rather than the one for language models."""
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 VALUE_CHARACTERS = 6000
 _NOT_IN_KEYS = re.compile(r"[^/\w.\- :]")
-"""What MLflow refuses in a metric's name: one such metric would keep all others from being sent."""
+"""Characters that MLflow refuses in a metric's name: one such metric would keep all others from being sent."""
 RETRY_SECONDS = 10.0
 CLOSE_SECONDS = 60.0
 
 
 def model_requirements() -> list[str]:
-    """The versions that are installed here, without what they were built for (+cpu), which no public index has."""
+    """Return the installed versions, without build tags such as +cpu, which no public index has."""
     return [f"{name}=={version(name).partition('+')[0]}" for name in MODEL_NEEDS]
 
 
 def local_uri(folder: str) -> str:
-    """A tracking store on local disk that needs no server."""
+    """Return the URI of a tracking store on local disk that needs no server."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     return f"{SQLITE}{folder}/mlflow.db"
 
 
 def page_command(tracking_uri: str) -> str:
-    """What to type to see the runs; a password is left out."""
+    """Return the command that shows the runs, without any password."""
     shown = redacted(tracking_uri)
     if tracking_uri.startswith("http"):
         return f"open {shown.replace('***@', '')}"
@@ -79,12 +79,12 @@ def page_command(tracking_uri: str) -> str:
 
 @dataclass
 class TrackedRun:
-    """One MLflow run. Only `begin` can raise; later failures are kept and counted, never raised."""
+    """One MLflow run. Only `begin` can raise; later failures are recorded and counted, never raised."""
 
     client: MlflowClient
     run_id: str
     tracking_uri: str
-    """May hold a password: not to be printed or stored."""
+    """May hold a password; must not be printed or stored."""
     waiting: list[Metric] = field(default_factory=list)
     waiting_tags: dict[str, str] = field(default_factory=dict)
     waiting_texts: dict[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class TrackedRun:
     last_reason: str = ""
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics of one step; steps should not be repeated, MLflow keeps both."""
+        """Log the metrics of one step. Steps should not be repeated, since MLflow keeps both."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -102,21 +102,21 @@ class TrackedRun:
         self.send()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Short texts shown beside the run."""
+        """Set short texts shown beside the run."""
         self.waiting_tags.update({key: redacted(value) for key, value in tags.items()})
         self.send()
 
     def log_text(self, text: str, path: str) -> None:
-        """A small file shown as an artefact of the run."""
+        """Log a small text file as an artifact of the run."""
         self.waiting_texts[path] = redacted(text)
         self.send()
 
     def log_json(self, content: Any, path: str) -> None:
-        """Plain data shown as an artefact of the run."""
+        """Log plain data as a JSON artifact of the run."""
         self.log_text(json.dumps(content, indent=1), path)
 
     def last_step(self, metric: str) -> int:
-        """The last step that the server has of a metric; 0 if it has none, or does not answer."""
+        """Return the last step that the server has for a metric; 0 if it has none or does not answer."""
         steps: list[int] = []
         self._attempt(lambda: steps.extend(m.step for m in self.client.get_metric_history(self.run_id, metric)))
         return max(steps, default=0)
@@ -127,7 +127,7 @@ class TrackedRun:
         return not (self.waiting or self.waiting_tags or self.waiting_texts)
 
     def send(self) -> bool:
-        """Send what is waiting; after a failure, not again for some seconds. True when nothing is left."""
+        """Send what is pending; after a failure, wait some seconds before retrying. Return whether nothing is left."""
         if not self.sent and time.monotonic() - self.last_failure >= RETRY_SECONDS:
             self._attempt(self._send_waiting)
         return self.sent
@@ -144,7 +144,8 @@ class TrackedRun:
             del self.waiting_texts[path]
 
     def log_file(self, data: bytes, path: str) -> bool:
-        """A file shown as an artifact of the run; sent now or not at all: False, with the reason in `last_reason`."""
+        """Log a file as an artifact of the run, now or not at all; if not, return False, with the reason in
+        `last_reason`."""
         folder, _, name = path.rpartition("/")
 
         def act() -> None:
@@ -166,8 +167,8 @@ class TrackedRun:
         return True
 
     def register_model(self, name: str, checkpoint: str, tags: Mapping[str, str]) -> str:
-        """Log a checkpoint in MLflow's model format (`tpn_ray.predict.served`) as an artefact of the run, and make it
-        the newest version of a registered model; the version, or "" if the server refuses."""
+        """Log a checkpoint in MLflow's model format (`tpn_ray.predict.served`) as an artifact of the run, and register
+        it as the newest version of a model. Return the version, or "" if the server refuses."""
         made: list[str] = []
 
         def act() -> None:
@@ -197,8 +198,10 @@ class TrackedRun:
         return made[0] if made else ""
 
     def end(self, status: str) -> bool:
-        """FINISHED, FAILED or KILLED. Tries for a minute to send what is left, once for a job that is killed, which has
-        no such time; False if something could not be sent."""
+        """End the run as FINISHED, FAILED, or KILLED, and return whether everything was sent.
+
+        What is left is retried for a minute, or sent once for a job that is being killed, which has no such time.
+        """
         deadline = time.monotonic() + (0.0 if status == "KILLED" else CLOSE_SECONDS)
         while not self.send() and time.monotonic() < deadline:
             time.sleep(1.0)
@@ -214,8 +217,8 @@ def begin(
     tags: Mapping[str, str],
     parent: str | None = None,
 ) -> TrackedRun:
-    """Begin a run, or go on with the one of this name that did not finish. Raises TrackingError if the store is not
-    to be used: better now than after a night of training."""
+    """Start a run, or resume the unfinished one of this name. Raises TrackingError if the store cannot be used: better
+    now than after a night of training."""
     from mlflow.entities import RunTag
 
     clean = {key: redacted(value) for key, value in tags.items()}
@@ -233,7 +236,7 @@ def begin(
     except Exception as error:  # MlflowException, requests' and SQLAlchemy's errors
         lines = (
             redacted(str(error)).strip().splitlines()
-        )  # before it is cut, which could hide the end of a password's URI
+        )  # redacted before it is cut, since a cut could hide the end of a URI with a password
         reason = lines[0][:300] if lines else type(error).__name__
         raise TrackingError(
             f"the MLflow store {redacted(tracking_uri)} cannot be used: {reason}\nCheck --tracking-uri and that the "
@@ -247,7 +250,7 @@ PROBE_EXPERIMENT = "tpn_ray_doctor"
 
 
 def probe_version(tracking_uri: str) -> tuple[str, str]:
-    """The version of the MLflow that answers at the URI, and the one here; of a store without a server, twice that."""
+    """Return the MLflow version that answers at the URI and the local one; without a server, the local one twice."""
     import mlflow
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -259,12 +262,12 @@ def probe_version(tracking_uri: str) -> tuple[str, str]:
     if answer.status_code in (401, 403):
         raise TrackingError(f"the server refuses these credentials (HTTP {answer.status_code})")
     if answer.status_code != 200:
-        raise TrackingError(f"what answers there is no MLflow server (HTTP {answer.status_code} at /version)")
+        raise TrackingError(f"the server there is not an MLflow server (HTTP {answer.status_code} at /version)")
     return answer.text.strip(), mlflow.__version__
 
 
 def probe_run(tracking_uri: str) -> None:
-    """Make a run, write what jobs write, read it back and delete it. Raises whatever the client raises."""
+    """Create a run, write what jobs write, read it back, and delete it. Raises whatever the client raises."""
     from mlflow.entities import Metric, Param
 
     client = _client(tracking_uri)
@@ -282,7 +285,7 @@ def probe_run(tracking_uri: str) -> None:
 
 
 def settle(tracking_uri: str, run_id: str, status: str, tags: Mapping[str, str]) -> None:
-    """End a run whose own process is gone. What the server does not take is left as it is: nothing depends on it."""
+    """End a run whose own process is gone. What the server does not accept is dropped, since nothing depends on it."""
     run = TrackedRun(client=_client(tracking_uri), run_id=run_id, tracking_uri=tracking_uri)
     run.set_tags(tags)
     run.end(status)

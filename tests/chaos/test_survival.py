@@ -39,7 +39,7 @@ def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_t
         time.sleep(0.05)
     output = job.log.read_text()
     assert killed
-    assert output.count("training begins with 2 workers") == 1, output
+    assert output.count("training started with 2 workers") == 1, output
     assert "run/step-00000008" in output
     assert job.starts == 1
 

@@ -60,7 +60,7 @@ def test_a_run_follows_the_nodes(toy_folder: Path, tmp_path: Path) -> None:
         lost = node_of_rank_0(job)
         give_notice(cloud, lost)
         cloud.set_capacity(training=2, decoding=1)
-        job.wait_for("a checkpoint just in time", lambda: "takes 1 node(s) of this run away" in job.output())
+        job.wait_for("a checkpoint just in time", lambda: "taking 1 node(s) of this run away" in job.output())
         cloud.set_capacity(lost, training=1, decoding=0)
         alone = undisturbed(recipe, manifest)
         job.wait_for("a run of one worker", lambda: len(job.starts()) == 3)

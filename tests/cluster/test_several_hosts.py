@@ -85,7 +85,7 @@ def test_a_host_is_cut_off(hosts: list[Host], head: RayHead, store: S3Server, tm
     job.wait_for("the end", lambda: job.status() == "SUCCEEDED")
 
     plan, starts = make_plan(recipe, manifest), job.starts()
-    assert len(starts) == 2 and "with 2 workers" in starts[0] and "goes on from step" in starts[1], job.output()
+    assert len(starts) == 2 and "with 2 workers" in starts[0] and "resumed from step" in starts[1], job.output()
     assert order_ledger.check(str(tmp_path / "ledger"), plan) == []
     check_same_bits(alone, f"{runs}/hosts/step-{plan.steps:08d}")
     assert storage.exists(f"{runs}/hosts/scores.parquet")

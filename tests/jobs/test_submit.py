@@ -58,7 +58,7 @@ def test_train_from_s3_on_a_cluster(
         assert _tracked(mlflow_url).info.status == "KILLED"
         status, output = submit([*SUBMIT, *job], client)
     assert status == 0, output
-    assert re.search(r"training goes on from step \d+ with 2 workers", output), output
+    assert re.search(r"training resumed from step \d+ with 2 workers", output), output
     assert "bad video (not_video)" in output
     assert "best checkpoint" in output
     _check_checkpoint(f"{runs}/submitted")

@@ -32,7 +32,7 @@ def test_a_campaign_whose_driver_is_killed_has_the_undisturbed_table(tmp_path: P
     report.check()
     assert (report.kills, report.trials, report.epochs) == (1, 2, 3)
     folder, output = tmp_path / "under-fire", (tmp_path / "under-fire.log").read_text()
-    assert "the campaign goes on: " in output
+    assert "the campaign resumes: " in output
     trials = Journal(uri=str(folder)).trials()
     (promoted,) = [trial for trial in trials if trial.epochs == 2]
     assert promoted.history == ["promoted at epoch 1"]

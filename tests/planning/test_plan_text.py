@@ -44,11 +44,11 @@ def test_the_advice_names_nodes_and_prices() -> None:
 
 def test_what_preparing_would_bring() -> None:
     gain = "\n".join(plan_text.shards(MEASURED, PLAN, "videos"))
-    assert "clips of them cost 1/4 (2 to 5 times as fast)" in gain
+    assert "their clips cost 1/4 (2 to 5 times as fast)" in gain
     assert "python jobs/prepare.py --data videos --out PREPARED" in gain
     assert MEASURED.preparing
     little = dataclasses.replace(MEASURED, preparing=dataclasses.replace(MEASURED.preparing, speedup=exactly(1.0)))
-    assert plan_text.shards(little, PLAN, "videos")[-1] == "For these videos it is hardly worth it."
+    assert plan_text.shards(little, PLAN, "videos")[-1] == "For these videos, it is hardly worth it."
     assert (
         "prepared: nothing to gain" in plan_text.shards(dataclasses.replace(MEASURED, prepared=True), PLAN, "videos")[0]
     )

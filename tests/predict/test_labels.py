@@ -44,7 +44,7 @@ def test_videos_without_a_label_are_not_counted_either() -> None:
 def test_nothing_in_common_is_refused_with_both_sides() -> None:
     with pytest.raises(CheckpointError, match=r"trained on run, sit \(action\), the dataset has jump: no video"):
         match_classes(dataset("jump"), {"action": ("run", "sit")}, "C")
-    with pytest.raises(CheckpointError, match="C tells verb, noun, the dataset action"):
+    with pytest.raises(CheckpointError, match="C predicts verb, noun, the dataset has action"):
         match_classes(dataset("jump"), {"verb": ("a",), "noun": ("b",)}, "C")
 
 

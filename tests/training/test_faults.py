@@ -135,7 +135,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     steps, notice = done.stdout.strip().splitlines()
     assert steps == "1 2 3"
-    assert notice.startswith("a checkpoint could not be written, training goes on without it: cannot write ")
+    assert notice.startswith("a checkpoint could not be written, training continues without it: cannot write ")
     assert run_folder.committed_steps(str(tmp_path)) == [1, 3]
     assert [record.step for record in run_folder.read_records(str(tmp_path))] == [1, 2, 3]
     assert [path.name for path in tmp_path.rglob(".*")] == []  # nothing half-written stays

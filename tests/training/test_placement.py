@@ -22,6 +22,6 @@ def test_a_wait_for_workers_is_told_and_ends(manifest: Manifest, monkeypatch: py
     assert seen == []
     places.look(10_070)
     places.look(10_400)
-    assert [event.text for event in seen if isinstance(event, Notice)] == ["waits for workers; the cluster has 2 CPU"]
+    assert [event.text for event in seen if isinstance(event, Notice)] == ["waiting for workers; the cluster has 2 CPU"]
     with pytest.raises(ResourceError, match="no workers for 10 minutes; it has 2 CPU"):
         places.look(10_700)

@@ -48,7 +48,7 @@ def test_a_complete_run_ends_with_what_is_there_of_it(tmp_path: Path, manifest: 
     assert result.scores == {"val_top1": 0.5}
     (notice,) = seen
     assert isinstance(notice, Notice)
-    assert "the checkpoint of the best evaluation (90.0% top-1 at step 4) is not there" in notice.text
+    assert "the checkpoint of the best evaluation (90.0% top-1 at step 4) is missing" in notice.text
 
 
 def test_a_complete_run_whose_last_checkpoint_is_damaged_is_not_complete(tmp_path: Path, manifest: Manifest) -> None:

@@ -126,7 +126,7 @@ def test_the_best_checkpoint_is_one_that_is_there_and_whole(tmp_path: Path) -> N
     assert (missing.last, missing.best, missing.scores) == (10, 8, {"val_top1": 0.7})
     (notice,) = missing.notices
     assert notice == (
-        "the checkpoint of the best evaluation (90.0% top-1 at step 4) is not there: the best that is there is "
+        "the checkpoint of the best evaluation (90.0% top-1 at step 4) is missing: the best one left is "
         f"{run}/step-00000008"
     )
     (tmp_path / "step-00000008" / "weights.pt").write_bytes(b"torn")

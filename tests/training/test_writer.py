@@ -81,7 +81,7 @@ def test_what_storage_refuses_for_a_while_is_on_record_with_the_next_commit(
         writing.commit(checkpoint(step), Record(step=step, epoch=step))
     writing.close()
     assert [event.text for event in told if isinstance(event, Notice)] == [
-        "a checkpoint could not be written, training goes on without it: the disk is full"
+        "a checkpoint could not be written, training continues without it: the disk is full"
     ] * 2
     committed = [(event.step, event.checkpoint[-1]) for event in told if isinstance(event, Committed)]
     assert committed == [(1, "3"), (2, "3"), (3, "3")]
@@ -125,7 +125,7 @@ def test_training_stops_when_storage_has_refused_for_the_time_that_is_given(
     with pytest.raises(StorageError) as raised:
         writing._settle()
     assert "for 1 min, and training stops (--saving.give-up-seconds 60): the disk is full" in str(raised.value)
-    assert "The work of steps 6 to 20 is lost; the same command with the same --name goes on from step 5" in str(
+    assert "The work of steps 6 to 20 is lost; the same command with the same --name resumes from step 5" in str(
         raised.value
     )
     assert sum(isinstance(event, Notice) for event in told) == 11
@@ -160,7 +160,7 @@ def test_the_end_of_a_run_waits_for_its_last_checkpoint(tmp_path: Path, monkeypa
     writing.commit(checkpoint(1), Record(step=1, epoch=1))
     writing.close()
     assert [event.step for event in told if isinstance(event, Committed)] == [1]
-    assert "it is the last one, and tried again every 0.1 s: the disk is full" in str(told[0])
+    assert "it is the last one, and is retried every 0.1 s: the disk is full" in str(told[0])
     assert run_folder.committed_steps(str(tmp_path)) == [1]
     monkeypatch.setattr(checkpoints, "save", refuse)
     writing = Writer(str(tmp_path), Saving(give_up_seconds=0.5), told.append)
@@ -182,7 +182,7 @@ def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(
     assert [record.step for record in records] == [10, 20, 30]
     ends = run_folder.ends(run, records)
     assert (ends.best, ends.scores) == (30, {"val_top1": 0.6})
-    assert "(90.0% top-1 at step 20) is not there" in ends.notices[0]
+    assert "(90.0% top-1 at step 20) is missing" in ends.notices[0]
 
 
 def test_what_cannot_be_deleted_fails_no_commit_and_is_tried_again(
@@ -206,9 +206,7 @@ def test_what_cannot_be_deleted_fails_no_commit_and_is_tried_again(
     assert len(run_folder.contents(run).folders) == 8
     notices = [event.text for event in told if isinstance(event, Notice)]
     assert len(notices) == 7  # one for each folder
-    assert notices[0].startswith(
-        f"{run}/step-00000001 could not be deleted, which is tried again with every checkpoint"
-    )
+    assert notices[0].startswith(f"{run}/step-00000001 could not be deleted, which is retried with every checkpoint")
     assert [event.step for event in told if isinstance(event, Committed)] == list(range(1, 9))
     monkeypatch.setattr(storage, "delete_folder", delete)
     commit(9)
@@ -282,6 +280,6 @@ def test_weights_that_are_no_numbers_never_replace_good_ones(tmp_path: Path) -> 
     writing = writer.Writer(str(tmp_path), Saving(keep_last=1), lambda _: None)
     writing.commit(checkpoint(1), Record(step=1, epoch=1))
     writing.commit(checkpoint(2, float("nan")), Record(step=2, epoch=1))
-    with pytest.raises(TrainingError, match="w holds values that are no numbers after step 2"):
+    with pytest.raises(TrainingError, match="w holds values that are not finite after step 2"):
         writing.close()
     assert run_folder.committed_steps(str(tmp_path)) == [1]

@@ -28,13 +28,13 @@ def test_written_and_read(text: str, distribution: Distribution) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.1", r"'0.1' is no distribution; write choice\(a, b\), uniform"),
+        ("0.1", r"'0.1' is not a distribution; write choice\(a, b\), uniform"),
         ("normal(0, 1)", "unknown distribution 'normal'"),
         ("uniform(1)", "uniform takes two numbers"),
         ("uniform(0, high)", "uniform takes two numbers"),
         ("uniform(2, 1)", r"'uniform\(2, 1\)': `low <= high` must hold, but got \(low=2, high=1\)"),
-        ("uniform(0, high=1)", "is no distribution"),
-        ("uniform(0, 1", "is no distribution"),
+        ("uniform(0, high=1)", "is not a distribution"),
+        ("uniform(0, 1", "is not a distribution"),
         ("loguniform(0, 1)", "`low > 0` must hold"),
         ("whole(1, 2.5)", "whole takes two whole numbers"),
         ("choice()", "one or more elements"),

@@ -74,7 +74,7 @@ def test_a_sentence_of_an_earlier_version_is_read(tmp_path: Path, line: str, tra
     journal.write(trial)
     assert journal.trials() == [trial]
     file.write_text(json.dumps({**about, "lineage": ["something else"]}))
-    with pytest.raises(DamagedError, match="it is no trial: lineage.0"):
+    with pytest.raises(DamagedError, match="it is not a trial: lineage.0"):
         journal.trials()
 
 
@@ -100,7 +100,7 @@ def test_damaged_files_are_named_with_a_way_on(tmp_path: Path, damage: Callable[
 def test_files_of_something_else(tmp_path: Path) -> None:
     journal = written(tmp_path)
     (tmp_path / "trials" / "0000.json").write_text('{"number": "x"}')
-    with pytest.raises(DamagedError, match=r"trials/0000.json is damaged: it is no trial: number: "):
+    with pytest.raises(DamagedError, match=r"trials/0000.json is damaged: it is not a trial: number: "):
         journal.trials()
     (tmp_path / "waves" / "0000.json").write_text('{"a": 1}')
     with pytest.raises(DamagedError, match=r"waves/0000.json is damaged: it holds no samples"):

@@ -40,7 +40,7 @@ def test_rungs_are_shares_of_the_run() -> None:
 def test_nonsense(rungs: int, reduction_factor: int) -> None:
     with pytest.raises(ConfigError, match=f"rungs={rungs}|reduction_factor={reduction_factor}"):
         bracket(9, rungs=rungs, reduction_factor=reduction_factor)
-    with pytest.raises(ConfigError, match="must be rising"):
+    with pytest.raises(ConfigError, match="must be ascending"):
         Bracket(epochs=(3, 1))
 
 

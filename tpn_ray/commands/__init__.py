@@ -1,1 +1,1 @@
-"""What the commands train, tune and evaluate do, for Python as for jobs/."""
+"""The train, tune, and evaluate commands, as Python functions that jobs/ also calls."""

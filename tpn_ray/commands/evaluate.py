@@ -1,4 +1,4 @@
-"""A checkpoint scored on a dataset: what `jobs/evaluate.py` does, for Python. Runs on the driver."""
+"""Evaluation of a checkpoint on a dataset: what `jobs/evaluate.py` does, for Python. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tpn_ray.storage import PATIENCE_SECONDS
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob:
-    """What to score, on what, and how."""
+    """What to score, on which data, and how."""
 
     checkpoint: str
     """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
@@ -27,41 +27,42 @@ class EvaluationJob:
     """Folder of videos, CSV, or prepared dataset. Its classes are matched with the checkpoint's by name."""
 
     split: str = "val"
-    """train, val, test, or all."""
+    """Split to score: train, val, test, or all."""
 
     views: tuple[str, ...] = ("1x1",)
-    """1x1; 10x3 or 2x3 (CLIPSxCROPS); ten_crop; also `10x3 random`, `segments 8 ten_crop`, `1x1 stride 16`."""
+    """Views of each video: 1x1, 10x3, or 2x3 (CLIPSxCROPS), or ten_crop; also `10x3 random`, `segments 8 ten_crop`,
+    `1x1 stride 16`."""
 
     alpha: tuple[str, ...] = ()
-    """Other temporal rates than the checkpoint's, such as 4,8; several, or `every`, are scored in one pass."""
+    """Temporal rates to use instead of the checkpoint's, such as 4,8. Several, or `every`, are scored in one pass."""
 
     out: str = ""
-    """Folder for the results, on disk or s3://; by default beside the checkpoint."""
+    """Folder for the results, on disk or s3://; if empty, beside the checkpoint."""
 
     max_bad: str = MAX_BAD
-    """Share of the videos that may be unusable before the job fails, after writing its results."""
+    """Share of the videos that may be unusable before the job fails, which it does after writing its results."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store (sqlite:///...) to log to; by default none."""
+    """MLflow server (http://...) or store (sqlite:///...) to log to; if empty, none."""
 
     experiment: str = "tpn_ray"
     """MLflow experiment."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
-    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+    """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""
 
     resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
 
 
 def evaluate(job: EvaluationJob) -> list[Result]:
-    """Score every video of a split exactly once, with the same bits whatever the number of workers.
+    """Score every video of a split exactly once, with the same bits for any number of workers.
 
-    Returns one result per alpha: the folder with its scores, numbers and plots, and the numbers. Joins the Ray cluster
-    at `job.address` or RAY_ADDRESS, or starts a local one, and stays connected. Raises a TpnRayError for whatever a
-    user can mend; where too many videos are bad, after the results are written.
+    Returns one result per alpha: its scores, its numbers, and the folder with both and the plots. Joins the Ray cluster
+    at `job.address` or RAY_ADDRESS, or starts a local one, and stays connected. Raises a TpnRayError for anything the
+    user can fix; if too many videos are bad, only after the results are written.
     """
     views, resources, max_bad = " ".join(job.views), job.resources, parse_share(job.max_bad)
     question = scoring.ask(job.checkpoint, job.data, job.split, views, job.alpha)

@@ -30,58 +30,58 @@ from tpn_ray.training.saving import Saving
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Everything that a training run is given: the recipe is the science, the other fields are the machine."""
+    """All settings of a training run: the recipe is the science, and the other fields are the machinery."""
 
     data: str
-    """Folder with one sub-folder per class (below train/ and val/, or split by us), or a CSV uri,label[,split]."""
+    """Folder with one subfolder per class (below train/ and val/, or split automatically), a CSV uri,label[,split], or
+    a prepared dataset."""
 
     storage: str = "runs"
     """Where checkpoints and scores go: a folder that every node sees, or s3://bucket/prefix."""
 
     name: str = ""
-    """Name of the run; the name of an earlier one continues it. By default a new one."""
+    """Name of the run. The name of an earlier run resumes it; if empty, a new name is chosen."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store; by default SQLite below --storage."""
+    """MLflow server (http://...) or store; if empty, SQLite below --storage."""
 
     experiment: str = "tpn_ray"
     """MLflow experiment."""
 
     register: str = ""
-    """Name of a model in MLflow whose newest version the best checkpoint becomes."""
+    """Name of the MLflow model whose newest version the best checkpoint becomes."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
-    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+    """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""
 
     max_bad: str = MAX_BAD
     """Share of the videos that may be unusable before the run stops, such as 1% or 0.01."""
 
     max_failures: int = 3
-    """Times in a row that workers may be lost, or fail, without a later checkpoint in between; below 0: any number.
-    Nodes that a cloud takes away do not count. An error that the next workers would meet as well ends the run at
-    once."""
+    """Times in a row that workers may be lost, or fail, without a new checkpoint in between; below 0: any number. Nodes
+    reclaimed by a cloud do not count. An error that the next workers would also meet ends the run at once."""
 
     views: str = "1x1"
-    """How the best checkpoint is scored at the end: CLIPSxCROPS, such as 10x3."""
+    """Views in which the best checkpoint is scored at the end: CLIPSxCROPS, such as 10x3."""
 
     order_ledger: str = ""
-    """Folder in which every worker writes down the clips that it trains on, for jobs/chaos.py to check."""
+    """Folder in which every worker records the clips that it trains on, for jobs/chaos.py to check."""
 
     machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
     saving: Saving = field(default_factory=Saving)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    """What is trained, and how."""
+    """What to train, and how."""
 
 
 def train(job: TrainingJob) -> RunResult:
-    """Train a recipe, score its best checkpoint, and track both; progress is printed.
+    """Train a recipe, score its best checkpoint, and track both. Progress is printed.
 
-    A run of the same name goes on from its last checkpoint, and ends with the same bits as one that was never stopped.
+    A run of the same name resumes from its last checkpoint, and ends with the same bits as one that was never stopped.
     Joins the Ray cluster at `job.address` or RAY_ADDRESS, or starts a local one, and stays connected. Raises a
-    TpnRayError for whatever a user can mend, before anything is trained where possible.
+    TpnRayError for anything the user can fix, before anything is trained where possible.
     """
     views = parse_views(job.views)
     max_bad = parse_share(job.max_bad)
@@ -110,7 +110,7 @@ def _train(
 ) -> RunResult:
     machines = job.machines
     begun = check_resumable(storage.join(folder, name), recipe, manifest)
-    if not begun and storage.is_s3(recipe.loop.weights):  # a file may be on the workers' nodes alone
+    if not begun and storage.is_s3(recipe.loop.weights):  # a file may exist only on the workers' nodes
         storage.check_readable(recipe.loop.weights)
     print(f"{len(manifest)} videos of {job.data}, version {manifest.version}; run {name} in {folder}", flush=True)
     session.connect(

@@ -1,4 +1,4 @@
-"""A campaign from its search space to its report: what `jobs/tune.py` does, for Python. Runs on the driver."""
+"""A tuning campaign from its search space to its report: what `jobs/tune.py` does, for Python. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -28,55 +28,56 @@ from tpn_ray.tuning.trial import Campaign
 
 @dataclass(frozen=True, kw_only=True)
 class TuningJob:
-    """Everything that a campaign is given: what to vary, how often, on which machines."""
+    """All settings of a campaign: what to vary, how often, and on which machines."""
 
     data: str
     """Folder of videos, CSV, or prepared dataset, as for training."""
 
     samples: int = 16
-    """Trials; with a grid at most so many of its combinations, and 0 for all."""
+    """Number of trials. With a grid: the maximum number of combinations, and 0 for all."""
 
     space: str = ""
-    """lambda_alpha, schedule, flow_and_levels or all; several joined by +. By default all, or with --vary none."""
+    """Search space: lambda_alpha, schedule, flow_and_levels, or all; join several with +. If empty: all, or none
+    with --vary."""
 
     vary: tuple[str, ...] = ()
-    """Fields by name, each as FIELD=DISTRIBUTION: optim.lr=loguniform(0.01,1) model.alpha=choice((1,2),(4,8))
+    """Fields to vary, each as FIELD=DISTRIBUTION: optim.lr=loguniform(0.01,1) model.alpha=choice((1,2),(4,8))
     augment.flip=uniform(0,0.5) clip.frames=whole(4,16)."""
 
     searcher: str = "random"
-    """random, grid, or tpe (a model of what was seen)."""
+    """Search algorithm: random, grid, or tpe (a model of the scores so far)."""
 
     objectives: str = "top1"
-    """top1, or top1+gmacs: accuracy against arithmetic."""
+    """What to optimize: top1, or top1+gmacs (accuracy against arithmetic)."""
 
     wave: int = 0
-    """halving: trials that are suggested together; 0: all, or for a model as many as leave one at the end."""
+    """halving: number of trials suggested together; 0: all, or for a model as many as leave one at the end."""
 
     how: Annotated[campaigns.How, tyro.conf.arg(name="")] = field(default_factory=campaigns.How)
 
     seed: int = 0
-    """Of the samples."""
+    """Seed for the samples."""
 
     estimate: bool = False
-    """Only train one epoch, and say what the campaign would take."""
+    """Only train one epoch and report what the campaign would take."""
 
     storage: str = "runs"
     """Where the trials' checkpoints go: a folder that every node sees, or s3://bucket/prefix."""
 
     name: str = ""
-    """Name of the campaign; the name of an earlier one continues it. By default a new one."""
+    """Name of the campaign. The name of an earlier campaign resumes it; if empty, a new name is chosen."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store; by default SQLite below --storage."""
+    """MLflow server (http://...) or store; if empty, SQLite below --storage."""
 
     experiment: str = "tpn_ray"
     """MLflow experiment."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; if empty, RAY_ADDRESS (set by `ray job submit`), or else a local Ray."""
 
     storage_seconds: float = PATIENCE_SECONDS
-    """Longest wait for storage that does not answer or refuses (503), once the job runs; at its start it is 10 s."""
+    """Longest wait for storage that does not answer or refuses (503) while the job runs; at startup it is 10 s."""
 
     max_bad: str = MAX_BAD
     """Share of the videos that may be unusable before a trial stops, such as 1% or 0.01."""
@@ -85,7 +86,7 @@ class TuningJob:
         default_factory=lambda: Machines(workers=1, share_clips_gb=4.0)
     )
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    """What is varied."""
+    """The recipe to vary."""
 
 
 def tune(
@@ -94,11 +95,11 @@ def tune(
     recipe_name: str = "RECIPE",
     again: str = "",
 ) -> CampaignOutcome | None:
-    """Search the settings of a recipe; progress is printed, and the report is written to storage and MLflow.
+    """Search the settings of a recipe. Progress is printed, and the report is written to storage and MLflow.
 
-    A campaign of the same name goes on where it stopped, and trains nothing twice. `recipe_name` and `again` are for
-    the commands that the report shows: the best settings, and how to go on. Returns None for `job.estimate`. Raises
-    BudgetError when its hours are spent: nothing is lost.
+    A campaign of the same name resumes where it stopped and trains nothing twice. `recipe_name` and `again` appear in
+    the commands that the report shows: how to train the best settings, and how to resume. Returns None for
+    `job.estimate`. Raises BudgetError when its hours are spent; nothing is lost.
     """
     max_bad = parse_share(job.max_bad)
     name = names.checked("--name", job.name or command_line.fresh_name("tune"))

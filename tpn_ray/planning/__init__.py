@@ -1,1 +1,1 @@
-"""From a short measurement on the user's data and cluster to the machines and flags of a run and a campaign."""
+"""Planning: from a short measurement on the user's data and cluster to machines and flags for a run and a campaign."""

@@ -1,7 +1,7 @@
-"""The arithmetic of a plan: from what was measured to cores, memory, nodes, hours and prices. Pure; runs anywhere.
+"""The arithmetic of a plan: from measurements to cores, memory, nodes, hours, and prices. Pure; runs anywhere.
 
-Every quantity is a span: its lowest, middle and highest value. Measured ones span their rounds; assumed ones what is
-usual; what is computed of both spans all that they allow.
+Every quantity is a span of its lowest, middle, and highest value. Measured spans cover their rounds, assumed ones cover
+what is usual, and computed ones cover everything that their inputs allow.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tpn_ray.tuning import rungs
 
 
 class Span(NamedTuple):
-    """Lowest, middle, highest."""
+    """Lowest, middle, and highest value."""
 
     low: float
     middle: float
     high: float
 
     def __truediv__(self, other: Span) -> Span:
-        """Of positive spans."""
+        """Divide two positive spans."""
         return Span(self.low / other.high, self.middle / other.middle, self.high / other.low)
 
     def times(self, factor: float) -> Span:
@@ -36,76 +36,77 @@ class Span(NamedTuple):
 
 
 def exactly(value: float) -> Span:
-    """A span of one value."""
+    """Return a span of a single value."""
     return Span(value, value, value)
 
 
 def slower(one: Span, other: Span) -> Span:
-    """The smaller of two speeds."""
+    """Return the smaller of two speeds."""
     return Span(min(one.low, other.low), min(one.middle, other.middle), min(one.high, other.high))
 
 
 EFFICIENCY = Span(0.75, 0.9, 1.0)
-"""Assumed: what is left of a worker's speed beside the optimiser, the all-reduce, checkpoints and logging."""
+"""Assumed: share of a worker's speed that remains beside the optimizer, the all-reduce, checkpoints, and logging."""
 START_SECONDS = Span(20.0, 60.0, 180.0)
-"""Assumed: from a run's command to its first step and from its last to its end; nodes that must come up take longer."""
+"""Assumed: time from a run's command to its first step plus from its last step to its end; longer if nodes must
+start."""
 BLOCKS_PER_TASK = Span(2.0, 2.5, 3.0)
-"""Assumed: blocks in the object store for each decoding task: in the making, and waiting."""
+"""Assumed: blocks in the object store per decoding task, in the making and waiting."""
 BLOCKS_PER_WORKER = exactly(3.0)
-"""Blocks that a training worker holds: two fetched ahead, one in use."""
+"""Blocks that a training worker holds: two prefetched and one in use."""
 STORE_SHARE = 0.5
-"""Of the object store: what Ray Data uses."""
+"""Share of the object store that Ray Data uses."""
 STORE_FLOOR_BYTES = 500e6
 RESERVED_CPUS = 1
-"""Of each node, for Ray and the system; assumed."""
+"""Assumed: CPUs of each node reserved for Ray and the system."""
 RESERVED_BYTES = 2e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparing:
-    """What jobs/prepare.py would bring, from a few videos that were prepared."""
+    """Expected gain from jobs/prepare.py, measured on a few prepared videos."""
 
     videos: int
-    """So many were tried."""
+    """Number of videos tried."""
     speedup: Span
-    """Clips decoded per second of a core, over those of the videos as they are."""
+    """Clips decoded per second per core from prepared videos, relative to the videos as they are."""
     bytes_share: float
-    """Bytes of prepared videos over those of the videos as they are."""
+    """Size of the prepared videos, relative to the videos as they are."""
     core_seconds_per_video: Span
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured on the cluster, with the recipe's clips and network."""
+    """Measurements on the cluster, with the recipe's clips and network."""
 
     decode_clips_per_second: Span
-    """Of one decoding core, from storage to the worker."""
+    """Speed of one decoding core, from storage to the worker."""
     decode_task_bytes: float
     """Peak memory of a decoding process."""
     block_bytes: float
-    """Of one block of clips in the object store."""
+    """Size of one block of clips in the object store."""
     step_clips_per_second: Span
-    """Of one worker: forward, loss, backward, update of the weights."""
+    """Speed of one worker: forward, loss, backward, and weight update."""
     step_given: bool
-    """Whether that was given by the user and not measured."""
+    """Whether the step speed was given by the user rather than measured."""
     score_clips_per_second: float
-    """Of one worker in evaluation; 0 where it was not measured."""
+    """Speed of one worker in evaluation; 0 if not measured."""
     worker_bytes: float
-    """Peak memory of a worker's process; 0 where it was not measured."""
+    """Peak memory of a worker's process; 0 if not measured."""
     worker_gpu_bytes: float
     train_clips: int
-    """Clips of an epoch."""
+    """Clips per epoch."""
     val_videos: int
     train_videos: int
     prepared: bool
     preparing: Preparing | None = None
     seconds: float = 0.0
-    """That the measurement took."""
+    """Duration of the measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What there is to train on, and at what price."""
+    """The available machines, and their prices."""
 
     workers: int = 2
     """Training workers of a run, each with one copy of the network."""
@@ -113,19 +114,19 @@ class Hardware:
     per_worker: Annotated[PerWorker, tyro.conf.arg(name="")] = field(default_factory=PerWorker)
 
     node_cpus: int = 16
-    """Cores of a node that decodes."""
+    """Cores of each decoding node."""
 
     gpu_node_gpus: int = 1
-    """GPUs of a node that trains."""
+    """GPUs of each training node."""
 
     gpu_node_cpus: int = 8
-    """Cores of a node that trains."""
+    """Cores of each training node."""
 
     price_gpu_hour: float = 0.0
-    """Of one GPU with its share of its node; 0 leaves prices out."""
+    """Price per hour of one GPU with its share of the node; 0 leaves prices out."""
 
     price_cpu_hour: float = 0.0
-    """Of one core of a node that decodes."""
+    """Price per hour of one core of a decoding node."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "node_cpus", "gpu_node_gpus", "gpu_node_cpus"):
@@ -144,7 +145,7 @@ class Hardware:
 
     @property
     def workers_per_node(self) -> int:
-        """How many fit on a node that trains."""
+        """Number of workers that fit on a training node."""
         each = self.per_worker
         if each.gpus:
             return min(int(self.gpu_node_gpus / each.gpus), _fit(self.gpu_node_cpus, each.cpus))
@@ -157,22 +158,22 @@ def _fit(has: float, takes: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """The campaign that is planned, as for jobs/tune.py with successive halving."""
+    """The campaign to plan, as for jobs/tune.py with successive halving."""
 
     samples: int = 16
-    """Trials."""
+    """Number of trials."""
 
     rungs: int = 3
-    """Times that trials are compared, the end included."""
+    """Number of times that trials are compared, including at the end."""
 
     reduction_factor: int = 3
-    """Ratio of the trials at a rung to those that are promoted from it."""
+    """Ratio of the trials at a rung to those promoted from it."""
 
     min_promoted: int = 1
-    """Trials that are promoted at least."""
+    """Minimum number of trials promoted."""
 
     max_concurrent: int = 1
-    """Trials that run at the same time, each on machines of its own."""
+    """Maximum number of concurrent trials, each on its own machines."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "rungs", "min_promoted", "max_concurrent"):
@@ -182,15 +183,15 @@ class Trials:
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """How many, and what each must have."""
+    """Number of nodes, and what each needs."""
 
     training: int
     decoding: int
     """Nodes that only decode."""
     decode_tasks: int
-    """At once, over all nodes."""
+    """Concurrent decoding tasks over all nodes."""
     spare_cpus: int
-    """Cores of each node that trains which decode there."""
+    """Cores of each training node that decode there."""
     training_store_bytes: Span
     decoding_store_bytes: Span
     training_memory_bytes: Span
@@ -199,25 +200,25 @@ class Nodes:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What something takes."""
+    """Estimated cost of a run or campaign."""
 
     hours: Span
-    """Wall clock."""
+    """Wall-clock time."""
     price: Span
-    """0 where no price was given."""
+    """Price; 0 if no price was given."""
     epochs: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Everything that is advised."""
+    """The complete advice."""
 
     cores_per_worker: Span
     nodes: Nodes
     clips_per_second: Span
-    """Of the whole run."""
+    """Speed of the whole run."""
     decoding_limits: bool
-    """Whether decoding, and not the workers, sets that speed."""
+    """Whether decoding, rather than the workers, limits that speed."""
     epochs_per_hour: Span
     run: Estimate
     campaign: Estimate
@@ -226,7 +227,7 @@ class Advice:
 
 
 def advise(measured: Measured, hardware: Hardware, trials: Trials, *, epochs: int, evaluate_every: int) -> Advice:
-    """The advice for a run of so many epochs and a campaign of such runs."""
+    """Return the advice for a run of `epochs` epochs and a campaign of such runs."""
     cores = cores_per_worker(measured)
     nodes = nodes_for(measured, hardware, math.ceil(cores.high))
     speed, limits = speed_of(measured, hardware, nodes)
@@ -249,12 +250,12 @@ def advise(measured: Measured, hardware: Hardware, trials: Trials, *, epochs: in
 
 
 def cores_per_worker(measured: Measured) -> Span:
-    """Decoding cores that keep one worker from waiting."""
+    """Return the decoding cores that keep one worker from waiting."""
     return measured.step_clips_per_second / measured.decode_clips_per_second
 
 
 def nodes_for(measured: Measured, hardware: Hardware, cores: int) -> Nodes:
-    """Nodes for all workers, and for `cores` decoding cores for each of them."""
+    """Return the nodes needed for all workers, with `cores` decoding cores per worker."""
     training = math.ceil(hardware.workers / hardware.workers_per_node)
     here = min(hardware.workers, hardware.workers_per_node)
     spare = max(0, math.floor(hardware.gpu_node_cpus - here * hardware.per_worker.cpus) - RESERVED_CPUS)
@@ -279,14 +280,14 @@ def nodes_for(measured: Measured, hardware: Hardware, cores: int) -> Nodes:
 
 
 def store_bytes(measured: Measured, *, tasks: int, workers: int) -> Span:
-    """Object store of a node on which so many tasks decode and workers train."""
+    """Return the object store needed by a node with this many decoding tasks and training workers."""
     blocks = BLOCKS_PER_TASK.times(tasks).plus(BLOCKS_PER_WORKER.times(workers))
     needed = blocks.times(measured.block_bytes / STORE_SHARE)
     return Span(*(max(STORE_FLOOR_BYTES, value) for value in needed))
 
 
 def speed_of(measured: Measured, hardware: Hardware, nodes: Nodes) -> tuple[Span, bool]:
-    """Clips per second of the run, and whether decoding sets it."""
+    """Return the run's clips per second, and whether decoding limits it."""
     step = measured.step_clips_per_second
     training = Span(*(value * share * hardware.workers for value, share in zip(step, EFFICIENCY, strict=True)))
     decoding = measured.decode_clips_per_second.times(nodes.decode_tasks)
@@ -294,7 +295,8 @@ def speed_of(measured: Measured, hardware: Hardware, nodes: Nodes) -> tuple[Span
 
 
 def epoch_seconds(measured: Measured, hardware: Hardware, nodes: Nodes, speed: Span, evaluate_every: int) -> Span:
-    """An epoch with its share of an evaluation, which is as fast as training where it was not measured."""
+    """Return the time of an epoch plus its share of an evaluation, which is taken to be as fast as training if not
+    measured."""
     training, scoring = exactly(measured.train_clips) / speed, speed
     if measured.score_clips_per_second:
         scored = exactly(measured.score_clips_per_second * hardware.workers)
@@ -303,7 +305,7 @@ def epoch_seconds(measured: Measured, hardware: Hardware, nodes: Nodes, speed: S
 
 
 def price_per_hour(hardware: Hardware, nodes: Nodes) -> float:
-    """Of everything that one run holds."""
+    """Return the hourly price of everything that one run holds."""
     gpus = nodes.training * hardware.gpu_node_gpus if hardware.per_worker.gpus else 0
     cores = nodes.decoding * hardware.node_cpus
     if not hardware.per_worker.gpus:
@@ -312,19 +314,19 @@ def price_per_hour(hardware: Hardware, nodes: Nodes) -> float:
 
 
 def hours_of(epochs: int, starts: int, epoch: Span, price_per_hour: float, *, max_concurrent: int) -> Estimate:
-    """Of so many epochs in runs that begin so often."""
+    """Estimate the cost of this many epochs in runs that start this many times."""
     held = epoch.times(epochs).plus(START_SECONDS.times(starts)).times(1 / 3600)
     return Estimate(hours=held.times(1 / max_concurrent), price=held.times(price_per_hour), epochs=epochs)
 
 
 def after_preparing(measured: Measured) -> Span:
-    """Decoding cores for a worker when the dataset is prepared."""
+    """Return the decoding cores per worker for the prepared dataset."""
     assert measured.preparing is not None
     return cores_per_worker(measured) / measured.preparing.speedup
 
 
 def preparing_core_hours(measured: Measured) -> Span:
-    """What jobs/prepare.py takes for the whole dataset."""
+    """Return the core-hours that jobs/prepare.py takes for the whole dataset."""
     assert measured.preparing is not None
     videos = measured.train_videos + measured.val_videos
     return measured.preparing.core_seconds_per_video.times(videos / 3600)

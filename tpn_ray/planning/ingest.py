@@ -1,4 +1,4 @@
-"""How fast training clips reach a training worker through Ray Data, one decoding task at a time. Runs on the driver."""
+"""Speed at which training clips reach a training worker through Ray Data, per decoding task. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.resources import Decoding
 
 WARM_UP_BLOCKS = 2
-"""Blocks that are not counted: processes start, and connections open."""
+"""Blocks that are not counted, during which processes start and connections open."""
 
 
 def plan_for(samples: int, micro_batch_clips: int, blocks: int) -> Plan:
     """Plan a run of steps of one micro-batch each, long enough to measure `blocks` blocks."""
     if samples < micro_batch_clips:
         raise ConfigError(f"{samples} training videos do not fill a micro-batch of {micro_batch_clips}")
-    # Blocks are made ahead of the one that is read, and must not run out before the counting ends.
+    # Blocks are made ahead of the one being read, and must not run out before the counting ends.
     steps = 2 * (WARM_UP_BLOCKS + blocks) * max(1, BLOCK_CLIPS // micro_batch_clips)
     return Plan(
         samples=samples,
@@ -37,7 +37,7 @@ def plan_for(samples: int, micro_batch_clips: int, blocks: int) -> Plan:
 
 
 def through_ray(source: ClipSource, plan: Plan) -> Iterator[Rows]:
-    """Yield blocks as a Train worker gets them, made by one task at a time; the start of the next task counts too."""
+    """Yield blocks as a Train worker gets them, made by one task at a time. The startup of the next task counts too."""
     clips = dataset.training_clips(ray.put(source), plan, 1, 0, Decoding(cpus=1, tasks=1))
     (shard,) = clips.streaming_split(1, equal=True)
     blocks: Iterable[Rows] = shard.iter_batches(batch_size=None, prefetch_batches=2)
@@ -45,7 +45,7 @@ def through_ray(source: ClipSource, plan: Plan) -> Iterator[Rows]:
 
 
 def clips_per_second(stream: Iterator[Rows], blocks: int) -> tuple[float, int, int]:
-    """Return the wall-clock speed of `blocks` blocks after the warm-up, their bytes of pixels and their bad videos."""
+    """Return the wall-clock speed of `blocks` blocks after the warm-up, their bytes of pixels, and their bad videos."""
     for _ in islice(stream, WARM_UP_BLOCKS):
         pass
     pixels = bad = clips = 0

@@ -1,4 +1,4 @@
-"""The measurement of about a minute: decoding through Ray Data, a step, preparing. Runs on the driver."""
+"""The one-minute measurement: decoding through Ray Data, a training step, and preparing. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from tpn_ray.training.run_plan import make_plan
 from tpn_ray.videos.encode import EncodeConfig
 
 DECODE_SHARE, PREPARE_SHARE, BLOCKS_SHARE = 0.15, 0.2, 0.4
-"""Of the seconds: a first look at decoding, preparing, decoding through Ray Data; the rest is for the step."""
+"""Shares of the time for a first look at decoding, for preparing, and for decoding through Ray Data. The rest is for
+the step."""
 ROUNDS, STEP_ROUNDS = 3, 5
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 24
 PATIENCE_SECONDS = 600.0
-"""Longest wait for one part: a cluster may have to make a node first, and a large network is slow on a CPU."""
+"""Longest wait for one part: a cluster may have to start a node first, and a large network is slow on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How it is measured."""
+    """How to measure."""
 
     seconds: float = 60.0
-    """About how long, without the start of processes."""
+    """Approximate duration, not counting process startup."""
 
     step_clips_per_second: float = 0.0
-    """What one worker trains, where this cluster has not yet the GPUs that are planned; 0 measures it here."""
+    """Training speed of one worker, if this cluster does not yet have the planned GPUs; 0 measures it here."""
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:
@@ -50,11 +51,11 @@ class Measurement:
 def measure(
     recipe: Recipe, manifest: Manifest, hardware: Hardware, how: Measurement, *, say: Callable[[str], None]
 ) -> Measured:
-    """Measure decoding, preparing and a step one after the other, with nothing else running."""
+    """Measure decoding, preparing, and a training step one after the other, with nothing else running."""
     check_possible(recipe, hardware, how, ray.cluster_resources())
     begun = time.monotonic()
     train = manifest.select("train")
-    # As the training job has it: GPUs take clips as decoded.
+    # As in a training job: GPUs take clips as decoded.
     source = ClipSource(
         manifest=train,
         clip=recipe.clip,
@@ -64,7 +65,7 @@ def measure(
     )
     say("decoding ...")
     plan = ingest.plan_for(len(train), recipe.loop.micro_batch_clips, MOST_BLOCKS)
-    # Every task holds one core, of whichever node; what is measured is that node's.
+    # Every task holds one core of some node, and measures that node.
     look = _get(
         _task(probes.decode),
         (source, plan, how.seconds * DECODE_SHARE),
@@ -103,7 +104,7 @@ def measure(
 
 
 def check_possible(recipe: Recipe, hardware: Hardware, how: Measurement, total: dict[str, float]) -> None:
-    """Refuse what no run can be, and what would wait for ever on a cluster with resources `total`."""
+    """Refuse what no run can be, and what would wait forever on a cluster with resources `total`."""
     shares = recipe.loop.micro_batches_per_step
     if hardware.workers > shares:
         raise ConfigError(
@@ -125,7 +126,7 @@ def check_possible(recipe: Recipe, hardware: Hardware, how: Measurement, total: 
 
 
 def _through_ray(recipe: Recipe, source: ClipSource, seconds_per_block: float, seconds: float) -> Span:
-    """Clips per second of one decoding task at a time, as a Train worker gets them."""
+    """Measure clips per second with one decoding task at a time, as a Train worker gets them."""
     fit = int(seconds / ROUNDS / max(seconds_per_block, 1e-6)) - ingest.WARM_UP_BLOCKS
     blocks = min(MOST_BLOCKS, max(FEWEST_BLOCKS, fit))
     plan = ingest.plan_for(len(source.manifest), recipe.loop.micro_batch_clips, blocks)
@@ -143,7 +144,7 @@ def _step(recipe: Recipe, hardware: Hardware) -> Stepped:
 
 
 def _task(function: Callable[..., Any], each: PerWorker | None = None) -> Any:
-    """In a process of its own, whose memory is no other task's."""
+    """Wrap a function as a Ray task with its own process, whose memory no other task shares."""
     takes = each or PerWorker()
     alone = ray.remote(max_calls=1, max_retries=0)(function)
     return alone.options(num_cpus=takes.cpus, num_gpus=takes.gpus, resources=takes.custom)
@@ -156,7 +157,7 @@ def _get(task: Any, arguments: tuple[Any, ...], what: str) -> Any:
     except ray.exceptions.GetTimeoutError:
         ray.cancel(reference, force=True)
         raise ResourceError(
-            f"{what} gave no figures within {PATIENCE_SECONDS:g} s: other jobs may hold the cluster (ray status), or "
+            f"{what} gave no results within {PATIENCE_SECONDS:g} s: other jobs may hold the cluster (ray status), or "
             "it is too slow here; give --step-clips-per-second for a network that this cluster cannot train"
         ) from None
     except ray.exceptions.RayTaskError as error:

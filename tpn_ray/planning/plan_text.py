@@ -1,4 +1,4 @@
-"""A plan as tables, and as the flags to use. Runs on the driver."""
+"""A plan formatted as tables and as flags to use. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tpn_ray.progress import duration
 MEASURED, ASSUMED, GIVEN, COMPUTED = "measured", "assumed", "given", "computed"
 
 Line = tuple[str, str, str]
-"""Quantity, value with its span, and where it comes from."""
+"""Quantity, value with its span, and source."""
 
 
 def as_table(title: str, rows: list[Line]) -> Table:
-    """Three columns."""
+    """Format rows as a table of three columns."""
     table = Table(title=title, title_justify="left", show_edge=True)
     for column in ("quantity", "value (lowest to highest)", "from"):
         table.add_column(column, overflow="fold")
@@ -29,7 +29,7 @@ def as_table(title: str, rows: list[Line]) -> Table:
 
 
 def measured_rows(measured: Measured) -> list[Line]:
-    """What goes into the advice."""
+    """Return the inputs to the advice."""
     rows: list[Line] = [
         ("decoding, one core", f"{span(measured.decode_clips_per_second)} clips/s", MEASURED),
         (
@@ -55,7 +55,7 @@ def measured_rows(measured: Measured) -> list[Line]:
 
 
 def advice_rows(measured: Measured, advice: Advice, hardware: Hardware) -> list[Line]:
-    """Machines, speed, hours."""
+    """Return the advice: machines, speed, and hours."""
     nodes, what = advice.nodes, "GPU" if hardware.per_worker.gpus == 1 else "worker"
     rows: list[Line] = [
         (f"decoding cores for each {what}", span(advice.cores_per_worker), COMPUTED),
@@ -92,15 +92,15 @@ def advice_rows(measured: Measured, advice: Advice, hardware: Hardware) -> list[
 
 
 def shards(measured: Measured, advice: Advice, data: str) -> list[str]:
-    """Whether to prepare, and what it would bring."""
+    """Explain whether to prepare the dataset, and what it would gain."""
     if measured.prepared:
         return ["The dataset is prepared: nothing to gain there."]
     found = measured.preparing
     if found is None:
-        return ["What preparing would bring could not be measured: no video of the first ones can be used."]
+        return ["The gain from preparing could not be measured: none of the first videos is usable."]
     cores, hours = figures.after_preparing(measured), figures.preparing_core_hours(measured)
     lines = [
-        f"The dataset is not prepared. {found.videos} videos were, to compare (measured): clips of them cost "
+        f"The dataset is not prepared. {found.videos} videos were prepared for comparison (measured): their clips cost "
         f"1/{found.speedup.middle:.2g} ({found.speedup.low:.2g} to {found.speedup.high:.2g} times as fast), and they "
         f"take {found.bytes_share:.2g} of the bytes.",
         f"All of it would take {span(hours)} core-hours, once; a worker would then need {span(cores)} decoding cores "
@@ -108,11 +108,11 @@ def shards(measured: Measured, advice: Advice, data: str) -> list[str]:
     ]
     if found.speedup.middle > 1.1:
         return [*lines, f"  python jobs/prepare.py --data {data} --out PREPARED"]
-    return [*lines, "For these videos it is hardly worth it."]
+    return [*lines, "For these videos, it is hardly worth it."]
 
 
 def train_flags(hardware: Hardware, advice: Advice) -> str:
-    """For jobs/train.py."""
+    """Return the flags for jobs/train.py."""
     each, custom = hardware.per_worker, shlex.join(hardware.per_worker.resources)
     return (
         f"--workers {hardware.workers} --gpus-per-worker {each.gpus:g} --cpus-per-worker {each.cpus:g} "
@@ -121,7 +121,7 @@ def train_flags(hardware: Hardware, advice: Advice) -> str:
 
 
 def tune_flags(hardware: Hardware, trials: Trials, advice: Advice) -> str:
-    """For jobs/tune.py."""
+    """Return the flags for jobs/tune.py."""
     return (
         f"--samples {trials.samples} --rungs {trials.rungs} --reduction-factor {trials.reduction_factor} "
         f"--min_promoted {trials.min_promoted} --max-concurrent {trials.max_concurrent} "
@@ -130,7 +130,7 @@ def tune_flags(hardware: Hardware, trials: Trials, advice: Advice) -> str:
 
 
 def store_flags(advice: Advice) -> list[str]:
-    """For `ray start` on each kind of node."""
+    """Return the `ray start` flags for each kind of node."""
     lines = [
         f"nodes that train:  ray start ... --object-store-memory {math.ceil(advice.nodes.training_store_bytes.high)}"
     ]
@@ -141,14 +141,14 @@ def store_flags(advice: Advice) -> list[str]:
 
 
 def taking(hours: Estimate, hardware: Hardware) -> str:
-    """Time, and its price where prices are known."""
+    """Format a duration, with its price if prices are known."""
     low, middle, high = (duration(value * 3600) for value in hours.hours)
     text = f"{middle} ({low} to {high})"
     return f"{text}, price {span(hours.price)}" if hardware.price_gpu_hour or hardware.price_cpu_hour else text
 
 
 def span(value: Span) -> str:
-    """Middle, and the ends where they differ."""
+    """Format the middle value, with the ends if they differ."""
     low, middle, high = (number(one) for one in value)
     return middle if low == high else f"{middle} ({low} to {high})"
 

@@ -1,4 +1,4 @@
-"""What is measured on the nodes: decoding, a training step, preparing. Runs in Ray tasks; takes plain values."""
+"""Measurements on the nodes: decoding, a training step, and preparing. Runs in Ray tasks; takes plain values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tpn_ray.videos.encode import EncodeConfig, prepare_plain
 from tpn_ray.videos.packets import DecodeLimits
 
 STATE_COPIES = 2
-"""Copies of the weights that only a run has: buckets of gradients, the copy that is being saved."""
+"""Copies of the weights that only a real run holds: gradient buckets, and the copy being saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ class Decoded:
     seconds_per_block: float
     block_bytes: float
     peak_bytes: float
-    """Of the process, whatever it held before."""
+    """Peak memory of the process, including whatever it held before."""
     bad_videos: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """A network's training step in one process."""
+    """Measurements of a network's training step in one process."""
 
     clips_per_second: Span
     score_clips_per_second: float
@@ -51,7 +51,7 @@ class Stepped:
 
 
 def decode(source: ClipSource, plan: Plan, seconds: float) -> Decoded:
-    """Make blocks for so long, at least two; the first is not counted."""
+    """Make blocks for `seconds`, and at least two; the first is not counted."""
     spent, sizes, bad, begun = list[float](), list[int](), 0, time.perf_counter()
     for number in range(plan.blocks(1)):
         begin = time.perf_counter()
@@ -70,7 +70,7 @@ def decode(source: ClipSource, plan: Plan, seconds: float) -> Decoded:
 
 
 def step(recipe: Recipe, device: str, threads: int, rounds: int) -> Stepped:
-    """Measure training steps and scoring of one micro-batch, after a first one that is not counted."""
+    """Measure training and scoring of one micro-batch, after a warm-up round that is not counted."""
     torch.set_num_threads(threads)
     training, batch = rehearse(recipe, device)
     seconds = [(time_training(training, batch), time_scoring(training, batch)) for _ in range(1 + rounds)][1:]
@@ -87,12 +87,13 @@ def step(recipe: Recipe, device: str, threads: int, rounds: int) -> Stepped:
 
 
 def prepare_some(source: ClipSource, config: EncodeConfig, wanted_seconds: float) -> Preparing | None:
-    """Prepare the first videos for so long, and decode a clip of each in both forms; None where none can be used."""
+    """Prepare the first videos for `wanted_seconds`, and decode a clip of each in both forms. None if none is
+    usable."""
     ratios, encoding = list[float](), list[float]()
     before, after, begun = 0, 0, time.perf_counter()
     decode = partial(decoder_of(prepared=False), decoding.clip_seconds)
     with closing(Sandbox(SandboxLimits())) as sandbox:
-        for sample in (0, *range(len(source.manifest))):  # the first one twice: a child's start is not counted
+        for sample in (0, *range(len(source.manifest))):  # the first twice: starting the child is not counted
             warm, used = sandbox.cpu_seconds > 0, sandbox.cpu_seconds
             try:
                 data = reader.fetch(source.manifest, sample)
@@ -119,5 +120,5 @@ def prepare_some(source: ClipSource, config: EncodeConfig, wanted_seconds: float
 
 
 def peak_bytes() -> float:
-    """The most memory that this process has held."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,1 +1,1 @@
-"""From a checkpoint and videos to scores, with Ray Data."""
+"""Prediction: from a checkpoint and videos to scores, with Ray Data."""

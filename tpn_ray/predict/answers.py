@@ -1,4 +1,4 @@
-"""Scored blocks -> one answer per video or window: JSON lines or Parquet, with class names. Runs on the driver."""
+"""From scored blocks to one answer per video or window: JSON lines or Parquet, with class names. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BEST = pa.list_(pa.struct([("class", pa.string()), ("score", pa.float64())]))
 
 
 def check_out(out: str) -> None:
-    """Refuse a place whose form is not known. Raises ConfigError or StorageError."""
+    """Refuse an output with an unknown format. Raises ConfigError or StorageError."""
     if out == STDOUT:
         return
     if not out.endswith((JSON_LINES, PARQUET)):
@@ -37,8 +37,8 @@ def check_out(out: str) -> None:
 
 
 def answers(manifest: Manifest, blocks: Iterable[Rows], top: int) -> Iterator[dict[str, Any]]:
-    """One dict for each row: uri, for windows their times, the `top` best classes of each label set, all scores;
-    reason and message where the video could not be used."""
+    """Yield one dict per row: uri, times for windows, the `top` best classes of each label set, and all scores, plus
+    reason and message if the video could not be used."""
     for block in blocks:
         for row, sample in enumerate(block[rows.SAMPLE].tolist()):
             reason, scores = str(block[rows.REASON][row]), block[SCORES][row, 0]
@@ -55,7 +55,7 @@ def answers(manifest: Manifest, blocks: Iterable[Rows], top: int) -> Iterator[di
 
 
 def write(found: Iterable[dict[str, Any]], manifest: Manifest, out: str) -> tuple[int, int]:
-    """Write the answers, to the terminal as they come; how many there were, and how many of them bad."""
+    """Write the answers, to the terminal as they come, and return how many there were and how many of them were bad."""
     if out == STDOUT:
         reasons = [_shown(answer) for answer in found]
         return len(reasons), sum(map(bool, reasons))
@@ -73,7 +73,7 @@ def _shown(answer: dict[str, Any]) -> str:
 
 
 def line(answer: dict[str, Any]) -> str:
-    """As JSON, without the scores of all classes and without what is empty."""
+    """Format an answer as JSON, without the scores of all classes and without empty values."""
     shown = {name: value for name, value in answer.items() if name != "scores" and value not in ("", [], None)}
     return json.dumps(shown, ensure_ascii=False)
 

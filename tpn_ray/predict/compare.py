@@ -1,6 +1,6 @@
-"""Two sets of scores of the same videos: is one better, and where? Pure; runs anywhere.
+"""Comparison of two sets of scores of the same videos: is one better, and where? Pure; runs anywhere.
 
-Everything is paired: what counts is not two accuracies but the videos that only one of the two gets right.
+Everything is paired: what counts is not the two accuracies but the videos that only one of the two gets right.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tpn_ray.predict.labels import LabelSets
 from tpn_ray.predict.summary import by_label_set
 
 Named = tuple[pa.Table, LabelSets]
-"""Of `table.read_scores`."""
+"""The result of `table.read_scores`."""
 
 
 @dataclass(frozen=True)
 class ClassGain:
-    """One class in both."""
+    """Accuracy of one class in both."""
 
     name: str
     videos: int
@@ -31,13 +31,13 @@ class ClassGain:
 
     @property
     def gain(self) -> float:
-        """How much better the second is, in top-1."""
+        """Advantage of the second in top-1."""
         return self.second - self.first
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one label set, over the videos that both could use."""
+    """Comparison of one label set, over the videos that both could use."""
 
     name: str
     videos: int
@@ -45,24 +45,24 @@ class Comparison:
     second: float
     """Top-1 of each."""
     interval: tuple[float, float]
-    """95 % of second - first, by resampling videos."""
+    """95 % interval of second - first, by resampling videos."""
     only_first: int
     only_second: int
-    """Videos that only one of them gets right."""
+    """Number of videos that only one of them gets right."""
     p_mcnemar: float
-    """Exact: how often two equally good networks differ by this much or more."""
+    """Exact probability that two equally good networks differ by this much or more."""
     p_bootstrap: float
-    """Twice the share of resamples in which the difference is not on its side of 0."""
+    """Twice the share of resamples in which the difference does not have its sign."""
     classes: list[ClassGain]
 
     @property
     def difference(self) -> float:
-        """How much better the second is, in top-1."""
+        """Advantage of the second in top-1."""
         return self.second - self.first
 
 
 def compare(first: Named, second: Named) -> list[Comparison]:
-    """One comparison for each label set. Raises ConfigError where the two are not of the same videos and classes."""
+    """Return one comparison per label set. Raises ConfigError if the two do not have the same videos and classes."""
     if list(first[1]) != list(second[1]):
         raise ConfigError(f"the first has scores for {', '.join(first[1])}, the second for {', '.join(second[1])}")
     hits = [_hits(*one) for one in (first, second)]
@@ -70,7 +70,7 @@ def compare(first: Named, second: Named) -> list[Comparison]:
 
 
 def _hits(table: pa.Table, label_sets: LabelSets) -> dict[str, dict[str, tuple[str, bool]]]:
-    """For each label set, id -> (class, right or not) of the videos that count."""
+    """Return, per label set, id -> (class, right or not) of the videos that count."""
     ids = table["id"].to_pylist()
     return {
         one.name: {
@@ -112,7 +112,7 @@ def _compare(name: str, first: dict[str, tuple[str, bool]], second: dict[str, tu
 
 
 def _class_gains(names: NDArray[np.str_], a: NDArray[np.bool_], b: NDArray[np.bool_]) -> list[ClassGain]:
-    """Every class that occurs, the greatest gain first."""
+    """Return the gain of every class that occurs, the largest first."""
     gains = []
     for name in np.unique(names):
         mine = names == name
@@ -121,7 +121,7 @@ def _class_gains(names: NDArray[np.str_], a: NDArray[np.bool_], b: NDArray[np.bo
 
 
 def left_out(first: Named, second: Named) -> list[str]:
-    """What the comparison does not cover, one line each."""
+    """Describe what the comparison does not cover, one line each."""
     ids = [set(one[0]["id"].to_pylist()) for one in (first, second)]
     lines = []
     if alone := len(ids[0] ^ ids[1]):
@@ -137,7 +137,7 @@ def _reasons(table: pa.Table) -> list[tuple[str, str]]:
 
 
 def verdict(found: Comparison) -> str:
-    """In words, at the 5 % level."""
+    """State the result in words, at the 5 % level."""
     if found.p_mcnemar >= 0.05:
         return f"no significant difference on {found.videos} videos (p = {found.p_mcnemar:.2g})"
     better = "second" if found.difference > 0 else "first"

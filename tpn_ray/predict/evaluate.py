@@ -1,4 +1,4 @@
-"""A checkpoint scored on a split of a dataset: scores, numbers and plots in a folder. Runs on the driver."""
+"""Evaluation of a checkpoint on a split of a dataset: scores, numbers, and plots in a folder. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from tpn_ray.recipe import Recipe, from_plain
 from tpn_ray.resources import Resources
 
 MISTAKES = 12
-"""Videos in the picture of mistakes."""
+"""Number of videos in the picture of mistakes."""
 
 ALL = "all"
-"""In place of a split: every video."""
+"""Given as the split: every video."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationQuestion:
-    """What is to be scored, on what and how."""
+    """What to score, on which data, and how."""
 
     checkpoint: str
     data: str
     split: str
     views: str
     alphas: tuple[Alpha, ...]
-    """Empty: the checkpoint's own."""
+    """Alphas to score; empty: the checkpoint's own."""
     step: int
     recipe: Recipe
     matched: Matched
@@ -53,7 +53,7 @@ class EvaluationQuestion:
 
 @dataclass(frozen=True)
 class Result:
-    """One alpha's."""
+    """Result for one alpha."""
 
     alpha: Alpha
     folder: str
@@ -62,7 +62,7 @@ class Result:
 
 
 def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str]) -> EvaluationQuestion:
-    """Read what has to be known, and refuse what cannot be scored, before a cluster is asked for anything."""
+    """Read the inputs, and refuse what cannot be scored, before asking a cluster for anything."""
     parse_views(views)
     uri = storage.absolute(checkpoint)
     saved = checkpoints.load(uri, parts=())
@@ -83,8 +83,8 @@ def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str
 
 
 def evaluate(question: EvaluationQuestion, resources: Resources, folder: str) -> list[Result]:
-    """Score every video; write videos.parquet, views/, metrics.json and plots to `folder`, or with several alphas to a
-    folder of each below it."""
+    """Score every video; write videos.parquet, views/, metrics.json, and plots to `folder`, or with several alphas, to
+    one folder per alpha below it."""
     manifest, views = question.matched.manifest, parse_views(question.views)
     alphas = question.alphas or (scoring.TRAINED,)
     folders = [storage.join(folder, alpha_name(alpha)) if alpha else folder for alpha in alphas]
@@ -114,9 +114,9 @@ def evaluate(question: EvaluationQuestion, resources: Resources, folder: str) ->
 
 
 def mistakes(table: pa.Table, manifest: Manifest, count: int = MISTAKES) -> list[tuple[int, str]]:
-    """(row, text) of the videos in which a wrong class has the highest score, the surest first.
+    """Return (row, text) of the videos in which a wrong class has the highest score, the most confident first.
 
-    Of several label sets, the first one counts.
+    With several label sets, only the first one counts.
     """
     first = by_label_set(table, manifest.label_sets)[0]
     wrong = np.flatnonzero(first.ranks > 0)
@@ -131,12 +131,12 @@ def mistakes(table: pa.Table, manifest: Manifest, count: int = MISTAKES) -> list
 
 
 def alpha_name(alpha: Alpha) -> str:
-    """As the name of a folder."""
+    """Return the folder name for an alpha."""
     return "alpha_" + "_".join(map(str, alpha))
 
 
 def default_folder(checkpoint: str, split: str, views: str) -> str:
-    """Beside the checkpoint, named by what was scored."""
+    """Return a folder beside the checkpoint, named after what was scored."""
     return f"{storage.absolute(checkpoint)}.{split}.{views.replace(' ', '_')}"
 
 
@@ -158,7 +158,7 @@ def _bad(table: pa.Table) -> list[tuple[str, str, str]]:
 
 
 def _not_counted(question: EvaluationQuestion, table: pa.Table) -> dict[str, Any]:
-    """Every video behind the difference between the numbers with and without it."""
+    """List every video behind the difference between the numbers with and without it."""
     names = ("uri", "reason", "message")
     return {
         "bad": [dict(zip(names, row, strict=True)) for row in _bad(table)],
@@ -169,7 +169,7 @@ def _not_counted(question: EvaluationQuestion, table: pa.Table) -> dict[str, Any
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no nan."""
+    """Replace nan, which JSON does not have."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, dict):
@@ -180,6 +180,6 @@ def _plain(value: Any) -> Any:
 
 
 def refuse_budget(question: EvaluationQuestion, results: list[Result], max_bad: Fraction) -> None:
-    """Raise BudgetError where more of the videos were bad than is allowed; all results are written by then."""
+    """Raise BudgetError if more of the videos were bad than is allowed. All results are already written."""
     bad, written = _bad(results[0].table), storage.join(results[0].folder, METRICS)
     check_budget(bad, len(question.matched.manifest), max_bad, bad, f"all are listed in {written}")

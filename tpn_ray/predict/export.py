@@ -1,8 +1,8 @@
 """A checkpoint as a file that needs nothing of this project: torch.export or ONNX. Runs anywhere, without Ray.
 
 The program takes clips as they are decoded and cut, uint8 (n, t, h, w, c), and gives float32 (n, k): the softmax of
-each label set. Normalisation is inside, alpha and the clip's shape are fixed, the number of clips n is free. Averaging
-over views is left to its user: it is a mean.
+each label set. Normalization is included, alpha and the clip's shape are fixed, and the number of clips n is free.
+Averaging over views is left to the user: it is a mean.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tpn_ray.predict.predictor import Predictor
 
 SUFFIXES = {".pt2": "torch.export", ".onnx": "ONNX"}
 TOLERANCE = 1e-4
-"""Between probabilities. Other kernels round differently; a wrong program is off by far more."""
+"""Tolerance between probabilities. Other kernels round differently; a wrong program is off by far more."""
 
 
 class Program(nn.Module):
-    """From pixels to probabilities."""
+    """The exported network, from pixels to probabilities."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Program(nn.Module):
 
 
 def check_out(out: str) -> None:
-    """Refuse a name whose form is not known, and ONNX without its packages. Raises ConfigError."""
+    """Refuse a file name with an unknown suffix, and ONNX without its packages. Raises ConfigError."""
     suffix = Path(out).suffix
     if suffix not in SUFFIXES:
         raise ConfigError(f"out is {out!r}; give a name that ends in {' or '.join(SUFFIXES)}")
@@ -52,8 +52,8 @@ def check_out(out: str) -> None:
 
 
 def export(predictor: Predictor, clips: NDArray[np.uint8], out: str) -> float:
-    """Write the program, run the file that was written on `clips`, real ones (n, t, h, w, c), n at least 2; the largest
-    difference to the network's own probabilities. Raises ConfigError where it is above TOLERANCE."""
+    """Write the program, run the written file on real `clips` (n, t, h, w, c), n at least 2, and return its largest
+    difference from the network's own probabilities. Raises ConfigError if that is above TOLERANCE."""
     program, example = Program(predictor).cpu(), torch.tensor(clips)
     n = torch.export.Dim("n", min=1, max=4096)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def export(predictor: Predictor, clips: NDArray[np.uint8], out: str) -> float:
     data = _onnx(exported) if out.endswith(".onnx") else _saved(exported)
     storage.write_bytes(storage.absolute(out), data)
     run = _run_onnx if out.endswith(".onnx") else _run_saved
-    # One by one as well: a program that fixed the number of clips would be found out.
+    # One by one as well, to catch a program with a fixed number of clips.
     found = [run(data, clips), np.concatenate([run(data, clips[i : i + 1]) for i in range(len(clips))])]
     difference = max(float(np.abs(one - expected).max()) for one in found)
     if not difference <= TOLERANCE:

@@ -1,4 +1,4 @@
-"""A dataset's labels as a checkpoint numbers its classes. Pure; runs anywhere.
+"""A dataset's labels in a checkpoint's class numbering. Pure; runs anywhere.
 
 Classes are matched by name, so a dataset may hold them in another order, or hold only some of them. A video whose class
 the checkpoint does not have is scored and listed, but is not counted.
@@ -14,7 +14,7 @@ from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import CheckpointError
 
 NO_LABEL = -1
-"""In place of a class number: the video has no label, or one that the checkpoint does not know."""
+"""Replaces a class number if the video has no label, or one that the checkpoint does not know."""
 
 SHOWN = 5
 
@@ -23,11 +23,11 @@ LabelSets = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Matched:
-    """A dataset in the checkpoint's numbers."""
+    """A dataset in the checkpoint's numbering."""
 
     manifest: Manifest
     foreign: dict[str, list[str]]
-    """By label set, the classes of these videos that the checkpoint does not have."""
+    """Classes of these videos that the checkpoint does not have, by label set."""
 
     @property
     def unlabelled(self) -> list[int]:
@@ -36,13 +36,13 @@ class Matched:
 
 
 def match_classes(manifest: Manifest, trained: LabelSets, checkpoint_uri: str) -> Matched:
-    """The manifest with the labels and class names of the checkpoint.
+    """Return the manifest with the labels and class names of the checkpoint.
 
-    Raises CheckpointError where the label sets differ, or where nothing in common is left to count.
+    Raises CheckpointError if the label sets differ, or if nothing in common is left to count.
     """
     if list(manifest.label_sets) != list(trained):
         raise CheckpointError(
-            f"{checkpoint_uri} tells {_and(list(trained))}, the dataset {_and(list(manifest.label_sets))}; "
+            f"{checkpoint_uri} predicts {_and(list(trained))}, the dataset has {_and(list(manifest.label_sets))}; "
             "give a dataset with the same label sets"
         )
     numbers = np.full_like(manifest.labels, NO_LABEL)
@@ -50,7 +50,7 @@ def match_classes(manifest: Manifest, trained: LabelSets, checkpoint_uri: str) -
     for column, (name, classes) in enumerate(manifest.label_sets.items()):
         place = {known: i for i, known in enumerate(trained[name])}
         translated = np.array([*(place.get(known, NO_LABEL) for known in classes), NO_LABEL], dtype=np.int64)
-        numbers[:, column] = translated[manifest.labels[:, column]]  # a label of -1 takes the last
+        numbers[:, column] = translated[manifest.labels[:, column]]  # a label of -1 takes the last entry
         used = {classes[label] for label in manifest.labels[:, column].tolist() if label >= 0}
         foreign[name] = sorted(used - place.keys())
         if not (numbers[:, column] >= 0).any():
@@ -63,13 +63,13 @@ def match_classes(manifest: Manifest, trained: LabelSets, checkpoint_uri: str) -
 
 
 def unlabelled(manifest: Manifest, trained: LabelSets) -> Manifest:
-    """The same videos for a prediction: with the checkpoint's classes, and without labels."""
+    """Return the same videos for a prediction: with the checkpoint's classes, and without labels."""
     labels = np.full((len(manifest), len(trained)), NO_LABEL, dtype=np.int64)
     return replace(manifest, labels=labels, label_sets=trained)
 
 
 def warning(matched: Matched) -> str:
-    """What is to be said about videos that are not counted; empty where all are."""
+    """Describe the videos that are not counted; empty if all are."""
     rows = matched.unlabelled
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""What the scoring jobs say, on the terminal. Runs on the driver."""
+"""Terminal output of the scoring jobs. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 5
 
 
 def announce(question: EvaluationQuestion) -> None:
-    """What will be scored, and what is not as it should be with it."""
+    """Print what will be scored, and warn about labels that do not match."""
     matched = question.matched
     print(
         f"{len(matched.manifest)} videos ({question.split}) of {question.data}, views {question.views}; "
@@ -25,7 +25,7 @@ def announce(question: EvaluationQuestion) -> None:
 
 
 def results(question: EvaluationQuestion, found: list[Result]) -> None:
-    """A table, the bad videos, and where everything is."""
+    """Print a table, the bad videos, and where the results are."""
     names = list(question.matched.manifest.label_sets)
     prefixes = [f"{name}_" for name in names] if len(names) > 1 else [""]
     if len(names) > 1:

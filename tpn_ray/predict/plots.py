@@ -1,4 +1,4 @@
-"""Figures of scores, as PNG files. Pure: numbers in, bytes out; runs anywhere."""
+"""Figures of scores as PNG files. Pure: numbers in, bytes out; runs anywhere."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tpn_ray.predict.compare import ClassGain
 matplotlib.rcParams["text.parse_math"] = False  # a dollar in the name of a class is a dollar
 BLUE, ORANGE, GREY = "#2a6fb0", "#d1652a", "#8a8a8a"
 NAMED = 40
-"""Most classes whose names fit beside a figure."""
+"""Maximum number of classes whose names fit beside a figure."""
 NAME_LETTERS = 34
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure in inches, without a window."""
+    """Create an empty figure, with its size in inches and without a window."""
     made = Figure(figsize=(width, height), layout="constrained", dpi=110)
     axes = made.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -31,7 +31,7 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def short(name: str) -> str:
-    """A class's name as it fits beside a figure: names of whole sentences differ at their beginnings and their ends."""
+    """Shorten a class name to fit beside a figure, keeping both ends, where names that are whole sentences differ."""
     if len(name) <= NAME_LETTERS:
         return name
     half = (NAME_LETTERS - 1) // 2
@@ -39,12 +39,12 @@ def short(name: str) -> str:
 
 
 def title(made: Figure, text: str) -> None:
-    """Over the whole figure, not over its axes alone: names beside them take much of the width."""
+    """Set a title over the whole figure rather than its axes, since names beside the axes take up much of the width."""
     made.suptitle(textwrap.fill(text, int(12 * made.get_figwidth())), x=0.01, ha="left", fontsize=10)
 
 
 def png(made: Figure) -> bytes:
-    """The file; the same bytes for the same figure."""
+    """Return the figure as PNG, with the same bytes for the same figure."""
     buffer = io.BytesIO()
     FigureCanvasAgg(made)
     made.savefig(buffer, format="png", metadata={"Software": None})
@@ -52,7 +52,7 @@ def png(made: Figure) -> bytes:
 
 
 def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
-    """Share of the videos of each class (row) by what was said (column)."""
+    """Plot the share of the videos of each class (row) by predicted class (column)."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(12.0, 3.0 + 0.35 * min(len(classes), NAMED))
     made, axes = figure(side + 1.0, side)
@@ -75,7 +75,7 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
 
 
 def per_class(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
-    """Top-1 of each class, best first; of many classes the 20 best and the 20 worst."""
+    """Plot the top-1 of each class, best first; of many classes, the 20 best and the 20 worst."""
     counts, right = matrix.sum(axis=1), np.diag(matrix)
     order = [i for i in np.argsort(-right / np.maximum(counts, 1), kind="stable").tolist() if counts[i]]
     shown = order if len(order) <= NAMED else [*order[: NAMED // 2], *order[-NAMED // 2 :]]
@@ -93,7 +93,7 @@ def per_class(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
 
 
 def class_gains(classes: Sequence[ClassGain], said: str) -> bytes:
-    """Gain of each class as a bar, in the order given; of many classes the first 20 and the last 20."""
+    """Plot the gain of each class as a bar, in the given order; of many classes, the first 20 and the last 20."""
     shown = list(classes) if len(classes) <= NAMED else [*classes[: NAMED // 2], *classes[-NAMED // 2 :]]
     made, axes = figure(7.5, 1.4 + 0.24 * len(shown))
     colours = [BLUE if one.gain >= 0 else ORANGE for one in shown]

@@ -1,7 +1,7 @@
-"""A checkpoint that answers: `load(checkpoint).predict(path)`. Runs anywhere, without Ray.
+"""Prediction from a checkpoint: `load(checkpoint).predict(path)`. Runs anywhere, without Ray.
 
-Every video is computed by itself, in portions that depend on its views alone, so that a score has the same bits
-whatever other videos are scored, by however many processes, and whether by jobs/evaluate.py, jobs/predict.py or here
+Every video is computed by itself, in portions that depend on its views alone. A score therefore has the same bits
+whatever other videos are scored, by however many processes, and whether by jobs/evaluate.py, jobs/predict.py, or here
 (on the same kind of device and with as many threads).
 """
 
@@ -30,31 +30,31 @@ from tpn_ray.model.recognizer import Recognizer, build_model, set_alpha
 from tpn_ray.recipe import Recipe, from_plain
 
 PIXELS_AT_ONCE = 32 * 8 * 224 * 224
-"""Of a forward pass, in all its views and frames: 32 of the published clips."""
+"""Pixels per forward pass, over all views and frames: 32 of the published clips."""
 
 MAX_VIDEO_BYTES = 2 * 1024**3
 
 Alpha = tuple[int, ...]
 ViewScores = NDArray[np.float32]
-"""(v, k): the softmax over the classes of each label set, for each view."""
+"""(v, k): for each view, the softmax over the classes of each label set."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one video, or of one window of it."""
+    """The network's scores for one video, or for one window of it."""
 
     scores: NDArray[np.float32]
-    """(k,), on the scale of probabilities; several label sets side by side."""
+    """(k,), on the scale of probabilities, with several label sets side by side."""
     label_sets: dict[str, tuple[str, ...]]
     window: Window | None = None
 
     def top(self, count: int = 5) -> dict[str, list[tuple[str, float]]]:
-        """The best classes of each label set, best first."""
+        """Return the best classes of each label set, best first."""
         return best_classes(self.scores, self.label_sets, count)
 
 
 class Predictor:
-    """A network in evaluation mode with its recipe and its class names."""
+    """A network in evaluation mode, with its recipe and class names."""
 
     def __init__(self, model: Recognizer, recipe: Recipe, label_sets: dict[str, tuple[str, ...]], threads: int) -> None:
         self.model, self.recipe, self.label_sets = model.eval(), recipe, label_sets
@@ -63,14 +63,14 @@ class Predictor:
         self.trained_alpha: Alpha = recipe.model.alpha
 
     def predict(self, path: str, views: str = "1x1") -> Prediction:
-        """The scores of a video on disk or in object storage. Raises BadVideo with the reason."""
+        """Score a video on disk or in object storage. Raises BadVideo with the reason."""
         chosen = parse_views(views)
         return Prediction(average_views(self.view_scores(self.see(path, chosen), chosen)), self.label_sets)
 
     def predict_windows(
         self, path: str, window_seconds: float, hop_seconds: float = 0.0, views: str = "1x1"
     ) -> Iterator[Prediction]:
-        """The scores of each window of a long video, as it is decoded; they follow each other without a gap unless
+        """Score each window of a long video as it is decoded. Windows follow each other without a gap unless
         `hop_seconds` is given."""
         data, chosen, recipe = self._read(path), parse_views(views), self.recipe
         settings = (chosen, recipe.clip, recipe.augment, window_seconds, hop_seconds or window_seconds)
@@ -85,7 +85,7 @@ class Predictor:
 
     @torch.inference_mode()
     def view_scores(self, seen: ViewFrames, views: Views, alpha: Alpha = ()) -> ViewScores:
-        """The scores of every view of what was seen; with another alpha than the trained one if given."""
+        """Score every view of the decoded frames, with another alpha than the trained one if given."""
         if self.model.neck is not None or alpha:
             set_alpha(self.model, alpha or self.trained_alpha)
         side, wanted = views.side_px(self.recipe.augment), squares(seen, views, self.recipe.augment)
@@ -101,9 +101,9 @@ class Predictor:
 
 
 def load(checkpoint_uri: str, device: str = "", threads: int = 1) -> Predictor:
-    """The network of a checkpoint folder, on disk or in object storage; by default on a GPU if there is one.
+    """Load the network of a checkpoint folder, on disk or in object storage, by default on a GPU if there is one.
 
-    `threads` are torch's while it computes: another number may change the last bits of a score.
+    `threads` is the number of torch threads for computing; a different number may change the last bits of a score.
     """
     saved = checkpoints.load(storage.absolute(checkpoint_uri), parts=("weights",))
     recipe = from_plain(saved.recipe)
@@ -123,7 +123,7 @@ def load(checkpoint_uri: str, device: str = "", threads: int = 1) -> Predictor:
 def best_classes(
     scores: NDArray[np.float32], label_sets: dict[str, tuple[str, ...]], count: int
 ) -> dict[str, list[tuple[str, float]]]:
-    """The best classes of each label set, best first; of equal scores the first class."""
+    """Return the best classes of each label set, best first; of equal scores, the first class."""
     best, start = dict[str, list[tuple[str, float]]](), 0
     for name, classes in label_sets.items():
         part, start = scores[start : start + len(classes)], start + len(classes)
@@ -132,7 +132,8 @@ def best_classes(
 
 
 def parse_alphas(texts: Sequence[str], recipe: Recipe) -> list[Alpha]:
-    """ "4,8" is one alpha; "every" is every one that the network can have, by powers of two up to the clip's frames."""
+    """Parse alphas: "4,8" is one, and "every" is all that the network can have, by powers of two up to the clip's
+    frames."""
     if list(texts) == ["every"]:
         powers = [2**i for i in range(recipe.clip.frames.bit_length()) if 2**i <= recipe.clip.frames]
         depth = len(recipe.model.alpha) if recipe.model.neck == "tpn" else 0
@@ -145,7 +146,7 @@ def parse_alphas(texts: Sequence[str], recipe: Recipe) -> list[Alpha]:
     for alpha in alphas:
         if recipe.model.neck == "none":
             raise ConfigError(f"alpha={alpha} cannot be set: the network has no pyramid (neck='none')")
-        replace(recipe.model, alpha=alpha)  # refuses what cannot be
+        replace(recipe.model, alpha=alpha)  # refuses invalid values
     return alphas
 
 

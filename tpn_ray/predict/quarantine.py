@@ -1,6 +1,6 @@
-"""Videos of a prepared dataset that preparing could not use. Runs on the driver.
+"""Videos of a prepared dataset that could not be prepared. Runs on the driver.
 
-They have no pixels any more, but a score "on the validation split" that leaves them out is better than it should be.
+They have no pixels anymore, but a score "on the validation split" that leaves them out is better than it should be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Quarantined = tuple[str, str, str]
 
 
 def quarantined(data_uri: str, splits: set[str]) -> list[Quarantined]:
-    """Of these splits, from the footers of the shards; none for a dataset of video files."""
+    """Return the quarantined videos of these splits, from the shards' footers; none for a dataset of video files."""
     folder = storage.join(storage.absolute(data_uri), SHARDS)
     if data_uri.lower().endswith(".csv") or not storage.exists(
         storage.join(storage.absolute(data_uri), shards.DATASET)

@@ -1,4 +1,4 @@
-"""Views of videos -> their class scores. Runs on Ray Data actors that hold the network."""
+"""From views of videos to their class scores. Runs on Ray Data actors that hold the network."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tpn_ray.metrics import average_views
 from tpn_ray.predict.predictor import Alpha, load
 
 SCORES = "scores"
-"""float32 (a, k): for each alpha the mean over the views of the softmax of each label set; zeros for a bad video."""
+"""float32 (a, k): for each alpha, the mean over the views of the softmax of each label set; zeros for a bad video."""
 
 VIEW_SCORES = "view_scores"
-"""float32 (a, v, k): the same of each view, where they are asked for."""
+"""float32 (a, v, k): the same for each view, if requested."""
 
 KEPT = (rows.SAMPLE, rows.SECONDS, rows.LABELS, rows.REASON, rows.MESSAGE)
 
 
 class Scorer:
-    """A network of a checkpoint, scored with each of `alphas` (an empty one is the trained one)."""
+    """A checkpoint's network, scored with each of `alphas` (an empty one is the trained one)."""
 
     def __init__(
         self,

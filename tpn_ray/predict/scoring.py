@@ -30,7 +30,7 @@ from tpn_ray.resources import Resources
 __all__ = ["TRAINED", "score", "score_videos", "score_windows", "summarise", "write_scores"]
 
 TRAINED: Alpha = ()
-"""The alpha of the checkpoint itself."""
+"""Stands for the checkpoint's own alpha."""
 
 
 def score(
@@ -43,7 +43,8 @@ def score(
     alphas: Sequence[Alpha] = (TRAINED,),
     keep_views: bool = False,
 ) -> Iterator[Rows]:
-    """Blocks of scored videos, each exactly once and in the manifest's order; columns of `worker.Scorer`."""
+    """Yield blocks of scored videos, each exactly once, in the manifest's order, with the columns of
+    `scorer.Scorer`."""
     clip, augment = recipe.clip, recipe.augment
     video_bytes = views.most_bytes(clip, augment)
     decoded = data.video_views(_source(recipe, manifest), views, len(manifest), video_bytes, resources.decoding)
@@ -59,7 +60,8 @@ def score(
 
 
 def score_videos(checkpoint_uri: str, manifest: Manifest, views: Views, resources: Resources) -> pa.Table:
-    """`score` as a table of `predict.table.video_tables`. Raises CheckpointError for a checkpoint of other classes."""
+    """Return `score` as a table of `predict.table.video_tables`. Raises CheckpointError if the checkpoint has other
+    classes."""
     saved = checkpoints.load(checkpoint_uri, parts=())
     label_sets = {name: tuple(classes) for name, classes in saved.label_sets.items()}
     matched = match_classes(manifest, label_sets, checkpoint_uri).manifest
@@ -78,7 +80,7 @@ def score_windows(
     window_seconds: float,
     hop_seconds: float,
 ) -> Iterator[Rows]:
-    """Blocks of scored windows of long videos, in order."""
+    """Yield blocks of scored windows of long videos, in order."""
     source = _source(recipe, manifest)
     decoded = data.video_windows(source, views, window_seconds, hop_seconds, len(manifest), resources.decoding)
     yield from _scored(decoded, checkpoint_uri, views, resources, (TRAINED,), False)
@@ -96,7 +98,7 @@ def _scored(
     alphas: Sequence[Alpha],
     keep_views: bool,
 ) -> Iterator[Rows]:
-    # Named, not looked for: a worker that holds no GPU may see those of its node all the same.
+    # Given, not detected: a worker that holds no GPU may still see those of its node.
     each = resources.per_worker
     device = "cuda" if each.gpus else "cpu"
     scored = decoded.map_batches(
@@ -115,14 +117,14 @@ def _scored(
 
 
 def explain(error: BaseException) -> Exception:
-    """The project's own error inside what Ray raised, or a ResourceError with the innermost one."""
+    """Return the project's own error inside what Ray raised, or a ResourceError with the innermost one."""
     causes: list[BaseException | None] = [error]
     for cause in causes:
         if isinstance(cause, TpnRayError):
             return cause
         inner = (getattr(cause, "cause", None), getattr(cause, "__cause__", None))
         causes += [one for one in inner if isinstance(one, BaseException) and one not in causes]
-    # Not the last line of what Ray raised: that is advice about Ray's settings.
+    # Not the last line of what Ray raised, which is advice about Ray's settings.
     innermost = causes[-1] or error
     lines = [line.strip() for line in str(innermost).splitlines() if line.strip()]
     return ResourceError(f"scoring failed: {type(innermost).__name__}: {lines[0] if lines else 'no message'}")

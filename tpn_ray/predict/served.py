@@ -1,4 +1,4 @@
-"""A checkpoint as a model of MLflow: videos in, the scores of their classes out. Runs where MLflow loads the model."""
+"""A checkpoint as an MLflow model: videos in, the scores of their classes out. Runs where MLflow loads the model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tpn_ray.predict.predictor import load
 
 
 class VideoModel(PythonModel):  # type: ignore[misc]  # MLflow's classes are untyped here
-    """`predict` takes paths or URIs of videos; the scores are those of jobs/evaluate.py with one centre view."""
+    """A model that takes paths or URIs of videos. The scores are those of jobs/evaluate.py with one center view."""
 
     def load_context(self, context) -> None:  # type: ignore[no-untyped-def]
-        """Called by MLflow, with the checkpoint's folder."""
+        """Load the checkpoint's folder. Called by MLflow."""
         self.predictor = load(context.artifacts["checkpoint"])
 
     def predict(self, model_input: list[str]) -> list[dict[str, dict[str, float]]]:
-        """For each video, label set -> class -> score. Raises BadVideo with the reason."""
+        """Return, for each video, label set -> class -> score. Raises BadVideo with the reason."""
         answers = []
         for path in model_input:
             prediction = self.predictor.predict(path)

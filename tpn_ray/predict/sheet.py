@@ -24,7 +24,7 @@ FRAMES, SIDE_PX, TEXT_PX, GAP_PX = 8, 96, 18, 3
 
 @dataclass(frozen=True)
 class Strip:
-    """One clip, and what is said of it."""
+    """One clip and its caption."""
 
     text: str
     frames: NDArray[np.uint8]
@@ -32,10 +32,10 @@ class Strip:
 
 
 def sheet(strips: Sequence[Strip]) -> bytes:
-    """A PNG with one strip below the other; of longer clips FRAMES frames, evenly spread."""
+    """Return a PNG with one strip below another; longer clips show FRAMES evenly spaced frames."""
     columns = max((min(len(strip.frames), FRAMES) for strip in strips), default=1)
     high, font = TEXT_PX + SIDE_PX + GAP_PX, ImageFont.load_default(12)
-    # Text is never cut: it is often wider than a strip of one frame.
+    # Text is never cut off, and is often wider than a strip of one frame.
     wide = max([columns * (SIDE_PX + GAP_PX), *(int(font.getlength(strip.text)) + 5 for strip in strips)])
     picture = Image.new("RGB", (wide, max(1, len(strips)) * high), "white")
     draw = ImageDraw.Draw(picture)
@@ -51,7 +51,7 @@ def sheet(strips: Sequence[Strip]) -> bytes:
 
 
 def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> list[Strip]:
-    """The clips that training really sees of these videos in this epoch, cut, mirrored and coloured."""
+    """Return the clips that training really sees of these videos in this epoch: cropped, mirrored, color-jittered."""
     numbers = np.array(samples, dtype=np.int64)
     made = training_rows(source, [PlannedMicroBatch(step=0, epoch=epoch, positions=numbers, samples=numbers)])
     return [
@@ -61,7 +61,8 @@ def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> li
 
 
 def whole_videos(manifest: Manifest, chosen: Sequence[tuple[int, str]], config: AugmentConfig) -> list[Strip]:
-    """(sample, text): frames spread over each of these videos. One that cannot be read any more is left out."""
+    """Return frames spread over each of these videos, given as (sample, text). Videos that cannot be read anymore are
+    left out."""
     strips, spread = [], ClipConfig(frames=FRAMES, sampling="segments")
     decode = decoding.decoder_of(manifest.placement is not None)
     for sample, text in chosen:

@@ -1,4 +1,4 @@
-"""Scores of videos -> the numbers people quote, and what is behind them. Pure; runs anywhere."""
+"""From scores of videos to the numbers people quote, and what is behind them. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tpn_ray.metrics import (
 )
 
 JOINT = "action"
-"""Where a video has several labels (verb and noun), all of them together."""
+"""Key for all labels of a video together, if it has several (verb and noun)."""
 
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -27,26 +27,26 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LabelSetScores:
-    """The countable videos of one label set: usable, and with a label."""
+    """The videos that count for one label set: usable, and with a label."""
 
     name: str
     classes: tuple[str, ...]
     rows: NDArray[np.int64]
-    """Their places in the table."""
+    """Their rows in the table."""
     ranks: NDArray[np.int64]
-    """Of the right class, from 0."""
+    """Ranks of the right class, from 0."""
     labels: Labels
     predicted: Labels
 
 
 def scores_array(table: pa.Table) -> Scores:
-    """(n, k) of a table of scores."""
+    """Return the scores of a table as (n, k)."""
     column = table["scores"].combine_chunks()
     return np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), -1)
 
 
 def by_label_set(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> list[LabelSetScores]:
-    """What each label set has to count."""
+    """Return what counts for each label set."""
     usable = np.array([not reason for reason in table["reason"].to_pylist()], dtype=bool)
     labels = np.array(table["labels"].to_pylist(), dtype=np.int64).reshape(len(table), len(label_sets))
     scores, start, found = scores_array(table), 0, []
@@ -60,11 +60,11 @@ def by_label_set(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> lis
 
 
 def summarise(table: pa.Table, label_sets: dict[str, tuple[str, ...]], quarantined: int = 0) -> dict[str, float]:
-    """Top-1, top-5 and mean class accuracy for each label set, over the videos that could be used and have a label.
+    """Return top-1, top-5, and mean class accuracy per label set, over the usable videos that have a label.
 
     `..._of_all` counts bad videos, and those `quarantined` when the dataset was prepared, as wrong. Keys carry the
-    label set's name where there are several; `action_...` then means that all are right at once (top-5: that the right
-    combination is among the five with the highest product of scores).
+    label set's name if there are several; `action_...` then means that all labels are right at once (top-5: that the
+    right combination is among the five with the highest product of scores).
     """
     reasons = table["reason"].to_pylist()
     bad = sum(bool(reason) for reason in reasons)
@@ -96,7 +96,7 @@ def _shares(prefix: str, places: NDArray[np.int64], wrong: int) -> dict[str, flo
 
 
 def joint_ranks(table: pa.Table, sets: list[LabelSetScores]) -> NDArray[np.int64]:
-    """Place of the right combination of classes, of videos that have a label in every set."""
+    """Return the rank of the right combination of classes, for videos that have a label in every set."""
     scores = scores_array(table).astype(np.float64)
     ends = np.cumsum([len(one.classes) for one in sets])
     own = [dict(zip(one.rows.tolist(), one.labels.tolist(), strict=True)) for one in sets]
@@ -113,7 +113,7 @@ def joint_ranks(table: pa.Table, sets: list[LabelSetScores]) -> NDArray[np.int64
 
 
 def details(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """For each label set: bootstrap intervals over the videos, every class, and the confusion matrix."""
+    """Return, for each label set, bootstrap intervals over the videos, every class, and the confusion matrix."""
     found = {}
     for one in by_label_set(table, label_sets):
         first, fifth = one.ranks == 0, one.ranks < 5
@@ -136,7 +136,7 @@ def details(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> dict[str
 
 
 def confused(matrix: NDArray[np.int64], classes: tuple[str, ...], count: int = 5) -> list[tuple[str, str, int]]:
-    """The most frequent mistakes: class, what was said, how often."""
+    """Return the most frequent mistakes: class, predicted class, count."""
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = [divmod(int(place), len(matrix)) for place in order]

@@ -1,4 +1,4 @@
-"""Scored blocks -> tables of Parquet, per video and per view, on disk or in object storage. Runs on the driver."""
+"""From scored blocks to Parquet tables, per video and per view, on disk or in object storage. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ LIST = pa.list_(pa.float32())
 VIDEOS, METRICS = "videos.parquet", "metrics.json"
 LABEL_SETS_KEY = b"tpn_ray.label_sets"
 PART_BYTES = 64 * 1024**2
-"""Scores of views in one file."""
+"""View scores per file, in bytes."""
 
 
 def video_tables(manifest: Manifest, blocks: Iterable[Rows], alphas: int = 1) -> list[pa.Table]:
-    """For each alpha a table with one row per video, in the manifest's order: id, uri, split, labels and their class
-    names, predicted class names, scores, reason, message. The label -1 stands for none; all class names are in the
-    table's metadata.
+    """Return, for each alpha, a table with one row per video, in the manifest's order.
+
+    Columns: id, uri, split, labels and their class names, predicted class names, scores, reason, and message. The label
+    -1 stands for none; all class names are in the table's metadata.
     """
     parts = list(blocks)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in (rows.LABELS, SCORES)}
@@ -63,7 +64,7 @@ def _names(labels: Sequence[int], label_sets: LabelSets) -> list[str | None]:
 
 
 class ViewWriter:
-    """Writes the scores of every view as they come, in files views/00000.parquet, ... of each folder."""
+    """Writes the scores of every view as they come, to files views/00000.parquet, ... in each folder."""
 
     def __init__(self, manifest: Manifest, view_names: Sequence[str], folders: Sequence[str]) -> None:
         self.manifest, self.view_names, self.folders = manifest, view_names, folders
@@ -71,14 +72,14 @@ class ViewWriter:
         self.written = 0
 
     def __call__(self, block: Rows) -> Rows:
-        """Keep the block's scores of views; gives the block without them."""
+        """Keep the block's view scores, and return the block without them."""
         self.waiting.append({name: block[name] for name in (rows.SAMPLE, rows.REASON, VIEW_SCORES)})
         if sum(part[VIEW_SCORES].nbytes for part in self.waiting) >= PART_BYTES:
             self.flush()
         return {name: column for name, column in block.items() if name != VIEW_SCORES}
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write the pending scores."""
         if not self.waiting:
             return
         joined = {name: np.concatenate([part[name] for part in self.waiting]) for name in self.waiting[0]}
@@ -99,21 +100,21 @@ class ViewWriter:
 
 
 def write_scores(table: pa.Table, uri: str) -> None:
-    """The table as one Parquet file."""
+    """Write the table as one Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     storage.write_bytes(uri, buffer.getvalue())
 
 
 def read_scores(uri: str) -> tuple[pa.Table, LabelSets]:
-    """A table that jobs/evaluate.py or jobs/train.py wrote, by its URI or its folder's, and its class names."""
+    """Read a table that jobs/evaluate.py or jobs/train.py wrote, by its URI or its folder's, and its class names."""
     named = uri if uri.endswith(".parquet") else storage.join(uri, VIDEOS)
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(storage.absolute(named))))
         label_sets = json.loads(table.schema.metadata[LABEL_SETS_KEY])
     except NotFoundError as error:
         raise ConfigError(
-            f"{named} is not there: give a folder that jobs/evaluate.py wrote, or a file of it"
+            f"{named} does not exist: give a folder that jobs/evaluate.py wrote, or a file of it"
         ) from error
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{named} holds no scores of jobs/evaluate.py") from error

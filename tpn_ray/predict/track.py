@@ -1,4 +1,4 @@
-"""Results in a folder as a run of MLflow. Runs on the driver."""
+"""Results in a folder, logged as an MLflow run. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ PICTURES = (".png", ".html")
 def begin(
     tracking_uri: str, experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
 ) -> TrackedRun | None:
-    """Begin a run, if there is a server or store to begin it on."""
+    """Start a run, if there is a server or store to start it on."""
     if not tracking_uri:
         return None
     return tracking.begin(tracking_uri, experiment, name, parameters=parameters, tags=tags)
 
 
 def about(question: EvaluationQuestion) -> tuple[dict[str, str], dict[str, str]]:
-    """Parameters and tags of an evaluation."""
+    """Return the parameters and tags of an evaluation."""
     parameters = {name: getattr(question, name) for name in ("checkpoint", "data", "split", "views")}
     return parameters, {"dataset_version": question.matched.manifest.version}
 
 
 @contextlib.contextmanager
 def ended_by_errors(run: TrackedRun | None) -> Iterator[None]:
-    """End the run as KILLED where the job is stopped in this block, and as FAILED where it fails."""
+    """End the run as KILLED if the job is stopped in this block, and as FAILED if it fails."""
     try:
         yield
     except BaseException as error:
@@ -42,7 +42,7 @@ def ended_by_errors(run: TrackedRun | None) -> Iterator[None]:
 
 
 def finish(run: TrackedRun | None, results: list[Result]) -> None:
-    """Log every result: its numbers, metrics.json and its pictures, those of several alphas below their folders."""
+    """Log each result's numbers, metrics.json, and pictures; with several alphas, below their folders."""
     if run is None:
         return
     for result in results:
@@ -53,10 +53,10 @@ def finish(run: TrackedRun | None, results: list[Result]) -> None:
 
 
 def log_folder(run: TrackedRun, folder: str, below: str = "") -> None:
-    """metrics.json and the pictures that lie in a folder."""
+    """Log metrics.json and the pictures in a folder."""
     for file in storage.list_files(folder, suffixes=(*PICTURES, METRICS)):
         path = file.uri[len(storage.absolute(folder)) :].lstrip("/")
         if "/" in path:
             continue
-        if not run.log_file(storage.read_bytes(file.uri), below + path):  # it is in its folder in any case
+        if not run.log_file(storage.read_bytes(file.uri), below + path):  # the file is in its folder in any case
             print(f"warning: MLflow did not take {below}{path}: {run.last_reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The videos that a prediction is asked for, without labels. Runs on the driver."""
+"""The videos for which a prediction is requested, without labels. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tpn_ray.errors import ManifestError
 from tpn_ray.predict.labels import LabelSets, unlabelled
 
 LISTS = (".txt", ".csv")
-"""Names of lists end so: one URI a line, or the column `uri` of a table; absolute, or relative to the list."""
+"""Suffixes of lists: one URI per line, or the column `uri` of a table; absolute, or relative to the list."""
 
 
 def find_videos(named: Sequence[str], trained: LabelSets) -> Manifest:
-    """Of files, lists and folders (or prefixes), or of one prepared dataset. Raises ManifestError or StorageError.
+    """Return the videos of files, lists, and folders (or prefixes), or of one prepared dataset.
 
-    A named file that is not there is no error here: it becomes a row that says so.
+    Raises ManifestError or StorageError. A named file that does not exist is no error here: it becomes a row that says
+    so.
     """
     if len(named) == 1 and _is_prepared(named[0]):
         return unlabelled(load_manifest(named[0], for_training=False), trained)

@@ -1,1 +1,1 @@
-"""From videos and annotations to a checked, re-encoded, sharded dataset, with Ray Data."""
+"""Preparing: from videos and annotations to a checked, re-encoded, sharded dataset, with Ray Data."""

@@ -1,8 +1,8 @@
-"""Which videos go into which shard, and what a dataset is made with. Pure; runs anywhere.
+"""Which videos go into which shard, and the settings a dataset is made with. Pure; runs anywhere.
 
 A shard holds random videos of one split, so that a row group is a random sample and training can shuffle groups. The
-order is by hashes of names: the same on every machine, whatever the cluster's size. Segments of one long video stay
-together: it is then fetched once or twice and not for every segment anew.
+order is by hashes of names: the same on every machine, for any cluster size. Segments of one long video stay together,
+so that the video is fetched once or twice rather than once per segment.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class ShardConfig:
     """How many videos one task prepares and one file holds."""
 
     shard_mb: int = 128
-    """Source files in a shard, in MB at most (segments of longer videos are only counted)."""
+    """Maximum size of the source files of a shard, in MB (segments of longer videos count only toward shard_videos)."""
 
     shard_videos: int = 256
-    """Videos in a shard at most."""
+    """Maximum number of videos in a shard."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -49,7 +49,7 @@ class ShardPlan:
 
 
 def plan_shards(manifest: Manifest, config: ShardConfig) -> list[ShardPlan]:
-    """Every row of the manifest in one shard of its split."""
+    """Assign every row of the manifest to one shard of its split."""
     plans = []
     for split in sorted(set(manifest.splits)):
         rows = [row for row, value in enumerate(manifest.splits) if value == split]
@@ -79,7 +79,7 @@ def _parts(rows: list[int], manifest: Manifest, config: ShardConfig) -> list[lis
 
 
 def segment_of(manifest: Manifest, row: int) -> Segment | None:
-    """The part of its file that a row is; None for the whole file."""
+    """Return the part of its file that a row stands for; None for the whole file."""
     if manifest.segments_seconds is None:
         return None
     start, end = manifest.segments_seconds[row].tolist()
@@ -87,7 +87,7 @@ def segment_of(manifest: Manifest, row: int) -> Segment | None:
 
 
 def settings_of(manifest: Manifest, encode: EncodeConfig, limits: SandboxLimits, shards: ShardConfig) -> dict[str, Any]:
-    """All that decides the bytes of a dataset, as JSON values; it travels with the dataset."""
+    """Return everything that determines the bytes of a dataset, as JSON values. It travels with the dataset."""
     return {
         "source_version": manifest.version,
         "encode": dataclasses.asdict(encode),
@@ -97,12 +97,12 @@ def settings_of(manifest: Manifest, encode: EncodeConfig, limits: SandboxLimits,
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
-    """16 hexadecimal digits by which a shard knows whether it belongs to these settings."""
+    """Return 16 hexadecimal digits by which a shard knows whether it belongs to these settings."""
     return hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two settings, one line a value."""
+    """Return the differences between two settings, one line per value."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)

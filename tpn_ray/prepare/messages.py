@@ -1,4 +1,4 @@
-"""What a preparing job says: a progress line, and a summary at its end. Runs on the driver."""
+"""Output of a preparing job: a progress line, and a summary at its end. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tpn_ray.datasets.shards import QUARANTINE
 from tpn_ray.prepare.preparing import PrepareProgress, Summary
 
 LOG_SECONDS = 10.0
-"""Between two progress lines in a log file; a terminal shows every one in place."""
+"""Interval between two progress lines in a log file. A terminal shows every one in place."""
 
 
 def progress_line(progress: PrepareProgress) -> str:
-    """Videos done, bad ones, speed and what is left."""
+    """Format the videos done, bad ones, speed, and time left."""
     totals, seconds = progress.totals, max(progress.seconds, 1e-3)
     mine = totals.videos + len(totals.bad)
     done, left = progress.before + mine, progress.videos_in_all - progress.before - mine
@@ -25,7 +25,7 @@ def progress_line(progress: PrepareProgress) -> str:
 
 
 class ProgressPrinter:
-    """Prints progress: a line that is rewritten in a terminal, a line every few seconds in a log."""
+    """Prints progress: a line that is rewritten in a terminal, or a line every few seconds in a log."""
 
     def __init__(self) -> None:
         self.rewrites = sys.stdout.isatty()
@@ -39,13 +39,13 @@ class ProgressPrinter:
             print(progress_line(progress), flush=True)
 
     def end(self) -> None:
-        """What follows begins on a line of its own."""
+        """Start a new line for what follows."""
         if self.rewrites:
             print()
 
 
 def summary_lines(summary: Summary, folder: str) -> list[str]:
-    """The end of the job: what was made, what was not, how long it took and what it saves."""
+    """Summarize the job: what was made, what was not, how long it took, and what it saves."""
     dataset, totals = summary.dataset, summary.totals
     splits = ", ".join(f"{counts['videos']} {split}" for split, counts in dataset["splits"].items())
     videos = sum(counts["videos"] for counts in dataset["splits"].values())
@@ -75,7 +75,7 @@ def summary_lines(summary: Summary, folder: str) -> list[str]:
 
 
 def size(count: int) -> str:
-    """Bytes for people: 12 kB, 3.4 MB, 5.6 GB."""
+    """Format bytes for people: 12 kB, 3.4 MB, 5.6 GB."""
     if count < 1024**2:
         return f"{count / 1024:.0f} kB"
     return f"{count / 1024**2:.1f} MB" if count < 1024**3 else f"{count / 1024**3:.1f} GB"

@@ -1,8 +1,8 @@
-"""Preparing a dataset over a cluster: Ray Data makes the missing shards, the driver puts the dataset together.
+"""Preparing of a dataset over a cluster: Ray Data makes the missing shards, and the driver assembles the dataset.
 
-What is there is never made again: a shard appears whole or not at all, and knows the settings it was made with. So a
-job that was stopped, by whatever means, goes on when the same command is given again, and ends with the same bytes.
-Runs on the driver.
+What exists is never made again: a shard appears whole or not at all, and knows the settings it was made with. A job
+that was stopped, by whatever means, therefore resumes when the same command is given again, and ends with the same
+bytes. Runs on the driver.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from tpn_ray.videos.encode import EncodeConfig
 POLL_SECONDS = 0.5
 FOOTER_READERS = 16
 SHARD_SECONDS = 24 * 3600
-"""Ray Data stops a job that gives nothing for so long; a shard of long videos takes its time."""
+"""Time without output after which Ray Data stops the job; a shard of long videos takes a while."""
 
 SAMPLE_VIDEOS = 8
 MEASURE_SECONDS = 600.0
-"""Longest wait for the comparison at the end, which takes some seconds on a worker that is free."""
+"""Longest wait for the comparison at the end, which takes some seconds on a free worker."""
 FAILURE = "failure"
 
 LEFTOVER = re.compile(rf"\.({shard_files.CLAIM}|{shard_files.DATASET}|[a-z]+(-\d+)?\.parquet)\.[0-9a-f]{{32}}")
@@ -57,18 +57,18 @@ OURS = re.compile(
     rf"(.*/)?{LEFTOVER.pattern}|{lease.FOLDER}/.*|{shard_files.SHARDS}/[a-z]+-\d+\.parquet|{shard_files.CLAIM}|"
     rf"{shard_files.DATASET}|{shard_files.INDEX}|{shard_files.QUARANTINE}"
 )
-"""Places of files that such a job makes."""
+"""Paths of files that such a job makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareProgress:
-    """How far the job is."""
+    """Progress of the job."""
 
     videos_in_all: int
     before: int
     """Videos, good and bad, in shards that an earlier run had finished."""
     totals: Totals
-    """Of this run."""
+    """Totals of this run."""
     bad: int
     seconds: float
 
@@ -78,13 +78,13 @@ class Summary:
     """What was made."""
 
     dataset: dict[str, Any]
-    """What dataset.json holds."""
+    """The content of dataset.json."""
     quarantine: list[Bad]
     totals: Totals
-    """Of this run, without what was there before."""
+    """Totals of this run, without what existed before."""
     seconds: float
     clip_seconds: tuple[float, float] | None
-    """CPU seconds per clip before and after; None where that was not measured."""
+    """CPU seconds per clip before and after preparing; None if not measured."""
 
 
 def run(
@@ -98,8 +98,8 @@ def run(
     max_bad: Fraction,
     on_progress: Callable[[PrepareProgress], None],
 ) -> Summary:
-    """Prepare every video of the manifest into `folder`. Raises BudgetError, LeaseError when another job prepares into
-    it, and other TpnRayErrors."""
+    """Prepare every video of the manifest into `folder`. Raises BudgetError, LeaseError if another job is preparing
+    into it, and other TpnRayErrors."""
     refuse_copied_segments(manifest, encode)
     refuse_foreign(folder)
     with lease.held(folder, f"dataset {storage.name(folder)}", flag="--out") as held:
@@ -148,7 +148,7 @@ def _prepare(
 
     totals = make_shards(job, decoding, watch) if job.shards else Totals()
     done = finished(folder, plans, settings_hash(settings))
-    # What the tasks told last may not have arrived while they ran; the shards have it all.
+    # The tasks' last reports may not have arrived while they ran; the shards have them all.
     refuse_beyond_budget({bad[0]: bad for summary in done.values() for bad in summary.bad}, len(manifest), max_bad)
     held.token.check()
     dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings)
@@ -162,18 +162,18 @@ def _prepare(
 
 
 def refuse_beyond_budget(bad: dict[int, Bad], videos: int, max_bad: Fraction) -> None:
-    """Raise BudgetError when more than the share `max_bad` of the `videos` are `bad`, by row."""
+    """Raise BudgetError if more than the share `max_bad` of the `videos` are `bad`, given by row."""
     check_budget(
         bad,
         videos,
         max_bad,
         ((uri, reason, message) for _, uri, reason, message in sorted(bad.values())),
-        "finished shards are kept, and the same command goes on",
+        "finished shards are kept, and the same command resumes",
     )
 
 
 def refuse_copied_segments(manifest: Manifest, encode: EncodeConfig) -> None:
-    """Raise ConfigError: a copied segment would have to begin at a keyframe before it, and carry hidden pictures."""
+    """Raise ConfigError: a copied segment would have to start at a keyframe before it, and carry hidden frames."""
     if encode.copy and manifest.segments_seconds is not None:
         raise ConfigError(
             "--copy keeps whole files, but these are segments of longer videos, which begin between keyframes; leave "
@@ -181,11 +181,11 @@ def refuse_copied_segments(manifest: Manifest, encode: EncodeConfig) -> None:
         )
 
 
-# --- what is there already
+# --- what exists already
 
 
 def refuse_foreign(folder: str) -> None:
-    """Raise ConfigError where there is something that no such job made."""
+    """Raise ConfigError if the folder holds something that no such job made."""
     root = storage.absolute(folder) + "/"
     try:
         files = storage.list_files(folder)
@@ -200,23 +200,23 @@ def refuse_foreign(folder: str) -> None:
 
 
 def claim(folder: str, settings: dict[str, Any]) -> None:
-    """Make the folder this job's, or see that it is. Raises ConfigError where it holds something else."""
+    """Make the folder this job's, or check that it is. Raises ConfigError if it holds something else."""
     refuse_foreign(folder)
     uri = storage.join(folder, shard_files.CLAIM)
     if storage.create(uri, seal(settings)):
         return
-    remedy = "Delete it: the same command writes it anew, and takes only shards of the same settings"
+    remedy = "Delete it: the same command writes it again, and takes only shards made with the same settings"
     changed = difference(unseal(storage.read_bytes(uri), uri, remedy), settings)
     if changed:
         raise ConfigError(
-            f"{storage.absolute(folder)} holds a dataset of other settings or other videos:\n  "
+            f"{storage.absolute(folder)} holds a dataset made with other settings or other videos:\n  "
             + "\n  ".join(changed)
             + "\nSet them back, or choose another --out"
         )
 
 
 def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, ShardSummary]:
-    """The shards of the plan that are there, by name. Raises StorageError for one that other settings made."""
+    """Return the planned shards that exist, by name. Raises StorageError for one that was made with other settings."""
     root = storage.join(folder, shard_files.SHARDS)
     names = {plan.name for plan in plans}
     files = storage.list_files(root) if storage.exists(root) else []
@@ -232,7 +232,8 @@ def finished(folder: str, plans: list[ShardPlan], settings: str) -> dict[str, Sh
 def remove_leftovers(folder: str) -> None:
     """Remove half-written files of a run that was killed.
 
-    Object stores show none; a rule of the bucket ends the parts of an unfinished upload (docs/guide/videos.md).
+    Object stores show none; a lifecycle rule of the bucket removes the parts of an unfinished upload
+    (docs/guide/videos.md).
     """
     if not storage.is_s3(folder):
         root = Path(storage.absolute(folder))
@@ -245,7 +246,7 @@ def remove_leftovers(folder: str) -> None:
 
 
 def make_shards(job: PrepareJob, decoding: Decoding, watch: Callable[[Totals], None]) -> Totals:
-    """Make all shards of the job; `watch` is called now and then, and may raise to stop."""
+    """Make all shards of the job. `watch` is called regularly and may raise to stop."""
     cpus = ray.cluster_resources().get("CPU", 0.0)
     if decoding.cpus > cpus and not decoding.may_grow:
         raise ResourceError(
@@ -269,14 +270,14 @@ def make_shards(job: PrepareJob, decoding: Decoding, watch: Callable[[Totals], N
     running = True
     while running:
         thread.join(POLL_SECONDS)
-        running = thread.is_alive()  # read before taking: what was told before the end is then taken after it
+        running = thread.is_alive()  # read before taking, so that what was sent before the end is taken after it
         for finding in mailbox.take(told):
             meter.add(finding)
         watch(meter.totals)
     if failure and isinstance(failure[0], ray.data.exceptions.ExecutionTimeoutError):
         raise ResourceError(
             f"no shard was finished for {SHARD_SECONDS // 3600} hours: no node may be free for a task of "
-            f"{decoding.cpus:g} CPUs (see `ray status`), or --shard-videos is too large; the same command goes on"
+            f"{decoding.cpus:g} CPUs (see `ray status`), or --shard-videos is too large; the same command resumes"
         ) from failure[0]
     if failure:
         raise failure[0]
@@ -284,7 +285,7 @@ def make_shards(job: PrepareJob, decoding: Decoding, watch: Callable[[Totals], N
 
 
 def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, decoding: Decoding, told: Any) -> ray.data.Dataset:
-    """One row per shard: why it could not be made, or nothing. Ray Data would hand on an error only as its text."""
+    """Return one row per shard: why it could not be made, or nothing. Ray Data would pass on an error only as text."""
     data.configure_context()
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = SHARD_SECONDS
@@ -313,7 +314,7 @@ def shard_dataset(source: ray.ObjectRef[PrepareJob], count: int, decoding: Decod
 
 
 def rebuild(failure: str) -> TpnRayError:
-    """The error of the project that "Name: message" tells of."""
+    """Return the project's error that "Name: message" describes."""
     name, _, message = failure.partition(": ")
     kind: type[TpnRayError] = getattr(errors, name)
     return kind(message)
@@ -323,8 +324,11 @@ def rebuild(failure: str) -> TpnRayError:
 
 
 def measure_saving(manifest: Manifest, folder: str, decoding: Decoding) -> tuple[float, float] | None:
-    """CPU seconds per clip from sources and from prepared videos, on a sample, on one worker of the cluster; None where
-    nothing can be compared, or no worker did it in time: the dataset is complete without."""
+    """Return CPU seconds per clip from sources and from prepared videos, measured on a sample on one worker of the
+    cluster.
+
+    None if nothing can be compared, or no worker did it in time: the dataset is complete without it.
+    """
     pairs = sample_pairs(manifest, load_manifest(folder))
     if not pairs:
         return None
@@ -339,7 +343,7 @@ def measure_saving(manifest: Manifest, folder: str, decoding: Decoding) -> tuple
 
 
 def sample_pairs(source: Manifest, prepared: Manifest) -> list[tuple[bytes, bytes]]:
-    """(source file, prepared video) of some videos spread over the dataset; segments have no file to compare with."""
+    """Return (source file, prepared video) pairs spread over the dataset. Segments have no file to compare with."""
     rows = {id: row for row, id in enumerate(source.ids)}
     step = max(1, len(prepared) // SAMPLE_VIDEOS)
     pairs, held = [], 0

@@ -1,4 +1,5 @@
-"""Room on a worker's disk that does not outlive its process for long, whatever ends it. Runs on Ray Data workers."""
+"""Temporary disk space on a worker that does not long outlive its process, however that ends. Runs on Ray Data
+workers."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ PREFIX = "tpn_ray-prepare-"
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder of its own, removed at the end. Those that killed processes left on this machine are removed first."""
+    """Create a folder, and remove it at the end. Those left on this machine by killed processes are removed first."""
     remove_abandoned()
     folder, held = _make()
     try:
@@ -26,7 +27,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def remove_abandoned() -> None:
-    """Remove the folders that nobody holds: a lock ends with its process, even by SIGKILL."""
+    """Remove the folders that no process holds: a lock ends with its process, even by SIGKILL."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # held, another user's, or gone by now
             held = os.open(folder, os.O_RDONLY)
@@ -38,11 +39,11 @@ def remove_abandoned() -> None:
 
 
 def _make() -> tuple[Path, int]:
-    """A new folder and the descriptor that holds it."""
+    """Return a new folder and the descriptor that holds it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         held = os.open(folder, os.O_RDONLY)
         fcntl.flock(held, fcntl.LOCK_EX)
         if folder.exists():
             return folder, held
-        os.close(held)  # another process took it for abandoned before it was held
+        os.close(held)  # another process took it for abandoned before it was locked

@@ -1,6 +1,6 @@
-"""Makes one shard: fetch, check, re-encode, store. Runs on Ray Data workers, and anywhere: it takes plain values.
+"""Making of one shard: fetch, check, re-encode, store. Runs on Ray Data workers, and anywhere: it takes plain values.
 
-A shard is written whole at its end, with the findings about its bad videos inside, and its bytes are a pure function of
+A shard is written whole at its end, including the findings about its bad videos, and its bytes are a pure function of
 the videos and the settings: a task that was killed is simply run again.
 """
 
@@ -31,17 +31,17 @@ from tpn_ray.videos.encode import EncodeConfig, Prepared, prepare_plain
 from tpn_ray.videos.source_frames import Segment
 
 FETCH_AHEAD = 4
-"""Source files that lie on the worker's disk beside the one that is converted: storage latency is hidden."""
+"""Source files prefetched to the worker's disk beside the one being converted, to hide storage latency."""
 
 MAX_SOURCE_BYTES = 64 * 1024**3
-"""Of a file whose segments are taken; whole videos have the limit of the sandbox."""
+"""Maximum size of a file from which segments are taken; whole videos have the sandbox's limit."""
 
 SAMPLE_SOURCE_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareJob:
-    """Everything that the making of shards needs."""
+    """Everything needed to make shards."""
 
     manifest: Manifest
     shards: list[ShardPlan]
@@ -50,26 +50,26 @@ class PrepareJob:
     folder: str
     settings_hash: str
     token: Token | None = None
-    """Of the lease under which the dataset is written."""
+    """Token of the lease under which the dataset is written."""
 
 
 @dataclass(kw_only=True)
 class Totals:
-    """What was done so far."""
+    """Totals so far."""
 
     videos: int = 0
-    """Good ones."""
+    """Good videos."""
     frames: int = 0
     source_bytes: int = 0
-    """Of all files looked at; a file of which segments are taken counts once for each."""
+    """Size of all files looked at. A file from which segments are taken counts once per segment."""
     video_bytes: int = 0
     bad: dict[int, Bad] = field(default_factory=dict)
-    """By row of the manifest."""
+    """Bad videos, by row of the manifest."""
 
 
 @dataclass(kw_only=True)
 class VideoFinding:
-    """One video that was looked at."""
+    """Finding about one video."""
 
     row: int
     frames: int = 0
@@ -79,7 +79,7 @@ class VideoFinding:
 
 
 class Meter:
-    """Adds up findings of all tasks; a task that ran twice counts once."""
+    """Adds up the findings of all tasks. A task that ran twice counts once."""
 
     def __init__(self) -> None:
         self.rows: set[int] = set()
@@ -99,7 +99,7 @@ class Meter:
 
 
 def make_shard(job: PrepareJob, number: int, tell: Callable[[VideoFinding], None]) -> int:
-    """Make shard `number` of the job and write it; returns its bytes. Bad videos are told of and become findings."""
+    """Make shard `number` of the job, write it, and return its size in bytes. Bad videos are reported and recorded."""
     plan = job.shards[number]
     rows, bad = list[dict[str, Any]](), list[Bad]()
     for row, take in _sources(job, plan.rows):
@@ -121,12 +121,12 @@ def make_shard(job: PrepareJob, number: int, tell: Callable[[VideoFinding], None
 
 @functools.lru_cache(maxsize=1)
 def _sandbox(limits: SandboxLimits) -> Sandbox:
-    """One per process; its child ends with the process, whose pipe it reads."""
+    """Return the process's only sandbox. Its child reads a pipe from this process and ends with it."""
     return Sandbox(limits)
 
 
 def source_uri(manifest: Manifest, row: int) -> str:
-    """Where a row comes from; a segment by its seconds, as in media fragments (W3C)."""
+    """Return where a row comes from; a segment by its seconds, as in media fragments (W3C)."""
     segment = segment_of(manifest, row)
     return manifest.uris[row] + (f"#t={segment.start_seconds:g},{segment.end_seconds:g}" if segment else "")
 
@@ -153,7 +153,7 @@ def _stored_row(manifest: Manifest, row: int, made: Prepared) -> dict[str, Any]:
 
 
 def _sources(job: PrepareJob, rows: tuple[int, ...]) -> Iterator[tuple[int, Callable[[], Path]]]:
-    """(row, what gives its file on this machine's disk), fetched ahead; neighbours from one file share it."""
+    """Yield (row, what returns its file on this machine's disk), prefetched. Adjacent rows of one file share it."""
     manifest = job.manifest
     names: list[list[int]] = []
     for row in rows:
@@ -179,9 +179,10 @@ def _sources(job: PrepareJob, rows: tuple[int, ...]) -> Iterator[tuple[int, Call
 
 
 def fetch_file(manifest: Manifest, row: int, target: Path, max_bytes: int) -> Path:
-    """The row's file on this machine's disk: where it is, or a copy at `target`. Raises BadVideo for what is not there.
+    """Return the row's file on this machine's disk: the original, or a copy at `target`. Raises BadVideo for a missing
+    file.
 
-    That storage fails for good is no fault of the video, and ends the job.
+    A lasting storage failure is no fault of the video, and ends the job.
     """
     uri, size = manifest.uris[row], int(manifest.sizes_bytes[row])
     if size < 0:
@@ -202,9 +203,10 @@ def fetch_file(manifest: Manifest, row: int, target: Path, max_bytes: int) -> Pa
 
 
 def clip_seconds(pairs: list[tuple[bytes, bytes]]) -> tuple[float, float]:
-    """CPU seconds per clip of 8 frames at stride 8, median over the sample: (from sources, from prepared videos).
+    """Return the median CPU seconds per clip of 8 frames at stride 8 over the sample: (from sources, from prepared
+    videos).
 
-    Both are measured in turn, as a data worker decodes: opening, seeking, decoding, conversion to RGB.
+    Both are measured alternately, as a data worker decodes: opening, seeking, decoding, and conversion to RGB.
     """
     config, decode = ClipConfig(), decoder_of(prepared=False)
     seconds = np.array([[decode(decoding.clip_seconds, data, config, True) for data in pair] for pair in pairs])
@@ -213,7 +215,7 @@ def clip_seconds(pairs: list[tuple[bytes, bytes]]) -> tuple[float, float]:
 
 
 def prepare_confined(sandbox: Sandbox, path: Path, segment: Segment | None, config: EncodeConfig) -> Prepared:
-    """Prepare a local file in a sandbox. Raises BadVideo, also for what its child dies of."""
+    """Prepare a local file in a sandbox. Raises BadVideo, also if the child process dies of the file."""
     limits = sandbox.limits
     if segment is None and path.stat().st_size > limits.decode.max_bytes:
         raise BadVideo("too_large", f"the file has {path.stat().st_size} bytes, more than {limits.max_file_gb:g} GB")

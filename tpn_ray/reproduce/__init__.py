@@ -1,1 +1,1 @@
-"""The tables of the paper as campaigns of runs."""
+"""Reproduction of the paper's tables as campaigns of runs."""

@@ -1,7 +1,7 @@
-"""What the runs of a table say together. Pure; runs anywhere.
+"""The combined result of a table's runs. Pure; runs anywhere.
 
 Two things vary from run to run: the seed and, if others had been drawn, the videos. The interval of a difference
-resamples both, so that it is not sure of itself because one seed was lucky.
+resamples both, so that one lucky seed does not make it overconfident.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tpn_ray.metrics import RESAMPLES
 
 Ranks = Int[np.ndarray, "s v"]
-"""Place of the right class among the scores, from 0, by seed and video."""
+"""Rank of the right class among the scores, from 0, by seed and video."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class RowOutcome:
 
     name: str
     top1: tuple[float, ...]
-    """Of each seed."""
+    """Top-1 of each seed."""
     top5: tuple[float, ...]
     gain: float
-    """Mean top-1 above the baseline's."""
+    """Mean top-1 minus the baseline's."""
     gain_interval: tuple[float, float]
-    """95 %."""
+    """95 % interval of the gain."""
     gains: tuple[float, ...]
-    """Of each seed, the baseline having had the same."""
+    """Gain of each seed over the baseline with the same seed."""
 
     @property
     def mean(self) -> float:
@@ -53,7 +53,7 @@ class RowOutcome:
 
 
 def outcome(name: str, ranks: Ranks, baseline: Ranks) -> RowOutcome:
-    """A row beside its baseline, on the same videos and with the same seeds."""
+    """Compare a row with its baseline, on the same videos and with the same seeds."""
     if ranks.shape != baseline.shape:
         raise ValueError(f"{ranks.shape} ranks of {name} cannot be compared with {baseline.shape} of the baseline")
     differences = (ranks == 0).astype(np.float64) - (baseline == 0)
@@ -69,7 +69,7 @@ def outcome(name: str, ranks: Ranks, baseline: Ranks) -> RowOutcome:
 
 
 def resampled_twice(values: NDArray[np.float64], seed: int = 0, draws: int = RESAMPLES) -> NDArray[np.float64]:
-    """Means of (seeds, videos) with both drawn with replacement."""
+    """Return means of (seeds, videos) with both drawn with replacement."""
     random = np.random.default_rng(seed)
     seeds, videos = values.shape
     means = np.empty(draws)

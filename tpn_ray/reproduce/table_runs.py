@@ -1,8 +1,8 @@
-"""A table as a campaign of runs, one for each row and seed. Runs on the driver.
+"""A table as a campaign of runs, one per row and seed. Runs on the driver.
 
-Every run has a name made of its table, row and seed: the same command goes on where it stopped, and finished rows are
-not trained again. What counts is the last checkpoint, not the best one, which would be chosen on the very videos that
-are scored.
+Every run is named after its table, row, and seed, so that the same command resumes where it stopped and finished rows
+are not trained again. What counts is the last checkpoint, not the best one, which would be chosen on the very videos
+that are scored.
 """
 
 from __future__ import annotations
@@ -36,38 +36,39 @@ ABOUT_KEY = b"tpn_ray.run"
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """Which runs, where."""
+    """Which runs to do, and where."""
 
     name: str
     table: Table
     scale: Scale
     seeds: int
     epochs: int
-    """0: the recipe's."""
+    """Epochs of each run; 0: the recipe's."""
     manifest: Manifest
     machines: Machines
     storage_uri: str
 
     @property
     def views(self) -> str:
-        """What every row is tested in."""
+        """Views in which every row is tested."""
         return "1x1" if self.scale == "toy" else self.table.views
 
     def recipe(self, row: TableRow, seed: int) -> Recipe:
-        """What is trained."""
+        """Return the recipe to train."""
         recipe = row.recipe(self.scale, seed)
         if self.epochs:
             recipe = replace_fields(recipe, {"loop.epochs": self.epochs})
         return recipe_for(recipe, self.manifest)
 
     def run_name(self, row: TableRow, seed: int) -> str:
-        """A name that a row and a seed always have."""
+        """Return the fixed name of the run for a row and a seed."""
         plain = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
         return f"{self.name}-{plain}-seed{seed}"
 
 
 def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
-    """The rows of that scale, or only some; the first one stays, since the others are compared with it."""
+    """Return the table with the named rows, or all of the scale. The first row stays, since the others are compared
+    with it."""
     known = [row.name for row in table.rows]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"the table has no row {unknown[0]!r}; it has: {', '.join(known)}")
@@ -79,10 +80,11 @@ def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
 def run(
     campaign: Reproduction, on_run: Callable[[str, dict[str, float]], None], on_event: Callable[[Event], None]
 ) -> dict[str, list[RowOutcome]]:
-    """Train and score every row with every seed; for each label set what they say together, in the table's order."""
+    """Train and score every row with every seed; return the combined outcomes of each label set in the table's
+    order."""
     ranks: dict[str, dict[str, list[Ranks]]] = {name: {} for name in campaign.manifest.label_sets}
     for seed in range(campaign.seeds):
-        # A seed at a time, so that a campaign that is cut short compares like with like.
+        # One seed at a time, so that a campaign that is cut short compares like with like.
         for row in campaign.table.rows:
             found = _ranks(campaign, row, seed, on_event)
             for name, places in found.items():
@@ -97,7 +99,10 @@ def run(
 def checkpoints(
     campaign: Reproduction, on_trained: Callable[[str, str], None], on_event: Callable[[Event], None]
 ) -> dict[str, tuple[str, ...]]:
-    """Of every row one for each seed; of what only measures tempo, one. `on_trained` gets each run and checkpoint."""
+    """Return one checkpoint per seed for every row, but only one for the row that measures tempo.
+
+    `on_trained` gets each run and checkpoint.
+    """
     found: dict[str, tuple[str, ...]] = {}
     for row in campaign.table.rows:
         for seed in range(1 if row is FRAMES else campaign.seeds):
@@ -108,7 +113,7 @@ def checkpoints(
 
 
 def checkpoint(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[[Event], None]) -> str:
-    """The last checkpoint of a row, trained if it is not there."""
+    """Return the last checkpoint of a row, training it if it does not exist."""
     return train(
         campaign.recipe(row, seed),
         campaign.manifest,
@@ -120,7 +125,7 @@ def checkpoint(campaign: Reproduction, row: TableRow, seed: int, on_event: Calla
 
 
 def _ranks(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[[Event], None]) -> dict[str, Ranks]:
-    """For each label set the place of the right class, of every validation video that could be used."""
+    """Return, for each label set, the rank of the right class for every usable validation video."""
     uri = storage.join(campaign.storage_uri, campaign.run_name(row, seed), "table_scores.parquet")
     videos = campaign.manifest.select("val")
     if storage.exists(uri):
@@ -133,7 +138,7 @@ def _ranks(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[
 
 
 def _about(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
-    """What decides the scores of a run."""
+    """Return what determines the scores of a run."""
     about = {
         "recipe": to_plain(campaign.recipe(row, seed)),
         "dataset_version": campaign.manifest.version,
@@ -144,7 +149,7 @@ def _about(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
 
 
 def _refuse_another(campaign: Reproduction, row: TableRow, seed: int, table: pa.Table, uri: str) -> None:
-    """Raise ConfigError where scores that are there are not those of this row, such as of fewer epochs."""
+    """Raise ConfigError if the existing scores are not those of this row, such as those of fewer epochs."""
     before = json.loads((table.schema.metadata or {}).get(ABOUT_KEY, b"{}"))
     if changed := difference(before, _about(campaign, row, seed)):
         raise ConfigError(

@@ -10,24 +10,25 @@ from tpn_ray.reproduce.tables import Table
 
 
 def played(stride: int) -> tuple[int, ...]:
-    """Strides of figure 5: of a network trained at 8 they are 2, 4, ... 16."""
+    """Return the strides of figure 5: for a network trained at 8, they are 2, 4, ... 16."""
     return tuple(sorted({max(1, stride * quarters // 4) for quarters in range(1, 9)}))
 
 
 def finished(name: str, top1: dict[str, float]) -> None:
-    """One line for each run."""
+    """Print one line per run."""
     prefixes = [f"{one} " if len(top1) > 1 else "" for one in top1]
     said = ", ".join(f"{prefix}top-1 {top:.1%}" for prefix, top in zip(prefixes, top1.values(), strict=True))
     print(f"{name}  {said}", flush=True)
 
 
 def trained(name: str, checkpoint: str) -> None:
-    """One line for each network of a figure."""
+    """Print one line per network of a figure."""
     print(f"{name}  {checkpoint}", flush=True)
 
 
 def as_tables(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> list[Grid]:
-    """For each label set mean and spread over seeds, gain over the first row with its interval, the paper's figures."""
+    """Return a table per label set: mean and spread over seeds, gain over the first row with its interval, and the
+    paper's numbers."""
     title = campaign.table.title
     return [
         _as_table(campaign.table, rows, title if len(outcomes) == 1 else f"{title}: {name}")
@@ -47,7 +48,7 @@ def _as_table(table: Table, outcomes: list[RowOutcome], title: str) -> Grid:
 
 
 def remarks(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> list[str]:
-    """What the numbers can be taken for."""
+    """Describe what the numbers mean."""
     videos = len(campaign.manifest.select("val"))
     lines = [
         f"{campaign.seeds} seeds, {videos} validation videos, last checkpoints; ± is the standard deviation over "
@@ -61,7 +62,7 @@ def remarks(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> li
 
 
 def caveats(campaign: Reproduction) -> list[str]:
-    """What a toy can and cannot show."""
+    """Describe what a toy can and cannot show."""
     if campaign.scale != "toy":
         return []
-    return [f"this is the toy: made videos, not the paper's data. It shows {campaign.table.toy_shows}."]
+    return [f"this is the toy: synthetic videos, not the paper's data. It shows {campaign.table.toy_shows}."]

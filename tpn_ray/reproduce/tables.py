@@ -1,8 +1,8 @@
 """TABLES: the tables of the paper, each row as a recipe. Plain data; runs anywhere.
 
 A row is a base recipe with some fields changed, once for the paper's scale and once for the toy. Where the paper and
-the published code disagree the paper decides here: flow `parallel`, alpha as its text says. Only its schedule (rate
-falling at epochs 100 and 125 of 150) is not taken: the recipes follow the published one (75 and 125).
+the published code disagree, the paper decides here: flow `parallel`, alpha as in its text. Only its schedule (learning
+rate drops at epochs 100 and 125 of 150) is not used: the recipes follow the published one (75 and 125).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tpn_ray.recipe import Recipe, replace_fields
 Scale = Literal["toy", "full"]
 
 PLAIN: dict[str, Any] = {"model.neck": "none", "loss.lambdas": ()}
-"""The backbone alone, a row's baseline."""
+"""Changes that leave the backbone alone, without the pyramid."""
 PARALLEL: dict[str, Any] = {"model.flow": "parallel"}
 SEGMENTS: dict[str, Any] = {"clip.sampling": "segments", "clip.stride_frames": 1}
 TSN: dict[str, Any] = {**SEGMENTS, "model.backbone": "tsn_toy"}
@@ -27,26 +27,27 @@ TSM: dict[str, Any] = {**SEGMENTS, "model.backbone": "tsm_toy"}
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """One line of a table."""
+    """One row of a table."""
 
     name: str
     paper: str
-    """What the paper reports (top-1, top-5), as printed there; - where it reports nothing."""
+    """The paper's result (top-1, top-5), as printed there; - if it reports none."""
     elsewhere: str = ""
     """What another code base measured with the same recipe."""
     base: str = "k400_r50_8x8"
     """Recipe at full scale."""
     full: dict[str, Any] = field(default_factory=dict)
-    """Changed fields of it."""
+    """Fields changed from `base`."""
     only_full: bool = False
-    """The toy has nothing of its own for this row, such as a deeper network: left out there unless it is named."""
+    """Whether the toy has nothing of its own for this row, such as a deeper network. It is then left out at toy scale
+    unless named."""
     toy_base: str = "toy"
     """Recipe at toy scale."""
     toy: dict[str, Any] = field(default_factory=dict)
-    """Changed fields of it."""
+    """Fields changed from `toy_base`."""
 
     def recipe(self, scale: Scale, seed: int) -> Recipe:
-        """What is trained."""
+        """Return the recipe to train."""
         changed = {**(self.toy if scale == "toy" else self.full), "loop.seed": seed}
         return replace_fields(recipes.recipe(self.toy_base if scale == "toy" else self.base), changed)
 
@@ -59,21 +60,22 @@ class Table:
     data: str
     """What the paper trained on."""
     views: str
-    """At full scale; a toy's are 1x1."""
+    """Views at full scale; a toy's are 1x1."""
     rows: tuple[TableRow, ...]
     toy_shows: str
-    """What the toy can and cannot say here."""
+    """What the toy can and cannot show here."""
 
     @property
     def baseline(self) -> TableRow:
-        """What the other rows are compared with: the first one."""
+        """The row that the others are compared with: the first one."""
         return self.rows[0]
 
 
 KINETICS, THREE_CROPS = "Kinetics-400", "10x3 random"
 PLAIN_ELSEWHERE = "76.45, 92.55 (mmaction2 1.x)"
 TPN_ELSEWHERE = "76.74, 92.57 (mmaction2 1.x, cascade, alpha 8,8)"
-"""On Kinetics-400 with R50 8x8 from ImageNet. The official weights, which are cascade too, it found at 75.49, 92.05."""
+"""On Kinetics-400 with R50 8x8 from ImageNet. For the official weights, which are cascade too, mmaction2 measured
+75.49, 92.05."""
 
 
 BACKBONE = TableRow(name="none (I3D-50)", paper="74.9, 91.9", elsewhere=PLAIN_ELSEWHERE, full=PLAIN, toy=PLAIN)
@@ -116,14 +118,14 @@ def table3() -> Table:
             ),
             TableRow(name="TSN-50 + TPN", paper="73.5", base="k400_tsn_r50", full=tsn, toy={**TSN, **PARALLEL}),
         ),
-        toy_shows="what the pyramid adds where only motion tells the class: TSN alone sees single frames and must stay "
-        "near chance (12.5 %)",
+        toy_shows="what the pyramid adds where only motion reveals the class: TSN alone sees single frames and must "
+        "stay near chance (12.5 %)",
     )
 
 
 def table4() -> Table:
     return Table(
-        title="Something-Something (V1 / V2 by the data given), 8 segments, one centre view",
+        title="Something-Something (V1 / V2 by the data given), 8 segments, one center view",
         data="Something-Something V1 or V2",
         views="1x1",
         rows=(
@@ -171,7 +173,7 @@ def table5() -> Table:
                 toy={**TSN, **PARALLEL},
             ),
         ),
-        toy_shows="the gain in what only motion tells (verbs are tempos) beside what a single frame tells (nouns are "
+        toy_shows="the gain in what only motion reveals (verbs are tempos) beside what a single frame shows (nouns are "
         "forms). Its data: jobs/toy.py FOLDER --kind kitchen, then jobs/prepare.py --format epic",
     )
 
@@ -196,7 +198,7 @@ def table6a() -> Table:
             row("res{4,5}", "76.1, 92.5", (4, 5), (4, 8), (1, 2)),
             TableRow(name="res{5}", paper="75.7, 92.3", full=single, toy=single),
         ),
-        toy_shows="whether a pyramid beats its backbone where only tempo tells the class; the order among pyramids "
+        toy_shows="whether a pyramid beats its backbone where only tempo reveals the class; the order among pyramids "
         "is within the noise of so few videos",
     )
 
@@ -305,12 +307,12 @@ FRAMES = TableRow(name="frames", paper="", base="k400_tsn_r50", full=PLAIN, toy_
 TPN = TableRow(name="TPN", paper="", full={**PARALLEL, "model.alpha": (4, 8)}, toy=PARALLEL)
 
 FIGURES = {"figure1": (FRAMES,), "figure4": (FRAMES, BACKBONE, TPN), "figure5": (BACKBONE, TPN)}
-"""The networks behind each figure of the paper; `jobs/reproduce.py` trains them and analyses them as jobs/tempo.py."""
+"""The networks behind each figure of the paper. `jobs/reproduce.py` trains and analyzes them like jobs/tempo.py."""
 
 
 TOY_FIGURES = {
-    "figure1": "that classes of made actions differ in how much their tempo varies, as they were made to",
-    "figure4": "how a gain is set against the variance of tempo; colour tells the classes, little is left to gain",
+    "figure1": "that classes of synthetic actions differ in how much their tempo varies, as designed",
+    "figure4": "how a gain is plotted against the variance of tempo; color reveals the class: little is left to gain",
     "figure5": "how far each network depends on the tempo it was trained at. Where the class is the tempo (jobs/toy.py "
     "without --kind) a video played faster is one of another class, and a network that sees tempo has to fall; where "
     "tempo is only how an action is done (--kind actions) it should not",
@@ -318,7 +320,7 @@ TOY_FIGURES = {
 
 
 def figure(name: str) -> Table:
-    """The networks of a figure, to be trained like a table's rows."""
+    """Return the networks of a figure, to be trained like a table's rows."""
     return Table(
         title=f"Figure {name.removeprefix('figure')}",
         data=KINETICS,
@@ -341,7 +343,7 @@ TABLES: dict[str, Callable[[], Table]] = {
 
 
 def table(name: str) -> Table:
-    """The table of that name."""
+    """Return the table with the given name."""
     if name not in TABLES:
         raise ConfigError(f"unknown table {name!r}; known: {', '.join(TABLES)}, {', '.join(FIGURES)}")
     return TABLES[name]()

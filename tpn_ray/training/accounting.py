@@ -1,4 +1,4 @@
-"""The books of a run: its bad videos, its time, its commits. Runs on the driver."""
+"""The accounts of a run: its bad videos, its time, and its commits. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tpn_ray.training.events import BadVideos, Committed, Diverged, Event, Faile
 from tpn_ray.training.goodput import Goodput
 
 SAVE_AGAIN_SECONDS = 30.0
-"""Pause before bad videos are put on record again, where storage refused it."""
+"""Pause before bad videos are recorded again after storage refused them."""
 
 
 @dataclass
 class RunLedger:
-    """Books bad videos, time and commits of a run, holds it to its budget, and passes every event on."""
+    """Records bad videos, time, and commits of a run, enforces its budget, and passes every event on."""
 
     manifest: Manifest
     plan: Plan
@@ -33,20 +33,20 @@ class RunLedger:
     goodput: Goodput
     run_uri: str
     bad: dict[str, Bad] = field(default_factory=dict)
-    """By id; those on record, and those found since."""
+    """Bad videos by id: those on record, and those found since."""
     speeds: list[float] = field(default_factory=list)
     committed: int = 0
-    """The last step on record that was passed on."""
+    """Last step on record that was passed on."""
     commits: int = 0
-    """Checkpoints that were committed so far, this time."""
+    """Number of checkpoints committed by this attempt so far."""
     placement_group: str = ""
-    """Of the workers that run."""
+    """Placement group of the running workers."""
     save_at: float = math.inf
-    """When `bad` is to be put on record, by the monotonic clock."""
+    """When `bad` is to be recorded, by the monotonic clock."""
     rows: dict[str, list[int]] = field(default_factory=dict)
-    """Rows of the manifest by split, as far as they were asked for."""
+    """Rows of the manifest by split, filled on demand."""
     noticed: dict[str, str] = field(default_factory=dict)
-    """What notices are about -> the last one."""
+    """Subject of a notice -> the last one about it."""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -73,7 +73,7 @@ class RunLedger:
             self._stop(event)
         if isinstance(event, Stopped):
             raise event.error
-        if isinstance(event, BadVideos):  # not before: what is on record may have been repaired since
+        if isinstance(event, BadVideos):  # only now: the videos on record may have been repaired since
             self._hold_to_budget()
 
     def catch_up(self, run_uri: str) -> None:
@@ -83,14 +83,16 @@ class RunLedger:
             self(Committed.of(record, run_folder.place_of(run_uri, record.step, there)))
 
     def take_up(self) -> None:
-        """Begin with the bad videos that are on record."""
+        """Load the bad videos that are on record."""
         self.bad, fault = bad_record.read(self.run_uri, self.manifest.version)
         if fault:
             self(Notice(text=fault))
 
     def save(self, now: float = math.inf) -> None:
-        """Put bad videos that are new on record. Storage that refuses is asked again later, and ends no run: while
-        it runs (`now` is given), events must not wait for storage."""
+        """Record new bad videos. If storage refuses, retry later and keep the run going.
+
+        While the run is active (`now` is given), events must not wait for storage.
+        """
         if self.save_at == math.inf or now < self.save_at:
             return
         try:
@@ -110,7 +112,7 @@ class RunLedger:
                 self.save_at = min(self.save_at, time.monotonic())
 
     def _rows(self, split: str) -> list[int]:
-        """Of a split; looked for once, since a dataset has millions and every bad video asks."""
+        """Return the rows of a split, found once: a dataset has millions, and every bad video asks."""
         if split not in self.rows:
             splits = self.manifest.splits
             self.rows[split] = list(itertools.compress(range(len(splits)), map(split.__eq__, splits)))
@@ -125,7 +127,7 @@ class RunLedger:
         )
 
     def _hold_to_budget(self) -> None:
-        remedy = "the same command goes on from the last checkpoint"
+        remedy = "the same command resumes from the last checkpoint"
         try:
             check_budget(self.bad, len(self.manifest), self.max_bad, self.bad.values(), remedy)
         except BudgetError:

@@ -1,7 +1,7 @@
-"""bad.json in the folder of a run: the videos that could not be used, so that those found before a stop count after it.
+"""bad.json in the folder of a run: its unusable videos, so that those found before a stop still count after it.
 
-Workers tell of a bad video when they decode it, which a run that goes on may not do again. Written by the run's driver
-alone; runs anywhere.
+Workers report a bad video when they decode it, which a resumed run may not do again. Written by the run's driver alone;
+runs anywhere.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ NAME = "bad.json"
 
 
 def write(run_uri: str, dataset_version: str, bad: Mapping[str, Bad]) -> None:
-    """Put down all bad videos of a run, by id."""
+    """Write all bad videos of a run, by id."""
     rows = [[id, *about] for id, about in bad.items()]
     plain = {"format": FORMAT, "dataset_version": dataset_version, "bad": rows}
     storage.write_bytes(storage.join(run_uri, NAME), json.dumps(plain).encode())
 
 
 def read(run_uri: str, dataset_version: str) -> tuple[dict[str, Bad], str]:
-    """The bad videos on record, by id, and what is wrong with the record, in a sentence ("": nothing).
+    """Return the bad videos on record, by id, and what is wrong with the record in a sentence ("": nothing).
 
-    What a run of the same name found in another dataset, before it had a checkpoint, is not of this one.
+    Findings that a run of the same name made in another dataset, before it had a checkpoint, do not belong to this one.
     """
     uri = storage.join(run_uri, NAME)
     try:

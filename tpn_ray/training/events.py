@@ -1,4 +1,4 @@
-"""What a training run tells its driver while it runs. Plain data; runs anywhere."""
+"""The events that a training run sends its driver while it runs. Plain data; runs anywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tpn_ray.training.record import Record, StepMetrics
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where the run is: sent by rank 0 as it goes, for the eye; may be lost or repeated after a restart."""
+    """Where the run is, for display: sent by rank 0 as it trains. It may be lost, or repeated after a restart."""
 
     step: int
     steps: int
@@ -19,20 +19,20 @@ class Progress:
     top1: float
     clips_per_second: float
     waiting: float
-    """Share of the time since the last progress in which the workers waited for data (mean over workers)."""
+    """Share of the time since the last progress event that the workers waited for data (mean over workers)."""
     seconds_left: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A group of workers has begun; `step` is where it goes on from."""
+    """A group of workers has started; `step` is where it resumes."""
 
     step: int
     workers: int
     at: float
     """Seconds since the epoch."""
     placement_group: str = ""
-    """Id of what holds the group's resources."""
+    """Id of the placement group that holds the group's resources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +44,17 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Diverged:
-    """The loss of a micro-batch is no number: training ends."""
+    """The loss of a micro-batch is not finite: training ends."""
 
     step: int
-    """From 0."""
+    """Step, from 0."""
     number: int
     loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadVideos:
-    """Videos that could not be used: (row of the training manifest, reason, message)."""
+    """Unusable videos: (row of the split's manifest, reason, message)."""
 
     split: str
     found: tuple[tuple[int, str, str], ...]
@@ -62,7 +62,7 @@ class BadVideos:
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
-    """A checkpoint is in storage, with everything measured since the one before it: sent once for each.
+    """A checkpoint is in storage, with everything measured since the previous one. Sent once for each.
 
     It has scores if the validation videos were scored at this step. `checkpoint` may be a later one, if this step's
     could not be written.
@@ -78,7 +78,7 @@ class Committed:
 
     @classmethod
     def of(cls, record: Record, checkpoint: str) -> Committed:
-        """The event for a record."""
+        """Return the event for a record."""
         return cls(
             step=record.step,
             epoch=record.epoch,
@@ -95,12 +95,12 @@ class Notice:
 
     text: str
     about: str = ""
-    """What several processes may tell of: then only what differs from the last notice about it is news."""
+    """Subject that several processes may report on; only a text that differs from the last notice about it is news."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """Training ends by an error that no new start of the workers would mend."""
+    """Training ends with an error that restarting the workers would not fix."""
 
     error: Exception
 

@@ -1,7 +1,7 @@
 """Where the time of all workers went: every second is booked to one part. Plain Python; runs anywhere.
 
-A worker's `Clock` always books to exactly one part. `Goodput` adds the workers' books of what became durable to what
-only the driver sees: the time in which no workers were there, and the work that a failure made worthless.
+A worker's `Clock` always books to exactly one part. `Goodput` combines the workers' books, as far as their work became
+durable, with what only the driver sees: the time without workers, and the work that a failure made worthless.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from tpn_ray.training.record import StepMetrics
 
 PARTS = ("compute", "data", "evaluation", "checkpoint", "other")
-"""What a worker books: steps, waiting for clips, scoring, what a checkpoint makes the step wait, all else."""
+"""What a worker books: steps, waiting for clips, scoring, the time a checkpoint holds up a step, and the rest."""
 
 METRIC = "seconds_"
 """Prefix of the metrics that carry the books, in seconds summed over the workers."""
 
 
 class Clock:
-    """Books the time of one worker since it was made."""
+    """Books the time of one worker since it was created."""
 
     def __init__(self) -> None:
         self._part, self._since = "other", time.perf_counter()
@@ -29,7 +29,7 @@ class Clock:
 
     @contextlib.contextmanager
     def booking(self, part: str) -> Iterator[None]:
-        """Within, time goes to `part`."""
+        """Book the time inside the block to `part`."""
         before = self._switch(part)
         try:
             yield
@@ -37,7 +37,7 @@ class Clock:
             self._switch(before)
 
     def take(self) -> dict[str, float]:
-        """Seconds by part since the last call."""
+        """Return the seconds by part since the last call."""
         self._switch(self._part)
         taken, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
         return taken
@@ -57,7 +57,7 @@ class Goodput:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PARTS, "start-up", "lost"), 0.0))
     restarts: int = -1
     workers: int = 0
-    """Of the group that runs, or 0."""
+    """Size of the running group, or 0."""
     _at: float = 0.0
     _booked: float = 0.0
 
@@ -65,15 +65,15 @@ class Goodput:
         self._at = self.begun
 
     def started(self, at: float, workers: int) -> None:
-        """A group of workers has begun."""
-        if self.workers:  # nobody saw the end of the one before
+        """Record that a group of workers has started."""
+        if self.workers:  # the end of the previous group went unseen
             self.failed(at)
         self.seconds["start-up"] += max(0.0, at - self._at) * workers
         self.workers, self._at, self._booked = workers, at, 0.0
         self.restarts += 1
 
     def committed(self, history: Sequence[StepMetrics]) -> None:
-        """What was measured up to here is durable."""
+        """Record that everything measured up to here is durable."""
         for metrics in history:
             for part in PARTS:
                 seconds = metrics.values.get(METRIC + part, 0.0)
@@ -81,11 +81,11 @@ class Goodput:
                 self._booked += seconds
 
     def failed(self, at: float) -> None:
-        """The group is gone: what it did since its last checkpoint is lost."""
+        """Record that the group is gone and its work since the last checkpoint is lost."""
         self._end(at, "lost")
 
     def finished(self, at: float) -> None:
-        """The run is over."""
+        """Record that the run is over."""
         self._end(at, "other")
 
     def _end(self, at: float, rest: str) -> None:
@@ -95,7 +95,7 @@ class Goodput:
 
     @property
     def total(self) -> float:
-        """All worker-seconds."""
+        """Total worker-seconds."""
         return sum(self.seconds.values())
 
     @property

@@ -1,4 +1,4 @@
-"""What the steps measured, gathered from all workers. Runs on Ray Train workers, and anywhere."""
+"""Metrics of the steps, gathered from all workers. Runs on Ray Train workers, and anywhere."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MEGABYTE = 1024**2
 
 
 class DivergedError(TrainingError):
-    """The loss is no number, which every rank sees at the same step, and again after every new start."""
+    """The loss is not a finite number. Every rank sees this at the same step, and again after every restart."""
 
 
 class Log:
-    """Sums since the last progress, and the history since the last checkpoint."""
+    """Sums since the last progress report, and the history since the last checkpoint."""
 
     def __init__(self, plan: Plan, clock: Clock, tell: Callable[[Event], None]) -> None:
         self._plan, self._clock, self._tell = plan, clock, tell
@@ -33,25 +33,25 @@ class Log:
         self._waited = 0.0
         self._history: list[StepMetrics] = []
         self._process = psutil.Process()
-        psutil.cpu_percent()  # the first call only begins to measure
+        psutil.cpu_percent()  # the first call only starts the measurement
 
     def add(self, sums: StepSums, seconds: float, waited_seconds: float) -> None:
-        """One step, how long it took, and how much of that it waited for clips."""
+        """Add one step, how long it took, and how much of that it waited for clips."""
         self._sums.append(sums)
         self._seconds += seconds
         self._waited += waited_seconds
 
     def take_history(self) -> tuple[StepMetrics, ...]:
-        """What was gathered since the last call."""
+        """Return the metrics gathered since the last call."""
         taken, self._history = tuple(self._history), []
         return taken
 
     def flush(self, training: Training, rank: int) -> None:
-        """Gather over all workers (a collective), stop on a loss that is no number, tell the driver."""
+        """Gather over all workers (a collective), stop if a loss is not finite, and tell the driver."""
         if not self._sums:
             return
         begun = time.perf_counter()
-        # Every loss has one worker that knows it and is 0 on the others: their sum is exact whoever computed which.
+        # One worker knows each loss, and it is 0 on the others, so the sum is exact whichever worker computed which.
         losses = torch.stack([sums.losses for sums in self._sums]).double()
         hits = torch.stack([sums.hits for sums in self._sums]).sum().double()
         booked, system = self._clock.take(), self._system(training.device)
@@ -96,7 +96,7 @@ class Log:
         raise DivergedError(f"the loss of micro-batch {number} of step {at} is {loss}")
 
     def _system(self, device: str) -> dict[str, float]:
-        """How busy this worker's machine is, and what the worker takes of it; named as MLflow's system metrics are."""
+        """Return the load of this worker's machine and the worker's own usage, named like MLflow's system metrics."""
         numbers = {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/worker_memory_usage_megabytes": self._process.memory_info().rss / MEGABYTE,

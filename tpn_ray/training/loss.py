@@ -14,7 +14,7 @@ from tpn_ray.recipe import LossConfig
 def total_loss(
     scores: Scores, labels: Int[Tensor, "n s"], classes: tuple[int, ...], config: LossConfig
 ) -> Float[Tensor, ""]:
-    """Mean over the clips. With several label sets (verb, noun), the mean over the sets of each head's losses."""
+    """Return the mean loss over the clips. With several label sets (verb, noun), each head averages over them."""
     if len(scores.auxiliary) != len(config.lambdas):
         raise ConfigError(
             f"lambdas={config.lambdas} has {len(config.lambdas)} entries, "
@@ -29,7 +29,7 @@ def total_loss(
 def cross_entropy(
     scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...], smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over clips and label sets, in float32 whatever the precision of the network."""
+    """Return the mean cross-entropy over clips and label sets, in float32 whatever the precision of the network."""
     parts = split_label_sets(scores.float(), classes)
     losses = [F.cross_entropy(part, labels[:, i], label_smoothing=smoothing) for i, part in enumerate(parts)]
     total = losses[0]

@@ -1,7 +1,7 @@
-"""What becomes of a run that has lost its workers, or Ray Train's controller: the budget of failures. Pure.
+"""The failure budget: what happens to a run that loses its workers, or Ray Train's controller. Pure.
 
-The budget is by progress. What was lost before the last checkpoint that the run has committed is past: a run of weeks
-loses a worker now and then, and each time goes on; one that comes no further must end.
+The budget is counted from the last progress. What was lost before the last committed checkpoint is forgiven: a run of
+weeks loses a worker now and then and resumes each time, while a run that makes no progress must end.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CONTROLLER_STARTS = 20
 """Times that Ray Train's controller may be lost without any progress."""
 
 PASSING = (StorageError, ResourceError, TornCheckpointError, TrackingError, SupersededError)
-"""Errors of ours that a new group of workers need not meet again: a node may have been the cause, and a checkpoint that
-is torn is passed over. Of all others, such as a checkpoint of another network, the next group would die as well."""
+"""Errors of ours that a new group of workers may not meet again: a node may have been the cause, and a torn checkpoint
+is passed over. Any other error, such as a checkpoint of another network, would also end the next group."""
 
 
 class Lost(Enum):
@@ -33,9 +33,9 @@ class Lost(Enum):
     WORKERS = "workers"
     """A worker was killed, or met an error that may pass."""
     CONTROLLER = "controller"
-    """Ray Train's controller was killed, or ended with a worker that was."""
+    """Ray Train's controller was killed, or ended along with a worker that was."""
     PLACES = "places"
-    """Ray Train gave up placing workers, of which it counts failures over its whole life."""
+    """Ray Train gave up placing workers, for which it counts failures over its whole life."""
     FOR_GOOD = "for good"
     """The next workers would end in the same way."""
 
@@ -50,7 +50,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class StartAgain:
-    """A new trainer goes on from the last checkpoint."""
+    """A new trainer resumes from the last checkpoint."""
 
     losses: Losses
 
@@ -61,13 +61,13 @@ class End:
 
 
 def is_lasting(error: TpnRayError | None) -> bool:
-    """Whether an error of ours out of a worker (None: it was no such error) would meet the next workers as well."""
+    """Return whether the next workers would also meet this error from a worker (None: it was not one of ours)."""
     return isinstance(error, StorageRefusedError) or (error is not None and not isinstance(error, PASSING))
 
 
 def decide(lost: Lost, before: Losses, *, progress: bool, max_failures: int) -> StartAgain | End:
-    """Whether a run goes on: `before` is what it had lost when this trainer began, `progress` whether a checkpoint was
-    committed since then. With `max_failures` below 0 any number of workers may be lost."""
+    """Decide whether a run continues. `before` is what it had lost when this trainer started, and `progress` is whether
+    a checkpoint was committed since then. With `max_failures` below 0, any number of workers may be lost."""
     if progress:
         before = Losses()
     match lost:

@@ -1,4 +1,4 @@
-"""What a run takes of a cluster, and whether the cluster can ever give it. Runs on the driver."""
+"""The cluster resources of a run, and whether the cluster can ever provide them. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tpn_ray.resources import Decoding, PerWorker, Resources, has_labels
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """What a run takes of the cluster."""
+    """Cluster resources of a run."""
 
     workers: int = 2
-    """Ray Train workers; each is one process with one copy of the network."""
+    """Number of Ray Train workers, each a process with one copy of the network."""
 
     min_workers: int = 0
-    """Above 0, the run goes on with fewer workers, down to this many, while the cluster cannot give `workers`, and
-    with more again when it can."""
+    """Minimum number of workers. Above 0, the run continues with fewer workers, down to this many, while the cluster
+    cannot provide `workers`, and grows again when it can."""
 
     resize_seconds: float = 60.0
-    """With --min-workers, the time between two looks whether the cluster can give more workers. More of them begin with
-    the last checkpoint."""
+    """With --min-workers: interval at which to check whether the cluster can provide more workers. A larger group
+    starts from the last checkpoint."""
 
     per_worker: Annotated[PerWorker, tyro.conf.arg(name="")] = field(default_factory=PerWorker)
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
 
     share_clips_gb: float = 0.0
-    """Local disk of each node for decoded clips that other trials of a campaign want too; 0 shares nothing."""
+    """Local disk per node for decoded clips that other trials of a campaign also need; 0 shares nothing."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -46,13 +46,13 @@ class Machines:
 
     @property
     def for_scoring(self) -> Resources:
-        """As much of the cluster as training takes."""
+        """The same share of the cluster as training, for scoring."""
         per_worker = replace(self.per_worker, cpus=self.per_worker.cpus or 1.0)
         return Resources(workers=self.workers, per_worker=per_worker, decoding=self.decoding)
 
 
 def check_division(machines: Machines, recipe: Recipe) -> None:
-    """Refuse a number of workers that cannot share the steps of `recipe`, on whatever cluster."""
+    """Refuse a number of workers that cannot divide the steps of `recipe`, on any cluster."""
     shares = recipe.loop.micro_batches_per_step
     if machines.workers > shares:
         raise ResourceError(
@@ -73,7 +73,7 @@ def check_division(machines: Machines, recipe: Recipe) -> None:
 
 
 def check_feasible(machines: Machines, total: Mapping[str, float], nodes: Sequence[Mapping[str, str]]) -> None:
-    """Refuse what the cluster, with resources `total` and `nodes` of these labels, can never start."""
+    """Refuse what the cluster, with resources `total` and nodes with these labels, can never start."""
     each, decoding = machines.per_worker, machines.decoding
     if decoding.may_grow:
         return
@@ -96,10 +96,10 @@ def check_feasible(machines: Machines, total: Mapping[str, float], nodes: Sequen
         if workers * amount > total.get(name, 0.0):
             raise ResourceError(
                 f"too little of {name}: {workers} workers of {amount:g} need {workers * amount:g}, the nodes of the "
-                f"cluster declare {total.get(name, 0.0):g}; mend --worker-resources, or give --may-grow"
+                f"cluster declare {total.get(name, 0.0):g}; fix --worker-resources, or give --may-grow"
             )
     if not any(has_labels(labels, decoding.labels) for labels in nodes):
         raise ResourceError(
-            f"no node has the labels {' '.join(decoding.on)}; mend --decode-on, or give --may-grow if the cluster adds "
+            f"no node has the labels {' '.join(decoding.on)}; fix --decode-on, or give --may-grow if the cluster adds "
             "such nodes on demand"
         )

@@ -12,7 +12,7 @@ from tpn_ray.recipe import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, epochs: int) -> float:
-    """The rate of `step` (from 0) out of `steps` in `epochs`; pure, so that nothing about it needs saving."""
+    """Return the rate of `step` (from 0) out of `steps` in `epochs`. It is pure, so nothing about it needs saving."""
     done = step / steps
     warmup = _share(config.warmup, epochs)
     rising = 0.3 if config.schedule == "one_cycle" and not warmup else warmup
@@ -26,14 +26,14 @@ def learning_rate(config: OptimConfig, step: int, steps: int, epochs: int) -> fl
 
 
 def _share(point: float, epochs: int) -> float:
-    """A share of the run as it is, a number of epochs as a share."""
+    """Return a share of the run unchanged, and convert a number of epochs to a share."""
     return point if point < 1 else point / epochs
 
 
 def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.SGD:
-    """SGD over groups of parameters that decay and that do not, with one `scale` each. The rate is set at each step.
+    """Return SGD over groups of parameters with and without decay, each with one `scale`. The rate is set at each step.
 
-    Frozen parameters need no gradient any more. Raises ConfigError for a name that begins no parameter's.
+    Frozen parameters stop requiring gradients. Raises ConfigError for a name that is no parameter's prefix.
     """
     names = [name for name, _ in model.named_parameters()]
     for part in (*config.freeze, *config.factors):
@@ -47,7 +47,7 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.SGD:
             continue
         fitting = [part for part in config.factors if _begins(name, part)]
         scale = config.factors[max(fitting, key=len)] if fitting else 1.0
-        # BatchNorm's scales and all biases are vectors, weights of convolutions and linear layers are not.
+        # BatchNorm's scales and all biases are vectors; weights of convolutions and linear layers are not.
         decay = config.weight_decay if parameter.ndim > 1 or config.decay_norm_and_bias else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     if not groups:
@@ -61,7 +61,7 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.SGD:
 
 
 def frozen_modules(config: OptimConfig, model: nn.Module) -> list[nn.Module]:
-    """The modules of the frozen parts, whose BatchNorm and dropout stay as in evaluation."""
+    """Return the modules of the frozen parts, whose BatchNorm and dropout stay in evaluation mode."""
     return [module for name, module in model.named_modules() if any(_begins(name, part) for part in config.freeze)]
 
 

@@ -1,7 +1,7 @@
-"""A proof of what was trained on: each worker writes down the clips of every step that it takes part in.
+"""A record of what was trained on: each worker writes down the clips of every step that it takes part in.
 
-One file of JSON lines for each start and rank; the first line says from which step the start went on. A start counts
-up to the step from which the next one went on: what was done beyond it was lost, and is done again. Runs anywhere.
+There is one file of JSON lines per start and rank; its first line gives the step from which the start resumed. A start
+counts up to the step from which the next one resumed: work beyond that was lost and is redone. Runs anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tpn_ray.data.plan import Plan
 
 
 class OrderLedger:
-    """Writes the lines of one rank; a line is complete on disk before the step's result can be in a checkpoint."""
+    """Writes the lines of one rank. A line is complete on disk before the step's result can be in a checkpoint."""
 
     def __init__(self, folder: str, start: int, rank: int, first_step: int) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ class OrderLedger:
         self._put({"first_step": first_step})
 
     def trained(self, step: int, number: int, positions: Sequence[int]) -> None:
-        """Micro-batch `number` of `step` (from 0) is about to be trained."""
+        """Record that micro-batch `number` of `step` (from 0) is about to be trained."""
         self._put({"step": step, "number": number, "positions": list(positions)})
 
     def _put(self, line: object) -> None:
@@ -32,7 +32,7 @@ class OrderLedger:
 
 
 def check(folder: str, plan: Plan) -> list[str]:
-    """What is wrong with the order of a finished run: empty if every clip of the plan was trained exactly once."""
+    """Return the faults in the order of a finished run; empty if every clip of the plan was trained exactly once."""
     starts = _read(Path(folder))
     faults = []
     for place, start in enumerate(starts):
@@ -56,7 +56,7 @@ class _Start:
 
 
 def _read(folder: Path) -> list[_Start]:
-    """All starts in their order, the lines of their ranks put together."""
+    """Read all starts in order, merging the lines of their ranks."""
     starts: dict[str, _Start] = {}
     for path in sorted(folder.glob("*.jsonl")):
         lines = path.read_text().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""The places that the cluster gives the workers of a run: waiting for them, and freeing them. Runs on the driver."""
+"""Placement of a run's workers in the cluster: waiting for it, and freeing it. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tpn_ray.training.accounting import RunLedger
 from tpn_ray.training.events import Notice
 
 LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
-"""Pause between two looks whether the workers have their places, and time without them before the user is told."""
+"""Pause between two checks whether the workers are placed, and time without placement before the user is told."""
 ABANDONED_SECONDS, ABANDONED_LOOKS = 120.0, 3
-"""Time after the end of a controller in which places without actors are looked for, and looks in a row that must see
-one of them."""
+"""How long after the end of a controller to look for placement groups without actors, and how many checks in a row must
+find one before it is freed."""
 STATE_SECONDS, MOST_LISTED = 20, 10_000
-"""Timeout and limit of a question to Ray's State API."""
+"""Timeout and limit of a query to Ray's State API."""
 
 
 class Places:
-    """Watches whether the workers have places in the cluster: without any, Ray Train waits for ever, and in silence."""
+    """Watches whether the workers are placed in the cluster. If none is, Ray Train waits forever, in silence."""
 
     def __init__(self, ledger: RunLedger, longest: float, now: float) -> None:
         self._ledger, self._longest = ledger, longest
@@ -38,11 +38,11 @@ class Places:
         self._abandoned = Counter[str]()
 
     def controller_lost(self) -> None:
-        """Look for places that nobody holds: of workers that had not begun when their controller ended."""
+        """Start looking for abandoned placement groups: of workers that had not started when their controller ended."""
         self._lost = time.monotonic()
 
     def look(self, now: float) -> None:
-        """Called often. Tells the user of a wait, and raises ResourceError when it was the longest."""
+        """Report a long wait to the user, and raise ResourceError when it exceeds the limit. Called often."""
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
@@ -53,14 +53,14 @@ class Places:
         elif now - self._placed > self._longest:
             raise ResourceError(
                 f"the cluster gave the run no workers for {self._longest / 60:.0f} minutes; it has "
-                f"{_amounts(ray.cluster_resources())}. The same command with the same --name goes on"
+                f"{_amounts(ray.cluster_resources())}. The same command with the same --name resumes"
             )
         elif now - self._placed > SAY_SECONDS and not self._told:
             self._told = True
-            self._ledger(Notice(text=f"waits for workers; the cluster has {_amounts(ray.cluster_resources())}"))
+            self._ledger(Notice(text=f"waiting for workers; the cluster has {_amounts(ray.cluster_resources())}"))
 
     def _free_abandoned(self) -> None:
-        """Places without an actor in several looks; those of other trials get theirs within moments."""
+        """Free placement groups without an actor in several checks; those of other trials get theirs within moments."""
         without = _without_actors()
         self._abandoned = Counter({group: self._abandoned[group] + 1 for group in without})
         for group, looks in self._abandoned.items():
@@ -69,7 +69,7 @@ class Places:
 
 
 def is_placed(placement_group: str) -> bool:
-    """Whether the workers that began last are still there."""
+    """Return whether the workers that started last are still placed."""
     if not placement_group:
         return False
     group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_group)))
@@ -84,9 +84,9 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def release(placement_group: str) -> None:
-    """Free what the workers of a dead controller held: by default it stays until the job ends.
+    """Free what the workers of a dead controller held. By default, it stays until the job ends.
 
-    Ray Train has a helper for it, which needs the dashboard, and knows of no workers that had not begun.
+    Ray Train has a helper for this, but it needs the dashboard and does not know of workers that had not started.
     """
     if placement_group:
         group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_group)))
@@ -95,7 +95,7 @@ def release(placement_group: str) -> None:
 
 
 def _without_actors() -> set[str]:
-    """This job's placement groups that are given and hold no actor; none where Ray's State API does not answer."""
+    """Return this job's created placement groups that hold no actor; none if Ray's State API does not answer."""
     job = ray.get_runtime_context().get_job_id()
     groups_of, actors_of = (
         [("creator_job_id", "=", job), ("state", "=", "CREATED")],

@@ -1,6 +1,6 @@
-"""A run without Ray: the same steps on the same clips under torchrun, fed by a DataLoader. What `bench` compares with.
+"""A run without Ray, as a baseline for `bench`: the same steps on the same clips under torchrun, fed by a DataLoader.
 
-`torchrun --nproc-per-node 2 -m tpn_ray.training.plain_run SETTINGS.json`; rank 0 writes what it measured to the file
+`torchrun --nproc-per-node 2 -m tpn_ray.training.plain_run SETTINGS.json`; rank 0 writes its measurements to the file
 named in the settings.
 """
 
@@ -31,13 +31,13 @@ from tpn_ray.training.stream import Stream
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a plain run needs; written as JSON."""
+    """Settings of a plain run, written as JSON."""
 
     recipe: dict[str, object]
-    """Plain, with the dataset's number of classes."""
+    """The recipe as plain data, with the dataset's number of classes."""
     data: str
     threads: int
-    """Of each worker's torch."""
+    """Torch threads of each worker."""
     loaders: int
     """Decoding processes of each worker."""
     gpu: bool
@@ -59,7 +59,7 @@ class Blocks(Dataset[Rows]):
 
 
 def main(path: str) -> None:
-    """Train all epochs and write what was measured."""
+    """Train all epochs and write the measurements."""
     settings = Settings(**json.loads(Path(path).read_text()))
     torch.set_num_threads(settings.threads)
     dist.init_process_group("nccl" if settings.gpu else "gloo")
@@ -75,7 +75,7 @@ def main(path: str) -> None:
     loader = DataLoader(
         Blocks(source, plan, rank, workers),
         batch_size=None,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batches it gets one block
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching, it gets one block
         num_workers=settings.loaders,
     )
     stream = Stream(

@@ -1,4 +1,4 @@
-"""What a run has on record. Plain data; runs anywhere, and needs nothing: the mailbox begins without torch."""
+"""The records of a run. Plain data; runs anywhere, and imports little, so that the mailbox starts without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """The mean over the steps since the last one of these, over all workers' clips."""
+    """Means over the steps since the previous metrics, over all workers' clips."""
 
     step: int
     values: dict[str, float]
@@ -15,13 +15,13 @@ class StepMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one checkpoint has on record."""
+    """The record of one checkpoint."""
 
     step: int
     epoch: int
     scores: dict[str, float] = field(default_factory=dict)
-    """On the validation videos, where they were scored at this step."""
+    """Scores on the validation videos, if they were scored at this step."""
     history: tuple[StepMetrics, ...] = ()
-    """Of the steps since the record before this one."""
+    """Metrics of the steps since the previous record."""
     ended: str = ""
     """Why the run ended here before its last step; empty if it did not."""

@@ -1,7 +1,7 @@
 """One training run, from its name to its result. Runs on the driver or in a Tune trial.
 
-`train` starts the Train controller in a thread and hands every event of the run to its caller, one after the other, in
-the calling thread: there the job prints and tracks, and a Tune trial reports.
+`train` starts the Train controller in a thread and hands every event of the run to its caller, one after another, in
+the calling thread, where the job prints and tracks them or a Tune trial reports them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tpn_ray.training.saving import Saving
 from tpn_ray.training.trainer import fit, make_trainer
 
 WAIT_SECONDS = 600.0
-"""Longest time without workers on a cluster of fixed size; by default Ray Train waits for ever."""
+"""Longest time without workers on a cluster of fixed size. By default, Ray Train waits forever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,31 +44,31 @@ class RunResult:
     """URI of the checkpoint with the highest validation top-1."""
     last: str
     scores: dict[str, float]
-    """Of the best checkpoint."""
+    """Scores of the best checkpoint."""
     bad: tuple[tuple[str, str, str], ...] = ()
-    """Videos that were not usable: (uri, reason, message)."""
+    """Unusable videos: (uri, reason, message)."""
     trained: bool = True
-    """False where the run had been complete before."""
+    """False if the run was already complete."""
     ended: str = ""
     """Why the run ended before its last epoch; empty if it did not."""
     clips_per_second: float = 0.0
-    """Median over the run of the training speed; 0 where nothing was trained any more."""
+    """Median training speed over the run; 0 if nothing was left to train."""
     goodput: Goodput
-    """Where the time of the workers went, this time."""
+    """Where the workers' time went in this attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """The part of a run that is trained; by default all of it."""
+    """The part of a run to train. Default: all of it."""
 
     until_epoch: int = 0
-    """Epoch at which the run pauses, evaluated and with a checkpoint; 0: its end. Continued, it ends with the same
+    """Epoch at which the run pauses, evaluated and with a checkpoint; 0: its end. When resumed, it ends with the same
     weights, bit for bit, as a run that never paused."""
     start_from: str = ""
-    """Checkpoint whose weights, momenta and position a new run begins with. Its settings may have been others as long
-    as the weights fit."""
+    """Checkpoint whose weights, momenta, and position a new run starts with. Its settings may differ as long as the
+    weights fit."""
     start_epoch: int = 0
-    """Epoch at which the run then begins, where the epochs of `start_from` had another number of steps."""
+    """Epoch at which such a run starts, if the epochs of `start_from` had a different number of steps."""
 
 
 def train(
@@ -87,19 +87,18 @@ def train(
     token: lease.Token | None = None,
     look: Callable[[], None] = lambda: None,
 ) -> RunResult:
-    """Train a stretch of a run, going on where a run of this name in this storage stopped.
+    """Train a stretch of a run, resuming where a run of this name in this storage stopped.
 
-    In `order_ledger`, a folder, every worker writes down what it trains on.
+    `recipe` has the dataset's number of classes (`recipe_for`). Workers may be lost `max_failures` times in a row
+    without a new checkpoint in between; nodes that the cluster takes away do not count. If `order_ledger` names a
+    folder, every worker records there what it trains on.
 
-    Workers may be lost `max_failures` times in a row without a later checkpoint in between; nodes that the cluster
-    takes away do not count. `recipe` has the dataset's number of classes (`recipe_for`).
+    The run is written under the lease of `token`, which the caller holds for the run or for the campaign around it, and
+    `look` raises when that lease is lost. Without a token, the run's own lease is taken here.
 
-    The run is written under the lease of `token`, which its holder has for the run or for a campaign around it, and
-    `look` raises when it is lost; without one, the lease of the run is taken here.
-
-    Raises TrainingError when training fails for good, or the project's own error that a worker met and the next would
-    meet as well; BudgetError when more than the share `max_bad` of the videos are bad, LeaseError when another job
-    works on the run, DamagedError when what is there of it is damaged, and whatever `on_event` and `look` raise.
+    Raises TrainingError when training fails for good; the project's own error if a worker met one that the next workers
+    would also meet; BudgetError when more than the share `max_bad` of the videos are bad; LeaseError when another job
+    works on the run; DamagedError when what is stored of it is damaged; and whatever `on_event` and `look` raise.
     """
     run_uri, stretch = storage.join(storage_uri, name), stretch or Stretch()
     with contextlib.ExitStack() as stack:
@@ -137,7 +136,7 @@ def train(
                 start_step=stretch.start_epoch * plan.steps_per_epoch,
                 order_ledger=order_ledger,
             )
-            # Workers that have their places and wait for storage have not yet begun.
+            # Workers that are placed but wait for storage have not started yet.
             longest = (GROW_SECONDS if machines.decoding.may_grow else WAIT_SECONDS) + storage.patience_seconds()
             fit(lambda: make_trainer(job, machines, name), mail, ledger, longest, max_failures, look)
             ledger.save()
@@ -166,7 +165,7 @@ def _result(run_uri: str, ledger: RunLedger, *, trained: bool) -> RunResult:
 
 
 def is_complete(run_uri: str, begun: int, last_step: int, ledger: RunLedger) -> bool:
-    """Whether nothing is left to train. A last checkpoint that is damaged is set aside, and trained again."""
+    """Return whether nothing is left to train. A damaged last checkpoint is set aside and trained again."""
     records = run_folder.read_records(run_uri)
     if begun < last_step and not (records and records[-1].ended):
         return False

@@ -1,13 +1,13 @@
-"""The folder of a run: what was settled at its start, its checkpoints, and the record of everything measured.
+"""The folder of a run: the settings fixed at its start, its checkpoints, and the record of everything measured.
 
     run.json                       recipe, class names, dataset version: another run of this name must have the same
     step-00000040/                 a checkpoint (tpn_ray.checkpoint); committed once its manifest is there
     records/step-00000040.json     scores and metrics up to that checkpoint since the one before it; never pruned
     lease/                         which job works on the run (tpn_ray.lease)
 
-A record is written just before its checkpoint is committed, and counts only when it is: what is on record is exactly
-what a run that goes on has behind it. A checkpoint found damaged is set aside: its manifest gets another name, so that
-it never counts again, and its files stay until the run writes a checkpoint of the same step. Runs anywhere.
+A record is written just before its checkpoint is committed, and counts only once it is: the records are exactly what a
+resumed run has behind it. A checkpoint found damaged is set aside: its manifest gets another name, so that it never
+counts again, and its files stay until the run writes a checkpoint of the same step. Runs anywhere.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ SET_ASIDE = "manifest.damaged.json"
 
 
 def name_of(step: int) -> str:
-    """Name of a checkpoint's folder."""
+    """Return the name of a checkpoint's folder."""
     return f"step-{step:08d}"
 
 
 def checkpoint_uri(run_uri: str, step: int) -> str:
-    """Where the checkpoint after `step` steps is."""
+    """Return the URI of the checkpoint after `step` steps."""
     return storage.join(run_uri, name_of(step))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a run's folder holds."""
+    """The contents of a run's folder."""
 
     folders: dict[int, frozenset[str]]
     """Names of the files in each checkpoint's folder, by step."""
@@ -52,7 +52,7 @@ class Contents:
 
     @property
     def committed(self) -> list[int]:
-        """Steps of all checkpoints that are there, ascending."""
+        """Steps of all committed checkpoints, ascending."""
         return sorted(step for step, names in self.folders.items() if checkpoints.MANIFEST in names)
 
     @property
@@ -79,26 +79,26 @@ def contents(run_uri: str) -> Contents:
 
 
 def committed_steps(run_uri: str) -> list[int]:
-    """Steps of all checkpoints that are there, ascending; empty for a run that has none, or is none."""
+    """Return the steps of all committed checkpoints, ascending; empty if there is no run or no checkpoint."""
     return contents(run_uri).committed
 
 
 def last_checkpoint(run_uri: str) -> str | None:
-    """The newest checkpoint, or None."""
+    """Return the URI of the newest checkpoint, or None."""
     steps = committed_steps(run_uri)
     return checkpoint_uri(run_uri, steps[-1]) if steps else None
 
 
 def place_of(run_uri: str, step: int, committed: Collection[int]) -> str:
-    """Where what a run was at `step` is kept: its checkpoint, or the next one that is there."""
+    """Return where the state of a run at `step` is kept: its checkpoint, or the next one that exists."""
     return checkpoint_uri(run_uri, min((one for one in committed if one >= step), default=step))
 
 
 def newest_whole(run_uri: str) -> tuple[int, list[str]]:
-    """Find the newest checkpoint that is whole: its step (0: none was ever committed), and what is wrong with newer
-    ones, which are set aside.
+    """Find the newest whole checkpoint, set newer damaged ones aside, and return its step and their faults.
 
-    Raises DamagedError, and changes nothing, where there are checkpoints and none is whole.
+    The step is 0 if none was ever committed. Raises DamagedError, and changes nothing, if there are checkpoints and
+    none is whole.
     """
     found, faults = contents(run_uri), dict[int, str]()
     for step in reversed(found.committed):
@@ -115,14 +115,14 @@ def newest_whole(run_uri: str) -> tuple[int, list[str]]:
         raise DamagedError(
             f"every checkpoint of the run {run_uri} is damaged ({first}):\n  "
             + "\n  ".join(checkpoint_uri(run_uri, step) for step in lost)
-            + "\nNothing was changed. Put one of these folders back from a copy, and the same command goes on from it; "
+            + "\nNothing was changed. Put one of these folders back from a copy, and the same command resumes from it; "
             "or delete them all to train again from the first step; or choose another --name"
         )
     return 0, []
 
 
 def set_aside(run_uri: str, step: int) -> None:
-    """Have a damaged checkpoint never count again. Its files stay, as evidence."""
+    """Make a damaged checkpoint never count again. Its files stay as evidence."""
     uri = checkpoint_uri(run_uri, step)
     manifest = storage.join(uri, checkpoints.MANIFEST)
     storage.write_bytes(storage.join(uri, SET_ASIDE), storage.read_bytes(manifest))
@@ -130,7 +130,7 @@ def set_aside(run_uri: str, step: int) -> None:
 
 
 def write_record(run_uri: str, record: Record, token: Token | None = None) -> None:
-    """Put a record down; it counts when the checkpoint of its step is committed."""
+    """Write a record; it counts once the checkpoint of its step is committed."""
     plain = {
         "format": FORMAT,
         "step": record.step,
@@ -143,7 +143,7 @@ def write_record(run_uri: str, record: Record, token: Token | None = None) -> No
 
 
 def delete_record(run_uri: str, step: int) -> None:
-    """Delete a record whose step the run did not come to."""
+    """Delete the record of a step that the run did not reach."""
     storage.delete_file(_record_uri(run_uri, step))
 
 
@@ -152,7 +152,7 @@ def _record_uri(run_uri: str, step: int) -> str:
 
 
 def read_records(run_uri: str, after: int = 0) -> list[Record]:
-    """The records of steps above `after` up to the newest checkpoint, in order. Raises DamagedError."""
+    """Return the records of steps above `after` up to the newest checkpoint, in order. Raises DamagedError."""
     found = contents(run_uri)
     newest = max(found.committed, default=0)
     return [_record(_record_uri(run_uri, step)) for step in sorted(found.records) if after < step <= newest]
@@ -160,7 +160,7 @@ def read_records(run_uri: str, after: int = 0) -> list[Record]:
 
 def _record(uri: str) -> Record:
     remedy = (
-        "Put it back from a copy, or delete it: the same command then goes on, and only the losses and scores that it "
+        "Put it back from a copy, or delete it: the same command then resumes, and only the losses and scores that it "
         "held are missing"
     )
     plain = unseal(storage.read_bytes(uri), uri, remedy)
@@ -174,31 +174,30 @@ def _record(uri: str) -> Record:
             ended=plain["ended"],
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise damaged(uri, f"it is no record of a step ({type(error).__name__}: {error})", remedy) from error
+        raise damaged(uri, f"it is not a record of a step ({type(error).__name__}: {error})", remedy) from error
 
 
 def best(records: Sequence[Record], committed: Collection[int]) -> Record | None:
-    """The one with the highest validation top-1 whose checkpoint is there, the later one of equals; None where no such
-    checkpoint was scored."""
+    """Return the record with the highest validation top-1 whose checkpoint exists, or None; the latest in a tie."""
     scored = [record for record in records if record.scores and record.step in committed]
     return max(scored, key=lambda record: (record.scores["val_top1"], record.step)) if scored else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """The checkpoints that a run ends with; both are there and whole."""
+    """The checkpoints that a run ends with; both exist and are whole."""
 
     last: int
-    """0: none was ever committed."""
+    """Step of the last checkpoint; 0 if none was ever committed."""
     best: int
     scores: dict[str, float]
-    """Of the best one."""
+    """Scores of the best checkpoint."""
     notices: tuple[str, ...]
-    """What the user should know of others that are not there, or not whole."""
+    """What the user should know about other checkpoints that are missing or damaged."""
 
 
 def ends(run_uri: str, records: Sequence[Record]) -> Ends:
-    """Find the newest and the best checkpoint that are whole; damaged ones are set aside. Raises DamagedError."""
+    """Find the newest and the best whole checkpoint, setting damaged ones aside. Raises DamagedError."""
     last, faults = newest_whole(run_uri)
     while True:
         committed = committed_steps(run_uri)
@@ -214,25 +213,25 @@ def ends(run_uri: str, records: Sequence[Record]) -> Ends:
     notices = [f"{fault}; it is set aside" for fault in faults]
     wanted, step = best(records, [record.step for record in records]), found.step if found else last
     if wanted and wanted.step != step:
-        instead = "the best that is there" if found else "the last one, which was not scored,"
+        instead = "the best one left" if found else "the last one, which was not scored,"
         notices.append(
             f"the checkpoint of the best evaluation ({wanted.scores['val_top1']:.1%} top-1 at step {wanted.step}) is "
-            f"not there: {instead} is {checkpoint_uri(run_uri, step)}"
+            f"missing: {instead} is {checkpoint_uri(run_uri, step)}"
         )
     return Ends(last=last, best=step, scores=found.scores if found else {}, notices=tuple(notices))
 
 
 def delete_checkpoint(run_uri: str, step: int) -> None:
-    """Delete a checkpoint, or what is left of it. Its manifest goes first, so that half of it never counts as one."""
+    """Delete a checkpoint, or its remains. The manifest goes first, so that a partial checkpoint never counts."""
     uri = checkpoint_uri(run_uri, step)
     storage.delete_file(storage.join(uri, checkpoints.MANIFEST))
     storage.delete_folder(uri)
 
 
 def settle(run_uri: str, about: dict[str, Any]) -> int:
-    """Put down what the run is, and return the step that it goes on from (0: none was committed yet).
+    """Write down what the run is, and return the step from which it resumes (0: none was committed yet).
 
-    Raises CheckpointError, with what differs, if steps of another run are there, and DamagedError.
+    Raises CheckpointError, with the differences, if there are steps of another run, and DamagedError.
     """
     uri, steps, now = storage.join(run_uri, ABOUT), committed_steps(run_uri), {"format": FORMAT, **about}
     if not steps:
@@ -252,7 +251,7 @@ def settle(run_uri: str, about: dict[str, Any]) -> int:
     changed = difference(before, unseal(seal(now), uri, ""))
     if changed:
         raise CheckpointError(
-            f"{run_uri} is a run with other settings, and would not be the same run if it went on:\n  "
+            f"{run_uri} is a run with other settings, and would not be the same run if it resumed:\n  "
             + "\n  ".join(line.removeprefix("recipe.") for line in changed)
             + "\nSet them back, or choose another --name"
         )
@@ -260,7 +259,7 @@ def settle(run_uri: str, about: dict[str, Any]) -> int:
 
 
 def _about(run_uri: str, steps: Sequence[int]) -> dict[str, Any]:
-    """What a run is, from the newest of its checkpoints that says it."""
+    """Return what a run is, from the newest of its checkpoints that can be read."""
     for step in reversed(steps):
         try:
             saved = checkpoints.load(checkpoint_uri(run_uri, step), parts=())

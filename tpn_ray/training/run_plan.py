@@ -1,4 +1,4 @@
-"""What a recipe makes of a dataset: its plan, its schedule, and whether a run of it can go on. Runs on the driver."""
+"""What a recipe and a dataset define: plan, schedule, and whether a run can resume. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tpn_ray.training import run_folder
 
 
 def recipe_for(recipe: Recipe, manifest: Manifest) -> Recipe:
-    """The recipe with as many classes as the dataset has."""
+    """Return the recipe with the dataset's number of classes."""
     sizes = tuple(len(classes) for classes in manifest.label_sets.values())
     return replace_fields(recipe, {"model.classes": sizes[0] if len(sizes) == 1 else sizes})
 
 
 def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:
-    """The plan of the training split."""
+    """Return the plan of the training split."""
     loop, train = recipe.loop, manifest.select("train")
     return Plan(
         samples=len(train),
@@ -32,10 +32,10 @@ def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:
 
 
 def make_schedule(recipe: Recipe, manifest: Manifest, last_step: int) -> Schedule:
-    """All that is read up to `last_step`, which ends an epoch."""
+    """Return the schedule of everything read up to `last_step`, which ends an epoch."""
     plan = make_plan(recipe, manifest)
     return Schedule(
-        # What lies behind a pause is not read; the order of what comes before does not depend on the number of epochs.
+        # Nothing after a pause is read. The order of what comes before does not depend on the number of epochs.
         plan=dataclasses.replace(plan, epochs=last_step // plan.steps_per_epoch),
         validation=len(manifest.select("val")),
         evaluate_every=recipe.loop.evaluate_every_epochs * plan.steps_per_epoch,
@@ -43,7 +43,8 @@ def make_schedule(recipe: Recipe, manifest: Manifest, last_step: int) -> Schedul
 
 
 def check_resumable(run_uri: str, recipe: Recipe, manifest: Manifest) -> int:
-    """The step that a run of this name goes on from (0: new). Refuses another recipe or dataset, with what differs."""
+    """Return the step from which a run of this name resumes (0: new). Raises CheckpointError, with the differences, for
+    another recipe or dataset."""
     return run_folder.settle(
         run_uri,
         {

@@ -1,4 +1,4 @@
-"""When checkpoints are written and which ones stay. Pure; runs anywhere."""
+"""When checkpoints are written, and which are kept. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from tpn_ray.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """When a checkpoint is written, besides after every evaluation, and which ones stay."""
+    """When to write a checkpoint, besides after every evaluation, and which ones to keep."""
 
     every_seconds: float = 300.0
     """Longest time between two checkpoints; 0: no limit. A failure costs at most the work since the last one."""
 
     every_steps: int = 0
-    """Write one after every so many steps; 0: do not count."""
+    """Interval between checkpoints in steps; 0: none."""
 
     keep_best: int = 1
-    """Checkpoints with the highest validation top-1 that stay."""
+    """Number of checkpoints with the highest validation top-1 to keep."""
 
     keep_last: int = 2
-    """Newest checkpoints that stay."""
+    """Number of newest checkpoints to keep."""
 
     give_up_seconds: float = 1800.0
-    """How long checkpoints may fail to be written, one after the other, before training stops. Until then it goes on
-    without them; at its end it waits so long for the last one."""
+    """How long writing checkpoints may keep failing before training stops. Until then, training continues without them;
+    at its end, it waits this long for the last one."""
 
     def __post_init__(self) -> None:
         if min(self.every_seconds, self.every_steps, self.give_up_seconds) < 0:
@@ -37,14 +37,14 @@ class Saving:
             raise ConfigError(f"keep_best={self.keep_best} and keep_last={self.keep_last} must be at least 1")
 
     def is_due(self, step: int, seconds: float) -> bool:
-        """Whether to write one after `step` steps, `seconds` after the last one."""
+        """Return whether to write a checkpoint after `step` steps, `seconds` after the last one."""
         return bool(
             (self.every_steps and step % self.every_steps == 0)
             or (self.every_seconds and seconds >= self.every_seconds)
         )
 
     def to_delete(self, top1: dict[int, float | None]) -> list[int]:
-        """Of committed checkpoints, step -> top-1 if it was scored, the steps of those that need not stay."""
+        """Return the steps of the committed checkpoints, given as step -> top-1 if scored, that need not be kept."""
         newest = sorted(top1)[-self.keep_last :]
         scored = sorted((value, step) for step, value in top1.items() if value is not None)
         best = [step for _, step in scored[-self.keep_best :]]

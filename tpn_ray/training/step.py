@@ -1,7 +1,7 @@
-"""The training loop's body in plain torch: one step, one evaluation. Runs on a laptop or a GPU with no Ray.
+"""The body of the training loop in plain torch: one step, one evaluation. Runs on a laptop or a GPU without Ray.
 
-A step's micro-batches may be computed by any number of workers: BatchNorm and dropout see the same micro-batch with
-the same random numbers wherever it is computed, and gradients and BatchNorm statistics are means over micro-batches.
+Any number of workers may compute a step's micro-batches: BatchNorm and dropout see the same micro-batch with the same
+random numbers wherever it is computed, and gradients and BatchNorm statistics are means over micro-batches.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ class MicroBatch(NamedTuple):
     """The usable clips of one slot of the plan, on the device."""
 
     number: int
-    """Place in its step, from 0."""
+    """Index in its step, from 0."""
     clips: UInt8[Tensor, "n t h w c"]
     labels: Int[Tensor, "n s"]
 
 
 class StepSums(NamedTuple):
-    """What one worker saw in one step, still on the device: add up over workers, then divide."""
+    """One worker's sums for one step, still on the device. To get means, add up over workers, then divide."""
 
     losses: Float[Tensor, " m"]
-    """Mean loss of each micro-batch of the step, 0 for those of other workers."""
+    """Mean loss of each micro-batch of the step; 0 for those of other workers."""
     hits: Int[Tensor, ""]
     clips: int
 
 
 class Training:
-    """A network being trained: weights, optimiser and BatchNorm statistics; `step` counts the steps done."""
+    """A network being trained: weights, optimizer, and BatchNorm statistics. `step` counts the completed steps."""
 
     def __init__(self, model: ModelConfig, loss: LossConfig, optim: OptimConfig, loop: LoopConfig, device: str) -> None:
         torch.manual_seed(loop.seed)
-        # cuBLAS reads this when it starts; without it, it may choose kernels whose sums have no fixed order.
+        # Read by cuBLAS at startup. Without it, cuBLAS may choose kernels that sum in no fixed order.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(loop.deterministic)
         self.loss_config, self.optim, self.loop, self.device = loss, optim, loop, device
@@ -80,11 +80,11 @@ class Training:
 
     @property
     def scored(self) -> nn.Module:
-        """The network that is evaluated and saved: the average of the weights if one is kept."""
+        """The network to evaluate and save: the averaged one if an average is kept."""
         return self.average.module if self.average else self.model
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The state dict of `scored`, and what else is needed to go on from here."""
+        """Return the state dict of `scored`, and what else is needed to resume from here."""
         rest: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
         if self.average:
             self._refresh_average()
@@ -92,7 +92,7 @@ class Training:
         return self.scored.state_dict(), rest
 
     def load(self, weights: dict[str, Any], rest: dict[str, Any], step: int) -> None:
-        """Go on from the `state` after `step` steps. Raises what torch raises if it is another network's."""
+        """Resume from the `state` after `step` steps. Raises what torch raises if it belongs to another network."""
         self.scored.load_state_dict(weights)
         if self.average:
             self.model.load_state_dict(rest["model"])
@@ -101,7 +101,7 @@ class Training:
         self.step = step
 
     def train_step(self, micro_batches: Sequence[MicroBatch], steps: int) -> StepSums:
-        """One update of the weights from this worker's share (at least one) of the step's micro-batches."""
+        """Update the weights once, from this worker's share (at least one) of the step's micro-batches."""
         self.parallel.train()
         for module in self.frozen:
             module.eval()
@@ -131,7 +131,7 @@ class Training:
         return StepSums(losses, hits, sum(len(m.labels) for m in micro_batches))
 
     def _forward(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
-        # Dropout's numbers belong to the place in the run, not to the worker or to what it computed before.
+        # Dropout's random numbers depend on the place in the run, not on the worker or on what it computed before.
         torch.manual_seed(random_seed(self.loop.seed, self.step, micro_batch.number))
         if self.shared:
             self.shared.counts = len(micro_batch.labels) > 0
@@ -142,7 +142,7 @@ class Training:
         return total_loss(scores, micro_batch.labels, self.classes, self.loss_config), scores.action
 
     def _forward_nothing(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
-        """All videos of the micro-batch are bad: no loss, no gradient, but DDP still meets every parameter."""
+        """Handle a micro-batch of bad videos only: no loss and no gradient, but DDP still meets every parameter."""
         shape = (2, *micro_batch.clips.shape[1:])
         with self.autocast():
             scores = self.parallel(normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
@@ -150,29 +150,29 @@ class Training:
         return nothing, scores.action[:0].float()
 
     def statistics_after(self, micro_batch: MicroBatch, before: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
-        """BatchNorm's, after a micro-batch was computed; those before it where nobody had usable clips."""
+        """Return BatchNorm's statistics after a micro-batch, or those before it if it had no usable clips anywhere."""
         return self.statistics if self.shared or len(micro_batch.labels) else before
 
     def _refresh_average(self) -> None:
-        """The average is one of parameters; its BatchNorm statistics are the network's of the moment."""
+        """Give the averaged network the current BatchNorm statistics, since only its parameters are averaged."""
         if self.average:
             for mine, its in zip(self.average.module.buffers(), self.model.buffers(), strict=True):
                 mine.copy_(its)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """While accumulating, gradients stay on their worker."""
+        """Keep gradients local while accumulating."""
         if isinstance(self.parallel, DistributedDataParallel):
             return self.parallel.no_sync()
         return contextlib.nullcontext()
 
     def autocast(self) -> torch.autocast:
-        """The precision that the network runs in."""
+        """Return the autocast context for the network's precision."""
         kind = torch.device(self.device).type
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.loop.precision == "bf16")
 
     @torch.no_grad()
     def evaluate(self, clips: UInt8[Tensor, "n t h w c"], labels: Int[Tensor, "n s"]) -> Float[Tensor, "4"]:
-        """Sums over the clips: loss, top-1 hits, top-5 hits, number. Of several label sets, all must be right."""
+        """Return sums over the clips: loss, top-1 hits, top-5 hits, count. All label sets must be right for a hit."""
         self._refresh_average()
         self.scored.eval()
         with self.autocast():
@@ -187,24 +187,25 @@ class Training:
 
 
 class FastReduction:
-    """Gradients by DDP, statistics by one sum over the workers. Whose sum comes first depends on their number."""
+    """Reduces gradients by DDP, and statistics by one sum over the workers, in an order that depends on their
+    number."""
 
     def __init__(self, training: Training) -> None:
         self._training = training
         self.before = training.statistics.clone()
         self._summed = torch.zeros_like(self.before)
-        # DDP takes the mean over workers; the mean over all micro-batches is wanted.
+        # DDP takes the mean over workers; this turns it into the mean over all micro-batches.
         self.share = training.workers / training.loop.micro_batches_per_step
 
     def add(self, micro_batch: MicroBatch) -> None:
-        """Take over what the backward pass of a micro-batch left."""
+        """Take over the results of a micro-batch's backward pass."""
         self._summed += self._training.statistics_after(micro_batch, self.before)
 
     def finish(self) -> Float[Tensor, " s"]:
-        """The step's statistics: new = (1 - momentum) old + momentum * (mean over its micro-batches).
+        """Return the step's statistics: new = (1 - momentum) old + momentum * (mean over its micro-batches).
 
-        This is what the published training comes to, where every GPU keeps statistics of its own and they are averaged
-        at the end of an epoch, since the update is linear; and it does not depend on the number of workers.
+        Since the update is linear, this equals the published training, in which every GPU keeps its own statistics and
+        they are averaged at the end of an epoch; and it does not depend on the number of workers.
         """
         if self._training.workers > 1:
             dist.all_reduce(self._summed)
@@ -221,7 +222,7 @@ class OrderedReduction:
         self._own: list[Tensor] = []
 
     def add(self, micro_batch: MicroBatch) -> None:
-        """Take over what the backward pass of a micro-batch left."""
+        """Take over the results of a micro-batch's backward pass."""
         statistics = self._training.statistics_after(micro_batch, self.before)
         self._own.append(
             torch.cat([*(p.grad.flatten() for p in self._training.trained if p.grad is not None), statistics])
@@ -229,7 +230,7 @@ class OrderedReduction:
         self._training.optimizer.zero_grad(set_to_none=True)
 
     def finish(self) -> Float[Tensor, " s"]:
-        """Set the gradients to their mean over the step's micro-batches and return the mean of the statistics."""
+        """Set the gradients to their mean over the step's micro-batches, and return the mean of the statistics."""
         training = self._training
         count, workers = training.loop.micro_batches_per_step, training.workers
         own = torch.stack(self._own + [torch.zeros_like(self._own[0])] * (-(-count // workers) - len(self._own)))
@@ -249,13 +250,13 @@ class OrderedReduction:
 
 
 def first_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...]) -> Int[Tensor, ""]:
-    """Clips whose best class is the right one in every label set."""
+    """Count the clips whose best class is the right one in every label set."""
     parts = split_label_sets(scores.detach(), classes)
     return torch.stack([part.argmax(dim=1) == labels[:, i] for i, part in enumerate(parts)]).all(dim=0).sum()
 
 
 def random_seed(seed: int, step: int, number: int) -> int:
-    """One 63-bit seed for each micro-batch of a run (splitmix64's finaliser over the three)."""
+    """Return one 63-bit seed for each micro-batch of a run (splitmix64's finalizer over the three arguments)."""
     mask = (1 << 64) - 1
     value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB + 1) & mask
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -266,9 +267,9 @@ def random_seed(seed: int, step: int, number: int) -> int:
 def share_statistics(model: nn.Module, together: int) -> SharedStatistics:
     """Let BatchNorm see the micro-batches of `together` workers as one. All workers must call it.
 
-    Worker i has slots i, i + workers, ... of a step, so workers next to each other have slots next to each other, and
-    who belongs together does not depend on the number of workers. The groups' traffic has a road of its own, as DDP
-    sends gradients meanwhile.
+    Worker i has slots i, i + workers, ... of a step, so adjacent workers have adjacent slots, and the grouping of slots
+    does not depend on the number of workers. The groups have their own communicators, since DDP sends gradients at the
+    same time.
     """
     workers = dist.get_world_size() if dist.is_initialized() else 1
     if workers % together:
@@ -281,14 +282,14 @@ def share_statistics(model: nn.Module, together: int) -> SharedStatistics:
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """All of a network."""
+    """Return all BatchNorm layers of a network."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def join_batch_norm_statistics(model: nn.Module) -> tuple[Float[Tensor, " s"], Int[Tensor, " b"]]:
-    """Two flat tensors that all running means and variances, and all counters, of the model are views of.
+    """Make all running means and variances, and all counters, views of two flat tensors, and return the tensors.
 
-    So the statistics of a step are one copy and one all-reduce.
+    The statistics of a step are then one copy and one all-reduce.
     """
     norms = batch_norms(model)
     statistics = _join([(norm, name) for norm in norms for name in ("running_mean", "running_var")])

@@ -19,7 +19,7 @@ from tpn_ray.training.step import MicroBatch
 
 
 class Stream:
-    """The blocks of one worker, one after the other; every one must be what the schedule says."""
+    """The blocks of one worker, in order. Every block must match the schedule."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class Stream:
         self._block: Rows = {}
         self._held = self._taken = 0
         self.waited_seconds = 0.0
-        """In all, for blocks to come."""
+        """Total time spent waiting for blocks."""
         self.trained: list[tuple[int, Int64Array]] = []
         """Number and positions of the micro-batches of the last step."""
 
     def step(self) -> list[MicroBatch]:
-        """The micro-batches of the next step that are this worker's."""
+        """Return this worker's micro-batches of the next step."""
         plan = self._schedule.plan
         micro_batches, self.trained = [], []
         for _ in range(plan.slots_per_step(self._workers) // self._workers):
@@ -59,7 +59,7 @@ class Stream:
         return micro_batches
 
     def evaluation(self) -> Iterator[MicroBatch]:
-        """This worker's share of the validation videos, where the schedule has them next."""
+        """Yield this worker's share of the validation videos, where the schedule has them next."""
         for _ in range(self._schedule.evaluation_slots(self._workers) // self._workers):
             slot, block = self._next()
             if not isinstance(slot, EvaluationBatch):
@@ -85,7 +85,7 @@ class Stream:
         return slot, block
 
     def _next_micro_batch(self) -> Rows:
-        """The next rows of the block at hand, or the first of the next block."""
+        """Return the next rows of the current block, or the first of the next block."""
         if self._taken == self._held:
             self._block, self._taken = next(self._blocks), 0
             self._held = len(self._block[rows.SAMPLE])
@@ -93,7 +93,7 @@ class Stream:
         return {name: column[begin : self._taken] for name, column in self._block.items()}
 
     def _usable(self, block: Rows, number: int, split: str) -> MicroBatch:
-        """The clips of a block that are neither filling nor bad, on the device; bad ones are told to the driver."""
+        """Return the clips of a block that are neither filler nor bad, on the device; report bad ones to the driver."""
         bad = np.flatnonzero(block[rows.REASON] != "")
         if len(bad):
             found = ((int(block[rows.SAMPLE][i]), str(block[rows.REASON][i]), str(block[rows.MESSAGE][i])) for i in bad)
@@ -102,7 +102,7 @@ class Stream:
         labels = torch.as_tensor(block[rows.LABELS][good]).to(self._device)
         if rows.PIXELS in block:
             return MicroBatch(number, clips_of_block(block, good, self._crop_px, self._device), labels)
-        # The block is a read-only view of the object store; the copy to the device (or this one, on a CPU) makes it
-        # ours.
+        # The block is a read-only view of the object store. The copy to the device (or this one, on a CPU) makes it
+        # writable.
         clips = block[rows.CLIP] if good.all() and self._device != "cpu" else block[rows.CLIP][good]
         return MicroBatch(number, torch.as_tensor(clips).to(self._device), labels)

@@ -25,27 +25,27 @@ from tpn_ray.training.machines import Machines
 from tpn_ray.training.placement import Places, release
 
 TAKE_SECONDS = 0.5
-"""Pause between two looks at what the workers sent."""
+"""Pause between two checks for what the workers sent."""
 START_ATTEMPTS = 5
-"""Times that Ray Train may fail to place its workers (60 s each) before a run of fixed size and cluster gives up.
-Others only wait by the clock: Ray counts over the whole run, and every node that is lost may cost an attempt."""
+"""Times that Ray Train may fail to place its workers (60 s each) before a run of fixed size on a fixed cluster gives
+up. Other runs are limited by time only: Ray counts over the whole run, and every lost node may cost an attempt."""
 COLLECTIVE_SECONDS = 1800
-"""Longest wait of a worker for the others, besides what one of them may wait for storage."""
+"""Longest wait of a worker for the others, in addition to what one of them may wait for storage."""
 ELASTIC_START_SECONDS = 20
-"""Longest wait of Ray Train for the workers of an elastic run, before it tries with fewer."""
+"""Longest time that Ray Train waits for the workers of an elastic run before it tries with fewer."""
 DATA_SHARE_SECONDS = 45
-"""Time for which decoding that was lost keeps its share of the cluster's CPUs, without which the next has too few. By
-default it is three minutes; living decoding asks for its share again every ten seconds."""
+"""How long lost decoding keeps its share of the cluster's CPUs, which the next decoding needs. Ray's default is three
+minutes; live decoding renews its request every ten seconds."""
 
 
 def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer:
     """Set up one attempt of a run."""
-    # Checkpoints are ours, and Ray Train puts down nothing but a mark that it can write, at every start of its
-    # controller: in storage that is away just then, the start would fail.
+    # We write the checkpoints. Ray Train writes only a marker at every start of its controller, to see whether it can,
+    # and would fail to start if storage were away just then.
     nothing_kept = PyFileSystem(FSSpecHandler(fsspec.filesystem("memory")))
     workers, each = machines.workers, machines.per_worker
     if machines.min_workers:
-        # By default Ray Train waits a minute for workers of a node that it does not yet know to be gone.
+        # By default, Ray Train waits a minute for workers of a node that it does not yet know to be gone.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_SECONDS))
     return TorchTrainer(
         worker.train,
@@ -64,7 +64,7 @@ def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer
             callbacks=[_FailureCallback(job.mailbox)],
             worker_runtime_env={"env_vars": {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_SHARE_SECONDS)}},
             failure_config=ray.train.FailureConfig(
-                max_failures=0,  # Ray counts over the whole life of a trainer; `losses.decide` begins new ones
+                max_failures=0,  # Ray counts over a trainer's whole life; `losses.decide` starts new ones
                 controller_failure_limit=-1 if machines.min_workers or machines.decoding.may_grow else START_ATTEMPTS,
             ),
         ),
@@ -72,7 +72,7 @@ def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer
 
 
 class _FailureCallback(ray.train.UserCallback):  # type: ignore[misc]  # Ray's classes are untyped here
-    """Runs in the controller: says when a group of workers is lost."""
+    """Runs in the controller and reports the loss of a group of workers."""
 
     def __init__(self, mailbox: Any) -> None:
         self.mailbox = mailbox
@@ -89,8 +89,8 @@ def fit(
     max_failures: int,
     look: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run one trainer after the other, until one is done, `decide` ends the run, or it had no workers for the `longest`
-    time, in seconds. `look` is called now and then, and may raise."""
+    """Run one trainer after another until one is done, `decide` ends the run, or it has had no workers for `longest`
+    seconds. `look` is called regularly and may raise."""
     places, losses = Places(ledger, longest, time.monotonic()), Losses()
     while True:
         commits = ledger.commits
@@ -116,7 +116,7 @@ def _fit_once(
     places: Places,
     look: Callable[[], None],
 ) -> BaseException | None:
-    """Run a trainer in a thread of its own and handle its events here; what ended it, or None."""
+    """Run a trainer in its own thread and handle its events here. Return what ended it, or None."""
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -140,19 +140,19 @@ def _fit_once(
 
 
 def what_was_lost(error: BaseException) -> Lost:
-    """What ended a trainer with this error."""
+    """Return what was lost when a trainer ended with this error."""
     if isinstance(error, ray.train.WorkerGroupError):
         return Lost.FOR_GOOD if is_lasting(own_error(error)) else Lost.WORKERS
     if not isinstance(error, ray.exceptions.RayActorError | ray.train.ControllerError):
         return Lost.FOR_GOOD
-    # A controller ends by itself where it calls a worker that has just been killed: it takes that for its own mistake.
+    # A controller that calls a worker that was just killed takes the failure for its own and ends.
     inner = getattr(error, "controller_failure", None)
     causes = (error, inner, getattr(inner, "cause", None))
     return Lost.CONTROLLER if any(isinstance(one, ray.exceptions.RayActorError) for one in causes) else Lost.PLACES
 
 
 def explain(error: BaseException) -> Exception:
-    """The project's own error inside what Ray Train raised, or a TrainingError with its last line."""
+    """Return the project's own error inside what Ray Train raised, or a TrainingError with its last line."""
     own = own_error(error)
     if own is not None:
         return own
@@ -161,12 +161,12 @@ def explain(error: BaseException) -> Exception:
 
 
 def own_error(error: BaseException) -> TpnRayError | None:
-    """The project's own error inside what Ray Train raised."""
+    """Return the project's own error inside what Ray Train raised, or None."""
     return next((cause for cause in _causes(error) if isinstance(cause, TpnRayError)), None)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error and all that are inside it, the outer ones first."""
+    """Return the error and all errors inside it, outer ones first."""
     causes = [error]
     for cause in causes:
         inner = [getattr(cause, "cause", None), cause.__cause__, *getattr(cause, "worker_failures", {}).values()]

@@ -1,7 +1,7 @@
-"""What every rank does: restore, steps, evaluation, checkpoints. Runs on Ray Train workers.
+"""The work of every rank: restore, steps, evaluation, checkpoints. Runs on Ray Train workers.
 
-Rank 0 decides from which checkpoint the group goes on, and makes the one stream of clips that all ranks read. It alone
-commits checkpoints, whenever it likes: between two steps all ranks have the same weights, so nobody else is needed.
+Rank 0 chooses the checkpoint from which the group resumes, and makes the one stream of clips that all ranks read. It
+alone commits checkpoints, at any time: between two steps all ranks have the same weights, so it needs no other rank.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ from tpn_ray.training.writer import Writer, copied
 
 PREFETCH_BATCHES = 2
 TELL_SECONDS = 30.0
-"""Longest wait until the driver has what ends the run; without it the workers would be started again."""
+"""Longest wait for the driver to receive the error that ends the run. Without it, the workers would be restarted."""
 NOTICE_SECONDS = 1.0
-"""How often it is looked whether the cluster takes a node away."""
+"""Interval at which to check whether the cluster is about to take a node away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,9 @@ class Job:
 
     recipe: Recipe
     schedule: Schedule
-    """Ends where this part of the run ends: before the recipe's last epoch if the run is to pause there."""
+    """Schedule of this part of the run. It ends before the recipe's last epoch if the run is to pause there."""
     steps: int
-    """Of the whole run, which the learning rate follows."""
+    """Steps of the whole run, which the learning rate follows."""
     training: ray.ObjectRef[ClipSource]
     validation: ray.ObjectRef[ClipSource]
     decoding: Decoding
@@ -78,33 +78,33 @@ class Job:
     dataset_version: str
     run_uri: str
     token: Token
-    """Of the lease under which the run is written."""
+    """Token of the lease under which the run is written."""
     saving: Saving
     mailbox: Any
     """Handle of a `mailbox.Mailbox`."""
     threads: int
     start_from: str = ""
-    """Checkpoint that a new run begins from: another run's, perhaps of other settings."""
+    """Checkpoint from which a new run starts: another run's, possibly with other settings."""
     start_step: int = 0
-    """The step that it then begins at; 0: the checkpoint's own."""
+    """Step at which such a run starts; 0: the checkpoint's own."""
     order_ledger: str = ""
     """Folder for an `OrderLedger`; empty for none."""
 
     def tell(self, event: Event) -> None:
-        """Send without waiting: a driver that is slow or gone must not stop a step."""
+        """Send an event without waiting: a slow or lost driver must not stop a step."""
         self.mailbox.put.remote(event)
 
     def teller_of_outages(self) -> Callable[[str], None]:
-        """What tells the driver of storage that is away, from any process of the run."""
+        """Return a function that reports storage outages to the driver from any process of the run."""
         mailbox = self.mailbox
         return lambda text: mailbox.put.remote(Notice(text=text, about="storage"))
 
     @contextlib.contextmanager
     def stopped_by(self, *errors: type[TpnRayError]) -> Iterator[None]:
-        """Have the driver end the run, and not start the workers again, if one of these errors is raised inside."""
+        """Have the driver end the run, rather than restart the workers, if one of these errors is raised inside."""
         try:
             yield
-        except SupersededError:  # of this group alone: a newer one trains
+        except SupersededError:  # concerns this group alone: a newer one is training
             raise
         except errors as error:
             with contextlib.suppress(ray.exceptions.RayError):
@@ -114,21 +114,21 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """Where a group of workers goes on from; decided by rank 0."""
+    """Where a group of workers resumes, as decided by rank 0."""
 
     step: int
     checkpoint: str
-    """URI; empty for a run that begins."""
+    """URI; empty for a new run."""
     start: int
-    """A number above that of every start before: milliseconds since the epoch."""
+    """A number above that of every earlier start: milliseconds since the epoch."""
     top1: tuple[float, ...]
-    """Of all evaluations so far."""
+    """Top-1 of all evaluations so far."""
     token: Token
-    """What this group writes with."""
+    """Token with which this group writes."""
 
 
 def train(config: dict[str, Any]) -> None:
-    """The whole run on one rank, from the last checkpoint or the beginning to the end."""
+    """Run one rank from the last checkpoint, or the start, to the end of the run."""
     job: Job = config["job"]
     storage.tell_outages(job.teller_of_outages())
     clock, at = Clock(), time.time()
@@ -155,12 +155,12 @@ def train(config: dict[str, Any]) -> None:
         tell=job.tell,
     )
     writer = Writer(job.run_uri, job.saving, job.tell, beginning.token, beginning.step)
-    with contextlib.suppress(DivergedError):  # the driver was told, and fails the run; a new start would only repeat it
+    with contextlib.suppress(DivergedError):  # the driver was told and fails the run; a restart would only repeat it
         _Rank(job, training, stream, writer, clock, rank, beginning).run()
 
 
 class _Rank:
-    """The loop of one rank."""
+    """The training loop of one rank."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class _Rank:
         self.ended = ""
 
     def run(self) -> None:
-        """Steps to the end of the schedule, or until it is ended early."""
+        """Train to the end of the schedule, or until the run ends early."""
         training, plan, saving = self.training, self.job.schedule.plan, self.job.saving
         while training.step < plan.steps and not self.ended:
             self._step()
@@ -216,7 +216,7 @@ class _Rank:
         self.log.add(sums, time.perf_counter() - begun, self.stream.waited_seconds - waited)
 
     def _evaluate(self) -> dict[str, float]:
-        """Every validation video once, whatever the number of workers; top-1 and top-5 on the middle clip."""
+        """Score every validation video once, for any number of workers: top-1 and top-5 on the middle clip."""
         with self.clock.booking("evaluation"):
             sums = torch.zeros(4, dtype=torch.float64, device=self.training.device)
             for batch in self.stream.evaluation():
@@ -257,7 +257,7 @@ class _Rank:
 
 
 def why_end(top1: Sequence[float], patience: int) -> str:
-    """Why a run with these evaluations ends early; empty if it goes on."""
+    """Return why a run with these evaluations ends early; empty if it continues."""
     stale = len(top1) - 1 - list(top1).index(max(top1))
     if not patience or stale < patience:
         return ""
@@ -265,7 +265,7 @@ def why_end(top1: Sequence[float], patience: int) -> str:
 
 
 def _begin(training: Training, job: Job, rank: int) -> Beginning:
-    """Rank 0 chooses the newest whole checkpoint; all load it, or the weights that the recipe begins with."""
+    """Let rank 0 choose the newest whole checkpoint, and load it on all ranks, or else the recipe's initial weights."""
     told: list[Beginning | None] = [_choose(job) if rank == 0 else None]
     if training.workers > 1:
         dist.broadcast_object_list(told, src=0, device=torch.device(training.device))
@@ -285,7 +285,7 @@ def _begin(training: Training, job: Job, rank: int) -> Beginning:
 def _choose(job: Job) -> Beginning:
     if not storage.exists(storage.join(job.run_uri, run_folder.ABOUT)):
         raise ConfigError(
-            f"{job.run_uri} is not there on node {ray.util.get_node_ip_address()}: with workers on several nodes, "
+            f"{job.run_uri} does not exist on node {ray.util.get_node_ip_address()}: with workers on several nodes, "
             "--storage must be a folder that all of them share, or s3://..."
         )
     with job.stopped_by(LeaseError, DamagedError):
@@ -308,14 +308,14 @@ def _begin_with_weights(training: Training, job: Job, rank: int) -> None:
     uri = job.recipe.loop.weights
     try:
         report = load_weights(training.model, uri)
-    except CheckpointError:  # of another number of classes, or of none
+    except CheckpointError:  # a different number of classes, or none
         report = load_weights(training.model, uri, replace_classifier=True)
     if rank == 0:
-        job.tell(Notice(text=f"begins with the weights of {uri}: {report}"))
+        job.tell(Notice(text=f"starting from the weights of {uri}: {report}"))
 
 
 def _blocks(job: Job, training: Training, rank: int, workers: int) -> Iterator[Rows]:
-    """This rank's share of the one stream that rank 0 makes; it ends with rank 0."""
+    """Return this rank's share of the one stream that rank 0 makes; it ends with rank 0."""
     shares: list[Any] = [None]
     if rank == 0:
         clips = data.run_clips(
@@ -336,7 +336,7 @@ def _blocks(job: Job, training: Training, rank: int, workers: int) -> Iterator[R
 
 
 class _Preemption:
-    """Asks, beside the steps, whether the cluster is about to take a node of this group away."""
+    """Checks, alongside the steps, whether the cluster is about to take away a node of this group."""
 
     def __init__(self) -> None:
         self._seen: object = None
@@ -344,7 +344,7 @@ class _Preemption:
         threading.Thread(target=self._watch, name="preemption", daemon=True).start()
 
     def news(self) -> str:
-        """What is new since the last call, in a few words; empty if nothing is."""
+        """Return what is new since the last call, in a few words; empty if nothing is."""
         news, self._news = self._news, ""
         return news
 
@@ -353,12 +353,12 @@ class _Preemption:
             info = ray.train.get_preemption_info()  # all ranks take part
             if info is not None and info != self._seen:
                 self._seen = info
-                self._news = f"the cluster takes {len(info.preempted_node_to_ranks)} node(s) of this run away"
+                self._news = f"the cluster is taking {len(info.preempted_node_to_ranks)} node(s) of this run away"
             time.sleep(NOTICE_SECONDS)
 
 
 def _distrust_bf16(training: Training, tell: Callable[[Event], None], recipe: Recipe, rank: int) -> None:
-    """Go on in float32, on all ranks, where a bf16 convolution of the network gives wrong numbers on any of them."""
+    """Switch to float32 on all ranks if a bf16 convolution of the network gives wrong numbers on any of them."""
     side, loop = recipe.augment.crop_px, recipe.loop
     report = convolution_self_test(training.model, (loop.micro_batch_clips, 3, recipe.clip.frames, side, side))
     trusted = torch.tensor(float(report.trusted), device=training.device)
@@ -367,4 +367,4 @@ def _distrust_bf16(training: Training, tell: Callable[[Event], None], recipe: Re
     if not trusted.item():
         training.loop = dataclasses.replace(loop, precision="fp32")
         if rank == 0:
-            tell(Notice(text=f"training goes on in float32: {report}"))
+            tell(Notice(text=f"training continues in float32: {report}"))

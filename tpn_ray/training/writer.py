@@ -1,8 +1,8 @@
-"""Commits checkpoints while training goes on. Runs on the worker of rank 0, in a thread of its own.
+"""Writing of checkpoints while training continues. Runs on the worker of rank 0, in its own thread.
 
-The step waits only for a copy of the tensors, or for the commit before if that is still under way. Storage that fails
-costs no training for `Saving.give_up_seconds`: the next commit carries what the failed one should have put on record.
-What is to be deleted and could not be is told once, and tried again with every commit.
+The step waits only for a copy of the tensors, or for the previous commit if that is still in progress. Failing storage
+costs no training for `Saving.give_up_seconds`: the next commit carries the records that the failed one should have
+written. Files that could not be deleted are reported once, and retried with every commit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ State = TypeVar("State")
 
 
 def copied(state: State) -> State:
-    """The same nest of dicts, lists and tuples with its tensors copied to the CPU, where no step changes them."""
+    """Copy a nest of dicts, lists, and tuples, with its tensors on the CPU, where no step changes them."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)  # type: ignore[return-value]
     if isinstance(state, dict):
@@ -42,9 +42,9 @@ def copied(state: State) -> State:
 
 
 class Writer:
-    """Writes one checkpoint after the other into the folder of a run, and deletes those that need not stay.
+    """Writes one checkpoint after another into the folder of a run, and deletes those that need not be kept.
 
-    It is the only one that writes there, as `token` makes sure of; without one its caller does.
+    It is the only writer there, which `token` ensures; without a token, its caller must.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Writer:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
         self._newest: tuple[Checkpoint, float] | None = None
-        """The checkpoint under way, and when its commit began."""
+        """The checkpoint in progress, and when its commit began."""
         self._waiting: list[Record] = []
         """Records that are not committed yet."""
         self._failing_since: float | None = None
         committed = run_folder.committed_steps(run_uri)
         self._begun = max(committed, default=0) if begun is None else begun
-        """The step that training goes on from: nothing of later ones is its own."""
+        """The step from which training resumes: nothing stored of later steps is its own."""
         self._recorded = set[int]()
         """Steps above `_begun` that this writer put on record."""
         self._undeleted = set[str]()
@@ -73,22 +73,22 @@ class Writer:
         self._top1 = {step: scored.get(step) for step in committed if step <= self._begun}
 
     def commit(self, checkpoint: Checkpoint, record: Record) -> None:
-        """Begin to write a checkpoint whose tensors nobody changes any more (`copied`).
+        """Start writing a checkpoint whose tensors no longer change (`copied`).
 
-        Raises what the commit before it raised, if that is to stop training.
+        Raises what the previous commit raised, if that must stop training.
         """
         self._settle()
         self._waiting.append(record)
         self._submit(checkpoint)
 
     def check(self) -> None:
-        """Raise, without waiting, what has to stop training."""
+        """Raise, without waiting, what must stop training."""
         if self._under_way is not None and self._under_way.done():
             self._settle()
 
     def close(self) -> None:
-        """Wait until everything is in storage, and try again while it is not. Raises what is to stop that."""
-        then = f"it is the last one, and tried again every {AGAIN_SECONDS:g} s"
+        """Wait until everything is in storage, retrying until it is. Raises what must stop that."""
+        then = f"it is the last one, and is retried every {AGAIN_SECONDS:g} s"
         self._settle(then)
         while self._newest is not None:
             time.sleep(AGAIN_SECONDS)
@@ -100,8 +100,8 @@ class Writer:
         self._newest = (checkpoint, time.monotonic())
         self._under_way = self._pool.submit(self._write, checkpoint, tuple(self._waiting))
 
-    def _settle(self, then: str = "training goes on without it") -> None:
-        """Wait for the commit under way. `_newest` is then what could not be committed, if anything."""
+    def _settle(self, then: str = "training continues without it") -> None:
+        """Wait for the commit in progress. `_newest` is then what could not be committed, if anything."""
         if self._under_way is None or self._newest is None:
             return
         under_way, self._under_way = self._under_way, None
@@ -122,12 +122,12 @@ class Writer:
         return (
             f"no checkpoint could be written for {seconds / 60:.0f} min, and training stops (--saving.give-up-seconds "
             f"{self._saving.give_up_seconds:g}): {error}\nThe work of steps {kept + 1} to {step} is lost; the same "
-            f"command with the same --name goes on from step {kept}"
+            f"command with the same --name resumes from step {kept}"
         )
 
     def _write(self, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
         _refuse_no_numbers(checkpoint)
-        self._tidy(checkpoint.step)  # what an attempt left half-written may be what there is no room for
+        self._tidy(checkpoint.step)  # the remains of an attempt may take the space that is missing
         for record in records:
             run_folder.write_record(self._run_uri, record, self._token)
             self._recorded.add(record.step)
@@ -140,19 +140,19 @@ class Writer:
             del self._top1[step]
         try:
             self._tidy()
-        except StorageError as error:  # the checkpoint is committed, whatever becomes of others
+        except StorageError as error:  # this checkpoint is committed, whatever happens to others
             self._tell(Notice(text=f"old checkpoints are not deleted yet: {error}"))
 
     def _tidy(self, ahead: int = 0) -> None:
-        """Delete what need not stay; of step `ahead` everything goes. Raises StorageError only where nothing can be
-        seen, and LeaseError."""
+        """Delete what need not be kept, and everything of step `ahead`. Raises LeaseError, and StorageError only if
+        nothing can be listed."""
         if self._token:
             self._token.check()
         found = run_folder.contents(self._run_uri)
         for step in _superfluous(found, self._top1.keys(), ahead):
             self._delete(run_folder.checkpoint_uri(self._run_uri, step), run_folder.delete_checkpoint, step)
         for step in found.records - self._recorded:
-            if step > self._begun:  # of an attempt that came further than its checkpoints, or of a former job
+            if step > self._begun:  # of an attempt that got past its checkpoints, or of an earlier job
                 self._delete(f"the record of step {step}", run_folder.delete_record, step)
 
     def _delete(self, what: str, delete: Callable[[str, int], None], step: int) -> None:
@@ -162,21 +162,19 @@ class Writer:
         except StorageError as error:
             if what not in self._undeleted:
                 self._undeleted.add(what)
-                self._tell(
-                    Notice(text=f"{what} could not be deleted, which is tried again with every checkpoint: {error}")
-                )
+                self._tell(Notice(text=f"{what} could not be deleted, which is retried with every checkpoint: {error}"))
 
 
 def _superfluous(found: Contents, kept: Iterable[int], ahead: int) -> list[int]:
-    """Steps whose folders go: all but those that are kept, and damaged ones that were set aside."""
+    """Return the steps whose folders go: all but those kept, and damaged ones that were set aside."""
     stay = {*kept, *found.set_aside} - {ahead}
     return sorted(step for step in found.folders if step not in stay)
 
 
 def _refuse_no_numbers(checkpoint: Checkpoint) -> None:
-    """A loss that is not a number ruins the weights one step later: such a checkpoint must not replace a good one."""
+    """Refuse a checkpoint with non-finite weights, as after a loss of nan: it must not replace a good one."""
     for name, value in checkpoint.weights.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             raise TrainingError(
-                f"{name} holds values that are no numbers after step {checkpoint.step}; the checkpoint before is kept"
+                f"{name} holds values that are not finite after step {checkpoint.step}; the previous checkpoint is kept"
             )

@@ -1,1 +1,1 @@
-"""Campaigns with Ray Tune."""
+"""Tuning campaigns: successive halving, and Ray Tune's schedulers."""

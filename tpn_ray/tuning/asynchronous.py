@@ -1,8 +1,8 @@
 """Campaigns under Ray Tune's schedulers, which decide as results come in. Runs on the driver.
 
-The journal is the state, not Tune: every submission builds a new Tuner, whose trials first report what they had
-measured before. So a kill can tear no state that matters, and nothing is trained twice; but who is stopped depends on
-who came first, as always with these schedulers.
+The journal, not Tune, is the state: every submission builds a new Tuner, whose trials first report what they had
+measured before. A kill can therefore damage no state that matters, and nothing is trained twice. Which trials are
+stopped, however, depends on which came first, as always with these schedulers.
 """
 
 from __future__ import annotations
@@ -34,44 +34,46 @@ from tpn_ray.tuning.trial import TOLD_AGAIN, Campaign, number_of, run_trial
 
 METRIC = "val_top1"
 TRIAL_CPUS = 0.01
-"""A trial's own process only waits; what its workers need they reserve themselves."""
+"""CPUs of a trial's own process, which only waits; its workers reserve what they need themselves."""
 RETRIES = 3
-"""Times that a trial whose process was lost is begun again, from its last checkpoint."""
+"""Times that a trial whose process was lost is restarted from its last checkpoint."""
 LOOK_SECONDS = 1.0
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 GONE_SECONDS = 3.0
-"""After which the processes of a stopped or paused trial are gone, and do not replace what is taken from them."""
+"""Time after which the processes of a stopped or paused trial are gone and do not replace what is taken from them."""
 IN_FLIGHT = ("loss.", "optim.", "model.alpha", "model.dropout")
 """Fields that may change while a network trains: they change no weight's shape and no clip."""
 
 
 def no_scheduler(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
-    """Every trial runs to its end."""
+    """Run every trial to its end."""
     return schedulers.FIFOScheduler()
 
 
 def asha(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
-    """Asynchronous successive halving: at 1/9 and 1/3 of the epochs the worse two thirds stop (Li et al., 2020)."""
+    """Return asynchronous successive halving: the worst two thirds stop at 1/9 and 1/3 of the epochs (Li et al.,
+    2020)."""
     grace = first_decision(campaign)
     epochs = campaign.recipe.loop.epochs
     return schedulers.ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=grace, reduction_factor=3)
 
 
 def median(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
-    """A trial stops when its best is below the median of the others' running means (Golovin et al., 2017)."""
+    """Return the median stopping rule: a trial stops when its best is below the median of the others' running means
+    (Golovin et al., 2017)."""
     return schedulers.MedianStoppingRule(
         time_attr="epoch", grace_period=first_decision(campaign), min_samples_required=3
     )
 
 
 def hyperband(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
-    """Several halvings that begin at different epochs (Li et al., 2018); trials pause and go on exactly."""
+    """Return HyperBand: halvings that start at different epochs (Li et al., 2018). Trials pause and resume exactly."""
     return schedulers.HyperBandScheduler(time_attr="epoch", max_t=campaign.recipe.loop.epochs, reduction_factor=3)
 
 
 def pbt(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
-    """Population-based training (Jaderberg et al., 2017): the worst go on with the weights of the best and other
-    lambda, alpha and rates."""
+    """Return population-based training (Jaderberg et al., 2017): the worst trials continue with the weights of the best
+    and different lambda, alpha, and rates."""
     changing = {name: one for name, one in wanted.space.items() if name.startswith(IN_FLIGHT)}
     if not changing:
         raise ConfigError(
@@ -83,38 +85,39 @@ def pbt(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
 
 
 class Population(schedulers.PopulationBasedTraining):  # type: ignore[misc]  # Ray's classes are untyped here
-    """Mutates nobody at the last epoch, nor from a donor there: nothing would be left to train.
+    """Population-based training that mutates only where it can help.
 
-    Leaves alone who only tells again what it had measured before this submission: on that, an earlier one has decided.
-    Else a population that goes on would mutate anew and throw trained epochs away.
+    No trial is mutated at the last epoch, nor from a donor there, since nothing would be left to train. Reports that
+    only repeat what was measured before this submission are ignored, since an earlier submission decided on them;
+    otherwise a resumed population would mutate again and throw trained epochs away.
     """
 
     def __init__(self, wanted: Search, changing: Space, epochs: int, every_epochs: int) -> None:
-        # What is given for each field is not used: `_get_new_config` mutates.
+        # The values given for each field are not used: `_get_new_config` mutates.
         fields = {"sample": dict.fromkeys(changing, ())}
         super().__init__(time_attr="epoch", perturbation_interval=every_epochs, hyperparam_mutations=fields)
         self.wanted, self.changing, self.epochs = wanted, changing, epochs
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """What to do with a trial after its evaluation."""
+        """Decide what to do with a trial after its evaluation."""
         decision = str(super().on_trial_result(controller, trial, result))
-        # A pause lets others catch up, and ends the process: not for what is told in a moment.
+        # A pause ends the process so that others can catch up. Repeated reports take only a moment and need none.
         return self.CONTINUE if result.get(TOLD_AGAIN) and decision == self.PAUSE else decision
 
     def _generator(self, trial: Any) -> np.random.Generator:
-        """Of what is drawn for a trial where it stands."""
+        """Return the generator of all draws for a trial at its current epoch."""
         number = number_of(trial.trial_id, trial.config)
         return generator(self.wanted.seed, number, self._trial_state[trial].last_result["epoch"])
 
     def _checkpoint_or_exploit(self, trial: Any, controller: Any, upper: list[Any], lower: list[Any]) -> None:
-        """Ray would choose the donor by chance of its own."""
+        """Choose the donor reproducibly. Ray would choose it with its own random generator."""
         if trial in lower:
             donors = sorted(upper, key=lambda donor: number_of(donor.trial_id, donor.config))
             upper = [donors[self._generator(trial).integers(len(donors))]]
         super()._checkpoint_or_exploit(trial, controller, upper, lower)
 
     def _get_new_config(self, trial: Any, donor: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The donor's settings, mutated, and what was done to each, which is not told."""
+        """Return the donor's settings, mutated, and what was done to each, which is left empty."""
         random = self._generator(trial)
         sample = mutated(donor.config["sample"], self.changing, self.wanted.is_valid, random)
         return {**donor.config, "sample": sample}, {}
@@ -133,11 +136,11 @@ SCHEDULERS: dict[str, Callable[[Campaign, Search], schedulers.TrialScheduler]] =
     "none": no_scheduler,
 }
 WITH_POINTERS = ("hyperband", "pbt")
-"""They continue trials from checkpoints, and must be given them."""
+"""Schedulers that continue trials from checkpoints and must be given them."""
 
 
 def first_decision(campaign: Campaign) -> int:
-    """The epoch at which trials are first compared."""
+    """Return the epoch at which trials are first compared."""
     loop = campaign.recipe.loop
     return max(loop.evaluate_every_epochs, math.ceil(loop.epochs / 9))
 
@@ -151,9 +154,9 @@ def run(
     look: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    """Run the campaign, or go on with it; what it finds is in the journal."""
+    """Run or resume the campaign. Its results are in the journal."""
     # Tune hands the driver's keys to trials in their runtime environment, which Ray logs and its dashboard shows. Nodes
-    # have keys of their own.
+    # have their own keys.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
     pointers = scheduler in WITH_POINTERS
     trainable = ray.tune.with_resources(
@@ -187,7 +190,7 @@ def run(
 
 
 def _fit(tuner: ray.tune.Tuner, look: Callable[[], None]) -> None:
-    """Run it in a thread, so that `look` can end the wait for it."""
+    """Run the tuner in a thread, so that `look` can end the wait for it."""
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -206,7 +209,7 @@ def _fit(tuner: ray.tune.Tuner, look: Callable[[], None]) -> None:
 
 
 def all_samples(journal: Journal, wanted: Search) -> list[Sample]:
-    """The samples of all trials of a campaign that asks no model, by number, as they are by now."""
+    """Return the current samples of all trials, by number, of a campaign that uses no model."""
     waves = journal.waves()
     if not waves:
         question = Question(
@@ -218,14 +221,14 @@ def all_samples(journal: Journal, wanted: Search) -> list[Sample]:
 
 
 class Asking(Searcher):  # type: ignore[misc]
-    """Asks the model for one trial at a time; what it had suggested before a kill it suggests again."""
+    """Asks the model for one trial at a time, and repeats what it had suggested before a kill."""
 
     def __init__(self, journal: Journal, wanted: Search) -> None:
         super().__init__(metric=METRIC, mode="max")
         self.journal, self.wanted, self.given = journal, wanted, 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Tune's question for the next trial."""
+        """Return Tune's next trial."""
         waves = self.journal.waves()
         if self.given < len(waves):
             (sample,) = waves[self.given]
@@ -247,17 +250,17 @@ class Asking(Searcher):  # type: ignore[misc]
         return search.suggest(self.wanted.searcher, question)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing to note: the journal has it."""
+        """Do nothing: the journal has the result."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the journal is the state."""
+        """Do nothing: the journal is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing was saved."""
+        """Do nothing: nothing was saved."""
 
 
 def everything_seen(trials: list[Trial], objectives: Objectives) -> list[Seen]:
-    """All scores that there are by now."""
+    """Return all scores so far."""
     return [
         Seen(sample=trial.sample, epoch=point.epoch, scores=objectives(trial, point.epoch))
         for trial in trials
@@ -267,10 +270,10 @@ def everything_seen(trials: list[Trial], objectives: Objectives) -> list[Seen]:
 
 
 class Watch(ray.tune.Callback):  # type: ignore[misc]
-    """Says what is reported; writes down who was stopped, and whose process was lost for good; frees what they held."""
+    """Prints reports, records which trials were stopped or lost their process for good, and frees what they held."""
 
     def __init__(self, journal: Journal, epochs: int, say: Callable[[str], None]) -> None:
-        """Tune stores it: it must not hold the campaign, whose tracking server may be named with a password."""
+        """Tune stores this object: it must not hold the campaign, whose tracking URI may hold a password."""
         self.journal, self.epochs, self.say = journal, epochs, say
         self.idle_since: dict[str, float] = {}
         """Tune's id of a trial that has no process now -> since when."""

@@ -1,4 +1,4 @@
-"""The campaign: synchronous successive halving, or one of Ray Tune's schedulers. Runs on the driver."""
+"""Campaigns: synchronous successive halving, or one of Ray Tune's schedulers. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ GRID_AT_MOST = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What decides which trials train for how long."""
+    """Which trials train for how long."""
 
     scheduler: str = HALVING
-    """halving: synchronous successive halving; trials pause at rungs and the best resume, deterministically. Of Ray
-    Tune, as results come: asha, median, hyperband, pbt (changes lambda, alpha and rates in flight). none: all trials
-    train to the end."""
+    """Scheduler. halving: synchronous successive halving; trials pause at rungs and the best resume, deterministically.
+    From Ray Tune, deciding as results come in: asha, median, hyperband, pbt (changes lambda, alpha, and rates in
+    flight). none: all trials train to the end."""
     rungs: int = 3
-    """halving: times that trials are compared, the end included."""
+    """halving: number of times that trials are compared, including at the end."""
     reduction_factor: Annotated[int, tyro.conf.arg(aliases=("--keep",))] = 3
-    """halving: one trial in so many is promoted, and rungs are so many times apart."""
+    """halving: ratio of the trials at a rung to those promoted from it, and of the epochs of two successive rungs."""
     min_promoted: Annotated[int, tyro.conf.arg(aliases=("--finalists",))] = 1
-    """halving: trials that are promoted at least. As many as run concurrently leave no machine idle at the end."""
+    """halving: minimum number of trials promoted. As many as run concurrently leave no machine idle at the end."""
     max_concurrent: Annotated[int, tyro.conf.arg(aliases=("--at-once",))] = 0
-    """Trials that run at the same time; 0: as many as fit."""
+    """Maximum number of concurrent trials; 0: as many as fit."""
     budget_hours: float = 0.0
-    """Wall-clock time over all submissions; 0: no limit."""
+    """Limit on wall-clock time over all submissions, in hours; 0: no limit."""
     fidelity: tuple[str, ...] = ()
-    """halving: what trials have less of at the lower rungs, FIELD=VALUE,... with a value for each rung, such as
+    """halving: what trials get less of at the lower rungs, as FIELD=VALUE,... with one value per rung, such as
     clip.frames=4,8,16 augment.crop_px=96,160,224 videos=0.25,0.5,1 (the share of the training videos)."""
     repeats: int = 0
-    """Further seeds for each of the best."""
+    """Number of additional seeds for each of the best trials."""
     repeat_best: int = 3
-    """How many of the best are repeated."""
+    """Number of best trials to repeat."""
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
@@ -75,19 +75,19 @@ class How:
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignOutcome:
-    """What a campaign has by now."""
+    """The current results of a campaign."""
 
     trials: list[Trial]
-    """Best first, repeats behind."""
+    """Trials, best first, followed by repeats."""
     max_concurrent: int
     paused: str = ""
-    """Why it is not at its end."""
+    """Why it has not reached its end; empty if it has."""
 
 
 def search_for(
     campaign: Campaign, space: Space, *, searcher: str, samples: int, seed: int, wave: int, objectives: str
 ) -> Search:
-    """What is searched; a grid has at most as many samples as combinations. Raises ConfigError for unknown names."""
+    """Build the search. A grid has at most as many samples as combinations. Raises ConfigError for unknown names."""
     if searcher not in search.SEARCHERS:
         raise ConfigError(f"unknown searcher {searcher!r}; known: {', '.join(search.SEARCHERS)}")
     if objectives not in OBJECTIVES:
@@ -95,7 +95,7 @@ def search_for(
     if (samples < 1 and searcher != "grid") or samples < 0 or wave < 0:
         raise ConfigError(f"samples={samples} must be at least 1, and wave={wave} not negative")
 
-    # Tune stores these functions: they must not hold the campaign, whose tracking server may be named with a password.
+    # Tune stores these functions; they must not hold the campaign, whose tracking server may be named with a password.
     recipe, fidelity = campaign.recipe, campaign.fidelity
     for name in fidelity.fields:
         if name in space:
@@ -127,12 +127,12 @@ def search_for(
 
 
 def cpus_per_trial(machines: Machines) -> float:
-    """CPUs that a running trial needs: its workers, and a decoding task for each of its two datasets."""
+    """Return the CPUs that a running trial needs: its workers, and a decoding task for each of its two datasets."""
     return machines.workers * machines.per_worker.cpus + 2 * machines.decoding.cpus
 
 
 def concurrent_trials(machines: Machines, total: dict[str, float], wanted: int) -> int:
-    """How many trials fit the cluster at the same time, at most `wanted` (0: as many as fit)."""
+    """Return how many trials fit the cluster at the same time, at most `wanted` (0: as many as fit)."""
     fit = int(total.get("CPU", 0.0) / cpus_per_trial(machines))
     if machines.per_worker.gpus:
         fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.per_worker.gpus)))
@@ -148,19 +148,19 @@ def concurrent_trials(machines: Machines, total: dict[str, float], wanted: int) 
 
 
 def bracket_of(recipe: Recipe, how: How) -> Bracket:
-    """The rungs of a campaign around a recipe."""
+    """Return the rungs of a campaign around a recipe."""
     return rungs.bracket(
         recipe.loop.epochs, rungs=how.rungs, reduction_factor=how.reduction_factor, min_promoted=how.min_promoted
     )
 
 
 def fidelity_of(recipe: Recipe, how: How) -> Fidelity:
-    """What its trials have less of at the lower rungs."""
+    """Return what the campaign's trials get less of at the lower rungs."""
     return fidelity.parse(how.fidelity, recipe, bracket_of(recipe, how).epochs)
 
 
 def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
-    """What must be the same for a campaign to go on. Repeats, budget and machines may change."""
+    """Return what must be unchanged for a campaign to resume. Repeats, budget, and machines may change."""
     return {
         "recipe": to_plain(campaign.recipe),
         "dataset_version": campaign.manifest.version,
@@ -180,13 +180,13 @@ def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a campaign takes at most."""
+    """Maximum cost of a campaign."""
 
     epochs: int
     starts: int
-    """Times that a trial begins or goes on."""
+    """Number of times that a trial starts or resumes."""
     in_full: int
-    """Epochs of all trials trained to their end."""
+    """Epochs if all trials trained to their end."""
     rungs: tuple[int, ...] = ()
 
     def __str__(self) -> str:
@@ -197,12 +197,12 @@ class Cost:
         return f"{self.epochs} epochs with rungs at {rungs_at} ({share:.0%} of {self.in_full})"
 
     def hours(self, start_seconds: float, epoch_seconds: float) -> float:
-        """Of trials' time."""
+        """Return the hours of trials' time."""
         return (self.starts * start_seconds + self.epochs * epoch_seconds) / 3600
 
 
 def cost(campaign: Campaign, wanted: Search, how: How) -> Cost:
-    """What it will take, repeats included."""
+    """Return the cost of a campaign, repeats included."""
     whole, repeats = campaign.recipe.loop.epochs, how.repeats * min(how.repeat_best, wanted.samples)
     bracket = bracket_of(campaign.recipe, how)
     epochs, starts = wanted.samples * whole, wanted.samples
@@ -217,7 +217,7 @@ def cost(campaign: Campaign, wanted: Search, how: How) -> Cost:
 
 
 def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> None:
-    """Say what the campaign would take, from one epoch of its recipe; nothing of it begins."""
+    """Report what the campaign would take, from one epoch of its recipe. Nothing of the campaign itself starts."""
     max_concurrent = _max_concurrent(campaign, how)
     begin, times = time.monotonic(), list[float]()
 
@@ -265,10 +265,10 @@ def run(
     say: Callable[[str], None],
     look: Callable[[], None] = lambda: None,
 ) -> CampaignOutcome:
-    """Run the campaign, or go on with the one of this name, to its end or to the end of its hours.
+    """Run the campaign, or resume the one of this name, to its end or until its hours are spent.
 
-    It is written under the lease of `campaign.token`, and `look` raises when that is lost; without one, the lease is
-    taken here. Raises LeaseError when another job works on the campaign.
+    It is written under the lease of `campaign.token`, and `look` raises when that is lost; without a token, the lease
+    is taken here. Raises LeaseError when another job works on the campaign.
     """
     if campaign.token is not None:
         return _run_alone(campaign, wanted, how, say, look)
@@ -285,7 +285,7 @@ def _run_alone(
     say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {max_concurrent} at once: {takes}")
     if goes_on:
         known = campaign.journal.trials()
-        say(f"the campaign goes on: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
+        say(f"the campaign resumes: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
     spent_all = _hours(campaign, how.budget_hours)
 
     def look() -> None:
@@ -342,11 +342,11 @@ def _originals(known: Sequence[Trial]) -> list[Trial]:
 
 
 class HoursSpentError(BudgetError):
-    """The time of --budget-hours is over."""
+    """The time of --budget-hours is spent."""
 
 
 def _spent(trials: Sequence[Trial]) -> dict[str, tuple[float, float]]:
-    """By session, when its first trial began and its last one ended."""
+    """Return, by session, when its first trial started and its last one ended."""
     sessions: dict[str, tuple[float, float]] = {}
     for held in (held for trial in trials for held in trial.held):
         begin, end = sessions.get(held.session, (held.begin, held.end))
@@ -355,7 +355,7 @@ def _spent(trials: Sequence[Trial]) -> dict[str, tuple[float, float]]:
 
 
 def _hours(campaign: Campaign, budget_hours: float) -> Callable[[], None]:
-    """Raises when the budget is spent; nothing for no budget."""
+    """Return a function that raises when the budget is spent, and does nothing if there is none."""
     earlier = sum(end - begin for begin, end in _spent(campaign.journal.trials()).values())
     begin = time.monotonic()
 
@@ -363,7 +363,7 @@ def _hours(campaign: Campaign, budget_hours: float) -> Callable[[], None]:
         if budget_hours and earlier + time.monotonic() - begin > budget_hours * 3600:
             raise HoursSpentError(
                 f"the {budget_hours:g} hours of --budget-hours are spent; nothing is lost: the same command with more "
-                "of them goes on"
+                "of them resumes"
             )
 
     return look

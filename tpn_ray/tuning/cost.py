@@ -1,4 +1,4 @@
-"""Arithmetic of a network, counted without running it. Torch only."""
+"""Arithmetic cost of a network, counted without running it. Torch only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tpn_ray.recipe import Recipe
 
 
 def gmacs(recipe: Recipe) -> float:
-    """Billions of multiply-adds of one view of a video, by convolutions and linear layers."""
+    """Return the billions of multiply-adds that convolutions and linear layers take for one view of a video."""
     return _gmacs(recipe.model, recipe.clip.frames, recipe.augment.crop_px)
 
 

@@ -1,4 +1,4 @@
-"""What values a field may take, and how they are written on a command line. Pure; runs anywhere.
+"""Distributions of the values of a field, and how they are written on a command line. Pure; runs anywhere.
 
     choice(step, cosine)     one of these; tuples are written (4, 8)
     uniform(0, 0.2)          a number from the range
@@ -25,9 +25,9 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 def choice(values: Sequence[Any]) -> CategoricalDistribution:
-    """Make a distribution of some values, tuples among them."""
+    """Make a distribution over some values, which may include tuples."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        return CategoricalDistribution(values)  # it warns of tuples, for which Optuna's databases have no type
+        return CategoricalDistribution(values)  # it warns about tuples, for which Optuna's databases have no type
 
 
 _KINDS: dict[str, Callable[..., Distribution]] = {
@@ -39,13 +39,13 @@ _WAYS = "choice(a, b), uniform(0, 1), loguniform(0.01, 1) or whole(1, 8)"
 
 
 def parse(text: str) -> Distribution:
-    """Read a distribution as it is written; raises ConfigError with the ways to write one."""
+    """Parse a distribution from its written form. Raises ConfigError with the accepted forms."""
     try:
         call: ast.expr | None = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
         call = None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
-        raise ConfigError(f"{text!r} is no distribution; write {_WAYS}")
+        raise ConfigError(f"{text!r} is not a distribution; write {_WAYS}")
     kind, values = call.func.id, [_value(part, text.strip()) for part in call.args]
     if kind not in ("choice", *_KINDS):
         raise ConfigError(f"unknown distribution {kind!r} in {text!r}; write {_WAYS}")
@@ -68,7 +68,7 @@ def _value(part: ast.expr, text: str) -> Any:
 
 
 def written(one: Distribution) -> str:
-    """Write a distribution as it is read."""
+    """Format a distribution in the form that `parse` reads."""
     if isinstance(one, CategoricalDistribution):
         return f"choice({', '.join(value if isinstance(value, str) else repr(value) for value in one.choices)})"
     if isinstance(one, IntDistribution):
@@ -77,7 +77,7 @@ def written(one: Distribution) -> str:
 
 
 def at(one: Distribution, share: float) -> Any:
-    """Take the value at a share of the range, from 0 to below 1."""
+    """Return the value at a share of the range, from 0 to below 1."""
     if isinstance(one, CategoricalDistribution):
         return one.choices[int(share * len(one.choices))]
     if isinstance(one, IntDistribution):
@@ -86,19 +86,19 @@ def at(one: Distribution, share: float) -> Any:
 
 
 def grid(one: Distribution, points: int) -> list[Any]:
-    """List all choices, or at most `points` values of a range: the middles of equal parts."""
+    """List all choices, or at most `points` values of a range: the midpoints of equal parts."""
     if isinstance(one, CategoricalDistribution):
         return list(one.choices)
     return sorted({at(one, (i + 0.5) / points) for i in range(points)})
 
 
 def edges(one: Distribution) -> list[Any]:
-    """List values that are valid if all are."""
+    """List the ends of a range, or all choices; if these values are valid, all are."""
     if isinstance(one, CategoricalDistribution):
         return list(one.choices)
     return [one.low, one.high if isinstance(one, IntDistribution) else math.nextafter(one.high, one.low)]
 
 
 def from_json(value: Any) -> Any:
-    """Give a tuple back its type, which JSON stores as a list."""
+    """Convert a list, as which JSON stores a tuple, back to a tuple."""
     return tuple(value) if isinstance(value, list) else value

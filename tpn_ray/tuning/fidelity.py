@@ -1,11 +1,11 @@
-"""Budgets that video gives for free: what trials have less of at the lower rungs. Pure; runs anywhere.
+"""Budgets that video offers for free: what trials get less of at the lower rungs. Pure; runs anywhere.
 
     clip.frames=4,8,16           a field of the recipe, one value for each rung; the last is the recipe's own
     augment.crop_px=96,160,224   likewise: the resolution; clip.clips_per_video=1,1,2: views of a video
     videos=0.25,0.5,1            the share of the training videos of each class; a larger one holds the smaller
 
-No weight's shape depends on them. So a promoted trial goes on from where it paused, with the next values: still no
-epoch is trained twice.
+No weight's shape depends on them, so a promoted trial resumes where it paused, with the next values, and still no epoch
+is trained twice.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from tpn_ray.tuning import distributions
 
 VIDEOS = "videos"
 BUDGETS = ("clip.", "augment.")
-"""Fields that decide what a clip costs, and change no weight's shape."""
+"""Prefixes of fields that decide what a clip costs and change no weight's shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """What each rung has."""
+    """What each rung gets."""
 
     epochs: tuple[int, ...] = ()
-    """The rungs."""
+    """Epochs of the rungs."""
     fields: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Flat field name, or `VIDEOS`, -> its value at each rung; empty: all rungs are alike."""
 
     def rung(self, epoch: int) -> int:
-        """The rung that trains up to this epoch; 0 where all are alike."""
+        """Return the rung that trains up to this epoch; 0 if all are alike."""
         return self.epochs.index(epoch) if self.fields else 0
 
     def changes(self, rung: int) -> dict[str, Any]:
-        """Fields of the recipe and their values at a rung."""
+        """Return the recipe fields that change at a rung, and their values."""
         return {name: values[rung] for name, values in self.fields.items() if name != VIDEOS}
 
     def videos(self, manifest: Manifest, rung: int) -> Manifest:
-        """The dataset as a rung has it."""
+        """Return the dataset for a rung."""
         return some_of_each_class(manifest, self.fields[VIDEOS][rung]) if VIDEOS in self.fields else manifest
 
     @property
     def written(self) -> dict[str, str]:
-        """For the journal."""
+        """The fields as the journal stores them."""
         return {name: ",".join(map(str, values)) for name, values in self.fields.items()}
 
 
 def parse(texts: Sequence[str], recipe: Recipe, epochs: Sequence[int]) -> Fidelity:
-    """The fidelity that is written, for rungs at `epochs`. Raises ConfigError for what cannot be."""
+    """Parse the written fidelity for rungs at `epochs`. Raises ConfigError for invalid values."""
     known, fields = flat(recipe), dict[str, tuple[Any, ...]]()
     for text in texts:
         name, equals, written = text.partition("=")
@@ -64,7 +64,7 @@ def parse(texts: Sequence[str], recipe: Recipe, epochs: Sequence[int]) -> Fideli
             raise ConfigError(f"--fidelity {text!r} must be FIELD=VALUE,VALUE,..., such as clip.frames=4,8,16")
         allowed = [VIDEOS, *(one for one in known if one.startswith(BUDGETS))]
         if name not in allowed:
-            raise ConfigError(f"--fidelity {name!r} is no budget of a trial; there are: {', '.join(allowed)}")
+            raise ConfigError(f"--fidelity {name!r} is not a budget of a trial; known: {', '.join(allowed)}")
         values = distributions.grid(distributions.parse(f"choice({written})"), 0)
         if len(values) != len(epochs):
             raise ConfigError(
@@ -81,7 +81,7 @@ def parse(texts: Sequence[str], recipe: Recipe, epochs: Sequence[int]) -> Fideli
 
 
 def some_of_each_class(manifest: Manifest, share: float) -> Manifest:
-    """With that share of the training videos of each class (at least one), chosen by a hash of their ids."""
+    """Keep this share of the training videos of each class (at least one), chosen by a hash of their ids."""
     if share == 1:
         return manifest
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)

@@ -1,7 +1,7 @@
 """SUCCESSIVE HALVING: trials pause at rungs with exact checkpoints, and the best resume. Runs on the driver; no Ray.
 
-What is next is computed from the journal alone (`rungs.py`), so a campaign that was killed goes on as if it had not
-been: nothing is trained twice, and its table is the undisturbed one's.
+What comes next is computed from the journal alone (`rungs.py`), so a campaign that was killed continues as if it had
+not been: nothing is trained twice, and the final table is the same.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tpn_ray.tuning.space import Sample, Space
 
 LOOK_SECONDS = 1.0
 TRIALS_OWN = (TrainingError, ConfigError, CheckpointError)
-"""Errors that belong to one trial, which is then a row with its reason; others end the campaign, resumably."""
+"""Errors that belong to one trial, which is then a row with its reason; others end the campaign, which can resume."""
 
 Train = Callable[[Trial, int], Trial]
-"""Train a trial up to an epoch: the trial with the point of that epoch. It writes the journal as it goes."""
+"""Trains a trial up to an epoch and returns it with that epoch's point. It writes the journal along the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched, and how."""
+    """What to search, and how."""
 
     space: Space
     searcher: str
@@ -38,10 +38,10 @@ class Search:
     objectives: Objectives
     objectives_name: str = "top1"
     wave: int = 0
-    """Trials that are suggested together; 0: all, or for a model as many as leave one at the last rung."""
+    """Number of trials suggested together; 0: all, or for a model as many as leave one at the last rung."""
 
     def waves(self, bracket: Bracket) -> list[int]:
-        """Sizes of the waves."""
+        """Return the sizes of the waves."""
         model = self.searcher in search.MODELS
         size = self.wave or (bracket.reduction_factor ** (len(bracket.epochs) - 1) if model else self.samples)
         size = max(size, search.FIRST_BY_CHANCE) if model else size
@@ -58,7 +58,7 @@ def successive_halving(
     look: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Trial]:
-    """Run the campaign, or go on with it; all trials, best first. `look` is called every second and may raise."""
+    """Run or resume the campaign, and return all trials, best first. `look` is called every second and may raise."""
     trials = {trial.number: trial for trial in _suggested(journal, journal.waves())}
     running = set[int]()
     finished: queue.Queue[tuple[Trial, BaseException | None]] = queue.Queue()
@@ -68,7 +68,7 @@ def successive_halving(
             if len(running) < max_concurrent and work.trial.number not in running:
                 running.add(work.trial.number)
                 if work.trial.points:
-                    say(f"{work.trial.name} goes on from epoch {work.trial.epochs} to {work.epoch}")
+                    say(f"{work.trial.name} resumes from epoch {work.trial.epochs} to {work.epoch}")
                 _start(_promoted(work), train, finished)
         if not running:
             return rungs.ranked(list(trials.values()))
@@ -95,7 +95,7 @@ def train_all(
 def _suggest(
     journal: Journal, wanted: Search, bracket: Bracket, trials: dict[int, Trial], say: Callable[[str], None]
 ) -> None:
-    """Suggest every wave that may be."""
+    """Suggest every wave that may be suggested."""
     sizes = wanted.waves(bracket)
     while True:
         wave = 1 + max((trial.wave for trial in trials.values()), default=-1)
@@ -123,7 +123,7 @@ def _suggest(
 
 
 def _suggested(journal: Journal, waves: Sequence[Sequence[Sample]]) -> list[Trial]:
-    """The trials of all waves so far, as far as each has come."""
+    """Return the trials of all waves so far, as far as each has come."""
     known = {trial.number: trial for trial in journal.trials()}
     trials: list[Trial] = []
     for wave, samples in enumerate(waves):
@@ -134,7 +134,7 @@ def _suggested(journal: Journal, waves: Sequence[Sequence[Sample]]) -> list[Tria
 
 
 def _promoted(work: Due) -> Due:
-    """Enter a promotion into the trial's lineage once, however often the work is begun."""
+    """Enter a promotion into the trial's lineage once, however often the work is started."""
     promotion = Transition(kind=Kind.PROMOTED, epoch=work.since)
     if not work.since or promotion in work.trial.lineage:
         return work
@@ -148,7 +148,7 @@ def _start(work: Due, train: Train, finished: queue.Queue[tuple[Trial, BaseExcep
         except BaseException as error:  # handed to the campaign's thread
             finished.put((work.trial, error))
 
-    # A daemon: a campaign that ends by an error does not wait for its trials.
+    # A daemon, so that a campaign that ends with an error does not wait for its trials.
     threading.Thread(target=go, name=work.trial.name, daemon=True).start()
 
 

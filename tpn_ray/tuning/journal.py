@@ -1,11 +1,11 @@
-"""What a campaign has decided and measured, in storage: nothing that is in it is decided or measured twice.
+"""A campaign's decisions and measurements, in storage: nothing in it is decided or measured twice.
 
-    campaign.json       what the campaign is; it goes on only as the same
+    campaign.json       what the campaign is; it resumes only with the same settings
     waves/0000.json     samples that were suggested together, written before the first of them starts
     trials/0000.json    one trial: its scores by epoch, the times it held its resources, how it failed
 
-Every file is written whole, so a kill leaves the old one or the new one, and only by who works under the campaign's
-lease. Each holds a hash of itself. Runs on the driver, and in Tune trials.
+Every file is written whole, so that a kill leaves the old one or the new one, and only under the campaign's lease. Each
+holds a hash of itself. Runs on the driver, and in Tune trials.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tpn_ray.tuning.space import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A trial, evaluated."""
+    """One evaluation of a trial."""
 
     epoch: int
     scores: dict[str, float]
-    """val_top1, val_loss and so on."""
+    """val_top1, val_loss, and so on."""
     checkpoint: str
     train_loss: float | None = None
-    """Mean since the last point; None where it was measured by a process that is gone."""
+    """Mean training loss since the last point; None if the process that measured it is gone."""
 
     @property
     def top1(self) -> float:
@@ -44,13 +44,13 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A time in which a trial held its resources; seconds since 1970."""
+    """A period in which a trial held its resources. Times are seconds since 1970."""
 
     session: str
-    """The process of the driver: what two of them hold is not compared."""
+    """Driver process; the times of two sessions are not compared."""
     begin: float
     started: float
-    """When its workers began to train; `end` if they never did."""
+    """When its workers started to train; `end` if they never did."""
     end: float
 
 
@@ -69,7 +69,7 @@ class Transition:
     kind: Kind
     epoch: int
     donor: int | None = None
-    """Number of the trial whose weights a mutant began from."""
+    """Number of the trial whose weights a mutant started from."""
     detail: str = ""
     """Fields that a mutation changed, or why a run ended."""
 
@@ -80,28 +80,28 @@ class Transition:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One trial as far as it has come."""
+    """One trial, as far as it has come."""
 
     number: int
     sample: Sample
     wave: int = 0
     repeat_of: int | None = None
-    """The trial whose setting this one repeats with another seed."""
+    """Number of the trial whose settings this one repeats with another seed."""
     points: tuple[Point, ...] = ()
-    """By rising epoch."""
+    """Evaluations, by ascending epoch."""
     held: tuple[Held, ...] = ()
     lineage: tuple[Transition, ...] = ()
     """What happened to it, in order."""
     failure: str = ""
     stopped: bool = False
-    """A scheduler ended it before its last epoch, for good."""
+    """Whether a scheduler ended it for good before its last epoch."""
     run: str = ""
-    """Name of its training run, where that is not the trial's: after a mutation."""
+    """Name of its training run, if that is not the trial's: after a mutation or at a higher rung of a fidelity."""
     start_from: str = ""
-    """The other trial's checkpoint that this run began from."""
+    """Another trial's checkpoint from which this run started."""
     mlflow_run: str = ""
     placement_group: str = ""
-    """Id of what holds, or held, the resources of its workers."""
+    """Id of the placement group that holds, or held, its workers' resources."""
 
     @property
     def name(self) -> str:
@@ -109,7 +109,7 @@ class Trial:
 
     @property
     def history(self) -> list[str]:
-        """What it is and what happened to it, in words."""
+        """What the trial is and what happened to it, in words."""
         repeats = f"repeats trial {self.repeat_of} with seed {self.sample.get('loop.seed')}"
         stopped = f"stopped at epoch {self.epochs}"
         lines = [repeats] * (self.repeat_of is not None) + [str(one) for one in self.lineage]
@@ -117,25 +117,25 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """Epochs after which it was evaluated last."""
+        """Epoch of the last evaluation; 0 if there is none."""
         return self.points[-1].epoch if self.points else 0
 
     @property
     def top1(self) -> float:
-        """Validation top-1 at its last epoch; -1 if it was never evaluated."""
+        """Validation top-1 at the last evaluation; -1 if there is none."""
         return self.points[-1].top1 if self.points else -1.0
 
     @property
     def seconds(self) -> float:
-        """How long it held its resources."""
+        """Total time for which it held its resources."""
         return sum(held.end - held.begin for held in self.held)
 
     def at(self, epoch: int) -> Point | None:
-        """Its evaluation after exactly that epoch."""
+        """Return its evaluation after exactly that epoch, or None."""
         return next((point for point in self.points if point.epoch == epoch), None)
 
     def with_point(self, point: Point) -> Trial:
-        """With one more evaluation; one of the same epoch is replaced."""
+        """Return the trial with one more evaluation; one of the same epoch is replaced."""
         kept = [old for old in self.points if old.epoch != point.epoch]
         return dataclasses.replace(self, points=tuple(sorted([*kept, point], key=lambda one: one.epoch)))
 
@@ -143,8 +143,8 @@ class Trial:
 _TRIAL = TypeAdapter(Trial)
 _SAMPLES = TypeAdapter(list[Sample])
 _CAMPAIGN_REMEDY = (
-    "Put it back from a copy, or delete it and give the command with the very settings that it had: it is then written "
-    "anew"
+    "Put it back from a copy, or delete it and give the command with exactly the settings that it had: it is then "
+    "written again"
 )
 _WAVE_REMEDY = (
     "Put it back from a copy; or, if it is the newest one, delete it: the same command suggests the same samples again"
@@ -156,14 +156,16 @@ _TRIAL_REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:
-    """The files below one folder."""
+    """The files of a campaign, below one folder."""
 
     uri: str
     token: Token | None = None
-    """Of the lease under which they are written; None for who only reads, or is alone for other reasons."""
+    """Token of the lease under which they are written; None for a caller that only reads or is the only writer
+    anyway."""
 
     def begin(self, settings: dict[str, Any]) -> bool:
-        """Write what the campaign is; True if it goes on. Refuses one of other settings, with what differs."""
+        """Write what the campaign is, and return whether it resumes. Raises CheckpointError, with the differences, for
+        other settings."""
         place = storage.join(self.uri, "campaign.json")
         new = json.loads(json.dumps(settings))
         if storage.create(place, seal(new)):
@@ -177,28 +179,28 @@ class Journal:
         ]
         if changed:
             raise CheckpointError(
-                f"{self.uri} is a campaign of other settings, and would not be the same if it went on:\n  "
+                f"{self.uri} is a campaign with other settings, and would not be the same if it resumed:\n  "
                 + "\n  ".join(changed)
                 + "\nSet them back, or choose another --name"
             )
         return True
 
     def write_wave(self, wave: int, samples: list[Sample]) -> list[Sample]:
-        """Keep what was suggested; gives it as it will be read, with lists for tuples."""
+        """Write the suggested samples, and return them as they will be read, with lists for tuples."""
         self._put(f"waves/{wave:04d}.json", {"samples": samples})
         stored: list[Sample] = json.loads(json.dumps(samples))
         return stored
 
     def waves(self) -> list[list[Sample]]:
-        """What was suggested, in order."""
+        """Return the suggested samples of each wave, in order."""
         return [_wave(uri, data) for uri, data in self._files("waves")]
 
     def write(self, trial: Trial) -> None:
-        """Keep a trial as far as it has come."""
+        """Write a trial as far as it has come."""
         self._put(f"trials/{trial.number:04d}.json", _TRIAL.dump_python(trial, mode="json"))
 
     def read(self, number: int) -> Trial | None:
-        """One trial, if it was ever written."""
+        """Return one trial, or None if it was never written."""
         uri = storage.join(self.uri, f"trials/{number:04d}.json")
         try:
             return _trial(uri, storage.read_bytes(uri))
@@ -206,7 +208,7 @@ class Journal:
             return None
 
     def trials(self) -> list[Trial]:
-        """All trials that were ever written, by number."""
+        """Return all trials that were ever written, by number."""
         return [_trial(uri, data) for uri, data in self._files("trials")]
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
@@ -230,24 +232,24 @@ def _trial(uri: str, data: bytes) -> Trial:
     try:
         return _TRIAL.validate_json(json.dumps(content))
     except ValidationError as error:
-        raise damaged(uri, f"it is no trial: {_first(error)}", _TRIAL_REMEDY) from error
+        raise damaged(uri, f"it is not a trial: {_first(error)}", _TRIAL_REMEDY) from error
 
 
 def _transition(line: Any) -> Any:
-    """Read an entry of a lineage, which earlier versions wrote as a sentence; "" for what other fields tell as well."""
+    """Convert a lineage entry that an earlier version wrote as a sentence; "" for what other fields also say."""
     if not isinstance(line, str):
         return line
     if re.match(r"repeats trial \d+ with seed|stopped at epoch", line):
         return ""
     found = re.fullmatch(r"(promoted|ended|from trial (?P<donor>\d+)) at epoch (?P<epoch>\d+)(: (?P<detail>.*))?", line)
     if not found:
-        return line  # refused as no transition
+        return line  # refused later as no transition
     kind = Kind.MUTATED if found["donor"] else found[1]
     return {"kind": kind, "epoch": found["epoch"], "donor": found["donor"], "detail": found["detail"] or ""}
 
 
 def _wave(uri: str, data: bytes) -> list[Sample]:
-    if data.lstrip().startswith(b"["):  # of an earlier version
+    if data.lstrip().startswith(b"["):  # written by an earlier version
         data = b'{"samples": ' + data + b"}"
     content = unseal(data, uri, _WAVE_REMEDY)
     try:
@@ -262,7 +264,7 @@ def _first(error: ValidationError) -> str:
 
 
 def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Give the settings of a campaign of an earlier version their names of today."""
+    """Give settings written by an earlier version their current names."""
     names = {"keep": "reduction_factor", "finalists": "min_promoted"}
     renamed = {names.get(name, name): value for name, value in settings.items()}
     return {**renamed, "scheduler": "halving"} if settings.get("scheduler") == "promote" else renamed

@@ -1,4 +1,4 @@
-"""What a campaign found: on the terminal, in its folder and in MLflow. Runs on the driver."""
+"""Output of a campaign: on the terminal, in its folder, and in MLflow. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def show(
 
 
 def settle(trial: Trial, campaign: Campaign) -> None:
-    """End the MLflow run of a trial that will not go on; one that the server missed is written from the journal."""
+    """End the MLflow run of a trial that will not resume. If the server missed it, write it from the journal."""
     tags = {"epochs": str(trial.epochs), "lineage": "; ".join(trial.history)}
     if trial.points:
         tags["checkpoint"] = trial.points[-1].checkpoint
@@ -109,7 +109,7 @@ def settle(trial: Trial, campaign: Campaign) -> None:
 
 
 def _register(campaign: Campaign, best: Trial, tracked: TrackedRun) -> None:
-    """The best checkpoint as a version of the model named like the campaign."""
+    """Register the best checkpoint as a version of the model named after the campaign."""
     tags = {"val_top1": f"{best.top1:.4f}", "trial": best.name, "epochs": str(best.epochs)}
     version = tracked.register_model(campaign.name, best.points[-1].checkpoint, tags)
     said = f"is version {version} of the model" if version else "could not be registered as the model"
@@ -117,7 +117,7 @@ def _register(campaign: Campaign, best: Trial, tracked: TrackedRun) -> None:
 
 
 def flags(campaign: Campaign, sample: Sample) -> str:
-    """The trial's recipe as flags."""
+    """Return the trial's recipe as flags."""
     return as_flags(campaign.recipe, apply(campaign.recipe, sample))
 
 
@@ -142,5 +142,5 @@ def _print(found: Findings, best: Trial) -> None:
 
 
 def say(line: str) -> None:
-    """One line, at once."""
+    """Print one line at once."""
     print(line, flush=True)

@@ -1,7 +1,7 @@
-"""How population-based training changes a donor's settings for the trial that goes on from it. Pure; runs anywhere.
+"""How population-based training changes a donor's settings for the trial that continues from it. Pure; runs anywhere.
 
-The operations are those of Jaderberg et al. (2017) and of Ray Tune. Ray draws from a generator of the process; here all
-draws are a function of (campaign's seed, trial, step), so that a campaign that is run again mutates as before.
+The operations are those of Jaderberg et al. (2017) and Ray Tune. Ray draws from a process-wide generator; here, all
+draws are a function of (campaign's seed, trial, step), so that a rerun campaign mutates as before.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from tpn_ray.tuning.distributions import Distribution, at, edges, from_json
 from tpn_ray.tuning.space import Sample, Space
 
 DRAWN_ANEW = 0.25
-"""Probability that a field is drawn anew and not moved from the donor's value."""
+"""Probability that a field is drawn anew instead of moved from the donor's value."""
 FACTORS = (0.8, 1.2)
 MOST_DRAWS = 1000
-"""Until a mutant is given up that is no valid recipe in any of them."""
+"""Draws without a valid recipe after which a mutant is given up."""
 
 
 def generator(seed: int, trial: int, step: int) -> np.random.Generator:
-    """Of all draws for a trial at a step."""
+    """Return the generator of all draws for a trial at a step."""
     return np.random.default_rng(np.random.SeedSequence((seed, trial, step)))
 
 
 def mutated(donor: Sample, changing: Space, is_valid: Callable[[Sample], bool], random: np.random.Generator) -> Sample:
-    """The donor's sample with every field of `changing` moved or drawn anew; where none is valid, the donor's own.
+    """Return the donor's sample with every field of `changing` moved or drawn anew; if none is valid, the donor's own.
 
     Values are as the journal has them: lists where the space has tuples.
     """

@@ -1,7 +1,8 @@
-"""The best settings again, with further seeds. Runs on the driver; no Ray.
+"""Repeats of the best settings with more seeds. Runs on the driver; no Ray.
 
-A seed decides the order, the augmentation, the first weights and dropout. A repeat is a trial of its own, trained in
-full; its number follows those of the campaign, by place and seed, so that it is the same after a kill.
+A seed determines the data order, augmentation, initial weights, and dropout. A repeat is a trial of its own, trained in
+full. Its number lies above those of the campaign's trials and follows from the trial and the seed, so that it is the
+same after a kill.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def repeat(
     max_concurrent: int,
     look: Callable[[], None],
 ) -> list[Trial]:
-    """Train each of the `best` complete trials with `seeds` further seeds; the repeats, as far as they did not fail."""
+    """Train each of the `best` complete trials with `seeds` more seeds; return the repeats, failed ones included."""
     complete = [trial for trial in trials if trial.epochs == epochs and not trial.failure][:best]
     wanted = [
         Trial(
@@ -48,4 +49,5 @@ def repeat(
 
 
 REPEATS_FROM, SEEDS_AT_MOST = 100_000, 100
-"""Numbers of repeats: apart from those of trials, and the same whatever else was repeated."""
+"""First number used for repeats, above those of trials, and the block of numbers reserved per trial, so that a repeat's
+number does not depend on what else is repeated."""

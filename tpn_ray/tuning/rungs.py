@@ -1,10 +1,10 @@
-"""Synchronous successive halving: who is promoted, and what may be suggested when. Pure functions of what was measured.
+"""Synchronous successive halving: who is promoted, and what may be suggested when. Pure functions of the measurements.
 
-A campaign's trials come in waves. In each, all trials train to the first rung; the best of them, one in
+A campaign's trials come in waves. In each wave, all trials train to the first rung; the best of them, one in
 `reduction_factor` but at least `min_promoted`, resume to the next, and so on; the others stay paused where they are.
-Waves overlap: wave w is suggested when wave w - 1 has done its first rung, wave w - 2 its second, and so on, and may
-know these scores and no others. So machines are not idle while the last trial of a wave trains, and yet every
-suggestion is a function of the seed alone.
+Waves overlap: wave w is suggested when wave w - 1 has completed its first rung, wave w - 2 its second, and so on, and
+may know those scores and no others. Machines are therefore not idle while the last trial of a wave trains, and yet
+every suggestion is a function of the seed alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.search import Seen
 
 Objectives = Callable[[Trial, int], tuple[float, ...]]
-"""What is to be high for a trial at an epoch; the first is its accuracy."""
+"""Returns the values to maximize for a trial at an epoch; the first is its accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,11 @@ class Bracket:
     """The epochs at which trials pause and are compared."""
 
     epochs: tuple[int, ...]
-    """Rising; the last is the whole run."""
+    """Epochs of the rungs, ascending; the last is the whole run."""
     reduction_factor: int = 3
-    """Ratio of the trials at a rung to those that are promoted from it (eta)."""
+    """Ratio of the trials at a rung to those promoted from it (eta)."""
     min_promoted: int = 1
-    """Trials that are promoted at least, where there are as many."""
+    """Minimum number of trials promoted, if there are as many."""
 
     def __post_init__(self) -> None:
         if self.min_promoted < 1:
@@ -38,15 +38,15 @@ class Bracket:
         if self.reduction_factor < 2:
             raise ConfigError(f"reduction_factor={self.reduction_factor}: it must be at least 2, or nothing is saved")
         if not self.epochs or list(self.epochs) != sorted(set(self.epochs)) or self.epochs[0] < 1:
-            raise ConfigError(f"rungs at epochs {self.epochs} must be rising and begin at 1 or later")
+            raise ConfigError(f"rungs at epochs {self.epochs} must be ascending and start at 1 or later")
 
     def promoted(self, entered: int) -> int:
-        """How many of so many trials go on from a rung."""
+        """Return how many of `entered` trials are promoted from a rung."""
         return min(entered, max(self.min_promoted, entered // self.reduction_factor))
 
 
 def bracket(epochs: int, *, rungs: int, reduction_factor: int, min_promoted: int = 1) -> Bracket:
-    """Set rungs at 1, 1/reduction_factor, 1/reduction_factor^2 ... of the epochs, as many as `rungs`."""
+    """Set rungs at 1, 1/reduction_factor, 1/reduction_factor^2, ... of the epochs, as many as `rungs`."""
     if rungs < 1:
         raise ConfigError(f"rungs={rungs} must be at least 1")
     at = sorted({math.ceil(epochs / reduction_factor**power) for power in range(rungs)})
@@ -60,11 +60,11 @@ class Due:
     trial: Trial
     epoch: int
     since: int = 0
-    """The rung that it was promoted at."""
+    """Epoch of the rung from which it was promoted; 0 for the first rung."""
 
 
 def due(trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> list[Due]:
-    """All that may be trained now; what has come furthest first, so that the end of a wave is not waited for."""
+    """Return all work that may be done now, furthest trials first, so that no wave's end holds anything up."""
     found: list[tuple[int, Due]] = []
     for wave in sorted({trial.wave for trial in trials}):
         rung, pending = frontier([trial for trial in trials if trial.wave == wave], bracket, objectives)
@@ -74,7 +74,8 @@ def due(trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> li
 
 
 def frontier(wave: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> tuple[int, list[Trial]]:
-    """The first rung that a wave has not done, and who is missing there; (number of rungs, nobody) when all is done."""
+    """Return the first rung that a wave has not completed and the trials missing there; (number of rungs, []) if
+    done."""
     entered = list(wave)
     for rung, epoch in enumerate(bracket.epochs):
         pending = [trial for trial in entered if not trial.failure and trial.at(epoch) is None]
@@ -85,7 +86,7 @@ def frontier(wave: Sequence[Trial], bracket: Bracket, objectives: Objectives) ->
 
 
 def best(entered: Sequence[Trial], epoch: int, count: int, objectives: Objectives) -> list[Trial]:
-    """The `count` best at a rung: by fronts that no other trial beats in everything, then accuracy, loss, number."""
+    """Return the `count` best trials at a rung: by Pareto front, then accuracy, loss, and number."""
     rest = [trial for trial in entered if trial.at(epoch) is not None]
     values = {trial.number: objectives(trial, epoch) for trial in rest}
     chosen: list[Trial] = []
@@ -97,12 +98,12 @@ def best(entered: Sequence[Trial], epoch: int, count: int, objectives: Objective
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The final table: who has come furthest, there by accuracy, loss and number; failed ones last."""
+    """Sort the final table: by epochs reached, then accuracy, loss, and number; failed trials last."""
     return sorted(trials, key=lambda trial: (bool(trial.failure), -trial.epochs, *_order(trial, trial.epochs)))
 
 
 def may_suggest(wave: int, trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> bool:
-    """Whether everything that wave may know is there."""
+    """Return whether everything that the wave may know has been measured."""
     for earlier in range(wave):
         done, _ = frontier([trial for trial in trials if trial.wave == earlier], bracket, objectives)
         if done < min(wave - earlier, len(bracket.epochs)):
@@ -111,7 +112,7 @@ def may_suggest(wave: int, trials: Sequence[Trial], bracket: Bracket, objectives
 
 
 def visible(wave: int, trials: Sequence[Trial], bracket: Bracket, objectives: Objectives) -> list[Seen]:
-    """The scores that wave may know."""
+    """Return the scores that the wave may know."""
     return [
         Seen(sample=trial.sample, epoch=epoch, scores=objectives(trial, epoch))
         for trial in sorted(trials, key=lambda trial: trial.number)
@@ -121,7 +122,7 @@ def visible(wave: int, trials: Sequence[Trial], bracket: Bracket, objectives: Ob
 
 
 def planned(waves: Sequence[int], bracket: Bracket) -> tuple[int, int]:
-    """Epochs of a campaign of waves of these sizes, and how often a trial begins or goes on."""
+    """Return the epochs of a campaign with waves of these sizes, and how often a trial starts or resumes."""
     epochs = starts = 0
     for size in waves:
         before, left = 0, size

@@ -1,7 +1,7 @@
-"""SEARCHERS: what was seen -> what to try next. Pure; runs on the driver.
+"""SEARCHERS: from the scores so far to what to try next. Pure; runs on the driver.
 
-A suggestion is a function of the seed, its number and the scores it may know, never of the order in which trials
-happened to end; so a campaign that is begun again makes the same ones, and no searcher has a state to save.
+A suggestion is a function of the seed, its number, and the scores it may know, never of the order in which trials
+happened to end. A restarted campaign therefore makes the same suggestions, and no searcher has state to save.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tpn_ray.tuning.space import Sample, Space, draws
 
 Direction = Literal["minimize", "maximize"]
 TRIES = 1000
-"""Samples drawn for one valid one."""
+"""Maximum number of samples drawn to get a valid one."""
 GRID_POINTS = 3
-"""Values of a range in a grid."""
+"""Number of values of a range in a grid."""
 FIRST_BY_CHANCE = 8
-"""Scores that a model needs before it is asked."""
+"""Number of scores that a model needs before it is asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,12 @@ class Seen:
     sample: Sample
     epoch: int
     scores: tuple[float, ...]
-    """Higher is better, each."""
+    """One value per objective; higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a searcher is asked: `count` samples for the trials from number `first`."""
+    """A request to a searcher for `count` samples, for the trials from number `first`."""
 
     space: Space
     is_valid: Callable[[Sample], bool]
@@ -53,12 +53,12 @@ class Question:
 
 
 def random(question: Question) -> list[Sample]:
-    """Independent draws."""
+    """Draw independent samples."""
     return [_draw(question, number) for number in range(question.first, question.first + question.count)]
 
 
 def grid(question: Question) -> list[Sample]:
-    """Every combination of choices and of GRID_POINTS values of each range, the last field fastest."""
+    """Return combinations of all choices and GRID_POINTS values of each range, with the last field varying fastest."""
     values = [distributions.grid(one, GRID_POINTS) for one in question.space.values()]
     samples = (dict(zip(question.space, combination, strict=True)) for combination in product(*values))
     valid = filter(question.is_valid, samples)
@@ -66,9 +66,9 @@ def grid(question: Question) -> list[Sample]:
 
 
 def tpe(question: Question) -> list[Sample]:
-    """Optuna's multivariate TPE on the scores of the furthest epoch that enough trials have reached.
+    """Suggest with Optuna's multivariate TPE, on the scores of the furthest epoch that enough trials have reached.
 
-    That choice of the epoch is BOHB's (Falkner et al., 2018): with rungs, early scores guide until late ones can.
+    That choice of epoch is BOHB's (Falkner et al., 2018): with rungs, early scores guide until late ones can.
     """
     seen = _furthest(question.seen)
     if not seen:
@@ -97,7 +97,7 @@ MODELS = ("tpe",)
 
 
 def suggest(name: str, question: Question) -> list[Sample]:
-    """The samples of the searcher of that name; fewer only where a grid ends."""
+    """Return the samples of the named searcher; fewer only where a grid ends."""
     if name not in SEARCHERS:
         raise ConfigError(f"unknown searcher {name!r}; known: {', '.join(SEARCHERS)}")
     return SEARCHERS[name](question)
@@ -111,7 +111,7 @@ def _draw(question: Question, number: int) -> Sample:
 
 
 def _too_rare(tries: int) -> ConfigError:
-    return ConfigError(f"{tries} samples of the space in a row do not make a recipe; vary fewer fields together")
+    return ConfigError(f"{tries} samples of the space in a row make no valid recipe; vary fewer fields together")
 
 
 def _furthest(seen: Sequence[Seen]) -> list[Seen]:
@@ -127,7 +127,7 @@ def as_study(
     directions: Sequence[Direction] = ("maximize",),
     sampler: optuna.samplers.BaseSampler | None = None,
 ) -> optuna.Study:
-    """Make a study of Optuna in memory."""
+    """Make an in-memory Optuna study."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=directions, sampler=sampler)
     study.add_trials(trials)
@@ -135,6 +135,6 @@ def as_study(
 
 
 def as_trial(space: Space, sample: Sample, values: Sequence[float]) -> FrozenTrial:
-    """Make a complete trial of Optuna; stored samples hold lists where the space has tuples."""
+    """Make a complete Optuna trial. Stored samples hold lists where the space has tuples."""
     params = {name: from_json(sample[name]) for name in space}
     return optuna.trial.create_trial(params=params, distributions={**space}, values=values)

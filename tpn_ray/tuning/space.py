@@ -1,7 +1,7 @@
 """THE SEARCH SPACE: field of the recipe -> distribution. Pure; runs anywhere.
 
-A space is a function of the recipe it varies. Its keys are flat field names ("optim.lr"); one entry of a tuple is
-named by its place ("loss.lambdas.0"). A sample gives each field a value; what does not make a recipe never starts.
+A space is a function of the recipe it varies. Its keys are flat field names ("optim.lr"); a single entry of a tuple is
+named by its index ("loss.lambdas.0"). A sample gives each field a value; one that makes no valid recipe never starts.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Sample = dict[str, Any]
 """Flat field name -> its value."""
 
 TRIES = 200
-"""Draws of the other fields before a value counts as one that never makes a recipe."""
+"""Draws of the other fields before a value counts as one that never makes a valid recipe."""
 
 
 def fitting_alphas(levels: int, frames: int) -> list[tuple[int, ...]]:
-    """Temporal rates that fit a clip: powers of two up to its frames, none smaller than that of the level below."""
+    """Return the temporal rates that fit a clip: powers of two up to its frames, never falling from level to level."""
     rates = [2**power for power in range(frames.bit_length()) if 2**power <= frames]
     return [alpha for alpha in product(rates, repeat=levels) if list(alpha) == sorted(alpha)]
 
 
 def lambda_alpha(recipe: Recipe) -> Space:
-    """The weight of each auxiliary loss, and the temporal rate of each level."""
+    """Vary the weight of each auxiliary loss, and the temporal rate of each level."""
     heads = range(recipe.model.auxiliary_count)
     space: Space = {f"loss.lambdas.{i}": FloatDistribution(0.05, 2.0, log=True) for i in heads}
     if recipe.model.neck == "tpn":
@@ -48,7 +48,7 @@ def lambda_alpha(recipe: Recipe) -> Space:
 
 
 def schedule(recipe: Recipe) -> Space:
-    """The learning rate, how it changes over the run, and weight decay. Milestones and gamma count for `step`."""
+    """Vary the learning rate, its schedule, and weight decay. Milestones and gamma matter only for `step`."""
     optim = recipe.optim
     decay = optim.weight_decay or 1e-4
     return {
@@ -62,7 +62,7 @@ def schedule(recipe: Recipe) -> Space:
 
 
 def flow_and_levels(recipe: Recipe) -> Space:
-    """How the pyramid's levels inform each other, and which stages they are."""
+    """Vary how the pyramid's levels inform each other, and which stages they are."""
     if recipe.model.neck != "tpn":
         raise ConfigError("flow_and_levels varies the pyramid, and model.neck='none' has none")
     space: Space = {"model.flow": choice(get_args(Flow))}
@@ -73,13 +73,13 @@ def flow_and_levels(recipe: Recipe) -> Space:
 
 
 def everything(recipe: Recipe) -> Space:
-    """Lambda, alpha, the schedule, flow and levels."""
+    """Vary lambda, alpha, the schedule, flow, and levels."""
     pyramid = flow_and_levels(recipe) if recipe.model.neck == "tpn" else {}
     return {**lambda_alpha(recipe), **schedule(recipe), **pyramid}
 
 
 def nothing(recipe: Recipe) -> Space:
-    """Only what is varied by name."""
+    """Vary nothing but the fields varied by name."""
     return {}
 
 
@@ -93,9 +93,9 @@ SPACES: dict[str, Callable[[Recipe], Space]] = {
 
 
 def space(name: str, recipe: Recipe, varied: Sequence[str] = ()) -> Space:
-    """The space of that name (or of several, joined by +) around a recipe, and fields `varied` as FIELD=DISTRIBUTION.
+    """Return the named space (or several, joined by +) around a recipe, plus fields `varied` as FIELD=DISTRIBUTION.
 
-    Raises ConfigError for an unknown name or field, and for a value with which no sample makes a recipe.
+    Raises ConfigError for an unknown name or field, and for a value with which no sample makes a valid recipe.
     """
     fields: Space = {}
     for part in name.split("+"):
@@ -114,7 +114,7 @@ def space(name: str, recipe: Recipe, varied: Sequence[str] = ()) -> Space:
 
 
 def check(recipe: Recipe, fields: Space) -> None:
-    """Refuse a space with an unknown field, or with a value that never makes a recipe whatever the others are."""
+    """Refuse a space with an unknown field, or with a value that never makes a valid recipe whatever the others are."""
     for name, distribution in fields.items():
         for value in edges(distribution):
             reason = problem(recipe, {name: value})
@@ -128,14 +128,14 @@ def check(recipe: Recipe, fields: Space) -> None:
 
 
 def draws(fields: Space, *, seed: int, number: int) -> Iterator[Sample]:
-    """Draws for trial `number`, for ever: a pure function of the seed and the number, whatever the other trials do."""
+    """Yield draws for trial `number`, without end: a pure function of the seed and the number, not of other trials."""
     random = np.random.Generator(np.random.Philox(key=[seed, number]))
     while True:
         yield {name: at(distribution, random.random()) for name, distribution in fields.items()}
 
 
 def problem(recipe: Recipe, sample: Mapping[str, Any]) -> str:
-    """Why a sample does not make a recipe that can be trained; empty if it does."""
+    """Return why a sample makes no recipe that can be trained; empty if it does."""
     try:
         changed = apply(recipe, sample)
         if from_plain(dataclasses.asdict(changed)) != changed:
@@ -149,10 +149,10 @@ def problem(recipe: Recipe, sample: Mapping[str, Any]) -> str:
 
 
 def apply(recipe: Recipe, sample: Mapping[str, Any]) -> Recipe:
-    """The recipe with a sample's values; raises ConfigError where they do not fit it.
+    """Return the recipe with a sample's values. Raises ConfigError if they do not fit it.
 
-    Where the sample changes the number of levels, alpha and lambda follow at the lower end: a new level pools and
-    weighs as the lowest one did.
+    If the sample changes the number of levels, alpha and lambda follow at the lower end: a new level gets the rate and
+    the weight of the lowest one.
     """
     known = flat(recipe)
     changes: dict[str, Any] = {}
@@ -174,12 +174,12 @@ def apply(recipe: Recipe, sample: Mapping[str, Any]) -> Recipe:
 
 
 def _as_long(values: tuple[Any, ...], length: int) -> tuple[Any, ...]:
-    """The upper `length` of the values, or as many more of the lowest."""
+    """Return the last `length` values, padded in front with the first value."""
     return (values[:1] * (length - len(values)) + values)[max(0, len(values) - length) :]
 
 
 def as_flags(base: Recipe, changed: Recipe) -> str:
-    """The flags that turn one recipe into the other on a job's command line."""
+    """Return the flags that turn one recipe into the other on a job's command line."""
     before, parts = flat(base), []
     for name, value in flat(changed).items():
         if value != before[name]:

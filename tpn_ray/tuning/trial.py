@@ -1,7 +1,7 @@
-"""One trial: sample -> recipe -> a Ray Train run of its own. Runs on the driver (`train_to`) or in a Tune trial.
+"""One trial: sample -> recipe -> its own Ray Train run. Runs on the driver (`train_to`) or in a Tune trial.
 
-Either way the journal has every evaluation before anybody decides on it, and the run's name is the trial's, so that a
-trial that is begun again goes on from its last checkpoint.
+Either way, every evaluation is in the journal before anything decides on it, and the run is named after the trial, so
+that a restarted trial resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tpn_ray.tuning.journal import Held, Journal, Kind, Point, Transition, Trial
 from tpn_ray.tuning.space import Sample, apply
 
 TOLD_AGAIN = "told_again"
-"""Set in reports to Tune of what the journal had before this process began."""
+"""Set in reports to Tune of what the journal had before this process started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +55,30 @@ class Campaign:
     parent_run: str
     max_bad: Fraction
     session: str
-    """The process of the driver."""
+    """Unique name of the driver process."""
     fidelity: Fidelity = field(default_factory=Fidelity)
-    """What trials have less of at the lower rungs."""
+    """What trials get less of at the lower rungs."""
     token: Token | None = None
-    """Of the campaign's lease, under which its trials are written as well; without one each run takes its own."""
+    """Token of the campaign's lease, under which its trials are also written; without one, each run takes its own."""
 
     @property
     def journal(self) -> Journal:
         return Journal(uri=self.uri, token=self.token)
 
     def recipe_at(self, sample: Sample, rung: int) -> Recipe:
-        """The recipe of a sample, as it is trained up to a rung."""
+        """Return the recipe of a sample as it is trained up to a rung."""
         return replace_fields(apply(self.recipe, sample), self.fidelity.changes(rung))
 
 
 def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str], None]) -> Trial:
-    """Train a trial up to an epoch and pause it there, exactly; returns it with that epoch's evaluation."""
+    """Train a trial up to an epoch, pause it exactly there, and return it with that epoch's evaluation."""
     known = campaign.journal.read(trial.number)
-    if known:  # from its last evaluation; what it is promoted for, the campaign has just decided
+    if known:  # with its last evaluation; the campaign has just decided on its promotion
         trial = dataclasses.replace(known, lineage=trial.lineage)
     rung = campaign.fidelity.rung(epoch)
     trial = _at_rung(trial, rung)
     book, name = Book(campaign, trial, say), trial.run or trial.name
-    begin_at = trial.at(campaign.fidelity.epochs[rung - 1]) if rung else None  # None: a repeat is whole from its start
+    begin_at = trial.at(campaign.fidelity.epochs[rung - 1]) if rung else None  # None: a repeat is in full throughout
     try:
         result = _run(
             campaign,
@@ -106,24 +106,24 @@ def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str
 
 
 def _at_rung(trial: Trial, rung: int) -> Trial:
-    """Above the first rung of a fidelity, other settings are trained: in a run of their own."""
+    """Give a trial above the first rung of a fidelity, where it trains with other settings, a run of its own."""
     return dataclasses.replace(trial, run=f"{trial.name}-rung-{rung}") if rung else trial
 
 
 def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> None:
-    """Train one sample in a Tune trial; every evaluation is a report, which may end this process at once.
+    """Train one sample in a Tune trial. Every evaluation is a report, which may end this process at once.
 
-    What the journal already has is reported first, so that a scheduler without a memory decides on it again. With
-    `pointers`, each report carries where its checkpoint is: who continues it, with the same settings or others, begins
-    there.
+    What the journal already has is reported first, so that a scheduler without memory decides on it again. With
+    `pointers`, each report says where its checkpoint is; a trial that continues it, with the same settings or others,
+    starts there.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     number, sample = number_of(tune.get_context().get_trial_id(), config), config["sample"]
     trial = campaign.journal.read(number) or Trial(number=number, sample=sample)
-    release(trial.placement_group)  # what it held when it was paused, or its process was lost
+    release(trial.placement_group)  # what it held when it was paused or lost its process
     pointer = _pointer()
     trial, name, start_from = _incarnation(trial, sample, pointer)
-    if not trial.stopped:  # what a stopped one trained before its processes were gone does not count
+    if not trial.stopped:  # what a stopped trial trained before its processes were gone does not count
         trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
     reported = pointer.get("epoch", 0)
 
@@ -148,7 +148,7 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
         _run(campaign, book, sample, name=name, stretch=Stretch(start_from=start_from), saving=saving)
     except LeaseError:  # the campaign's end, and not the trial's
         raise
-    except TpnRayError as error:  # the trial's own end; what Tune raises to end it goes on
+    except TpnRayError as error:  # the trial's own failure; what Tune raises to end it passes through
         book.trial = dataclasses.replace(book.trial, failure=reason(error))
         campaign.journal.write(book.trial)
         book.end("FAILED", {"state": reason(error)})
@@ -157,14 +157,16 @@ def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> Non
 
 
 def number_of(trial_id: str, config: dict[str, Any]) -> int:
-    """A Tune trial's number in the campaign: given with its sample by a searcher that is asked, else its place among
-    Tune's variants, which ends its id. (PBT gives a trial the whole setting of another: it is not to be found there.)
+    """Return a Tune trial's number in the campaign.
+
+    A searcher that is asked gives it with the sample; otherwise it is the trial's index among Tune's variants, which
+    ends its id. (It cannot be in the settings then, because PBT gives a trial all the settings of another.)
     """
     return int(config["number"]) if "number" in config else int(trial_id.rpartition("_")[2])
 
 
 def reason(error: TpnRayError) -> str:
-    """A failure in one line."""
+    """Describe a failure in one line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
@@ -178,9 +180,9 @@ def _pointer() -> dict[str, Any]:
 
 
 def _incarnation(trial: Trial, sample: Sample, pointer: dict[str, Any]) -> tuple[Trial, str, str]:
-    """The trial as it is to go on, the name of its run, and the checkpoint that this began from ("": none).
+    """Return the trial as it resumes, the name of its run, and the checkpoint that this run starts from ("": none).
 
-    A pointer to another trial's checkpoint makes it a mutant of that trial; else it goes on in its own run.
+    A pointer to another trial's checkpoint makes it a mutant of that trial; otherwise it resumes in its own run.
     """
     name = f"{trial.name}-from-{pointer['number']:04d}-epoch-{pointer['epoch']:04d}" if pointer else ""
     if not pointer or pointer["number"] == trial.number or trial.run == name:
@@ -234,7 +236,7 @@ def _run(
 
 
 class Book:
-    """Enters a run's events into the journal first, then into MLflow, then tells who waits for them."""
+    """Enters a run's events into the journal, then into MLflow, and then reports them."""
 
     def __init__(
         self,
@@ -267,20 +269,20 @@ class Book:
             self.report(point)
 
     def hold(self, placement_group: str) -> None:
-        """Write down what holds its resources, for who ends the trial to free."""
+        """Record what holds the trial's resources, for whoever ends the trial to free."""
         self.before = dataclasses.replace(self.before, placement_group=placement_group)
         self.trial = dataclasses.replace(self.trial, placement_group=placement_group)
         self.journal.write(self.trial)
 
     def enter(self, point: Point) -> None:
-        """Write an evaluation down, with how long the trial has held its resources by now."""
+        """Record an evaluation, with how long the trial has held its resources so far."""
         now = time.time()
         held = Held(session=self.session, begin=self.begin, started=self.started or now, end=now)
         self.trial = dataclasses.replace(self.trial.with_point(point), held=(*self.before.held, held))
         self.journal.write(self.trial)
 
     def end_early(self, epoch: int, why: str) -> None:
-        """A run that ended by itself stands at every later epoch where it ended."""
+        """Carry the last evaluation of a run that ended by itself forward to a later epoch."""
         last = self.trial.points[-1]
         ended = Transition(kind=Kind.ENDED, epoch=last.epoch, detail=why)
         self.before = dataclasses.replace(self.before, lineage=(*self.before.lineage, ended))
@@ -288,9 +290,9 @@ class Book:
         self.enter(dataclasses.replace(last, epoch=epoch))
 
     def end(self, status: str, tags: dict[str, str]) -> None:
-        """Close MLflow's run with a status; "" leaves it open for the trial to go on.
+        """Close the MLflow run with a status; "" leaves it open for the trial to resume.
 
-        What the server does not take now is written from the journal when the campaign ends.
+        What the server does not accept now is written from the journal when the campaign ends.
         """
         if not self.tracked:
             return
@@ -302,7 +304,7 @@ class Book:
 
 
 def recovered(journal: Journal, trial: Trial, run_uri: str) -> Trial:
-    """The trial with what a killed process did not live to write down, from its run's own records."""
+    """Return the trial with the evaluations that a killed process did not record, from its run's own records."""
     there = run_folder.committed_steps(run_uri)
     for record in run_folder.read_records(run_uri):
         if record.scores and trial.at(record.epoch) is None:
@@ -313,7 +315,7 @@ def recovered(journal: Journal, trial: Trial, run_uri: str) -> Trial:
 
 
 def point_of(event: Committed) -> Point:
-    """The evaluation that a committed checkpoint brings."""
+    """Return the evaluation of a committed checkpoint."""
     losses = [metrics.values["loss"] for metrics in event.history if "loss" in metrics.values]
     return Point(
         epoch=event.epoch,
@@ -324,7 +326,8 @@ def point_of(event: Committed) -> Point:
 
 
 def begin_child(campaign: Campaign, trial: Trial, say: Callable[[str], None]) -> TrackedRun | None:
-    """The trial's MLflow run below the campaign's; None where the server does not answer, which stops no training."""
+    """Start the trial's MLflow run below the campaign's. None if the server does not answer, which stops no
+    training."""
     recipe = apply(campaign.recipe, trial.sample)
     sample = {f"sample.{key}": str(value) for key, value in trial.sample.items()}
     try:

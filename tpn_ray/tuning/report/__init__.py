@@ -1,1 +1,1 @@
-"""What a campaign found, as numbers, plots and a page."""
+"""A campaign's results as numbers, plots, and a page."""

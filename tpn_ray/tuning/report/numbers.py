@@ -1,4 +1,4 @@
-"""What a campaign found, as numbers: confidence, importance, rungs against the end, hours. Pure; runs anywhere."""
+"""A campaign's results as numbers: confidence, importance, rungs against the end, hours. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tpn_ray.tuning.search import Direction
 from tpn_ray.tuning.space import Space
 
 ENOUGH = 4
-"""Trials below which an importance or a correlation says nothing."""
+"""Number of trials below which an importance or a correlation means nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +25,21 @@ class Findings:
 
     name: str
     command: str
-    """Trains the best recipe."""
+    """Command that trains the best recipe."""
     campaign_command: str
     space: Space
     epochs: int
-    """Of a whole run."""
+    """Epochs of a whole run."""
     max_concurrent: int
     trials: tuple[Trial, ...]
-    """Best first; repeats are not among them."""
+    """Trials, best first, without repeats."""
     repeats: tuple[Trial, ...]
     gmacs: dict[int, float]
-    """By trial number."""
+    """GMACs of a view, by trial number."""
 
     @property
     def note(self) -> str:
-        """What must be known of the best recipe; "" if it was the trial's from its first epoch."""
+        """Caveat about the best recipe; "" if the best trial had these settings from its first epoch."""
         best = self.trials[0]
         if not best.run:  # neither mutated nor above the first rung of a fidelity
             return ""
@@ -51,19 +51,19 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Hours:
-    """What machines were held for, in hours, and epochs."""
+    """Epochs trained, and hours for which machines were held."""
 
     epochs: int
     epochs_in_full: int
-    """All trials trained to the end."""
+    """Epochs if all trials trained to the end."""
     held: float
     starting: float
-    """The part of it before the workers trained."""
+    """Part of `held` before the workers trained."""
     in_full: float
-    """Estimate: hours per epoch as measured."""
+    """Estimate of `held` with all trials trained in full, at the measured hours per epoch."""
     wall: float
     idle: float
-    """Share of the machines' time, for `max_concurrent` trials, that no trial held."""
+    """Share of the machines' time (for `max_concurrent` trials) that no trial used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +72,17 @@ class Repeated:
 
     number: int
     scores: tuple[float, ...]
-    """Of the trial itself, then of its repeats by rising seed."""
+    """Scores of the trial itself, then of its repeats by ascending seed."""
     mean: float
     deviation: float
     difference: float
-    """To the setting with the best mean, over the seeds they share; negative is worse."""
+    """Difference to the setting with the best mean, over the seeds they share; negative is worse."""
     p: float | None
-    """Two-sided paired t-test of that difference; None for the best, and where nothing varies."""
+    """P-value of a two-sided paired t-test of that difference; None for the best, and if it cannot be tested."""
 
 
 def interval(trial: Trial) -> tuple[float, float]:
-    """95 % interval of a trial's accuracy, from the number of validation videos."""
+    """Return the 95 % interval of a trial's accuracy, from the number of validation videos."""
     if not trial.points:
         return 0.0, 1.0
     videos = int(trial.points[-1].scores.get("val_videos", 0))
@@ -95,7 +95,7 @@ def as_study(
     values: Mapping[int, Sequence[float]],
     directions: Sequence[Direction] = ("maximize",),
 ) -> optuna.Study:
-    """Give Optuna the trials that have values, under their own numbers; all other numbers have failed there."""
+    """Give Optuna the trials that have values, under their own numbers; all other numbers count as failed there."""
     known = {
         one.number: search.as_trial(space, one.sample, values[one.number]) for one in trials if one.number in values
     }
@@ -104,9 +104,10 @@ def as_study(
 
 
 def fair_study(trials: Sequence[Trial], space: Space) -> tuple[int, optuna.Study | None]:
-    """Find the furthest epoch that half of the trials reached, and the study of their accuracy there.
+    """Return the furthest epoch that half of the trials reached, and the study of their accuracy there.
 
-    The few trials behind that epoch are no fair sample of the space. None where there are too few even so.
+    The few trials beyond that epoch are no fair sample of the space. The study is None if there are too few trials even
+    so.
     """
     for epoch in sorted({point.epoch for trial in trials for point in trial.points}, reverse=True):
         tops = {trial.number: (point.top1,) for trial in trials if (point := trial.at(epoch))}
@@ -116,12 +117,12 @@ def fair_study(trials: Sequence[Trial], space: Space) -> tuple[int, optuna.Study
 
 
 def fanova() -> optuna.importance.FanovaImportanceEvaluator:
-    """Make what tells the share of variance that each field explains, the same at every call."""
+    """Return the evaluator of the share of variance that each field explains, the same at every call."""
     return optuna.importance.FanovaImportanceEvaluator(seed=0)
 
 
 def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int, float]]:
-    """(epoch, trials, Spearman's rank correlation of the accuracy then with that at the last epoch)."""
+    """Return (epoch, trials, Spearman's rank correlation of accuracy at that epoch with accuracy at the last one)."""
     complete = [trial for trial in trials if trial.at(last) is not None]
     found = []
     for epoch in sorted({point.epoch for trial in complete for point in trial.points} - {last}):
@@ -133,7 +134,7 @@ def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int
 
 
 def hours(trials: Sequence[Trial], whole: int, max_concurrent: int) -> Hours:
-    """Time held and saved. Idle time is counted within each submission, from its first trial to its last."""
+    """Return the time held and saved. Idle time is counted within each submission, from its first trial to its last."""
     held = [one for trial in trials for one in trial.held]
     total = sum(one.end - one.begin for one in held) / 3600
     epochs = sum(trial.epochs for trial in trials)
@@ -154,8 +155,8 @@ def hours(trials: Sequence[Trial], whole: int, max_concurrent: int) -> Hours:
 
 
 def repeated(trials: Sequence[Trial], repeats: Sequence[Trial]) -> list[Repeated]:
-    """Each repeated setting against the one with the best mean; seeds are paired, since order and draws are the
-    seed's."""
+    """Compare each repeated setting with the one that has the best mean. Seeds are paired, since a seed determines the
+    order and the draws."""
     by_seed: dict[int, dict[int, float]] = {}
     numbers = {trial.number: trial for trial in trials}
     for trial in repeats:
@@ -185,13 +186,13 @@ def _compared(number: int, mine: dict[int, float], best: dict[int, float], is_be
 
 
 def value_text(value: object) -> str:
-    """A value of a sample, short."""
+    """Format a value of a sample briefly."""
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(tuple(value)) if isinstance(value, list) else str(value)
 
 
 def short(field: str) -> str:
-    """Name a field in a table."""
+    """Return the short name of a field for a table."""
     name = field.partition(".")[2].replace("lambdas", "lambda")
     return name.replace(".", " ")

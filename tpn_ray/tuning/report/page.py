@@ -1,4 +1,4 @@
-"""What a campaign found, as one HTML file that needs no network, and as Markdown. Pure; runs anywhere."""
+"""A campaign's results as one HTML file that needs no network, and as Markdown. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tpn_ray.tuning.report.numbers import (
 )
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Heads and rows."""
+"""Headers and rows."""
 
 
 def as_html(found: Findings) -> str:
-    """The page; Plotly's script is in it."""
+    """Return the page, with Plotly's script included."""
     parts = [f"<h1>{_escaped(found.name)}</h1>", f"<p class=lead>{_escaped(summary(found))}</p>"]
     parts.append(f"<h2>The best recipe</h2><pre>{_escaped(found.command)}</pre><p>{_escaped(found.note)}</p>")
     cards = "".join(f"<div><b>{_escaped(value)}</b><span>{_escaped(name)}</span></div>" for name, value in facts(found))
@@ -54,7 +54,7 @@ def as_html(found: Findings) -> str:
 
 
 def as_markdown(found: Findings) -> str:
-    """The same without the plots; their numbers as tables."""
+    """Return the same page without plots, with their numbers as tables."""
     parts = [f"# {found.name}", summary(found), "## The best recipe", f"```\n{found.command}\n```", found.note]
     parts.append("\n".join(f"- {name}: {value}" for name, value in facts(found)))
     for title, text, table in [*tables(found), *_numbers_of_plots(found)]:
@@ -66,7 +66,7 @@ def as_markdown(found: Findings) -> str:
 
 
 def summary(found: Findings) -> str:
-    """The result in two sentences."""
+    """Summarize the result in two sentences."""
     best, spent = found.trials[0], hours(found.trials, found.epochs, found.max_concurrent)
     low, high = interval(best)
     return (
@@ -78,7 +78,7 @@ def summary(found: Findings) -> str:
 
 
 def facts(found: Findings) -> list[tuple[str, str]]:
-    """Short facts: (what, how much)."""
+    """Return short facts: (what, how much)."""
     spent = hours(found.trials, found.epochs, found.max_concurrent)
     failed = sum(bool(trial.failure) for trial in found.trials)
     return [
@@ -92,13 +92,13 @@ def facts(found: Findings) -> list[tuple[str, str]]:
 
 
 def tables(found: Findings) -> list[tuple[str, str, Table]]:
-    """(title, sentence, table) of everything that is a table in both forms."""
-    made = [("Leaderboard", "Who came furthest first, then by accuracy at the last epoch.", leaderboard(found))]
+    """Return (title, sentence, table) of everything that is a table in both forms."""
+    made = [("Leaderboard", "Sorted by epochs reached, then by accuracy at the last epoch.", leaderboard(found))]
     rows = repeated(found.trials, found.repeats)
     if rows:
         made.append(
             (
-                "The best again, with further seeds",
+                "The best settings with more seeds",
                 "Mean and standard deviation over seeds; the difference to the best mean is paired by seed (t-test).",
                 (
                     ("setting of", "seeds", "mean", "deviation", "difference", "p", "each"),
@@ -121,7 +121,7 @@ def tables(found: Findings) -> list[tuple[str, str, Table]]:
 
 
 def leaderboard(found: Findings) -> Table:
-    """One row a trial."""
+    """Return a table with one row per trial."""
     fields = list(found.space)
     heads = ("", "trial", "top-1", "95 %", "epochs", "GMACs", *(short(field) for field in fields), "")
     return heads, [_row(place, trial, fields, found) for place, trial in enumerate(found.trials, 1)]
@@ -154,7 +154,7 @@ def _numbers_of_plots(found: Findings) -> list[tuple[str, str, Table]]:
     if correlations:
         lines = [(str(at), str(count), f"{value:.2f}") for at, count, value in correlations]
         text = "Rank correlation of accuracy after each epoch with accuracy at the end, of complete trials."
-        made.append(("Does early tell late?", text, (("epoch", "trials", "Spearman"), lines)))
+        made.append(("Do early epochs predict the end?", text, (("epoch", "trials", "Spearman"), lines)))
     return made
 
 

@@ -1,4 +1,4 @@
-"""What a campaign found, as Plotly figures: Optuna's, and the two that it has not. Pure; runs anywhere."""
+"""A campaign's results as Plotly figures: Optuna's, and the two that it lacks. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOP1 = "validation top-1"
 
 
 def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
-    """Draw every plot that the campaign has the data for: title, what it shows in a sentence, figure."""
+    """Draw every plot that the campaign has data for: title, what it shows in a sentence, figure."""
     trials = [trial for trial in found.trials if trial.points]
     made = [
         (
@@ -30,7 +30,7 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
         ),
         (
             "Settings and accuracy",
-            "One line a trial, colored by its accuracy at its last epoch.",
+            "One line per trial, colored by its accuracy at its last epoch.",
             visualization.plot_parallel_coordinate(
                 as_study(trials, found.space, {trial.number: (trial.top1,) for trial in trials}), target_name=TOP1
             ),
@@ -58,13 +58,13 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
     correlations = rung_correlations(trials, found.epochs)
     if correlations:
         text = "Spearman's rank correlation of accuracy after each epoch with accuracy at the end, of complete trials."
-        made.append(("Does early tell late?", text, correlation_bars(correlations)))
+        made.append(("Do early epochs predict the end?", text, correlation_bars(correlations)))
     return [(title, text, _styled(figure)) for title, text, figure in made]
 
 
 def learning_curves(trials: Sequence[Trial]) -> go.Figure:
-    """Draw one curve a trial, with the best by name."""
-    rising = trials[::-1]  # the best is drawn last, on top
+    """Draw one curve per trial, naming the best."""
+    rising = trials[::-1]  # the best trial is drawn last, on top
     curves = [{point.epoch: point.top1 for point in trial.points} for trial in rising]
     paused = optuna.trial.TrialState.PRUNED
     study = search.as_study([optuna.trial.create_trial(state=paused, intermediate_values=curve) for curve in curves])
@@ -78,7 +78,7 @@ def learning_curves(trials: Sequence[Trial]) -> go.Figure:
 
 
 def accuracy_by_gmacs(trials: Sequence[Trial], found: Findings) -> go.Figure:
-    """Draw one point a trial, and which of them no other beats in both."""
+    """Draw one point per trial, marking those that no other beats in both values."""
     study = as_study(
         trials,
         found.space,
@@ -89,7 +89,7 @@ def accuracy_by_gmacs(trials: Sequence[Trial], found: Findings) -> go.Figure:
 
 
 def correlation_bars(correlations: Sequence[tuple[int, int, float]]) -> go.Figure:
-    """Draw one bar an epoch."""
+    """Draw one bar per epoch."""
     bars = go.Bar(
         x=[str(epoch) for epoch, _, _ in correlations],
         y=[value for _, _, value in correlations],
