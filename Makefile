@@ -1,6 +1,8 @@
 # One command each: `make demo` runs the main job, `make test` passes the tests. Both do the set-up first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Tests of a file share servers and a Ray, so a file stays in one process; those that start some come first.
+TOGETHER := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-long lint docs browser clean
 
@@ -27,12 +29,12 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: lint docs browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 # What takes too long for every day: one of several hosts is cut off from a run (skipped without root and Linux), and
 # a run whose object store goes away.
 test-long: install
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long --timeout 3000
 
 # Reports are opened in a real browser by the tests.
 browser:

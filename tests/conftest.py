@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What a shell starts with & ignores Ctrl-C, and so would every job that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -42,6 +43,19 @@ def ordinary_scheduling() -> Iterator[None]:
     """No test leaves this process a real-time one, which would starve all that later tests start."""
     yield
     assert not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_address_left() -> Iterator[None]:
+    """No module leaves the address of a Ray that is gone, which later jobs would try to join."""
+    yield
+    assert "RAY_ADDRESS" not in os.environ
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that start Ray first: they take longest, and the others fill what is left of the time."""
+    slow = {item.path for item in items if item.get_closest_marker("cluster")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,8 @@ ANCHOR_SECONDS = 300
 """Longest wait for the first task in a cluster, which takes a second."""
 LEVEL_LINE = "Set ray log level from environment variable"
 """Ray says this of the very variable that quietens it, before it does."""
-API_SERVER = "RAY_API_SERVER_ADDRESS"
-"""Ray's variable for the address of the State API."""
+CLUSTERS_ENABLED = ray._private.ray_constants.ENABLE_RAY_CLUSTER
+"""What Ray is set to before a local one is started, which clears it."""
 
 _opened = False
 """Whether `connect` made the connection that this process has."""
@@ -85,13 +85,16 @@ def connect(
 def _start(cpus: int) -> None:
     # A local Ray is for this machine alone: with this, its default elsewhere than on Linux, everything that it opens
     # listens on the loopback address. It has no other switch for it; the variable is for the processes that it starts.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    # Ray Train's clean-up of what a killed controller or a stopped trial held asks the State API. On a machine with
-    # several Rays it finds none by itself, and the CPUs that it should free are lost: the run would wait for ever.
     port = _free_port()
-    before = os.environ.get(API_SERVER)
-    os.environ[API_SERVER] = f"http://127.0.0.1:{port}"  # for the processes that Ray starts
+    inherited = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Ray Train's clean-up of what a killed controller or a stopped trial held asks the State API. On a machine with
+        # several Rays it finds none by itself, and the CPUs that it should free are lost: the run would wait forever.
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+    }
+    before = {name: os.environ.get(name) for name in inherited}
+    os.environ.update(inherited)
     try:
         with _without(LEVEL_LINE):
             _init(
@@ -102,15 +105,17 @@ def _start(cpus: int) -> None:
                 dashboard_port=port,
             )
     except Exception as error:  # Ray's own class for a start that takes too long is just this one
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = CLUSTERS_ENABLED
         said = str(error).strip() or type(error).__name__
         raise ResourceError(
             f"Ray could not be started on this machine: {said.splitlines()[0]}\n"
             "Is it busy with other work, or short of memory? Then try again, or give --address of a cluster"
         ) from error
     finally:
-        os.environ.pop(API_SERVER)
-        if before is not None:
-            os.environ[API_SERVER] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _init(**settings: Any) -> None:
@@ -205,6 +210,7 @@ def disconnect() -> None:
     """Leave the cluster; a Ray that was started here ends, with all its processes."""
     global _opened, _started
     ray.shutdown()
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = CLUSTERS_ENABLED
     if _started and os.environ.get("RAY_ADDRESS") == _started:
         del os.environ["RAY_ADDRESS"]
     _opened, _started = False, ""

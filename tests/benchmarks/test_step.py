@@ -11,6 +11,7 @@ from tpn_ray.recipe import replace_fields
 RECIPE = replace_fields(recipes.toy(), {"clip.frames": 4, "augment.crop_px": 32, "loop.micro_batch_clips": 2})
 
 
+@pytest.mark.long
 def test_every_precision_is_measured() -> None:
     report = measure_step(RECIPE, StepBench(rounds=2, precisions=("fp32", "bf16"), device="cpu"))
     lines = report.splitlines()

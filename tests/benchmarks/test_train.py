@@ -50,6 +50,7 @@ def test_nonsense_is_refused() -> None:
         TrainBench(data="d", rounds=0)
 
 
+@pytest.mark.long
 def test_a_plain_run_trains_every_step(toy_folder: Path, tmp_path: Path) -> None:
     fields = {"loop.epochs": 1, "loop.batch_clips": 8, "loop.micro_batch_clips": 4, "loop.log_every_steps": 2}
     recipe = recipe_for(replace_fields(recipes.toy(), fields), load_manifest(str(toy_folder)))

@@ -16,11 +16,12 @@ from tpn_ray.datasets.toy import ToyConfig, write_toy
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-KILLS, SEED = 7, 1
-"""About one for each kind of process; 200 are a command, whose last figures stand in docs/faults.md."""
+KILLS, SEED = 4, 1
+"""Of some kinds of process; 200 of all kinds are a command, whose last figures stand in docs/faults.md."""
 EPOCHS = kills.epochs_for(KILLS)
 
 
+@pytest.mark.long
 def test_a_controller_that_is_killed_before_its_workers_began_leaves_no_places_taken(tmp_path: Path) -> None:
     """Nobody else knows of these: the next workers would find no CPU for decoding, again and again."""
     write_toy(str(tmp_path / "videos"), ToyConfig(train_per_class=4, val_per_class=2))
@@ -81,7 +82,7 @@ def test_kills_at_random(tmp_path: Path) -> None:
     print(report)
     report.check()
     assert sum(report.killed.values()) == KILLS
-    assert len(report.killed) >= 4, report
+    assert len(report.killed) >= 2, report
     assert report.interrupted
     assert report.outcome.starts > 2
     flags = ["toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "under-fire"]

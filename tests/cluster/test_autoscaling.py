@@ -42,6 +42,7 @@ FLAGS += ["--worker-resources", "accelerator=1", "--decode-on", "pool=cpu"]
 FLAGS += ["--saving.every-seconds", "0", "--saving.every-steps", "20"]
 
 
+@pytest.mark.long
 def test_a_run_follows_the_nodes(toy_folder: Path, tmp_path: Path) -> None:
     manifest = load_manifest(str(toy_folder))
     recipe = recipe_for(replace_fields(recipes.toy(), FIELDS), manifest)

@@ -99,6 +99,7 @@ def four_videos(folder: Path) -> ClipSource:
     return source_of(folder, ClipConfig(frames=8, stride_frames=1), 112)
 
 
+@pytest.mark.long
 def test_a_slow_consumer_spills_nothing(cluster: None, tmp_path: Path) -> None:
     """Three times the object store goes through it, and no more than a share of it is ever used."""
     source = four_videos(tmp_path)
@@ -138,6 +139,7 @@ def rounds_while_clips_wait(source: ClipSource, plan: Plan) -> list[float]:
     return [at for at in rounds if at > rounds[-1] - 4.0]
 
 
+@pytest.mark.long
 def test_scheduling_does_not_spin_while_clips_wait(cluster: None, tmp_path: Path) -> None:
     """When the share of the object store is full of clips, nothing is left to wait for."""
     plan = Plan(samples=4, seed=0, epochs=500, batch_clips=4, micro_batch_clips=4)

@@ -39,7 +39,7 @@ def start(job: str, *arguments: str, environment: Mapping[str, str] | None = Non
 
 
 def run(
-    job: str, *arguments: str, environment: Mapping[str, str] | None = None, seconds: float = 240
+    job: str, *arguments: str, environment: Mapping[str, str] | None = None, seconds: float = 600
 ) -> tuple[int, str]:
     """Exit status and output of a finished job."""
     process = start(job, *arguments, environment=environment)
@@ -57,7 +57,7 @@ def submit(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     deadline = time.monotonic() + 240
     while True:
         done = subprocess.run(
-            command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+            command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
         )
         output = done.stdout + done.stderr
         if "No available agent" not in output or time.monotonic() > deadline:
@@ -70,7 +70,7 @@ def without_ray() -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, "COLUMNS": "200"}
 
 
-def run_on(head: RayHead, job: str, *arguments: object, seconds: float = 280) -> tuple[int, str]:
+def run_on(head: RayHead, job: str, *arguments: object, seconds: float = 600) -> tuple[int, str]:
     """Exit status and output of a job that joins `head`, by its `main` in a fork of a process that has imported what
     jobs import: a process of its own, with a Ray of its own, takes a dozen seconds to begin. Those are in
     tests/jobs/test_submit.py and tests/chaos. What a job leaves behind in its process goes with it."""

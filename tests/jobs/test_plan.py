@@ -23,6 +23,7 @@ T = TypeVar("T")
 SMALL = ["--seconds", "5", "--loop.epochs", "9"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_plan_is_measured_and_gives_flags(cluster: RayHead, toy_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.json"

@@ -105,6 +105,7 @@ def test_killed_and_begun_again(
     assert contents(there) == undisturbed
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_job_outlives_the_actor_that_is_told_of_every_video(toy_folder: Path, tmp_path: Path) -> None:
     out, killed = tmp_path / "out", 0

@@ -13,6 +13,7 @@ from tests.real_clips import SOURCES, make_dataset
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.long
 def test_a_folder_of_real_clips(cluster: RayHead, tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
     make_dataset(tmp_path / "clips", tmp_path / "downloads")

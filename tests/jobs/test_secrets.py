@@ -50,6 +50,7 @@ def found_in(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_leaves_no_secret(toy_folder: Path, tmp_path: Path, sessions: Path) -> None:
     environment = {**PLANTED, "RAY_TMPDIR": str(sessions)}

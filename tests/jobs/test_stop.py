@@ -15,6 +15,7 @@ from tpn_ray import tracking
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.long
 def test_sigterm_stops_a_run_as_ctrl_c_does(toy_folder: Path, tmp_path: Path) -> None:
     flags = ["--loop.epochs", "1000", "--workers", "1", "--loop.batch-clips", "8", "--loop.micro-batch-clips", "4"]
     job = start("train", "toy", "--data", str(toy_folder), "--storage", str(tmp_path), *flags)

@@ -71,6 +71,7 @@ def _train(recipe: Recipe, manifest: Manifest) -> dict[str, torch.Tensor]:
     return training.model.state_dict()
 
 
+@pytest.mark.long
 def test_the_whole_analysis(cluster: RayHead, actions: Path, frames_checkpoint: str, tmp_path: Path) -> None:
     other = save_untrained(tmp_path / "other", ACTION_CLASSES)
     out, store = tmp_path / "out", f"sqlite:///{tmp_path}/mlflow.db"

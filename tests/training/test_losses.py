@@ -94,6 +94,7 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     session.disconnect()
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_a_run_may_lose_more_workers_than_in_a_row(toy_folder: Path, tmp_path: Path, ray_here: None) -> None:

@@ -109,6 +109,7 @@ class StopsTheFirst(schedulers.FIFOScheduler):  # type: ignore[misc]
         return str(self.STOP if result["number"] == 0 and result["epoch"] == 1 else self.CONTINUE)
 
 
+@pytest.mark.long
 def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(asynchronous.SCHEDULERS, "asha", lambda campaign, wanted: StopsTheFirst())
     held: list[tuple[float, int, bool]] = []
@@ -144,6 +145,7 @@ def test_a_stopped_trial_frees_its_resources_for_the_next(campaign: Campaign, mo
         assert [path for path in folder.rglob("*") if path.is_file() and b"planted-" in path.read_bytes()] == []
 
 
+@pytest.mark.long
 def test_the_worst_of_a_population_goes_on_from_the_best(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_step(campaign: Campaign, wanted: Search) -> schedulers.TrialScheduler:
         made = asynchronous.pbt(campaign, wanted)
