@@ -87,7 +87,7 @@ def test_a_ray_that_cannot_start_is_one_clear_message(monkeypatch: pytest.Monkey
 
 
 BESIDE = """
-import subprocess, sys
+import os, subprocess, sys
 import ray
 from ray.util.state import get_actor
 from tpn_ray import session
@@ -101,7 +101,10 @@ if sys.argv[1:] == ["other"]:
     print("ready", flush=True)
     sys.stdin.read()
 else:
-    other = subprocess.Popen([sys.executable, sys.argv[1], "other"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    other = subprocess.Popen(
+        [sys.executable, sys.argv[1], "other"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=alone
+    )
     assert any(line.startswith(b"ready") for line in other.stdout)
     print(ray.get(ray.remote(Asks).remote().of_myself.remote()))
     other.communicate()

@@ -30,13 +30,15 @@ ANCHOR_SECONDS = 300
 """Longest wait for the first task in a cluster, which takes a second."""
 LEVEL_LINE = "Set ray log level from environment variable"
 """Ray says this of the very variable that quietens it, before it does."""
+API_SERVER = "RAY_API_SERVER_ADDRESS"
+"""Ray's variable for the address of the State API."""
 CLUSTERS_ENABLED = ray._private.ray_constants.ENABLE_RAY_CLUSTER
 """What Ray is set to before a local one is started, which clears it."""
 
 _opened = False
 """Whether `connect` made the connection that this process has."""
-_started = ""
-"""Address of the local Ray that `connect` started."""
+_of_local_ray: dict[str, str] = {}
+"""Variables by which this process and those it starts find the local Ray that `connect` started, until it ends."""
 
 
 def connect(
@@ -55,7 +57,7 @@ def connect(
     From here on, this process and all that work for it wait up to `storage_seconds` for storage that does not answer.
     An earlier connection of this module is closed first. One that the caller made with `ray.init` is used as it is.
     """
-    global _opened, _started
+    global _opened
     storage.set_patience(storage_seconds)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
@@ -79,22 +81,21 @@ def connect(
     _start(max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)))
     _opened = True
     # Several Rays may run on this machine; what asks for "the" Ray must find this one.
-    os.environ["RAY_ADDRESS"] = _started = ray.get_runtime_context().gcs_address
+    _of_local_ray["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    os.environ.update(_of_local_ray)
 
 
 def _start(cpus: int) -> None:
     # A local Ray is for this machine alone: with this, its default elsewhere than on Linux, everything that it opens
     # listens on the loopback address. It has no other switch for it; the variable is for the processes that it starts.
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    _of_local_ray["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.update(_of_local_ray)
+    # Ray Train's clean-up of what a killed controller or a stopped trial held asks the State API. On a machine with
+    # several Rays it finds none by itself, and the CPUs that it should free are lost: the run would wait forever.
     port = _free_port()
-    inherited = {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Ray Train's clean-up of what a killed controller or a stopped trial held asks the State API. On a machine with
-        # several Rays it finds none by itself, and the CPUs that it should free are lost: the run would wait forever.
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
-    }
-    before = {name: os.environ.get(name) for name in inherited}
-    os.environ.update(inherited)
+    before = os.environ.get(API_SERVER)
+    os.environ[API_SERVER] = f"http://127.0.0.1:{port}"  # for the processes that Ray starts
     try:
         with _without(LEVEL_LINE):
             _init(
@@ -105,17 +106,16 @@ def _start(cpus: int) -> None:
                 dashboard_port=port,
             )
     except Exception as error:  # Ray's own class for a start that takes too long is just this one
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = CLUSTERS_ENABLED
+        disconnect()
         said = str(error).strip() or type(error).__name__
         raise ResourceError(
             f"Ray could not be started on this machine: {said.splitlines()[0]}\n"
             "Is it busy with other work, or short of memory? Then try again, or give --address of a cluster"
         ) from error
     finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.pop(API_SERVER)
+        if before is not None:
+            os.environ[API_SERVER] = before
 
 
 def _init(**settings: Any) -> None:
@@ -208,9 +208,11 @@ def _knock(address: str) -> None:
 
 def disconnect() -> None:
     """Leave the cluster; a Ray that was started here ends, with all its processes."""
-    global _opened, _started
+    global _opened
     ray.shutdown()
+    _opened = False
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = CLUSTERS_ENABLED
-    if _started and os.environ.get("RAY_ADDRESS") == _started:
-        del os.environ["RAY_ADDRESS"]
-    _opened, _started = False, ""
+    for name, value in _of_local_ray.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    _of_local_ray.clear()
