@@ -1,6 +1,6 @@
-"""Small JSON files that tell whether they are what was written: they hold the SHA-256 of themselves. Runs anywhere.
+"""Small JSON files that hold the SHA-256 of their content, so that damage is detected. Runs anywhere.
 
-Files of earlier versions hold none, and are read all the same.
+Files from earlier versions hold no hash and are still accepted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ def seal(content: dict[str, Any], *, indent: int | None = 1) -> bytes:
 
 
 def unseal(data: bytes | str, uri: str, remedy: str) -> dict[str, Any]:
-    """Decode a file's content. Raises DamagedError, which says what to do by `remedy`, for anything else than what was
-    written."""
+    """Decode a file's content. Raises DamagedError, whose message ends with `remedy`, if it is not what was written."""
     try:
         content = json.loads(data)
     except ValueError as error:
@@ -36,7 +35,7 @@ def unseal(data: bytes | str, uri: str, remedy: str) -> dict[str, Any]:
 
 
 def damaged(uri: str, why: str, remedy: str) -> DamagedError:
-    """Make the error for a file that is not what was written."""
+    """Build the error for a file that is not what was written."""
     return DamagedError(f"{uri} is damaged: {why}. {remedy}")
 
 
