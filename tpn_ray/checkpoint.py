@@ -1,4 +1,4 @@
-"""Read and write checkpoint folders. Runs anywhere.
+"""Checkpoint folders: their contents, writing, and reading. Runs anywhere.
 
     weights.pt        state dict of the network that was scored: tensors only
     training.pt       the rest of the training state (optimizer, weights behind an average): tensors and numbers
@@ -106,17 +106,17 @@ def _checked(uri: str, name: str) -> bytes:
         data = storage.read_bytes(storage.join(uri, name))
     except NotFoundError as error:
         raise TornCheckpointError(
-            f"{uri} is not a whole checkpoint ({error}); a checkpoint is a folder with {', '.join(FILES)} "
+            f"{uri} is not a complete checkpoint ({error}); a checkpoint is a folder with {', '.join(FILES)} "
             f"and {MANIFEST}"
         ) from error
     try:
         hashes = json.loads(listed or "{}")
     except ValueError as error:
-        raise TornCheckpointError(f"{uri}/{MANIFEST} is not whole ({error}): it is torn or was changed") from error
+        raise TornCheckpointError(f"{uri}/{MANIFEST} is incomplete ({error}): it is torn or was changed") from error
     if not isinstance(hashes, dict):
         raise TornCheckpointError(f"{uri}/{MANIFEST} holds no hashes of files: it is torn or was changed")
     if hashes.get(name) != hashlib.sha256(data).hexdigest():
-        raise TornCheckpointError(f"{uri}/{name} does not have the SHA-256 of its manifest: it is torn or was changed")
+        raise TornCheckpointError(f"{uri}/{name} does not match the SHA-256 in its manifest: it is torn or was changed")
     if name == "checkpoint.json" and json.loads(data)["format"] != FORMAT:
         raise CheckpointError(f"{uri} has format {json.loads(data)['format']}, this version reads {FORMAT}")
     return data
@@ -132,5 +132,5 @@ def _unpacked(uri: str, data: bytes) -> dict[str, Any]:
     try:
         tensors: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several types, none of its own
-        raise CheckpointError(f"{uri} holds something else than tensors and plain values: {error}") from error
+        raise CheckpointError(f"{uri} holds something other than tensors and plain values: {error}") from error
     return tensors

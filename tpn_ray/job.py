@@ -74,7 +74,7 @@ def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
 def goes_on(flags: str = "") -> None:
     """Note that rerunning this command with `flags` resumes the job; the job says so when it is stopped."""
     with_flags = f" with {redacted(flags)}" if flags else ""
-    _Process.goes_on = f"the same command{with_flags} goes on where this one stopped"
+    _Process.goes_on = f"the same command{with_flags} resumes where this one stopped"
 
 
 def heed_signals() -> None:
@@ -103,7 +103,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if _Process.ending.locked():  # an impatient second Ctrl-C
         return
     if not _Process.running:  # an import in progress would turn an exception into an error of its own
-        _end(STOPPED + number, "\nstopped before it began")
+        _end(STOPPED + number, "\nstopped before it started")
     _Process.stopped_by = number
     raise KeyboardInterrupt
 
@@ -139,7 +139,7 @@ def _end_with(error: BaseException) -> NoReturn:
 
 
 def _end_stopped(number: int) -> NoReturn:
-    _end(STOPPED + number, f"\nstopped; {_Process.goes_on or 'the same command begins anew'}")
+    _end(STOPPED + number, f"\nstopped; {_Process.goes_on or 'the same command starts over'}")
 
 
 def _traceback(error: BaseException) -> str:

@@ -81,12 +81,12 @@ class Token:
             raise LeaseError(
                 f"another job has taken over the {self.what} in {self.folder}: {_describe(_read(self.folder, newest))}."
                 f" This one had shown no sign of life for {SILENT_SECONDS:g} s, or was asked to end. It stops here and "
-                "writes nothing more; what it had committed is kept, and the other goes on from there"
+                "writes nothing more; what it had committed is kept, and the other job continues from there"
             )
         if newest < self.number:
             raise LeaseError(f"{self.folder}/{FOLDER} is gone: the {self.what} was deleted or moved; this job stops")
         if self.start and self.start < _highest(_START, names if self.run == self.folder else _names(self.run)):
-            raise SupersededError(f"a newer group of workers trains the {self.what}; this one stops")
+            raise SupersededError(f"a newer worker group is training the {self.what}; this one stops")
 
     def begin(self, run_uri: str) -> Token:
         """Make a new worker group the only one that may write to a run, and return its token."""
@@ -185,8 +185,8 @@ def take(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], N
             continue
         if storage.is_s3(uri) and storage.create(uri, _encoded(content) + b"\n"):
             say(
-                f"warning: the store of {folder} ignores conditional writes (If-None-Match: *), so two jobs that begin "
-                f"the {what} in the same moment are not kept apart; one that begins later is refused as usual"
+                f"warning: the store of {folder} ignores conditional writes (If-None-Match: *), so two jobs that start "
+                f"the {what} at the same moment are not kept apart; one that starts later is refused as usual"
             )
         if _highest(_LEASE, _names(folder)) != taken:  # the number was free because it had been used and deleted
             storage.delete_file(uri)
@@ -211,8 +211,8 @@ def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[
         first = first or now  # in case the first read failed
         if now.get("count") != first.get("count"):
             raise LeaseError(
-                f"another job works on the {what} in {folder}: {_describe(now)}; its last sign of life came "
-                f"{time.monotonic() - looked:.0f} s ago. Wait for its end, stop it, or choose another {flag}"
+                f"another job is working on the {what} in {folder}: {_describe(now)}; its last sign of life came "
+                f"{time.monotonic() - looked:.0f} s ago. Wait for it to end, stop it, or choose another {flag}"
             )
         silent, looked = silent + min(COUNTED_SECONDS, time.monotonic() - looked), time.monotonic()
         if silent >= SILENT_SECONDS:
@@ -221,7 +221,7 @@ def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[
         if silent > RENEW_SECONDS + WATCH_SECONDS and not told:
             told = True
             say(
-                f"the {what} in {folder} was begun by another job, {_describe(now)}, which shows no sign of life; it "
+                f"the {what} in {folder} was started by another job, {_describe(now)}, which shows no sign of life; it "
                 f"is taken over if none comes within {SILENT_SECONDS:g} s"
             )
         time.sleep(WATCH_SECONDS)

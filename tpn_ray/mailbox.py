@@ -1,4 +1,4 @@
-"""A mailbox that keeps the workers' messages until the driver takes them, so that neither side waits for the other.
+"""A mailbox for the workers' messages to their driver. It keeps them so that neither side waits for the other.
 
 The mailbox is an actor on the driver's node, the only actor that a job has besides its workers. It cannot end the job:
 without the driver's node there is no job, a killed mailbox is restarted, and whatever it held is also in storage or is
@@ -50,7 +50,7 @@ def take(mailbox: Any) -> Sequence[Any]:
         taken: Sequence[Any] = ray.get(mailbox.take.remote(), timeout=ANSWER_SECONDS)
     except ray.exceptions.RayError as error:
         raise ResourceError(
-            f"the cluster does not answer any more ({type(error).__name__}); the same command goes on from what is in "
-            "storage when it does"
+            f"the cluster no longer answers ({type(error).__name__}); once it does, the same command resumes from what "
+            "is in storage"
         ) from error
     return taken

@@ -1,4 +1,4 @@
-"""Names from outside: validation where they enter, and conversion to file names. Runs anywhere.
+"""Names from outside: validation, and conversion to file names. Runs anywhere.
 
 Names of runs, models, and label sets become parts of paths and MLflow keys. They come from flags and from files of
 unknown origin (dataset.json, checkpoint.json, Parquet). Class names are only displayed and may hold any visible
@@ -26,18 +26,18 @@ _FILE = re.compile(r"\w[\w .,=+-]*", re.ASCII)
 def problem(name: object) -> str:
     """Return why a name cannot be part of a path; "" if it can."""
     if not isinstance(name, str) or not name:
-        return "is no text" if name != "" else "is empty"
+        return "is not text" if name != "" else "is empty"
     if len(name) > MOST_CHARACTERS:
         return f"has {len(name)} characters, more than {MOST_CHARACTERS}"
     if not _NAME.fullmatch(name) or name != name.strip():
-        return "may hold letters, digits, spaces and _ . , = + - alone, and begins with a letter, a digit or _"
+        return "may hold only letters, digits, spaces, and _ . , = + -, and must begin with a letter, a digit, or _"
     return ""
 
 
 def checked(what: str, name: str) -> str:
     """Return a name given by a user if it is valid. Raises ConfigError."""
     if why := problem(name):
-        raise ConfigError(f"{what} {shown(name)} cannot be a name: it {why}; choose another one")
+        raise ConfigError(f"{what} {shown(name)} is not a valid name: it {why}; choose another one")
     return name
 
 
@@ -49,7 +49,7 @@ def label_sets_problem(label_sets: object) -> str:
         if why := problem(name):
             return f"has a label set called {shown(name)}, which {why}"
         if not isinstance(classes, Sequence) or isinstance(classes, str):
-            return f"has {shown(classes)} in the place of the class names of {name!r}"
+            return f"has {shown(classes)} instead of the class names of {name!r}"
         for label in classes:
             if why := _class_problem(label):
                 return f"has a class called {shown(label)} in {name!r}, which {why}"
@@ -58,7 +58,7 @@ def label_sets_problem(label_sets: object) -> str:
 
 def _class_problem(label: object) -> str:
     if not isinstance(label, str):
-        return "is no text"
+        return "is not text"
     if len(label) > MOST_CHARACTERS_OF_A_CLASS:
         return f"has {len(label)} characters, more than {MOST_CHARACTERS_OF_A_CLASS}"
     return "holds control characters" if CONTROL.search(label) else ""

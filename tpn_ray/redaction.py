@@ -1,4 +1,4 @@
-"""Removes secrets from text that is printed, logged, or stored, and refuses them in URIs. Runs anywhere.
+"""Removes secrets from text, and refuses them in URIs. Used for whatever is printed, logged, or stored. Runs anywhere.
 
 Two kinds are recognized. Known secrets are the values of this process's secret-looking variables and the passwords in
 its URIs; they are hidden wherever they appear, even percent-encoded, escaped, or in base64. Unknown secrets are

@@ -1,4 +1,4 @@
-"""Small JSON files that hold the SHA-256 of their content, so that damage is detected. Runs anywhere.
+"""Small JSON files that hold their own SHA-256. Damage to them is detected when they are read. Runs anywhere.
 
 Files from earlier versions hold no hash and are still accepted.
 """
@@ -25,12 +25,12 @@ def unseal(data: bytes | str, uri: str, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise damaged(uri, f"it holds {len(data)} bytes that are no JSON: {error}", remedy) from error
+        raise damaged(uri, f"it holds {len(data)} bytes that are not JSON: {error}", remedy) from error
     if not isinstance(content, dict):
         raise damaged(uri, f"it holds a JSON {type(content).__name__}, not an object", remedy)
     expected = content.pop(SEAL, None)
     if expected is not None and expected != _hash(content):
-        raise damaged(uri, "its content does not have the SHA-256 that is written in it", remedy)
+        raise damaged(uri, "its content does not match the SHA-256 recorded in it", remedy)
     return content
 
 

@@ -29,7 +29,7 @@ KNOCK_SECONDS = 10.0
 ANCHOR_SECONDS = 300
 """Longest wait for the first task in a cluster, which takes a second."""
 LEVEL_LINE = "Set ray log level from environment variable"
-"""Start of a line that Ray prints about the very variable that silences it, before taking effect."""
+"""Part of a line that Ray prints about the very variable that silences it, before it takes effect."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 """Ray's variable for the address of the State API."""
 
@@ -157,7 +157,7 @@ def _anchor() -> None:
         ray.data.from_items([0]).map_batches(lambda rows: rows, num_cpus=0).materialize()
     except (RuntimeError, ray.data.exceptions.ExecutionTimeoutError, ray.exceptions.RayError) as error:
         raise ResourceError(
-            f"the cluster did not run the smallest of tasks within {ANCHOR_SECONDS} s: {str(error).splitlines()[0]}\n"
+            f"the cluster did not run even the smallest task within {ANCHOR_SECONDS} s: {str(error).splitlines()[0]}\n"
             "Look at `ray status`, and run jobs/doctor.py"
         ) from error
 

@@ -36,7 +36,7 @@ TITLES = {
     "controller": ("ray::TrainController",),
     "mailbox": ("ray::Mailbox",),
 }
-"""Kind of process -> how its title begins. A data worker between two tasks is idle."""
+"""Kind of process -> beginning of its title. A data worker between two tasks is idle."""
 FIELDS = {
     "loop.batch_clips": 8,
     "loop.micro_batch_clips": 4,
@@ -55,7 +55,7 @@ LONGEST_START_SECONDS = 15.0
 DRIVER_SHARE = 1 / 6
 """Share of the strikes that kill the driver."""
 MOST_AT_ONCE = 4
-"""Most processes that any other strike kills, within a second; the kinds take turns."""
+"""Maximum number of processes that any other strike kills, within a second; the kinds take turns."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,7 @@ class _Twins:
         if status == 0 and first.wait(0) == 0:
             return "found it complete"  # the first one ended meanwhile
         named = (
-            f"another job works on the run {self.name} in {self.run.uri}:" in output
+            f"another job is working on the run {self.name} in {self.run.uri}:" in output
             and f"process {first.pid}," in output
         )
         if status != USER_ERROR or not named:

@@ -200,7 +200,7 @@ def local_copy(reference: ray.ObjectRef[Any]) -> Any:
             _copies[reference] = ray.get(reference, timeout=FETCH_SECONDS)
         except ray.exceptions.GetTimeoutError:
             raise ResourceError(
-                f"the driver's node did not hand over the job's description within {FETCH_SECONDS:g} s: check the "
+                f"the driver's node did not deliver the job's description within {FETCH_SECONDS:g} s: check the "
                 "network between the nodes, and whether the driver still runs"
             ) from None
     return _copies[reference]

@@ -165,7 +165,7 @@ def refuse_twice(entries: Sequence[Entry], source: str) -> None:
         twice = sorted(value for value, count in Counter(values).items() if count > 1)
         if twice:
             raise ManifestError(
-                f"{len(twice)} {what}s stand in {source} more than once: {some_of(twice)}; keep one of each"
+                f"{len(twice)} {what}s occur in {source} more than once: {some_of(twice)}; keep one of each"
             )
 
 

@@ -159,7 +159,7 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
         raise ManifestError(f"{storage.join(root, shards.DATASET)} {why}; it was not written by jobs/prepare.py")
     if foreign := [name for name in places if file_name(name) != name]:
         raise ManifestError(
-            f"{storage.join(root, shards.INDEX)} names the shard {shown(foreign[0])}; no shard is so called"
+            f"{storage.join(root, shards.INDEX)} names the shard {shown(foreign[0])}; no shard has such a name"
         )
     whole = {name: tuple(classes) for name, classes in dataset["label_sets"].items()}
     return Manifest(

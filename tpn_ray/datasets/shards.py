@@ -36,8 +36,8 @@ FORMAT = "tpn_ray prepared videos, 1"
 ROW_GROUP_BYTES = 8 * 1024**2
 """Size limit of a row group, which is closed before exceeding it; only a single larger video makes a larger group."""
 
-SHARD_REMEDY = "Delete it, and give the jobs/prepare.py command of its dataset again: it is made anew"
-DATASET_REMEDY = "Give the jobs/prepare.py command of the dataset again: it is put together anew from its shards"
+SHARD_REMEDY = "Delete it, and run the jobs/prepare.py command of its dataset again, which rebuilds it"
+DATASET_REMEDY = "Run the jobs/prepare.py command of the dataset again, which rebuilds it from its shards"
 
 SUMMARY_KEY = b"tpn_ray.summary"
 """Footer entry of a shard: JSON of its ShardSummary."""
@@ -239,9 +239,7 @@ def read_dataset(folder: str) -> tuple[dict[str, Any], pa.Table] | None:
         dataset = unseal(storage.read_bytes(uri), uri, DATASET_REMEDY)
     except NotFoundError:
         if storage.exists(storage.join(folder, CLAIM)):
-            raise ManifestError(
-                f"{folder} is not finished; give its jobs/prepare.py command again, which goes on"
-            ) from None
+            raise ManifestError(f"{folder} is not finished; run its jobs/prepare.py command again to resume") from None
         return None
     if dataset.get("format") != FORMAT:
         raise ManifestError(
@@ -253,7 +251,7 @@ def read_dataset(folder: str) -> tuple[dict[str, Any], pa.Table] | None:
     try:
         index = storage.read_bytes(storage.join(folder, INDEX))
     except NotFoundError as error:
-        raise damaged(storage.join(folder, INDEX), "it is not there", DATASET_REMEDY) from error
+        raise damaged(storage.join(folder, INDEX), "it is missing", DATASET_REMEDY) from error
     if hashlib.sha256(index).hexdigest() != dataset["index_sha256"]:
         raise damaged(storage.join(folder, INDEX), "it does not belong to its dataset.json", DATASET_REMEDY)
     return dataset, pq.read_table(io.BytesIO(index))

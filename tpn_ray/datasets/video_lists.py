@@ -35,7 +35,7 @@ def read_folder(root: str) -> tuple[list[Entry], dict[str, int]]:
         parts = id.split("/")
         if len(parts) < depth + 2:
             form = f"{root}/{parts[0]}/<class>/{parts[-1]}" if given else f"{root}/<class>/{parts[-1]}"
-            raise ManifestError(f"{uri} is in no class folder; put it into a folder named as its class: {form}")
+            raise ManifestError(f"{uri} is in no class folder; put it into a folder named after its class: {form}")
         entries.append(Entry(id, uri, (parts[depth],), split_called(parts[0]) if given else None))
     return entries, videos
 
@@ -98,7 +98,7 @@ def _sizes_of(uris: Sequence[str], named_in: str) -> dict[str, int]:
     if absent:
         raise ManifestError(
             f"{len(absent)} of {len(wanted)} videos named in {named_in} are not in storage: {some_of(absent)};"
-            " upload them or take their lines out"
+            " upload them or remove their lines"
         )
     return sizes
 

@@ -128,7 +128,7 @@ def examine_tracking(tracking_uri: str, folder: str, seconds: float) -> list[Fin
 
     def run() -> Verdict:
         tracking.probe_run(uri())
-        return passed("a run was made, read back with its artefact, and deleted")
+        return passed("a run was made, read back with its artifact, and deleted")
 
     where = tracking_uri or "SQLite below --storage"
     first = examined("tracking: server", where, version, seconds=seconds, remedy=TRACKING_REMEDY)
@@ -325,7 +325,7 @@ def _reduced(group: Group, backend: str, wanted: Examination) -> Verdict:
         if not places.wait(wanted.wait_seconds):
             asked = ", ".join(f"{amount:g} {name}" for name, amount in group.each.bundle.items())
             return failed(
-                f"{group.workers} workers of {asked} found no place within {wanted.wait_seconds:g} s", BUSY_REMEDY
+                f"{group.workers} workers of {asked} could not be placed within {wanted.wait_seconds:g} s", BUSY_REMEDY
             )
         actors = [_actor(places, place, group) for place in range(group.workers)]
         seconds = wanted.check_seconds

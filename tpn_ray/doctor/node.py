@@ -163,7 +163,7 @@ def look_at_decoder(expected: str) -> Verdict:
             DECODER_REMEDY,
         )
     if report.digest != expected:
-        return failed("H.264 is decoded to other pixels than on the driver", DECODER_REMEDY)
+        return failed("H.264 decodes to other pixels than on the driver", DECODER_REMEDY)
     return passed("a made H.264 clip comes back, with the driver's pixels")
 
 
@@ -190,7 +190,9 @@ def confinement_verdict(trial: BreakoutOutcome) -> Verdict:
 def look_at_storage(probe_uri: str, digest: str) -> Verdict:
     """Read what the driver has written, and write next to it."""
     if hashlib.sha256(storage.read_bytes(probe_uri)).hexdigest() != digest:
-        return failed("another content than the driver wrote", "give --storage a folder that all nodes share, or s3://")
+        return failed(
+            "the content is not what the driver wrote", "give --storage a folder that all nodes share, or s3://"
+        )
     storage.check_writable(storage.parent(probe_uri))
     return passed("read what the driver wrote, and wrote beside it")
 

@@ -25,7 +25,7 @@ PARTS_REMEDY = (
     "before it must let large requests pass (client_max_body_size)"
 )
 CONDITION_REMEDY = (
-    "two jobs that begin one run, campaign or dataset in the same moment are not kept apart: use a store that honours "
+    "two jobs that start one run, campaign, or dataset at the same moment are not kept apart: use a store that honors "
     "If-None-Match: * in PutObject, or take care of it"
 )
 BROKEN_REMEDY = "use another store, or repair this one"
@@ -124,7 +124,7 @@ def clock(uri: str) -> Verdict:
     """Compare this machine's clock with the store's."""
     skew = storage.clock_skew_seconds(uri)
     if skew is None:
-        return not_here("the store names no time" if storage.is_s3(uri) else "a local folder")
+        return not_here("the store reports no time" if storage.is_s3(uri) else "a local folder")
     found = f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the store's"
     if abs(skew) > FAIL_SKEW_SECONDS:
         return failed(found, CLOCK_REMEDY)

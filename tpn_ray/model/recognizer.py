@@ -103,10 +103,10 @@ class ModelConfig:
             raise ConfigError(f"rates={self.rates!r} go with one stage in levels, not with levels={self.levels!r}")
         if len(self.levels) == 1 and len(self.rates) < 2:
             raise ConfigError(
-                f"levels={self.levels!r} with rates={self.rates!r} is no pyramid: give two or more of either"
+                f"levels={self.levels!r} with rates={self.rates!r} is not a pyramid: give two or more of either"
             )
         if any(rate < 1 for rate in self.rates) or list(self.rates) != sorted(set(self.rates)):
-            raise ConfigError(f"rates={self.rates!r} must be whole numbers from 1 that rise")
+            raise ConfigError(f"rates={self.rates!r} must be ascending whole numbers from 1")
         depth = len(self.rates) or len(self.levels)
         if len(self.alpha) != depth:
             raise ConfigError(f"alpha={self.alpha!r} has {len(self.alpha)} entries, the pyramid has {depth} levels")

@@ -290,7 +290,7 @@ class _Child:
         if status < 0 and status != -signal.SIGKILL:
             return BadVideo("damaged", f"the decoder crashed on it ({signal.Signals(-status).name})")
         return ResourceError(
-            f"the process that decodes was ended from outside (status {status}); probably its node ran out of memory:"
+            f"the decoding process was killed from outside (status {status}); probably its node ran out of memory:"
             " run fewer tasks at once with a larger --decode-cpus"
         )
 

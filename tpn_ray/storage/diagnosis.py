@@ -30,7 +30,7 @@ _ELSEWHERE = "{code}: the bucket is in another region; set AWS_REGION to it"
 REMEDIES = {
     "NoSuchBucket": "{code}: there is no bucket {bucket!r}; create it, or check the name and AWS_ENDPOINT_URL",
     "InvalidAccessKeyId": "{code}: the store does not know the key; check AWS_ACCESS_KEY_ID (or AWS_PROFILE)",
-    "SignatureDoesNotMatch": "{code}: the secret does not fit the key; check AWS_SECRET_ACCESS_KEY",
+    "SignatureDoesNotMatch": "{code}: the secret does not match the key; check AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": _ENDED,
     "InvalidToken": _ENDED,
     "RequestTimeTooSkewed": "{code}: this machine's clock and the store's differ; set it by NTP",

@@ -120,8 +120,7 @@ class _Outage:
                 return
             self._told = store
         self.tell(
-            f"storage at {store} does not answer, or refuses; it is waited for, {patience:g} s at most "
-            "(--storage-seconds)"
+            f"storage at {store} does not answer or refuses requests; waiting up to {patience:g} s (--storage-seconds)"
         )
 
     def over(self) -> None:

@@ -32,7 +32,7 @@ def absolute(uri: str | os.PathLike[str]) -> str:
             raise ConfigError(f"{text!r} is not a local file; write file:///absolute/path")
         return os.path.normpath(unquote(parts.path))
     if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ConfigError(f"storage of the kind {scheme[0]} is not supported: {text!r}; use s3:// or a local path")
+        raise ConfigError(f"storage of the type {scheme[0]} is not supported: {text!r}; use s3:// or a local path")
     if not text:
         raise ConfigError("an empty path was given; write s3://bucket/path or a local path")
     return str(Path(text).expanduser().absolute())

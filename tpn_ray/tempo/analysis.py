@@ -55,7 +55,7 @@ def add_tempo(report: TempoReport, tempos: Sequence[Tempo], true_seconds: dict[s
     page.heading("Tempo of each class")
     said = f"measured in {len(measured)} of {len(tempos)} videos with a label"
     page.text(
-        f"Tempo is how long a class is to be seen in single frames: the full width at half maximum of a frame-wise "
+        f"Tempo is how long a class is visible in single frames: the full width at half maximum of a frame-wise "
         f"classifier's probability; {said}."
     )
     report.numbers["tempo"] = said
@@ -121,7 +121,7 @@ def add_strides(
     strides = sorted(first)
     tops = [[share(one[stride]) for stride in strides] for one in (first, second)]
     page = report.page
-    page.heading("Accuracy against played speed")
+    page.heading("Accuracy against playback speed")
     page.text(f"Trained at a stride of {trained} frames, scored at others: a larger one plays the video faster.")
     figure = figures.against_stride(strides, tops[0], tops[1], trained, names)
     report.picture("strides.png", figure, "top-1 against stride")

@@ -1,4 +1,4 @@
-"""Is the gain of one network over another greater where tempo varies more? The paper's figures 1 and 4. Pure."""
+"""Relates the gain of one network over another to the variance of tempo: the paper's figures 1 and 4. Pure."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class Encoder:
         scale = min(1.0, self.config.short_side_px / min(width, height))
         width, height = even(width * scale), even(height * scale)
         if max(width, height) > MOST_SIDE_PX:
-            raise BadVideo("too_large", f"stored at {width} x {height} pixels; H.264 takes {MOST_SIDE_PX} a side")
+            raise BadVideo("too_large", f"stored at {width} x {height} pixels; H.264 allows {MOST_SIDE_PX} per side")
         to_rgb(VideoReformatter(), frame, 16, 16)  # fail on inconvertible colors now rather than in training
         self._output = open_mp4(self._file)
         # The rate only tells x264 which frame duration to expect; the frames carry their own times.

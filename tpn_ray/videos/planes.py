@@ -58,7 +58,7 @@ def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, width: int, height:
         return reformatter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
     except av.FFmpegError as error:
         why = f"matrix {frame.colorspace} of {frame.format.name}: {said(error)}"
-        raise BadVideo("no_picture", f"its colours cannot be converted to RGB ({why})") from error
+        raise BadVideo("no_picture", f"its colors cannot be converted to RGB ({why})") from error
 
 
 class PlaneCollector:
