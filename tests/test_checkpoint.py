@@ -66,5 +66,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/../../../escape", "a/b", "..", "a\x1b[2J"])
 def test_names_of_a_strangers_checkpoint_leave_no_folder(tmp_path: Path, name: str) -> None:
     checkpoints.save(tmp_path, dataclasses.replace(example(), label_sets={name: ["jump", "run"]}))
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json has a label set called .*, which may hold only letters"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint\.json has a label set called .*, which may hold only letters"
+    ):
         checkpoints.load(str(tmp_path), parts=())

@@ -43,7 +43,7 @@ def connect(
 ) -> None:
     """Join the cluster at `address` (or RAY_ADDRESS, which `ray job submit` sets), or start a local Ray instance.
 
-    A local Ray gets as many CPUs as the machine has, and at least as many as `workers_cpus` and one decoding task need:
+    A local Ray gets as many CPUs as the machine has, and at least `workers_cpus` plus what two decoding tasks need:
     its resources are only a count, and on a small machine training and decoding take turns. More workers than the
     machine has cores are refused, since they would only slow each other down.
 

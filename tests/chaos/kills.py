@@ -119,7 +119,7 @@ class ChaosReport:
 
 
 def epochs_for(kills: int) -> int:
-    """Return the number of epochs, of four steps, that keep the run going for so many kills."""
+    """Return the number of epochs, of four steps, that keep the run going for this many kills."""
     return 20 + 2 * kills
 
 

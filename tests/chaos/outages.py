@@ -63,7 +63,7 @@ class OutageReport:
 
 
 def epochs_for(outages: int) -> int:
-    """Return the number of epochs, of four steps, that keep the run going for so many outages."""
+    """Return the number of epochs, of four steps, that keep the run going for this many outages."""
     return 8 + 4 * outages
 
 

@@ -283,7 +283,7 @@ def view_square(height_px: int, width_px: int, config: AugmentConfig, crop: Crop
 
 test_shape.__test__ = False  # type: ignore[attr-defined]
 test_size.__test__ = False  # type: ignore[attr-defined]
-test_view.__test__ = False  # type: ignore[attr-defined] # pytest takes the name for a test where it is imported
+test_view.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
 
 
 def _resize(frames: Frames, height_px: int, width_px: int, mirrored: bool = False) -> Frames:

@@ -46,7 +46,7 @@ def node_labels() -> list[Labels]:
     return [node["Labels"] or {} for node in ray.nodes() if node["Alive"]]
 
 
-class Pace(ExecutionCallback):  # type: ignore[misc] # Ray's classes are untyped here
+class Pace(ExecutionCallback):  # type: ignore[misc]  # Ray's classes are untyped here
     """Keeps Ray Data's scheduling from spinning, in whichever process it runs.
 
     While decoded clips wait for a slower consumer, its loop has nothing to wait for and runs without a pause, which

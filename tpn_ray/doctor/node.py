@@ -194,7 +194,7 @@ def look_at_storage(probe_uri: str, digest: str) -> Verdict:
             "the content is not what the driver wrote", "give --storage a folder that all nodes share, or s3://"
         )
     storage.check_writable(storage.parent(probe_uri))
-    return passed("read what the driver wrote, and wrote beside it")
+    return passed("read what the driver wrote, and wrote next to it")
 
 
 def look_at_gpu(gpus: float, model: ModelConfig, clips_shape: Sequence[int]) -> list[tuple[str, Verdict]]:

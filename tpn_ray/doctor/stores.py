@@ -105,8 +105,8 @@ def same(got: bytes, expected: bytes) -> Verdict:
 def exclusive(uri: str) -> Verdict:
     """Check that creating an existing file is refused."""
     if storage.create(uri, b"something else"):
-        return warned("a write on condition that nothing is there replaced what was there", CONDITION_REMEDY)
-    return passed("what is there is not replaced")
+        return warned("a write on the condition that nothing exists replaced an existing file", CONDITION_REMEDY)
+    return passed("existing files are not replaced")
 
 
 def parts(uri: str, data: bytes) -> Verdict:
