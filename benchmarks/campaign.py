@@ -1,4 +1,4 @@
-"""What successive halving saves, and what it costs in quality, against the same grid in full. Runs on the driver."""
+"""Measures what successive halving saves and what it costs in quality, against the full grid. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -41,38 +41,40 @@ class CampaignBench:
         "loss.lambdas.0=choice(0.1,0.5)",
         "optim.lr=choice(0.05,0.1)",
     )
-    """The fields of the grid, each as FIELD=choice(...)."""
+    """Fields of the grid, each as FIELD=choice(...)."""
 
     seeds: int = 3
-    """Of order, augmentation and first weights: one search by successive halving and one full grid with each."""
+    """Number of seeds for the data order, augmentation, and initial weights; each is used for one halving search and
+    one full grid."""
 
     epochs: int = 18
-    """Of a trial in full; what is left of it at the first rung must be enough to learn something."""
+    """Number of epochs of a full trial; the part up to the first rung must be long enough to learn something."""
 
     rungs: int = 3
-    """Times that trials are compared, the end included."""
+    """Number of times that trials are compared, including the end."""
 
     reduction_factor: int = 3
     """Ratio of the trials at a rung to those that are promoted from it."""
 
     min_promoted: int = 2
-    """Trials that are promoted at least."""
+    """Minimum number of promoted trials."""
 
     max_concurrent: int = 2
-    """Trials that run at the same time."""
+    """Number of trials that run at the same time."""
 
     fresh: str = ""
-    """A dataset of the same kind that no trial has seen, such as toy videos of another --seed: what either search found
-    is scored again on its validation videos. (On the videos that it was chosen by, the best of many is flattered.)"""
+    """Dataset of the same kind that no trial has seen, such as toy videos of another --seed. The results of both
+    searches are scored again on its validation videos, because the best of many trials looks too good on the videos
+    that it was selected on."""
 
     folder: str = "runs/bench-campaign"
-    """Where campaigns are kept; the same command goes on there, and one with other rungs uses the same grids."""
+    """Folder of the campaigns; the same command resumes there, and one with other rungs reuses the same grids."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS, else a local Ray."""
+    """Ray cluster to join; by default RAY_ADDRESS, otherwise a local Ray."""
 
     json: str = ""
-    """File to write the figures to."""
+    """File to write the results to."""
 
     def __post_init__(self) -> None:
         for field in ("seeds", "epochs", "max_concurrent"):
@@ -81,33 +83,33 @@ class CampaignBench:
 
     @property
     def machines(self) -> Machines:
-        """Of each trial."""
+        """Machines of each trial."""
         return Machines(workers=1, share_clips_gb=4.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedReport:
-    """One seed."""
+    """The results of one seed."""
 
     promoted: float
-    """Top-1 of the best that halving trained to the end."""
+    """Top-1 of the best trial that halving trained to the end."""
     grid: float
-    """Of the best of the grid in full."""
+    """Top-1 of the best trial of the full grid."""
     epochs: int
     grid_epochs: int
     idle: float
-    """Share of the machines' time, for `max_concurrent` trials, that no trial held during halving."""
+    """Share of the machines' time, for `max_concurrent` trials, that no trial used during halving."""
     fresh: tuple[float, float] | None = None
     """Top-1 of both on videos that no trial has seen."""
 
     @property
     def behind(self) -> float:
-        """Points of top-1."""
+        """Difference to the grid in points of top-1."""
         return 100 * (self.grid - self.promoted)
 
     @property
     def behind_fresh(self) -> float:
-        """Points of top-1, on videos that no trial has seen; nan if there were none."""
+        """Difference to the grid in points of top-1, on videos that no trial has seen; nan if there were none."""
         promoted, grid = self.fresh or (math.nan, math.nan)
         return 100 * (grid - promoted)
 
@@ -121,7 +123,7 @@ class SeedReport:
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignBenchReport:
-    """All seeds."""
+    """The results of all seeds."""
 
     settings: int
     max_concurrent: int
@@ -155,7 +157,7 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
             min_promoted=bench.min_promoted,
             max_concurrent=bench.max_concurrent,
         )
-        # Other rungs are other campaigns beside the same grid.
+        # Campaigns with other rungs are separate but share the same grid.
         names = (
             f"seed-{seed}-promotion-{bench.rungs}-{bench.reduction_factor}-{bench.min_promoted}",
             f"seed-{seed}-grid",
@@ -221,7 +223,7 @@ def _best(grid: Sequence[Trial]) -> Trial:
 
 
 def _top1(trial: Trial, manifest: Manifest) -> float:
-    """Of its last checkpoint, on the validation videos."""
+    """Score a trial's last checkpoint on the validation videos and return its top-1."""
     videos = manifest.select("val")
     table = predict.score_videos(trial.points[-1].checkpoint, videos, parse_views("1x1"), Resources(workers=2))
     return predict.summarise(table, videos.label_sets)["top1"]

@@ -1,7 +1,8 @@
-"""How fast clips are decoded: prepared videos by this package, and other decoders on the usual forms, in turns.
+"""Measures how fast clips are decoded: prepared videos by this package, the usual forms by this and other decoders.
 
-Runs on one machine without Ray. Figures are CPU time of one process with one decoder thread, opening included. Ratios
-are taken within rounds, and their median over the rounds is given: a machine's speed drifts from round to round.
+Runs on one machine without Ray. Results are CPU time of one process with one decoder thread, including opening. Ratios
+are taken within rounds, and their median over the rounds is reported, because a machine's speed drifts from round to
+round.
 """
 
 from __future__ import annotations
@@ -46,25 +47,25 @@ class DecodeBench:
     """What to measure."""
 
     videos: str = ""
-    """Folder with videos (local or s3://); empty: eight real clips out of packages on PyPI."""
+    """Folder with videos (local or s3://); empty: eight real clips from packages on PyPI."""
 
     cache: str = "~/.cache/tpn_ray/bench"
-    """Where downloaded and re-encoded videos are kept."""
+    """Folder for downloaded and re-encoded videos."""
 
     most_videos: int = 16
-    """Of a folder, so many are taken."""
+    """Maximum number of videos to take from the folder."""
 
     clips: int = 4
-    """Clips decoded of each video in a round."""
+    """Number of clips decoded from each video in a round."""
 
     rounds: int = 8
-    """Times everything is measured; an even number weighs both orders alike."""
+    """Number of times everything is measured; an even number weighs both orders equally."""
 
     against: tuple[str, ...] = ("torchcodec", "decord", "opencv")
     """Decoders to compare with; those that are not installed are left out."""
 
     json: str = ""
-    """File to write the figures to."""
+    """File to write the results to."""
 
     def __post_init__(self) -> None:
         for field in ("most_videos", "clips", "rounds"):
@@ -89,19 +90,19 @@ class Case:
 
 @dataclass(frozen=True)
 class DecodeReport:
-    """Everything a run measured."""
+    """All measurements of a run."""
 
     machine: str
     milliseconds: dict[str, float]
     """CPU time of a clip by "reader form shape", median over the rounds."""
     ratios: dict[str, float]
-    """How many times as fast; median over the rounds."""
+    """Speedups, median over the rounds."""
     spreads: dict[str, tuple[float, float]]
     """Smallest and largest ratio of a round."""
     bytes_over_gop12: dict[str, float]
-    """All videos together."""
+    """Size relative to GOP-12, over all videos together."""
     psnr_db: dict[str, float]
-    """Mean over the videos."""
+    """PSNR of luma in dB, mean over the videos."""
     videos: int
     missing: tuple[str, ...]
     """Decoders that are not installed."""
@@ -121,14 +122,14 @@ class DecodeReport:
 
 
 def measure_decode(bench: DecodeBench) -> DecodeReport:
-    """Make the forms, check that all decoders give the same frames, and measure in turns."""
+    """Make the forms, check that all decoders yield the same frames, and measure in turns."""
     forms = stored_forms(bench.videos, bench.most_videos, bench.cache)
     readers, missing = installed(bench.against)
     cases = make_cases(readers)
     check(cases, forms)
     seconds: dict[str, list[float]] = {case.name: [] for case in cases}
     for turn in range(-1, bench.rounds):  # the first turn warms up
-        # Forwards and backwards in turns: a case is faster behind one that has just read the same videos.
+        # Alternate the order: a case is faster after one that has just read the same videos.
         for case in cases if turn % 2 else reversed(cases):
             spent = time_case(case, forms[case.form], turn, bench.clips)
             if turn >= 0:
@@ -150,7 +151,7 @@ def measure_decode(bench: DecodeBench) -> DecodeReport:
 
 
 def make_cases(readers: dict[str, Reader]) -> list[Case]:
-    """Every reader on the forms that say something about it."""
+    """Pair every reader with the forms that are informative for it."""
     cases = []
     for shape in SHAPES:
         cases.append(Case(f"tpn_ray planes prepared {shape}", shape, "prepared", read_planes))
@@ -165,7 +166,7 @@ def make_cases(readers: dict[str, Reader]) -> list[Case]:
 
 
 def ratios_of(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The ratios that are promised, one per round; those with a decoder that is not installed are left out."""
+    """Compute the published ratios, one per round, leaving out those with a decoder that is not installed."""
     pairs = {
         "prepared_8x8_over_torchcodec_gop12": (f"{BASE} 8x8", "tpn_ray planes prepared 8x8"),
         "prepared_8x8_rgb_over_torchcodec_gop12": (f"{BASE} 8x8", "tpn_ray rgb prepared 8x8"),
@@ -185,7 +186,7 @@ def ratios_of(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def time_case(case: Case, videos: list[Stored], turn: int, clips: int) -> float:
-    """CPU seconds of a clip, those of a sandbox included: the mean over videos and places."""
+    """Return the CPU seconds per clip, including those of a sandbox: the mean over videos and places."""
     wanted = [
         (video.data, places(case.shape, video.frame_count, turn * clips + clip))
         for video in videos
@@ -198,7 +199,7 @@ def time_case(case: Case, videos: list[Stored], turn: int, clips: int) -> float:
 
 
 def places(shape: str, frame_count: int, number: int) -> NDArray[np.int64]:
-    """Frame indices of clip `number`."""
+    """Return the frame indices of clip `number`."""
     if shape == "all":
         return np.arange(frame_count)
     if shape == "ten":
@@ -207,7 +208,7 @@ def places(shape: str, frame_count: int, number: int) -> NDArray[np.int64]:
 
 
 def check(cases: list[Case], forms: dict[str, list[Stored]]) -> None:
-    """Refuse to time decoders that give other frames: a level of difference is allowed, as FFmpeg's versions differ."""
+    """Raise ConfigError for decoders that yield other frames; one level of difference between FFmpegs is allowed."""
     for case in cases:
         if case.read in (read_planes, read_all):
             continue
@@ -222,14 +223,14 @@ def check(cases: list[Case], forms: dict[str, list[Stored]]) -> None:
 
 
 def full_decode(data: bytes, wanted: set[int]) -> dict[int, NDArray[np.int16]]:
-    """The wanted frames by the plainest means."""
+    """Decode the wanted frames in the simplest way."""
     with av.open(io.BytesIO(data), mode="r") as container:
         frames = enumerate(container.decode(video=0))
         return {index: frame.to_ndarray(format="rgb24").astype(np.int16) for index, frame in frames if index in wanted}
 
 
 def machine(readers: dict[str, Reader]) -> str:
-    """What it ran on, with versions."""
+    """Describe the machine and the versions."""
     names: dict[str, Any] = {"PyAV": av, **{name: importlib.import_module(MODULES[name]) for name in readers}}
     versions = ", ".join(f"{name} {getattr(module, '__version__', '?')}" for name, module in names.items())
     return f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, {versions}"

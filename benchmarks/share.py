@@ -1,7 +1,7 @@
-"""What decoding costs several trials that see the same clips, against one trial alone. Runs on the driver, without Ray.
+"""Measures the decoding cost of several trials that see the same clips, relative to a single trial. Runs without Ray.
 
-Trials are processes that take the same blocks in the same order, as Ray Data's tasks do for them. Costs are CPU time
-of all of them; rounds take one trial alone and all of them together in turns.
+It runs on the driver. Trials are processes that take the same blocks in the same order, as Ray Data's tasks do for
+them. Costs are the CPU time of all of them; rounds alternate between a single trial and all trials together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tpn_ray.errors import ConfigError
 
 LIMIT_BYTES = 4 * 10**9
 ROUND_SECONDS = 3600.0
-"""Longest time for one round of decoding."""
+"""Timeout of one round of decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +36,25 @@ class ShareBench:
     """Dataset, as jobs/train.py takes it."""
 
     trials: int = 4
-    """Trials side by side."""
+    """Number of concurrent trials."""
 
     frames: int = 8
-    """Frames of a clip."""
+    """Number of frames in a clip."""
 
     stride_frames: int = 8
-    """Distance between them."""
+    """Distance between the frames of a clip, in frames of the video."""
 
     crop_px: int = 224
-    """Height and width of the network's input."""
+    """Height and width of the network's input, in pixels."""
 
     micro_batch_clips: int = 8
-    """Clips in a block."""
+    """Number of clips in a block."""
 
     blocks: int = 24
-    """Blocks that every trial takes in a round."""
+    """Number of blocks that every trial takes in a round."""
 
     rounds: int = 5
-    """Times everything is measured."""
+    """Number of times everything is measured."""
 
     def __post_init__(self) -> None:
         for field in ("trials", "micro_batch_clips", "blocks", "rounds"):
@@ -64,11 +64,11 @@ class ShareBench:
 
 @dataclass(frozen=True)
 class ShareReport:
-    """What a run measured."""
+    """The measurements of a run."""
 
     trials: int
     ratios: tuple[float, ...]
-    """CPU time of all trials together over that of one alone, by round."""
+    """CPU time of all trials together, relative to that of a single one, by round."""
 
     def __str__(self) -> str:
         low, high = min(self.ratios), max(self.ratios)
@@ -79,7 +79,7 @@ class ShareReport:
 
 
 def measure_share(bench: ShareBench) -> ShareReport:
-    """One trial without a shelf and all of them with a new one, in turns."""
+    """Measure one trial without a shelf and all of them with a new one, in turns."""
     source = ClipSource(
         manifest=load_manifest(bench.data).select("train"),
         clip=ClipConfig(frames=bench.frames, stride_frames=bench.stride_frames),
@@ -88,7 +88,7 @@ def measure_share(bench: ShareBench) -> ShareReport:
     )
     ratios = []
     with ProcessPoolExecutor(bench.trials, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(_together(pool, source, bench, ""))  # all have begun
+        list(_together(pool, source, bench, ""))  # all have started
         for _ in range(bench.rounds):
             alone = pool.submit(take, source, bench, "").result(ROUND_SECONDS)
             with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +103,7 @@ def _together(pool: Executor, source: ClipSource, bench: ShareBench, folder: str
 
 
 def take(source: ClipSource, bench: ShareBench, folder: str) -> float:
-    """CPU seconds of this process for all blocks, from the shelf in `folder` or, without one, made here."""
+    """Return the CPU seconds of this process for all blocks, from the shelf in `folder` or, without one, made here."""
     plan = make_plan(source, bench)
     begin = time.process_time()
     for index in range(bench.blocks):
@@ -117,7 +117,7 @@ def take(source: ClipSource, bench: ShareBench, folder: str) -> float:
 
 
 def make_plan(source: ClipSource, bench: ShareBench) -> Plan:
-    """As many epochs of steps of one micro-batch as the blocks need."""
+    """Make a plan with as many epochs as the blocks need, each step having one micro-batch."""
     steps = len(source.manifest) // bench.micro_batch_clips
     if not steps:
         raise ConfigError(f"{len(source.manifest)} training videos do not fill a block of {bench.micro_batch_clips}")

@@ -1,4 +1,4 @@
-"""How fast one process trains and scores with a recipe's network, and how far that is from the hardware's limit.
+"""Measures how fast one process trains and scores with a recipe's network, and compares with the hardware's limit.
 
 Runs on a CPU or on CUDA, without Ray. Times are wall clock; comparisons are medians of the ratios within rounds,
 because a machine's speed drifts from round to round.
@@ -31,22 +31,22 @@ class StepBench:
     """What to measure."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Device that computes: cpu, cuda or cuda:1."""
+    """Compute device: cpu, cuda, or cuda:1."""
 
     precisions: tuple[Precision, ...] = ("fp32",)
     """Precisions to compare: fp32, and bf16 by autocast."""
 
     compiled: tuple[bool, ...] = (False,)
-    """Ways to run the network: False for eager, True for torch.compile."""
+    """Modes to run the network in: False for eager, True for torch.compile."""
 
     micro_batch_clips: int = 0
-    """Clips in a micro-batch; 0 takes the recipe's number."""
+    """Number of clips in a micro-batch; 0 takes the recipe's."""
 
     rounds: int = 5
-    """Measurements of each variant; the order rotates."""
+    """Number of measurements of each variant; the order rotates."""
 
     threads: int = 0
-    """CPU threads of torch; 0 leaves torch's choice."""
+    """Number of torch's CPU threads; 0 leaves torch's choice."""
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("micro_batch_clips", 0), ("threads", 0)):
@@ -80,7 +80,7 @@ def measure_step(recipe: Recipe, bench: StepBench) -> str:
 
 
 def measure_in_turns(recipes: dict[str, Recipe], bench: StepBench) -> dict[str, list[tuple[float, float]]]:
-    """Return the seconds of a training step and of scoring, in each round, by the variant's name."""
+    """Return the seconds of a training step and of scoring in each round, by the variant's name."""
     rehearsed = {name: rehearse(each, bench.device) for name, each in recipes.items()}
     names = list(rehearsed)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
@@ -112,7 +112,7 @@ def variants(recipe: Recipe, bench: StepBench) -> dict[str, Recipe]:
 
 
 def training_flops(recipe: Recipe) -> float:
-    """Count the operations of forward and backward, on tensors without memory."""
+    """Count the floating-point operations of forward and backward, on meta tensors."""
     side_px = recipe.augment.crop_px
     with torch.device("meta"):
         model = build_model(recipe.model)
@@ -136,13 +136,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def describe_ratio(base: Sequence[float], other: Sequence[float]) -> str:
-    """Say how many times as fast as the base: median and range of the rounds' ratios."""
+    """Format the speedup over the base: median and range of the rounds' ratios."""
     ratios = sorted(a / b for a, b in zip(base, other, strict=True))
     return f"{statistics.median(ratios):6.2f}{f'{ratios[0]:.2f}-{ratios[-1]:.2f}':>13}"
 
 
 def describe(recipe: Recipe, device: str) -> str:
-    """Name the network, the clips and the machine."""
+    """Describe the network, the clips, and the machine."""
     place = torch.device(device)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     side_px = recipe.augment.crop_px

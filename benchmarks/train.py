@@ -1,6 +1,6 @@
-"""How fast a run trains: Ray Train fed by Ray Data, against torchrun with a DataLoader, in turns. Runs on the driver.
+"""Measures training speed: Ray Train fed by Ray Data, against torchrun with a DataLoader. Runs on the driver.
 
-Both sides take the same steps on the same clips (`step.py`, `data/tasks.py`): their losses must be equal.
+Both sides take turns and do the same steps on the same clips (`step.py`, `data/tasks.py`): their losses must be equal.
 """
 
 from __future__ import annotations
@@ -41,31 +41,32 @@ class TrainBench:
     """A run's speed on your data and machine, with and without Ray."""
 
     data: str
-    """Dataset of jobs/prepare.py, or videos as for jobs/train.py; on a place that all nodes see."""
+    """Dataset of jobs/prepare.py, or videos as for jobs/train.py, in a place that all nodes see."""
 
     workers: int = 2
-    """Training processes."""
+    """Number of training processes."""
 
     cpus_per_worker: float = 1.0
-    """CPUs and torch threads of each."""
+    """CPUs and torch threads of each training process."""
 
     gpus_per_worker: float = 0.0
-    """GPUs of each."""
+    """GPUs of each training process."""
 
     loaders: int = 1
-    """Decoding processes: Ray Data tasks at once, and DataLoader workers of all training processes together."""
+    """Number of decoding processes: concurrent Ray Data tasks, and DataLoader workers of all training processes
+    together."""
 
     epochs: int = 4
-    """Length of each run."""
+    """Length of each run in epochs."""
 
     rounds: int = 3
-    """Times that both sides run."""
+    """Number of times that both sides run."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS, else a local Ray."""
+    """Ray cluster to join; by default RAY_ADDRESS, otherwise a local Ray."""
 
     json: str = ""
-    """File to write the figures to."""
+    """File to write the results to."""
 
     def __post_init__(self) -> None:
         for field in ("workers", "loaders", "epochs", "rounds"):
@@ -86,7 +87,8 @@ class TrainReport:
     plain_waiting_for_data: float
     steps: int
     checkpoint_seconds: float = 0.0
-    """What one checkpoint makes a step wait: the copy of weights, momenta and the rest; writing goes on beside."""
+    """Time that one checkpoint blocks a step: the copy of weights, momenta, and the rest; writing continues in the
+    background."""
 
     def __str__(self) -> str:
         low, high = self.spread
@@ -104,11 +106,11 @@ class TrainReport:
 
 
 Measured = Sequence[dict[str, float]]
-"""What was gathered, one after the other: step, loss, clips_per_second, waiting_for_data."""
+"""Logged metrics in order: step, loss, clips_per_second, waiting_for_data."""
 
 
 def measure_train(recipe: Recipe, bench: TrainBench) -> TrainReport:
-    """Run both sides in turns. Raises TrainingError if they did not compute the same."""
+    """Run both sides in turns. Raises TrainingError if their results differ."""
     manifest = load_manifest(bench.data)
     recipe = recipe_for(recipe, manifest)
     steps = make_plan(recipe, manifest).steps_per_epoch * bench.epochs
@@ -128,7 +130,7 @@ def measure_train(recipe: Recipe, bench: TrainBench) -> TrainReport:
 
 
 def compare(pairs: Sequence[tuple[Measured, Measured]]) -> TrainReport:
-    """From (Ray, plain) of each round."""
+    """Summarize the (Ray, plain) pair of each round."""
     ratios = [speed(ray_side) / speed(plain_side) for ray_side, plain_side in pairs]
     return TrainReport(
         ray_clips_per_second=statistics.median(speed(ray_side) for ray_side, _ in pairs),
@@ -142,7 +144,7 @@ def compare(pairs: Sequence[tuple[Measured, Measured]]) -> TrainReport:
 
 
 def checkpoint_seconds(recipe: Recipe, bench: TrainBench) -> float:
-    """Median time that a copy of all that a checkpoint holds takes, where the network is."""
+    """Measure the median time to copy everything that a checkpoint holds, on the network's device."""
     device = "cuda" if bench.gpus_per_worker and torch.cuda.is_available() else "cpu"
     training, times = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device), list[float]()
     for parameter in training.trained:  # as after a step
@@ -155,13 +157,13 @@ def checkpoint_seconds(recipe: Recipe, bench: TrainBench) -> float:
 
 
 def speed(measured: Measured) -> float:
-    """Clips per second behind the first stretch, in which everything starts; all stretches are equally long."""
+    """Return clips per second after the first stretch, which includes startup; all stretches are equally long."""
     stretches = measured[1:] or measured
     return len(stretches) / sum(1 / stretch["clips_per_second"] for stretch in stretches)
 
 
 def waiting(measured: Measured) -> float:
-    """Share of the time, behind the first stretch, that the workers waited for clips."""
+    """Return the share of time after the first stretch that the workers waited for clips."""
     stretches = measured[1:] or measured
     seconds = [1 / stretch["clips_per_second"] for stretch in stretches]
     waited = [stretch["waiting_for_data"] * time for stretch, time in zip(stretches, seconds, strict=True)]
@@ -169,7 +171,7 @@ def waiting(measured: Measured) -> float:
 
 
 def check_same(ray_side: Measured, plain_side: Measured) -> None:
-    """Raises TrainingError unless both have the same losses."""
+    """Raise TrainingError unless both sides have the same losses."""
     for one, other in zip(ray_side, plain_side, strict=True):
         if (one["step"], one["loss"]) != (other["step"], other["loss"]):
             raise TrainingError(
@@ -179,7 +181,7 @@ def check_same(ray_side: Measured, plain_side: Measured) -> None:
 
 
 def with_ray(recipe: Recipe, manifest: Manifest, bench: TrainBench, folder: str, name: str) -> Measured:
-    """One run of jobs/train.py's driver."""
+    """Run training once through jobs/train.py's driver."""
     measured: list[dict[str, float]] = []
 
     def on_event(event: Event) -> None:
@@ -196,7 +198,7 @@ def with_ray(recipe: Recipe, manifest: Manifest, bench: TrainBench, folder: str,
 
 
 def without_ray(recipe: Recipe, bench: TrainBench, folder: Path) -> Measured:
-    """One run under torchrun."""
+    """Run training once under torchrun."""
     out = folder / "measured.json"
     settings = Settings(
         recipe=to_plain(recipe),

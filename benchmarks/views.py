@@ -1,6 +1,6 @@
-"""What all views of a video cost a decoding task, against decoding the frames that they show once.
+"""Measures what all views of a video cost a decoding task, relative to decoding the frames that they show once.
 
-Runs on one machine without Ray. CPU time of one thread, opening included; ratios are taken within rounds.
+Runs on one machine without Ray. Times are CPU time of one thread, including opening; ratios are taken within rounds.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class ViewsBench:
     """Folder with videos, on disk or s3://."""
 
     views: tuple[str, ...] = ("1x1", "10x3", "ten_crop")
-    """As for jobs/evaluate.py."""
+    """Views, as in jobs/evaluate.py."""
 
     most_videos: int = 8
-    """So many are taken."""
+    """Maximum number of videos to take from the folder."""
 
     rounds: int = 7
-    """Times everything is measured."""
+    """Number of times everything is measured."""
 
     def __post_init__(self) -> None:
         for field in ("most_videos", "rounds"):
@@ -48,7 +48,7 @@ class ViewsBench:
 
 
 def measure_views(bench: ViewsBench) -> str:
-    """A line for each kind of views and clips."""
+    """Measure every kind of views and clips, and return a line for each."""
     files = storage.list_files(storage.absolute(bench.videos), suffixes=SUFFIXES)[: bench.most_videos]
     if not files:
         raise ConfigError(f"{bench.videos} holds no videos; their names end in {' '.join(SUFFIXES)}")

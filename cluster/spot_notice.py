@@ -1,8 +1,8 @@
-"""Waits for EC2's notice that this spot machine is taken away, and tells Ray, which tells the training on it.
+"""Waits for EC2's notice that this spot instance will be reclaimed, and tells Ray, which tells the training on it.
 
-Runs on every spot worker of aws.yaml, beside Ray. Ray itself does not look: a training that is told two minutes before
-makes a checkpoint and goes on elsewhere; one that is not loses what it did since the last. (On Kubernetes a node's
-drain brings SIGTERM, which does the same.)
+Runs on every spot worker of aws.yaml, next to Ray, which does not look for the notice itself. A training run that is
+told two minutes ahead makes a checkpoint and continues elsewhere; one that is not loses its work since the last
+checkpoint. (On Kubernetes, draining a node sends SIGTERM, which has the same effect.)
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import urllib.request
 from typing import Any
 
 METADATA_URL = "http://169.254.169.254"
-"""Where a machine of EC2 asks about itself."""
+"""Address where an EC2 instance queries its own metadata."""
 LOOK_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
 TOKEN_SECONDS = 21600
 MARGIN_SECONDS = 10
-"""Taken off the time that is left: better a checkpoint too early than none."""
+"""Subtracted from the remaining time: a checkpoint too early is better than none."""
 DRAIN_ATTEMPTS, DRAIN_SECONDS = 3, 40.0
 
 
 def read_notice(metadata_url: str) -> dict[str, Any] | None:
-    """What EC2 is about to do, {"action": ..., "time": ...}; None while there is no notice, or no answer."""
+    """Return EC2's planned action, {"action": ..., "time": ...}; None if there is no notice or no answer."""
     ask = urllib.request.Request(
         f"{metadata_url}/latest/api/token",
         method="PUT",
@@ -44,7 +44,7 @@ def read_notice(metadata_url: str) -> dict[str, Any] | None:
         with urllib.request.urlopen(look, timeout=ANSWER_SECONDS) as answer:
             notice: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
-        if error.code != 404:  # there is no notice
+        if error.code != 404:  # 404: there is no notice
             print(f"the metadata service answers {error.code}", flush=True)
         return None
     except (OSError, ValueError) as error:
@@ -54,16 +54,16 @@ def read_notice(metadata_url: str) -> dict[str, Any] | None:
 
 
 def seconds_left(notice: dict[str, Any], now: datetime.datetime) -> int:
-    """Time for Ray to use, at least a second."""
+    """Return the time that Ray may use, at least a second."""
     end = datetime.datetime.fromisoformat(notice["time"])
     return max(1, int((end - now).total_seconds()) - MARGIN_SECONDS)
 
 
 def drain(address: str, seconds: int) -> bool:
-    """Tell the cluster that this node goes in so many seconds."""
+    """Tell the cluster that this node goes away in `seconds`."""
     command = ["ray", "drain-node", "--address", address, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "EC2 takes this spot machine away", "--deadline-remaining-seconds", str(seconds)]
-    environment = {**os.environ, "RAY_ADDRESS": address}  # by it the command finds which node it runs on
+    environment = {**os.environ, "RAY_ADDRESS": address}  # the command uses it to find which node it runs on
     try:
         done = subprocess.run(
             command, check=False, env=environment, capture_output=True, text=True, timeout=DRAIN_SECONDS

@@ -40,14 +40,14 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 def test_a_torn_or_changed_file_is_named(tmp_path: Path, file: str) -> None:
     checkpoints.save(tmp_path, example())
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match=f"{file} does not have the SHA-256"):
+    with pytest.raises(CheckpointError, match=f"{file} does not match the SHA-256"):
         checkpoints.load(str(tmp_path))
 
 
 def test_a_folder_without_manifest_is_not_whole(tmp_path: Path) -> None:
     checkpoints.save(tmp_path, example())
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         checkpoints.load(str(tmp_path))
 
 
@@ -58,7 +58,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
 
     harmful = io.BytesIO()
     torch.save({"weights": Attack()}, harmful, pickle_module=pickle)
-    with pytest.raises(CheckpointError, match="something else than tensors"):
+    with pytest.raises(CheckpointError, match="something other than tensors"):
         checkpoints._unpacked("c", harmful.getvalue())
     assert not (tmp_path / "owned").exists()
 
@@ -66,5 +66,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/../../../escape", "a/b", "..", "a\x1b[2J"])
 def test_names_of_a_strangers_checkpoint_leave_no_folder(tmp_path: Path, name: str) -> None:
     checkpoints.save(tmp_path, dataclasses.replace(example(), label_sets={name: ["jump", "run"]}))
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json has a label set called .*, which may hold letters"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint\.json has a label set called .*, which may hold only letters"
+    ):
         checkpoints.load(str(tmp_path), parts=())

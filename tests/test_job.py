@@ -68,8 +68,8 @@ def test_stopping_a_job_says_how_it_goes_on(name: str, expected: int) -> None:
     kill = f"os.kill(os.getpid(), signal.{name}); time.sleep(20)"
     status, out, error = outcome(f"import os, signal; process.goes_on('--name one'); {kill}")
     assert (status, out) == (expected, "")
-    assert error == "\nstopped; the same command with --name one goes on where this one stopped\n"
-    assert outcome(f"import os, signal; {kill}")[2] == "\nstopped; the same command begins anew\n"
+    assert error == "\nstopped; the same command with --name one resumes where this one stopped\n"
+    assert outcome(f"import os, signal; {kill}")[2] == "\nstopped; the same command starts over\n"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_stopping_a_job_says_how_it_goes_on(name: str, expected: int) -> None:
 def test_a_stop_ends_the_job_whatever_becomes_of_the_exception(body: str) -> None:
     status, _, error = outcome(f"import os, signal, threading\n    {body}")
     assert status == 143, error
-    assert error == "\nstopped; the same command begins anew\n"
+    assert error == "\nstopped; the same command starts over\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -105,4 +105,4 @@ def test_a_stop_while_a_job_imports_is_one_line(number: signal.Signals) -> None:
         output, _ = job.communicate(timeout=60)
     finally:
         job.kill()
-    assert (output, job.returncode) == ("\nstopped before it began\n", 128 + number)
+    assert (output, job.returncode) == ("\nstopped before it started\n", 128 + number)

@@ -74,8 +74,8 @@ def test_a_job_that_lives_is_named_and_not_disturbed(folder: str) -> None:
     with holder(folder) as other, pytest.raises(LeaseError) as raised:
         take(folder, "run demo")
     said = str(raised.value)
-    assert re.search(rf"another job works on the run demo in .*process {other.pid}, since 20.*-c", said), said
-    assert "Wait for its end, stop it, or choose another --name" in said
+    assert re.search(rf"another job is working on the run demo in .*process {other.pid}, since 20.*-c", said), said
+    assert "Wait for it to end, stop it, or choose another --name" in said
     assert numbers(folder) == ["00000001.json"]
 
 
@@ -136,7 +136,7 @@ def test_of_many_that_begin_at_once_one_has_it(folder: str) -> None:
 def test_a_holder_whose_file_was_not_whole_at_first_is_still_seen(tmp_path: Path) -> None:
     with held(str(tmp_path), "run demo"):
         (tmp_path / "lease" / "00000001.json").write_bytes(b"{")
-        with pytest.raises(LeaseError, match="another job works on the run demo"):
+        with pytest.raises(LeaseError, match="another job is working on the run demo"):
             take(str(tmp_path), "run demo")
 
 
@@ -192,7 +192,7 @@ def test_only_the_newest_group_of_workers_may_write(tmp_path: Path) -> None:
         second = token.begin(f"{campaign}/trial-0")
         second.check()
         other_trial.check()
-        with pytest.raises(SupersededError, match="a newer group of workers trains the campaign demo"):
+        with pytest.raises(SupersededError, match="a newer worker group is training the campaign demo"):
             first.check()
     with held(campaign, "campaign demo"):
         for token in (second, other_trial):

@@ -43,7 +43,7 @@ def test_names_of_runs_and_label_sets_are_taken(name: str) -> None:
 
 
 def test_a_refused_name_is_shown_without_what_it_does_to_a_terminal() -> None:
-    with pytest.raises(ConfigError, match=r"--name 'a\\x1b\[2J' cannot be a name: it may hold letters") as caught:
+    with pytest.raises(ConfigError, match=r"--name 'a\\x1b\[2J' is not a valid name: it may hold only") as caught:
         names.checked("--name", "a\x1b[2J")
     assert "\x1b" not in str(caught.value)
     with pytest.raises(ConfigError, match="it has 5000 characters, more than 100") as caught:
@@ -61,14 +61,14 @@ def test_class_names_may_hold_what_can_be_seen(classes: tuple[str, ...]) -> None
 @pytest.mark.parametrize(
     ("label_sets", "said"),
     [
-        ({"/../x": ("a",)}, "has a label set called '/../x', which may hold letters"),
+        ({"/../x": ("a",)}, "has a label set called '/../x', which may hold only letters"),
         (
             {"action": ("a\x1b]0;b\x07",)},
             r"has a class called 'a\x1b]0;b\x07' in 'action', which holds control characters",
         ),
         ({"action": ("x" * 501,)}, "has 501 characters, more than 500"),
-        ({"action": (5,)}, "has a class called 5 in 'action', which is no text"),
-        ({"action": "abc"}, "has 'abc' in the place of the class names of 'action'"),
+        ({"action": (5,)}, "has a class called 5 in 'action', which is not text"),
+        ({"action": "abc"}, "has 'abc' instead of the class names of 'action'"),
         ([], "has label sets of the type list"),
     ],
 )

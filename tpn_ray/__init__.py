@@ -1,6 +1,6 @@
-"""Train, tune, and apply Temporal Pyramid Networks on videos in object storage, on a Ray cluster.
+"""Train, tune, and apply Temporal Pyramid Networks to videos in object storage, on a Ray cluster.
 
-The front door. A recipe is everything that decides accuracy; a network is built from its part of one:
+This is the front door. A recipe holds every setting that affects accuracy, and its `model` part builds a network:
 
 >>> import tpn_ray
 >>> recipe = tpn_ray.RECIPES["toy"]()
@@ -8,13 +8,14 @@ The front door. A recipe is everything that decides accuracy; a network is built
 (16, 4, (0.5,))
 >>> model = tpn_ray.build_model(recipe.model)
 
-`train`, `tune`, and `evaluate` do what the jobs of these names do, and take what their flags say as one object:
+`train`, `tune`, and `evaluate` do what the jobs with the same names do; one object holds what a job takes as flags:
 
 >>> job = tpn_ray.TrainingJob(data="my_videos", recipe=recipe, storage="s3://bucket/runs")
 >>> result = tpn_ray.train(job)  # doctest: +SKIP
 >>> tpn_ray.load(result.best).predict("video.mp4")  # doctest: +SKIP
 
-What a user can mend is raised as a `TpnRayError`. Nothing is imported before it is used: torch and Ray take seconds.
+Problems that the user can fix are raised as a `TpnRayError`. Submodules are imported on first use, because importing
+torch and Ray takes seconds.
 """
 
 from __future__ import annotations

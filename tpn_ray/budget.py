@@ -1,4 +1,4 @@
-"""How many bad videos a job bears: `--max-bad`, one rule for all jobs. Pure; runs anywhere."""
+"""The budget for bad videos, `--max-bad`: one rule for all jobs. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fractions import Fraction
 from tpn_ray.errors import BudgetError, ConfigError
 
 MAX_BAD = "1%"
-"""The default of every job."""
+"""Default value of `--max-bad` in every job."""
 SHOWN = 5
 
 Bad = tuple[str, str, str]
@@ -18,9 +18,9 @@ Bad = tuple[str, str, str]
 
 
 def parse_share(text: str) -> Fraction:
-    """ "1%" or "0.01" as the exact share of the videos: 29% of 100 are 29, which the float 0.29 times 100 is not.
+    """Parse a share such as "1%" or "0.01" into an exact fraction, and raise ConfigError for anything else.
 
-    Raises ConfigError.
+    The fraction is exact because 29% of 100 videos is 29, while 0.29 * 100 as floats is less.
     """
     try:
         share = Fraction(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
@@ -32,15 +32,15 @@ def parse_share(text: str) -> Fraction:
 
 
 def allowed(max_bad: Fraction, videos: int) -> int:
-    """How many of `videos` may be bad: the share of them, rounded down."""
+    """Return how many of `videos` may be bad: `max_bad` of them, rounded down."""
     return math.floor(max_bad * videos)
 
 
 def check_budget(bad: Collection[object], videos: int, max_bad: Fraction, listed: Iterable[Bad], remedy: str) -> None:
     """Raise BudgetError when more than the share `max_bad` of all `videos` is `bad`.
 
-    The message counts the reasons of those that are `listed`, which are looked at only then, and names some; `remedy`
-    is its last line.
+    The message counts the reasons in `listed` and quotes some of its entries; `listed` is consumed only in that case.
+    The last line of the message is `remedy`.
     """
     if len(bad) <= allowed(max_bad, videos):
         return

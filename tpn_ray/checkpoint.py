@@ -1,11 +1,11 @@
-"""What a checkpoint folder holds, and how it is written and read. Runs anywhere.
+"""Checkpoint folders: their contents, writing, and reading. Runs anywhere.
 
-    weights.pt        the state dict of the network that was scored: tensors only
-    training.pt       what else training needs to go on (optimiser, weights behind an average): tensors and numbers
+    weights.pt        state dict of the network that was scored: tensors only
+    training.pt       the rest of the training state (optimizer, weights behind an average): tensors and numbers
     checkpoint.json   step, recipe, class names, dataset version, scores
-    manifest.json     SHA-256 of the other three, written last: a folder without it, or that does not fit it, is torn
+    manifest.json     SHA-256 of the other three, written last: a folder without it, or that does not match it, is torn
 
-Nothing in it is executed when it is read (`weights_only`), so a checkpoint of a stranger is safe to open.
+Reading executes nothing (`weights_only`), so a checkpoint from an untrusted source is safe to open.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A training run at one step."""
+    """The state of a training run at one step."""
 
     step: int
-    """Steps done."""
+    """Number of completed steps."""
     weights: dict[str, Any]
     training: dict[str, Any]
     recipe: dict[str, Any]
@@ -47,9 +47,10 @@ class Checkpoint:
 
 
 def save(uri: str | Path, checkpoint: Checkpoint, token: Token | None = None) -> None:
-    """Write the four files to a folder on disk or in object storage; what was there of them before is replaced.
+    """Write the four files to a folder on disk or in object storage, replacing existing ones.
 
-    With the token of a lease nothing of a later holder's is replaced, and LeaseError is raised where there is one.
+    With a lease's token, files written by a later holder are never replaced; LeaseError is raised if there is a later
+    holder.
     """
     folder = storage.absolute(uri)
     about = {
@@ -76,7 +77,7 @@ def save(uri: str | Path, checkpoint: Checkpoint, token: Token | None = None) ->
 
 
 def load(uri: str, parts: tuple[str, ...] = ("weights", "training")) -> Checkpoint:
-    """Read a checkpoint folder, of its tensors only `parts`, and check it against its manifest."""
+    """Read a checkpoint folder and check it against its manifest; of the tensors, read only `parts`."""
     described = json.loads(_checked(uri, "checkpoint.json"))
     if why := label_sets_problem(described["label_sets"]):
         raise CheckpointError(f"{uri}/checkpoint.json {why}; it was not written by this program")
@@ -93,7 +94,7 @@ def load(uri: str, parts: tuple[str, ...] = ("weights", "training")) -> Checkpoi
 
 
 def verify(uri: str) -> int:
-    """The steps done at a checkpoint. Raises TornCheckpointError if a file is missing or is not what was written."""
+    """Return the step of a checkpoint. Raises TornCheckpointError if a file is missing or was changed."""
     about = [_checked(uri, name) for name in FILES][-1]
     step: int = json.loads(about)["step"]
     return step
@@ -105,17 +106,17 @@ def _checked(uri: str, name: str) -> bytes:
         data = storage.read_bytes(storage.join(uri, name))
     except NotFoundError as error:
         raise TornCheckpointError(
-            f"{uri} is not a whole checkpoint ({error}); a checkpoint is a folder with {', '.join(FILES)} "
+            f"{uri} is not a complete checkpoint ({error}); a checkpoint is a folder with {', '.join(FILES)} "
             f"and {MANIFEST}"
         ) from error
     try:
         hashes = json.loads(listed or "{}")
     except ValueError as error:
-        raise TornCheckpointError(f"{uri}/{MANIFEST} is not whole ({error}): it is torn or was changed") from error
+        raise TornCheckpointError(f"{uri}/{MANIFEST} is incomplete ({error}): it is torn or was changed") from error
     if not isinstance(hashes, dict):
         raise TornCheckpointError(f"{uri}/{MANIFEST} holds no hashes of files: it is torn or was changed")
     if hashes.get(name) != hashlib.sha256(data).hexdigest():
-        raise TornCheckpointError(f"{uri}/{name} does not have the SHA-256 of its manifest: it is torn or was changed")
+        raise TornCheckpointError(f"{uri}/{name} does not match the SHA-256 in its manifest: it is torn or was changed")
     if name == "checkpoint.json" and json.loads(data)["format"] != FORMAT:
         raise CheckpointError(f"{uri} has format {json.loads(data)['format']}, this version reads {FORMAT}")
     return data
@@ -130,6 +131,6 @@ def _packed(tensors: dict[str, Any]) -> bytes:
 def _unpacked(uri: str, data: bytes) -> dict[str, Any]:
     try:
         tensors: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds, none of its own
-        raise CheckpointError(f"{uri} holds something else than tensors and plain values: {error}") from error
+    except Exception as error:  # torch raises several types, none of its own
+        raise CheckpointError(f"{uri} holds something other than tensors and plain values: {error}") from error
     return tensors

@@ -1,4 +1,4 @@
-"""What every job shares: flags from dataclasses, and names. Runs on the driver; `job` has the rest."""
+"""Command-line helpers that all jobs share: flags from dataclasses, and names. Runs on the driver; see also `job`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def parse(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
-    """Flags for every field of a dataclass, with help from its docstrings. A value that cannot be is a ConfigError."""
+    """Parse flags for every field of a dataclass, with help from its docstrings. Invalid values raise ConfigError."""
     return tyro.cli(type(default), default=default, args=list(arguments), prog=program, description=description)
 
 
 def take_recipe_name(arguments: Sequence[str], known: Sequence[str], program: str) -> tuple[str, list[str]]:
-    """The recipe's name, which comes first and decides the defaults of all flags, and the other arguments."""
+    """Split off the recipe's name, the first argument, which sets the defaults of all flags; return it and the rest."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             f"usage: {program} RECIPE [flags]\n\nrecipes: {', '.join(known)}\n\n{program} RECIPE --help shows the flags"
@@ -33,5 +33,5 @@ def take_recipe_name(arguments: Sequence[str], known: Sequence[str], program: st
 
 
 def fresh_name(recipe: str) -> str:
-    """A run name that was not used before: reusing one means going on with that run."""
+    """Return a run name that has not been used before: reusing one means resuming that run."""
     return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"

@@ -1,21 +1,21 @@
-"""The errors a user can meet. Runs anywhere.
+"""The errors that users may encounter. Runs anywhere.
 
-    TpnRayError                 one clear message: the thing, the value, the remedy
-    |-- ConfigError             a recipe field or a flag that cannot be (also a ValueError)
-    |-- StorageError            an object store or a disk that refuses
-    |   |-- NotFoundError       nothing there
-    |   `-- StorageRefusedError no permission, no space: trying again later changes nothing
+    TpnRayError                 root; its message names the thing, the value, and the remedy
+    |-- ConfigError             a recipe field or a flag has an invalid value (also a ValueError)
+    |-- StorageError            an object store or a disk failed
+    |   |-- NotFoundError       the bucket, folder, or object does not exist
+    |   `-- StorageRefusedError no permission or no space: retrying does not help
     |-- DamagedError            a file of this project is not what was written
-    |-- LeaseError              another job works on the same run, campaign or dataset
-    |   `-- SupersededError     another group of workers of the same job does
-    |-- ManifestError           annotations that do not fit the videos
-    |-- BadVideo                one video that cannot be used; carries a `reason` from REASONS
-    |-- BudgetError             more bad videos than the budget allows
-    |-- ResourceError           a cluster that cannot give what was asked for
-    |-- CheckpointError         a checkpoint that is foreign, or of another recipe
-    |   `-- TornCheckpointError files of it are missing or damaged
+    |-- LeaseError              another job is working on the same run, campaign, or dataset
+    |   `-- SupersededError     a newer worker group of the same job has replaced this one
+    |-- ManifestError           the annotations do not match the videos
+    |-- BadVideo                one video cannot be used; carries a `reason` from REASONS
+    |-- BudgetError             more videos are bad than the budget allows
+    |-- ResourceError           the cluster cannot provide what was asked for
+    |-- CheckpointError         a checkpoint is foreign, or belongs to another recipe
+    |   `-- TornCheckpointError files of a checkpoint are missing or damaged
     |-- TrackingError           the tracking server cannot be used
-    `-- TrainingError           training stopped: a worker failed, or the loss is not a number
+    `-- TrainingError           training stopped: a worker failed, or the loss is not finite
 
 A job prints the message of a TpnRayError without a traceback and exits with status 2.
 """
@@ -26,39 +26,39 @@ from typing import Any
 
 
 class TpnRayError(Exception):
-    """Root of the tree: catch this to catch everything the project raises on purpose."""
+    """The root of the tree: catch this to catch everything the project raises on purpose."""
 
 
 class ConfigError(TpnRayError, ValueError):
-    """A recipe field or a flag has a value that cannot be."""
+    """A recipe field or a flag has an invalid value."""
 
 
 class StorageError(TpnRayError):
-    """Reading from or writing to storage failed for good."""
+    """Reading from or writing to storage failed permanently."""
 
 
 class NotFoundError(StorageError):
-    """The bucket, folder or object does not exist."""
+    """The bucket, folder, or object does not exist."""
 
 
 class StorageRefusedError(StorageError):
-    """Storage refuses in a way that time does not mend: wrong credentials, no permission, a full disk."""
+    """Storage refuses, and retrying does not help: wrong credentials, no permission, or a full disk."""
 
 
 class DamagedError(TpnRayError):
-    """A file that this project wrote is not what was written; the message says how to go on."""
+    """A file that this project wrote is not what was written; the message says how to proceed."""
 
 
 class LeaseError(TpnRayError):
-    """Another job works on the same run, campaign or dataset, or has taken it over."""
+    """Another job is working on the same run, campaign, or dataset, or has taken it over."""
 
 
 class SupersededError(LeaseError):
-    """Another group of workers of the same job has taken this one's place."""
+    """A newer worker group of the same job has replaced this one."""
 
 
 class ManifestError(TpnRayError):
-    """The annotations and the videos do not fit together."""
+    """The annotations and the videos do not match."""
 
 
 REASONS = {
@@ -74,11 +74,11 @@ REASONS = {
     "timeout": "decoding took longer than the limit allows",
     "decoder_error": "the decoder failed on it in an unforeseen way",
 }
-"""Why a video can be unusable: the closed list that reports count by."""
+"""The reasons why a video cannot be used. Reports count by this closed list."""
 
 
 class BadVideo(TpnRayError):  # noqa: N818 - it is a finding about a video, not a fault of the program
-    """One video cannot be used. It becomes a row with a reason; the run goes on within its budget."""
+    """One video cannot be used. It is recorded as a row with a reason; the run continues within its budget."""
 
     def __init__(self, reason: str, message: str) -> None:
         if reason not in REASONS:
@@ -91,11 +91,11 @@ class BadVideo(TpnRayError):  # noqa: N818 - it is a finding about a video, not 
 
 
 class BudgetError(TpnRayError):
-    """More videos turned out bad than `--max-bad` allows."""
+    """More videos are bad than `--max-bad` allows."""
 
 
 class ResourceError(TpnRayError):
-    """The cluster cannot give the resources asked for."""
+    """The cluster cannot provide the requested resources."""
 
 
 class CheckpointError(TpnRayError):
@@ -103,7 +103,7 @@ class CheckpointError(TpnRayError):
 
 
 class TornCheckpointError(CheckpointError):
-    """Files of a checkpoint are missing or are not what its manifest says."""
+    """Files of a checkpoint are missing or do not match its manifest."""
 
 
 class TrackingError(TpnRayError):
@@ -111,11 +111,11 @@ class TrackingError(TpnRayError):
 
 
 class TrainingError(TpnRayError):
-    """Training stopped before its end."""
+    """Training stopped early."""
 
 
 def difference(old: Any, new: Any, name: str = "") -> list[str]:
-    """What differs between two nested dicts of plain values, for a message: one line a value, named as in optim.lr."""
+    """List the differences between two nested dicts of plain values for a message: a line per key, such as optim.lr."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for key in sorted(old.keys() | new.keys()):

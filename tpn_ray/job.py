@@ -1,7 +1,7 @@
-"""A job's process: how it begins, how it is stopped, and how it ends. Runs on the driver.
+"""The process of a job: how it starts, how it is stopped, and how it ends. Runs on the driver.
 
-Every job imports this module before all others: those take seconds, and Ctrl-C or SIGTERM must end a job in one line
-from its first moments on.
+Every job imports this module first: the other imports take seconds, and Ctrl-C or SIGTERM must end a job with a
+one-line message from the very start.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from tpn_ray.redaction import redacted
 
 FAULT, USER_ERROR = 1, 2
 STOPPED = 128
-"""Status of a job that a signal stopped is this plus the signal's number, as in a shell: 130 for Ctrl-C, 143 for
-SIGTERM."""
+"""Base of the exit status of a job stopped by a signal. The signal's number is added, as in a shell: 130 for Ctrl-C,
+143 for SIGTERM."""
 GRACE_SECONDS = 2.0
-"""From a signal to the end of the process. `ray job stop` kills 3 s after it sent SIGTERM."""
+"""Time from a signal to the end of the process. `ray job stop` kills the process 3 s after it sends SIGTERM."""
 LEAVE_SECONDS = 30.0
 _PRINT_SECONDS = 0.5
 
 
 class _Process:
-    """What is known of this process, which is one job."""
+    """The state of this process, which runs one job."""
 
     is_job = running = watched = False
     stopped_by = 0
-    """The signal that stops it, once one came."""
+    """The signal that is stopping the job, once one has arrived."""
     goes_on = ""
-    """What the same command does after a stop, as a sentence."""
+    """What running the same command again does after a stop, as a clause."""
     ending = threading.Lock()
 
 
@@ -50,8 +50,8 @@ def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
     """Run a job's main function, which may return a status, then `leave`.
 
     A TpnRayError is printed as its message and ends the process with status 2, without a traceback. Ctrl-C and SIGTERM
-    raise KeyboardInterrupt in the job, which has `GRACE_SECONDS` to clean up. Nothing that is printed from here on
-    holds a secret.
+    raise KeyboardInterrupt in the job, which has `GRACE_SECONDS` to clean up. From here on, secrets are removed from
+    everything that is printed.
     """
     output.protect()
     from tpn_ray import storage
@@ -64,7 +64,7 @@ def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
         if not status:
             leaving = threading.Thread(target=leave, daemon=True)
             leaving.start()
-            leaving.join(LEAVE_SECONDS)  # a cluster that does not answer must not hold the job's exit
+            leaving.join(LEAVE_SECONDS)  # an unresponsive cluster must not delay the job's exit
     except BaseException as error:
         _end_with(error)
     if status:
@@ -72,21 +72,21 @@ def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
 
 
 def goes_on(flags: str = "") -> None:
-    """Note that the same command, given these `flags`, goes on where this job stops: it is said when it is stopped."""
+    """Note that rerunning this command with `flags` resumes the job; the job says so when it is stopped."""
     with_flags = f" with {redacted(flags)}" if flags else ""
-    _Process.goes_on = f"the same command{with_flags} goes on where this one stopped"
+    _Process.goes_on = f"the same command{with_flags} resumes where this one stopped"
 
 
 def heed_signals() -> None:
-    """Have Ctrl-C and SIGTERM stop this job.
+    """Make Ctrl-C and SIGTERM stop this job.
 
-    To be called again after `ray.init`, which puts a handler of its own in place. Has no effect in a process that is no
-    job, and in other threads than the main one.
+    Call this again after `ray.init`, which installs a handler of its own. It has no effect outside a job's process or
+    outside the main thread.
     """
     if not _Process.is_job or threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # what a shell starts with & ignores Ctrl-C
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell makes commands started with & ignore Ctrl-C
             signal.signal(number, _stop)
     if _Process.running and not _Process.watched:
         _Process.watched = True
@@ -100,19 +100,22 @@ def heed_signals() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    if _Process.ending.locked():  # the second Ctrl-C of somebody impatient
+    if _Process.ending.locked():  # an impatient second Ctrl-C
         return
-    if not _Process.running:  # imports are under way, and would make errors of their own of an exception
-        _end(STOPPED + number, "\nstopped before it began")
+    if not _Process.running:  # an import in progress would turn an exception into an error of its own
+        _end(STOPPED + number, "\nstopped before it started")
     _Process.stopped_by = number
     raise KeyboardInterrupt
 
 
 def _end_after_signal(arrived: int) -> None:
-    """End the process some time after a signal, whatever the main thread does then: it may be waiting for storage or
-    for Ray, where no exception reaches it, or somebody may have caught the exception."""
+    """End the process some time after a signal, whatever the main thread is doing.
+
+    The main thread may be waiting for storage or Ray, where no exception reaches it, or something may have caught the
+    exception.
+    """
     while True:
-        for number in os.read(arrived, 1):  # waits for as long as the job runs
+        for number in os.read(arrived, 1):  # blocks for as long as the job runs
             if number in (signal.SIGINT, signal.SIGTERM):
                 time.sleep(GRACE_SECONDS)
                 _end_stopped(number)
@@ -128,15 +131,15 @@ def _end_with(error: BaseException) -> NoReturn:
         _end_stopped(_Process.stopped_by or signal.SIGINT)
     if isinstance(error, TpnRayError):
         _end(USER_ERROR, f"\n{type(error).__name__}: {redacted(str(error))}")
-    if isinstance(error, BrokenPipeError):  # who reads the output may have had enough, as in `| head`
+    if isinstance(error, BrokenPipeError):  # the reader may have closed the pipe early, as in `| head`
         _end(FAULT, "" if _nobody_reads() else redacted(_traceback(error)))
-    if isinstance(error, Exception):  # a fault of the program
+    if isinstance(error, Exception):  # a bug in the program
         _end(FAULT, redacted(_traceback(error)))
     raise error
 
 
 def _end_stopped(number: int) -> NoReturn:
-    _end(STOPPED + number, f"\nstopped; {_Process.goes_on or 'the same command begins anew'}")
+    _end(STOPPED + number, f"\nstopped; {_Process.goes_on or 'the same command starts over'}")
 
 
 def _traceback(error: BaseException) -> str:
@@ -146,11 +149,11 @@ def _traceback(error: BaseException) -> str:
 def _end(status: int, message: str = "") -> NoReturn:
     """End this process now, without leaving the cluster first.
 
-    Threads may still wait for runs that were given up. While a driver leaves, such a thread joins again, or Ray ends
-    the process with a status of its own. A driver that is gone is noticed: a cluster frees what it held, and the kernel
-    ends a Ray that it started.
+    Threads may still be waiting for abandoned runs. When a driver leaves the cluster, such a thread rejoins it, or Ray
+    ends the process with a status of its own. Skipping this is safe: a cluster notices that its driver is gone and
+    frees what it held, and the kernel ends a Ray that the driver started.
     """
-    if not _Process.ending.acquire(timeout=_PRINT_SECONDS):  # another thread ends it, or cannot print
+    if not _Process.ending.acquire(timeout=_PRINT_SECONDS):  # another thread is ending it, or hangs
         os._exit(status)
     if message:
         print(message, file=sys.stderr)
@@ -162,15 +165,17 @@ def _end(status: int, message: str = "") -> NoReturn:
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose other end is closed."""
+    """Return whether standard output is a pipe whose other end is closed."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _kill_what_outlives_a_raylet() -> None:
-    """The agents of a raylet that dies look for it for a minute and a half. It is frozen first: its own death, or that
-    of its agents, would make it end this process."""
+    """Kill the agents of the raylets of this process, which would look for a dead raylet for a minute and a half.
+
+    The raylet is suspended first: its own death, or that of its agents, would make it end this process.
+    """
     with contextlib.suppress(psutil.Error):
         for raylet in psutil.Process().children():
             if raylet.name() == "raylet":

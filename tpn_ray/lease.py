@@ -1,18 +1,18 @@
-"""One writer per folder: a lease in storage, with a number that fences off who had it before. Runs anywhere.
+"""One writer per folder: a lease in storage whose number fences off former holders. Runs anywhere.
 
-    lease/00000007.json         who holds the lease and since when; a count that rises while they live; whether it ended
-    lease/start-00000012.json   the newest group of workers in a run's folder: an older one writes nothing more
+    lease/00000007.json         who holds the lease and since when, a heartbeat count, and whether it was released
+    lease/start-00000012.json   the newest worker group in a run's folder: older ones may no longer write
 
-Numbers only rise. To take the lease is to create the next number, which only one can do. The holder alone rewrites its
-file. Who finds a lease that has not ended takes it over at once if the holder was a process of this machine that is
-gone, and else watches the count by its own clock: where it rises, the holder lives; where it stands still for
-SILENT_SECONDS, the holder has lost the lease. No two machines' clocks are compared.
+Numbers only increase. Taking the lease means creating the next number, which only one process can do. Only the holder
+rewrites its file. A job that finds an unreleased lease takes it over at once if the holder was a process on this
+machine that is gone. Otherwise it watches the count by its own clock: if the count rises, the holder is alive; if it
+does not change for SILENT_SECONDS, the holder has lost the lease. Clocks of different machines are never compared.
 
-Only a higher number takes the lease away: while storage is out of reach its holder works on. Whoever writes below the
-folder looks for a higher number (`Token.check`) right before each write that decides, and creates files that must not
-change with `Token.write`, which replaces nothing that a later holder wrote. What is left is a deletion, or an upload to
-an object store of more than storage.CREATE_BYTES, that is under way in a process that stands still for SILENT_SECONDS:
-a checkpoint whose tensors that replaces does not have the hashes of its manifest any more, and is passed over.
+Only a higher number takes the lease away, so a holder keeps working while storage is out of reach. Before each decisive
+write, a writer checks for a higher number (`Token.check`). Files that must not change are created with `Token.write`,
+which never replaces what a later holder wrote. One gap remains: a process that is paused for SILENT_SECONDS in the
+middle of a deletion, or of an upload of more than storage.CREATE_BYTES to an object store. If that replaces the tensors
+of a checkpoint, they no longer match the hashes in its manifest, and the checkpoint is skipped.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from tpn_ray.redaction import redacted
 
 FOLDER = "lease"
 RENEW_SECONDS = 5.0
-"""How often a holder shows that it lives."""
+"""Interval at which a holder shows that it is alive."""
 SILENT_SECONDS = 45.0
-"""A holder that showed nothing for so long has lost its lease to whoever asks for it."""
+"""Time without a sign of life after which a holder loses its lease to the next job that asks for it."""
 WATCH_SECONDS = 1.0
 COUNTED_SECONDS = 3.0
-"""Most that the time between two looks counts: a store that was away, or a watcher that stood still, saw no silence."""
+"""Longest time between two looks that counts as silence: an unreachable store or a paused watcher is not silence."""
 RELEASE_SECONDS = 2.0
-"""Longest wait for storage at the end: a lease that is not released ends by itself."""
+"""Longest wait for storage when releasing: a lease that is not released expires by itself."""
 REPLACE_TRIES = 5
 COMMAND_CHARACTERS = 200
 
 _LEASE, _START = "", "start-"
-"""What the files' names begin with, before the number."""
+"""Prefixes of the file names, before the number."""
 
 
 def _say(line: str) -> None:
@@ -61,35 +61,35 @@ def _say(line: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """What a process needs to write under a lease, whether or not it holds the lease itself. Can be pickled."""
+    """What a process needs to write under a lease, whether or not it is the holder. Picklable."""
 
     folder: str
-    """The folder that the lease is for."""
+    """The folder that the lease protects."""
     number: int
     what: str
-    """The folder in a user's words, such as "run demo"."""
+    """Description of the folder for messages, such as "run demo"."""
     run: str = ""
-    """Folder of the training run, below `folder` or the same, in which only the newest group of workers may write."""
+    """Folder of the training run, `folder` or below it, in which only the newest worker group may write."""
     start: int = 0
-    """Number of that group."""
+    """Number of that worker group."""
 
     def check(self) -> None:
-        """Raise LeaseError if another job holds the lease by now, and StorageError if that cannot be found out."""
+        """Raise LeaseError if another job now holds the lease, or StorageError if that cannot be determined."""
         names = _names(self.folder)
         newest = _highest(_LEASE, names)
         if newest > self.number:
             raise LeaseError(
                 f"another job has taken over the {self.what} in {self.folder}: {_describe(_read(self.folder, newest))}."
                 f" This one had shown no sign of life for {SILENT_SECONDS:g} s, or was asked to end. It stops here and "
-                "writes nothing more; what it had committed is kept, and the other goes on from there"
+                "writes nothing more; what it had committed is kept, and the other job continues from there"
             )
         if newest < self.number:
             raise LeaseError(f"{self.folder}/{FOLDER} is gone: the {self.what} was deleted or moved; this job stops")
         if self.start and self.start < _highest(_START, names if self.run == self.folder else _names(self.run)):
-            raise SupersededError(f"a newer group of workers trains the {self.what}; this one stops")
+            raise SupersededError(f"a newer worker group is training the {self.what}; this one stops")
 
     def begin(self, run_uri: str) -> Token:
-        """Make a group of workers the only one that may write to a run; returns what it writes with."""
+        """Make a new worker group the only one that may write to a run, and return its token."""
         self.check()
         number = _highest(_START, _names(run_uri)) + 1
         while not storage.create(_uri(run_uri, number, _START), _encoded({"id": uuid.uuid4().hex})):
@@ -98,10 +98,10 @@ class Token:
         return dataclasses.replace(self, run=run_uri, start=number)
 
     def write(self, uri: str, data: bytes) -> None:
-        """Write a file that nobody but a later holder may replace. Raises LeaseError and StorageError.
+        """Write a file that only a later holder may replace. Raises LeaseError and StorageError.
 
-        What is there already was left by an attempt that failed, or by a former holder. What is too large to be created
-        on condition is only written under a lease that was looked for right before.
+        An existing file was left by a failed attempt or by a former holder. Data too large for a conditional create is
+        written unconditionally, right after checking the lease.
         """
         if not storage.can_create(uri, data):
             self.check()
@@ -116,7 +116,7 @@ class Token:
 
 
 class Lease:
-    """A lease that this process holds, and renews in a thread until it is released or lost."""
+    """A lease held by this process and renewed by a thread until it is released or lost."""
 
     def __init__(self, token: Token, content: dict[str, Any]) -> None:
         self.token = token
@@ -125,12 +125,12 @@ class Lease:
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
     def look(self) -> None:
-        """Raise LeaseError if the lease is known to be lost; asks nobody, and is never slow."""
+        """Raise LeaseError if the lease is known to be lost, without asking storage."""
         if self._lost:
             raise self._lost
 
     def release(self) -> None:
-        """Let the next job have it at once. Waits for storage no longer than RELEASE_SECONDS, and raises nothing."""
+        """Release the lease for the next job. Waits for storage at most RELEASE_SECONDS, and raises nothing."""
         self._ended.set()
         releasing = threading.Thread(target=self._write, kwargs={"released": True}, name="lease end", daemon=True)
         releasing.start()
@@ -144,7 +144,7 @@ class Lease:
                 self._lost = error
                 return
             except StorageError:
-                continue  # out of reach for everybody: nobody else can take it either
+                continue  # out of reach for everybody, so nobody else can take it either
             self._write()
 
     def _write(self, *, released: bool = False) -> None:
@@ -157,9 +157,10 @@ class Lease:
 
 @contextlib.contextmanager
 def held(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], None] = _say) -> Iterator[Lease]:
-    """Hold the lease for a folder. `what` it is in a user's words, and `flag` chooses another one.
+    """Hold the lease for a folder while the `with` block runs.
 
-    Raises LeaseError, which names the holder.
+    `what` describes the folder in messages, and `flag` names the flag that chooses another one. Raises LeaseError,
+    which names the holder.
     """
     lease = take(folder, what, flag=flag, say=say)
     try:
@@ -169,10 +170,10 @@ def held(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], N
 
 
 def take(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], None] = _say) -> Lease:
-    """Take the lease for a folder. Raises LeaseError if a job that lives holds it.
+    """Take the lease for a folder. Raises LeaseError if a live job holds it.
 
-    To see that takes no longer than RENEW_SECONDS and a look; one that died elsewhere, or stands still, is waited for
-    SILENT_SECONDS.
+    Detecting a live holder takes at most RENEW_SECONDS and one look. A holder that died elsewhere, or is paused, loses
+    the lease after SILENT_SECONDS.
     """
     folder = storage.absolute(folder)
     while True:
@@ -184,8 +185,8 @@ def take(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], N
             continue
         if storage.is_s3(uri) and storage.create(uri, _encoded(content) + b"\n"):
             say(
-                f"warning: the store of {folder} ignores conditional writes (If-None-Match: *), so two jobs that begin "
-                f"the {what} in the same moment are not kept apart; one that begins later is refused as usual"
+                f"warning: the store of {folder} ignores conditional writes (If-None-Match: *), so two jobs that start "
+                f"the {what} at the same moment are not kept apart; one that starts later is refused as usual"
             )
         if _highest(_LEASE, _names(folder)) != taken:  # the number was free because it had been used and deleted
             storage.delete_file(uri)
@@ -195,9 +196,9 @@ def take(folder: str, what: str, *, flag: str = "--name", say: Callable[[str], N
 
 
 def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[[str], None]) -> bool:
-    """Wait until it is clear whether that lease has ended; False if a newer one is there by then.
+    """Wait until it is clear whether that lease has ended; return False if a newer one has appeared by then.
 
-    Raises LeaseError if its holder lives.
+    Raises LeaseError if its holder is alive.
     """
     first, silent, told = _read(folder, number), 0.0, False
     looked = time.monotonic()
@@ -207,11 +208,11 @@ def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[
         now = _read(folder, number)
         if has_ended(now):
             return True
-        first = first or now  # what could not be read at first
+        first = first or now  # in case the first read failed
         if now.get("count") != first.get("count"):
             raise LeaseError(
-                f"another job works on the {what} in {folder}: {_describe(now)}; its last sign of life came "
-                f"{time.monotonic() - looked:.0f} s ago. Wait for its end, stop it, or choose another {flag}"
+                f"another job is working on the {what} in {folder}: {_describe(now)}; its last sign of life came "
+                f"{time.monotonic() - looked:.0f} s ago. Wait for it to end, stop it, or choose another {flag}"
             )
         silent, looked = silent + min(COUNTED_SECONDS, time.monotonic() - looked), time.monotonic()
         if silent >= SILENT_SECONDS:
@@ -220,20 +221,20 @@ def _may_be_taken(folder: str, number: int, what: str, flag: str, say: Callable[
         if silent > RENEW_SECONDS + WATCH_SECONDS and not told:
             told = True
             say(
-                f"the {what} in {folder} was begun by another job, {_describe(now)}, which shows no sign of life; it "
+                f"the {what} in {folder} was started by another job, {_describe(now)}, which shows no sign of life; it "
                 f"is taken over if none comes within {SILENT_SECONDS:g} s"
             )
         time.sleep(WATCH_SECONDS)
 
 
 def holder(folder: str) -> dict[str, Any]:
-    """Return what the newest lease of a folder says of who has it, or had it; nothing where there was none."""
+    """Return the content of a folder's newest lease, which describes its last holder; empty if there was none."""
     number = _highest(_LEASE, _names(folder))
     return _read(folder, number) if number else {}
 
 
 def has_ended(content: dict[str, Any]) -> bool:
-    """Return whether a lease has ended: it was released, or its holder was a process of this machine that is gone."""
+    """Return whether a lease has ended: it was released, or its holder was a process on this machine that is gone."""
     if content.get("released"):
         return True
     process, machine = content.get("process"), content.get("machine")
@@ -249,7 +250,7 @@ def _myself() -> dict[str, Any]:
     """Describe this process as the holder of a lease."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     return {
         "id": uuid.uuid4().hex,
@@ -267,9 +268,9 @@ def _myself() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Name this start of this machine, and this container, whose processes have numbers of their own.
+    """Return an identifier for this boot of this machine and this container, which has process numbers of its own.
 
-    The name is empty where the system does not tell.
+    The identifier is empty if the system does not provide it.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -279,31 +280,31 @@ def _machine() -> str:
 
 
 def _is_gone(process: int, started: object) -> bool:
-    """Return whether a process of this machine has ended, even if another one has its number by now."""
+    """Return whether a process on this machine has ended, even if its number has been reused."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's
+    except PermissionError:  # the process belongs to another user
         pass
     now = _started(process)
     return now is not None and now != started
 
 
 def _started(process: int) -> int | None:
-    """Return when a process of this machine began, in ticks since the machine's start.
+    """Return when a process on this machine started, in ticks since the machine booted.
 
-    0 means that it has ended, None that it cannot be read.
+    The value 0 means that the process has ended, None that its start cannot be read.
     """
     try:
         status = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return 0 if status[0] in "ZX" else int(status[19])  # one that only waits to be noticed has ended
+    return 0 if status[0] in "ZX" else int(status[19])  # a zombie has ended
 
 
 def _submission() -> str:
-    """Return the id of `ray job submit`, where that started this process."""
+    """Return the submission id if `ray job submit` started this process, or an empty string."""
     try:
         metadata = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
     except (ValueError, AttributeError):
@@ -349,7 +350,7 @@ def _highest(kind: str, names: list[str]) -> int:
 
 
 def _read(folder: str, number: int) -> dict[str, Any]:
-    """Return what a lease's file says; nothing if it is not there any more, or not whole."""
+    """Return the content of a lease file; empty if the file is gone or incomplete."""
     try:
         content = json.loads(storage.read_bytes(_uri(folder, number)))
     except (NotFoundError, ValueError):
@@ -358,7 +359,7 @@ def _read(folder: str, number: int) -> dict[str, Any]:
 
 
 def _prune(folder: str, kind: str, number: int) -> None:
-    """Delete lower numbers, as far as storage lets us: they mean nothing any more."""
+    """Delete obsolete lower numbers, as far as storage allows."""
     with contextlib.suppress(StorageError):
         for old in _numbers(kind, _names(folder)):
             if old < number:

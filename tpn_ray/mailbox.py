@@ -1,8 +1,8 @@
-"""What workers tell their driver, kept until the driver takes it, so that neither side waits for the other.
+"""A mailbox for the workers' messages to their driver. It keeps them so that neither side waits for the other.
 
-An actor beside the driver, the only kind that a job has by itself apart from its workers, and so nothing that may end
-the job: it is on the driver's node, without which there is no job; killed, it is begun again; and what it held then is
-nothing that matters, since it is in storage as well, or is found again. Runs on the driver.
+The mailbox is an actor on the driver's node, the only actor that a job has besides its workers. It cannot end the job:
+without the driver's node there is no job, a killed mailbox is restarted, and whatever it held is also in storage or is
+found again. Runs on the driver.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tpn_ray.errors import ResourceError
 
 ANSWER_SECONDS = 120.0
-"""Longest wait for an answer that takes milliseconds, or the seconds of a new process."""
+"""Longest wait for an answer, which takes milliseconds, or seconds if a new process has to start."""
 
 
 class Mailbox:
-    """The actor."""
+    """The actor that holds the messages."""
 
     def __init__(self) -> None:
         self._held: list[Any] = []
@@ -31,13 +31,13 @@ class Mailbox:
         self._held.append(message)
 
     def take(self) -> Sequence[Any]:
-        """All messages since the last call, oldest first."""
+        """Return all messages since the last call, oldest first, and forget them."""
         taken, self._held = self._held, []
         return taken
 
 
 def beside_driver() -> Any:
-    """A new mailbox: the handle of its actor."""
+    """Start a mailbox on the driver's node and return its actor handle."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote()
@@ -45,12 +45,12 @@ def beside_driver() -> Any:
 
 
 def take(mailbox: Any) -> Sequence[Any]:
-    """What was put in since the last call. Raises ResourceError where the cluster does not answer."""
+    """Return the messages since the last call. Raises ResourceError if the cluster does not answer."""
     try:
         taken: Sequence[Any] = ray.get(mailbox.take.remote(), timeout=ANSWER_SECONDS)
     except ray.exceptions.RayError as error:
         raise ResourceError(
-            f"the cluster does not answer any more ({type(error).__name__}); the same command goes on from what is in "
-            "storage when it does"
+            f"the cluster no longer answers ({type(error).__name__}); once it does, the same command resumes from what "
+            "is in storage"
         ) from error
     return taken

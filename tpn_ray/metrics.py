@@ -1,4 +1,4 @@
-"""Scores -> numbers people quote: top-k, mean class accuracy, averages over views, intervals. Runs anywhere.
+"""Metrics computed from scores: top-k, mean class accuracy, averages over views, intervals. Runs anywhere.
 
 scipy.stats, which takes a second to import, is imported where it is used.
 """
@@ -15,31 +15,31 @@ from torch import Tensor
 
 
 def top_k_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], top: int) -> Bool[Tensor, " n"]:
-    """Whether the right class is among the `top` highest scores (all classes count where there are fewer)."""
+    """Return whether the right class is among the `top` highest scores (or all of them, if there are fewer classes)."""
     best = scores.topk(min(top, scores.shape[1]), dim=1).indices
     return (best == labels[:, None]).any(dim=1)
 
 
 def probabilities(scores: Float[Tensor, "v k"], classes: tuple[int, ...]) -> Float[Tensor, "v k"]:
-    """The softmax of each label set."""
+    """Return the softmax of each label set's scores."""
     return torch.cat([torch.softmax(part, dim=1) for part in torch.split(scores.float(), list(classes), dim=1)], dim=1)
 
 
 def average_views(scores: Float[np.ndarray, "v k"]) -> NDArray[np.float32]:
-    """A video's scores (k,): the mean over its views of their softmax (paper, section 4: "average the softmax")."""
+    """Average a video's softmax scores over its views, giving (k,) (paper, section 4: "average the softmax")."""
     averaged: NDArray[np.float32] = scores.mean(axis=0, dtype=np.float64).astype(np.float32)
     return averaged
 
 
 def mean_class_accuracy(hits: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
-    """Mean over the classes that occur of the share of hits in each; nan for no videos."""
+    """Return the mean of the per-class hit rates over the classes that occur; nan for no videos."""
     if len(labels) == 0:
         return math.nan
     return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
 
 
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy (Wilson, 1927); (0, 1) for no videos."""
+    """Return the 95% interval of an accuracy (Wilson, 1927); (0, 1) for no videos."""
     from scipy import stats
 
     if total == 0:
@@ -49,7 +49,7 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
 
 
 def ranks(scores: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> NDArray[np.int64]:
-    """Place of the right class among the scores of each row, from 0; among equal scores the lower class comes first."""
+    """Return the rank of the right class in each row, from 0; among equal scores the lower class comes first."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
     places: NDArray[np.int64] = before.sum(axis=1)
@@ -57,7 +57,7 @@ def ranks(scores: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> ND
 
 
 def confusion_matrix(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """(classes, classes): videos of each class (row) by what was said (column)."""
+    """Count the videos of each class (row) by predicted class (column), as an array (classes, classes)."""
     counts = np.bincount(labels * classes + predicted, minlength=classes * classes)
     return counts.reshape(classes, classes)
 
@@ -69,7 +69,7 @@ RESAMPLED_AT_ONCE = 4_000_000
 
 
 def resampled_means(values: Float[np.ndarray, " n"], seed: int = 0, draws: int = RESAMPLES) -> NDArray[np.float64]:
-    """Means of `draws` samples of n values with replacement (Efron's bootstrap); the same for the same seed."""
+    """Return the means of `draws` resamples of n values with replacement (Efron's bootstrap), fixed by the seed."""
     random = np.random.default_rng(seed)
     at_once = max(1, RESAMPLED_AT_ONCE // max(len(values), 1))
     parts = [
@@ -80,7 +80,7 @@ def resampled_means(values: Float[np.ndarray, " n"], seed: int = 0, draws: int =
 
 
 def bootstrap_interval(values: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean by the percentiles of the bootstrap; nan for no values."""
+    """Return the 95% percentile-bootstrap interval of a mean; nan for no values."""
     if len(values) == 0:
         return math.nan, math.nan
     low, high = np.percentile(resampled_means(values.astype(np.float64), seed), [2.5, 97.5])
@@ -88,9 +88,9 @@ def bootstrap_interval(values: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"],
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Return the two-sided p that two classifiers are as good, from the videos that only one of them gets right.
+    """Return the two-sided p-value that two classifiers are equally good, from the videos that only one gets right.
 
-    Exact (McNemar 1947, with the binomial distribution): each such video is a fair coin.
+    The test is exact (McNemar 1947, with the binomial distribution): each such video is a fair coin.
     """
     from scipy import stats
 
@@ -99,14 +99,14 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """Return the rank correlation; equal values share the mean of their ranks; nan where one side is constant."""
+    """Return the rank correlation; ties share the mean of their ranks; nan if one side is constant."""
     from scipy import stats
 
     return float(stats.spearmanr(first, second).statistic) if _vary(first, second) else math.nan
 
 
 def pearson(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """Return the linear correlation; nan where one side is constant."""
+    """Return the linear correlation; nan if one side is constant."""
     from scipy import stats
 
     return float(stats.pearsonr(first, second).statistic) if _vary(first, second) else math.nan
@@ -117,7 +117,7 @@ def _vary(*sides: Float[np.ndarray, " n"]) -> bool:
 
 
 def mean_class_interval(hits: NDArray[np.bool_], labels: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean class accuracy, by resampling the videos of each class; nan for no videos."""
+    """Return the 95% interval of the mean class accuracy, by resampling within each class; nan for no videos."""
     if len(labels) == 0:
         return math.nan, math.nan
     classes = np.unique(labels)

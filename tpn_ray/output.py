@@ -1,7 +1,7 @@
-"""What a job prints: no secrets, and no control characters that could command a terminal. Runs on the driver.
+"""Filters what a job prints: no secrets, and no control characters that could command a terminal. Runs on the driver.
 
-Everything goes through here, also what libraries print and log: the text of a foreign exception may hold a password,
-and the name of a stranger's video an escape sequence.
+All output goes through here, including what libraries print and log: the text of a foreign exception may hold a
+password, and the name of an untrusted video an escape sequence.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tpn_ray.names import CONTROL
 from tpn_ray.redaction import redacted
 
 _OWN = re.compile(r"\A\r(?:\x1b\[K)?|\r(?=\n)|\x1b\[[0-9;]*m")
-"""What a progress line begins with in a terminal, line ends of Windows, and the colors of tables."""
+"""Control characters to keep: the start of a terminal's progress line, Windows line ends, and table colors."""
 
 
 def visible(text: str) -> str:
-    """A text whose control characters, but for tabs and line ends, are written out (`\\x1b`): they do nothing."""
+    """Write out the control characters of a text (`\\x1b`) except tabs and line ends, so that they have no effect."""
     return CONTROL.sub(_written_out, text)
 
 
@@ -30,7 +30,7 @@ def _written_out(found: re.Match[str]) -> str:
 
 
 def protect() -> None:
-    """From now on, nothing that this process prints or logs holds a secret or a command to the terminal."""
+    """Remove secrets and terminal commands from everything that this process prints or logs from now on."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, Protected) or stream is None:
@@ -43,7 +43,7 @@ def protect() -> None:
 
 
 def _stream_handlers() -> list[logging.StreamHandler[Any]]:
-    """Handlers that were made before, which keep the stream of then."""
+    """List the existing stream handlers, which keep the stream that they were created with."""
     loggers = [
         logging.root,
         *(one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)),
@@ -53,8 +53,10 @@ def _stream_handlers() -> list[logging.StreamHandler[Any]]:
 
 
 class Protected(io.TextIOBase):
-    """A stream in front of another. Lines are passed on when they end or when it is flushed, since a secret may
-    come in several pieces."""
+    """A filter in front of another stream.
+
+    Text is passed on when a line ends or the stream is flushed, since a secret may arrive in several pieces.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -97,12 +99,12 @@ class Protected(io.TextIOBase):
 
     @property
     def buffer(self) -> Any:
-        """For the few who write bytes: those are not looked at."""
+        """The unfiltered stream for the few callers that write bytes."""
         return self._stream.buffer
 
 
 def _harmless(text: str) -> str:
-    """Control characters written out, but for those of this project's own lines."""
+    """Write out control characters, except those that this project's own lines use."""
     pieces, place = [], 0
     for own in _OWN.finditer(text):
         pieces += [visible(text[place : own.start()]), own[0]]

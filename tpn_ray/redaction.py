@@ -1,11 +1,13 @@
-"""Secrets taken out of texts that are printed, logged or stored, and refused in URIs. Runs anywhere.
+"""Removes secrets from text, and refuses them in URIs. Used for whatever is printed, logged, or stored. Runs anywhere.
 
-Two kinds are recognized. Known secrets, the values of this process's secret-looking variables and the passwords in its
-URIs, are hidden wherever they stand, also percent-encoded, escaped or in base64. Unknown ones are hidden by their shape
-or by what stands before them: credentials in URIs, headers, JSON, settings and flags, tokens of well-known services.
+Two kinds are recognized. Known secrets are the values of this process's secret-looking variables and the passwords in
+its URIs; they are hidden wherever they appear, even percent-encoded, escaped, or in base64. Unknown secrets are
+recognized by their shape or by what precedes them: credentials in URIs, headers, JSON, settings, and flags, and tokens
+of well-known services.
 
-No library does this: scanners such as detect-secrets find candidates in source files, for people to look at. They flag
-file names and hashes for their entropy, find no signed URL without that, and take two milliseconds for a line.
+No library does this: scanners such as detect-secrets find candidates in source files for people to review. They flag
+file names and hashes for their entropy, miss signed URLs when the entropy check is off, and take two milliseconds per
+line.
 """
 
 from __future__ import annotations
@@ -25,20 +27,20 @@ from tpn_ray.errors import ConfigError
 HIDDEN = "***"
 
 SHORTEST = 6
-"""Characters of the shortest known secret: shorter ones are found in any text."""
+"""Length of the shortest known secret in characters; shorter ones would match in any text."""
 
-# --- where a secret follows its name
+# --- secrets that follow their names
 
 _WORDS = (
     r"passw(?:or)?d|passphrase|secret(?:[_-]?(?:access)?[_-]?key)?|token|credentials?|webhook"
     r"|(?:api|access|account|auth|encryption|master|private|shared|signing|storage|wandb)[_-]?key"
 )
 _NAMED = rf"(?:{_WORDS})(?-i:(?![a-z]))(?![_-]?(?:id|path|file|mode|type|count|name|ttl)s?\b)[\w-]{{0,40}}"
-"""The end of a name, such as AWS_SECRET_ACCESS_KEY, SessionToken or x-api-key, whose value is a secret."""
+"""The end of a name whose value is a secret, such as AWS_SECRET_ACCESS_KEY, SessionToken, or x-api-key."""
 _QUOTED = r""""(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|(?P<quote>\\+["']).*?(?:(?P=quote)|$)"""
 _BARE = r"""[^\s"']+"""
 _PROSE = r"(?=[^\s\"']*[\d+/=_.~!@#$%^&*]|[^\s\"'][^\s\"']*(?-i:[A-Z])|[^\s\"']+(?:\s*$|[,;)}\]]))"
-"""After a colon and a space, a plain word with more words behind it is prose: "ExpiredToken: the provided token"."""
+"""Rejects prose: after a colon and a space, a plain word before more words ("ExpiredToken: the provided token")."""
 
 _ASSIGNED = re.compile(
     rf"(?P<name>{_NAMED}(?:\\*[\"'])?(?:\s{{0,8}}=\s{{0,8}}|\s{{0,8}}:(?=\S)|(?P<spaced>\s{{0,8}}:\s{{1,8}})))"
@@ -49,7 +51,7 @@ _FLAG = re.compile(
     rf"(?P<name>(?<![\w-])--?[\w.-]{{0,40}}?{_NAMED}(?:[\"']?,\s*|\s+))(?!-)(?:{_QUOTED}|{_BARE})", re.IGNORECASE
 )
 
-# --- where it is part of a URI
+# --- secrets in URIs
 
 _PARAMETERS = (
     r"x-(?:amz|goog|ms|oss|cos)-[a-z-]+|awsaccesskeyid|googleaccessid|access_?key(?:_?id)?|signature|sig|sas|auth"
@@ -59,9 +61,9 @@ _PARAMETERS = (
 _IN_QUERY = re.compile(rf"((?:[?&;#]|%3F|%26)(?:amp;)?(?:{_PARAMETERS})(?:=|%3D))(?:(?!%26)[^&\s'\"])+", re.IGNORECASE)
 _USER = re.compile(r"//[^/\s'\"]{0,1024}@")
 _USER_WITH_SLASHES = re.compile(r"//[^/\s'\":@]{1,256}:(?!\d*(?:[/\s'\"]|$))[^\s'\"]{0,512}(?:\n[^\s'\"]{0,256})?@")
-"""AWS's secrets hold slashes, and people write them into URIs as they are. What follows a host's colon is a number."""
+"""AWS secrets contain slashes, which people put into URIs unescaped. A host's colon, in contrast, precedes a number."""
 
-# --- by its shape
+# --- secrets with a known shape
 
 _HEADER = re.compile(
     r"(?P<name>\b(?:(?:proxy-)?authorization|(?:set-)?cookie)(?:\\*[\"'])?\s*[:=,]\s*)"
@@ -73,11 +75,11 @@ _BASIC = re.compile(r"\b(Basic\s+)([A-Za-z0-9+/_-]{4,}={0,2})", re.IGNORECASE)
 _PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY[A-Z ]*)-----.*?(?:-----END \1-----|\Z)", re.DOTALL)
 _SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"
-    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}(?:[\"']?\s*[:,;/]\s*[\"']?[A-Za-z0-9+/]{40})?"  # with its secret beside it
-    r"|(?:FwoG|IQoJ)[A-Za-z0-9+/=%]{12,}"  # session tokens of AWS
+    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}(?:[\"']?\s*[:,;/]\s*[\"']?[A-Za-z0-9+/]{40})?"  # with an adjacent secret
+    r"|(?:FwoG|IQoJ)[A-Za-z0-9+/=%]{12,}"  # AWS session tokens
     r"|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,}"
     r"|sk-[A-Za-z0-9_-]{20,}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|dapi[0-9a-f]{32}|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{32,}"
-    r"|eyJ[\w-]{8,2048}\.eyJ[\w-]*\.[\w-]*"  # JSON web tokens
+    r"|eyJ[\w-]{8,2048}\.eyJ[\w-]*\.[\w-]*"  # JSON Web Tokens
     r")"
 )
 _WEBHOOK = re.compile(
@@ -98,7 +100,7 @@ _PLAIN_VARIABLE = re.compile(
     r"|TTL|TIMEOUT|SECONDS|EXPIRATION|LENGTH|COUNT|LIMIT|SIZE)$",
     re.IGNORECASE,
 )
-"""Names that say that the value is something else than the secret itself."""
+"""Suffixes of variable names whose values are not the secret itself."""
 _DATABASE = re.compile(
     r"(^|_)(DATABASE|DB|REDIS|MONGO\w*|POSTGRES\w*|MYSQL|AMQP|BROKER)_UR[IL]$|DSN$|CONNECTION_STRING", re.IGNORECASE
 )
@@ -112,7 +114,7 @@ _PASSWORD_OF_URI = re.compile(
 
 
 def redacted(text: str) -> str:
-    """Return a text without the secrets described above; one that holds none as it is."""
+    """Return a text without the secrets described above; a text without secrets is returned unchanged."""
     for secret in _known_secrets():
         text = _hide_known(text, secret)
     lowered = text.lower()
@@ -123,9 +125,9 @@ def redacted(text: str) -> str:
 
 
 def refuse_credentials(what: str, uri: str) -> None:
-    """Raise ConfigError, which does not repeat them, for credentials in a URI of storage.
+    """Raise ConfigError, without repeating them, if a storage URI holds credentials.
 
-    The URI would be stored in recipes, records and MLflow.
+    The URI would be stored in recipes, records, and MLflow.
     """
     authority = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*@|[A-Za-z][A-Za-z0-9+.-]*://[^/:@]+:(?!\d*(?:/|$)).*@", uri)
     if authority or _IN_QUERY.search(uri):
@@ -136,14 +138,14 @@ def refuse_credentials(what: str, uri: str) -> None:
 
 
 def _hide_value(found: re.Match[str]) -> str:
-    """Keep the name, and the quotes around the value that is hidden."""
+    """Hide the value; keep the name and the quotes around the value."""
     value = found[0][len(found["name"]) :]
     quote = re.match(r"""\\*["']""", value)
     return f"{found['name']}{quote[0]}{HIDDEN}{quote[0]}" if quote else found["name"] + HIDDEN
 
 
 def _hide_basic(found: re.Match[str]) -> str:
-    """Hide only what decodes to user:password: "basic" is a word as well."""
+    """Hide only what decodes to user:password, since "basic" is also an ordinary word."""
     try:
         plain = base64.b64decode(found[2].translate(_STANDARD) + "===")
     except binascii.Error:
@@ -165,14 +167,14 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = (
     ),
     (("",), lambda text: _SHAPES.sub(HIDDEN, text)),
 )
-"""What is tried, in this order, on a text that holds one of the words in lower case; the last on every text."""
+"""Rules in order of application: each is tried if the lowercased text holds one of its words; the last always is."""
 
 
-# --- what this process knows to be secret
+# --- secrets that this process knows
 
 
 def _known_secrets() -> list[str]:
-    """List the longest first, so that none is cut by another that is a part of it."""
+    """List the known secrets, longest first so that none is cut by another that is a part of it."""
     secrets = set[str]()
     for name, value in (*os.environ.items(), *(("", argument) for argument in sys.argv[1:])):
         if _is_secret(name, value):
@@ -184,7 +186,7 @@ def _known_secrets() -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _is_secret(name: str, value: str) -> bool:
-    """Return whether the value of a variable is to be hidden, by the variable's name and by what it cannot be."""
+    """Return whether the value of a variable must be hidden, judging by its name and the form of its value."""
     if len(value) < SHORTEST:
         return False
     if _DATABASE.search(name):
@@ -195,7 +197,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def _is_path(value: str) -> bool:
-    """Return whether it is a path whose folder is there: keys can begin with a slash as well."""
+    """Return whether the value is a path in an existing folder: keys, too, can begin with a slash."""
     if not value.startswith("/"):
         return False
     path = Path(value)
@@ -229,7 +231,7 @@ def _any_spelling(secret: str) -> re.Pattern[str]:
 
 
 def _spellings(character: str) -> str:
-    """Match one character of a secret as it is, percent-encoded or escaped."""
+    """Build a pattern for one character of a secret: as it is, percent-encoded, or escaped."""
     if character.isascii() and character.isalnum():
         return character
     percent = "".join(f"%(?:25)?(?i:{byte:02x})" for byte in character.encode())
@@ -244,10 +246,10 @@ _STANDARD = str.maketrans("-_", "+/")
 
 @functools.lru_cache(maxsize=256)
 def _base64_forms(secret: str) -> tuple[str, ...]:
-    """Return what base64 makes of a secret inside a longer text, such as user:password.
+    """Return the base64 forms of a secret inside a longer text, such as user:password.
 
-    There is one form for each of the three places that it can begin at, without the characters at both ends that depend
-    on its neighbors.
+    There is one form for each of the three offsets where it can start, without the characters at both ends that depend
+    on neighboring bytes.
     """
     plain = secret.encode(errors="surrogateescape")
     padded = [base64.b64encode(b"\0" * before + plain).decode() for before in range(3)]

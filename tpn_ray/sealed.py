@@ -1,6 +1,6 @@
-"""Small JSON files that tell whether they are what was written: they hold the SHA-256 of themselves. Runs anywhere.
+"""Small JSON files that hold their own SHA-256. Damage to them is detected when they are read. Runs anywhere.
 
-Files of earlier versions hold none, and are read all the same.
+Files from earlier versions hold no hash and are still accepted.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ def seal(content: dict[str, Any], *, indent: int | None = 1) -> bytes:
 
 
 def unseal(data: bytes | str, uri: str, remedy: str) -> dict[str, Any]:
-    """Decode a file's content. Raises DamagedError, which says what to do by `remedy`, for anything else than what was
-    written."""
+    """Decode a file's content. Raises DamagedError, whose message ends with `remedy`, if it is not what was written."""
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise damaged(uri, f"it holds {len(data)} bytes that are no JSON: {error}", remedy) from error
+        raise damaged(uri, f"it holds {len(data)} bytes that are not JSON: {error}", remedy) from error
     if not isinstance(content, dict):
         raise damaged(uri, f"it holds a JSON {type(content).__name__}, not an object", remedy)
     expected = content.pop(SEAL, None)
     if expected is not None and expected != _hash(content):
-        raise damaged(uri, "its content does not have the SHA-256 that is written in it", remedy)
+        raise damaged(uri, "its content does not match the SHA-256 recorded in it", remedy)
     return content
 
 
 def damaged(uri: str, why: str, remedy: str) -> DamagedError:
-    """Make the error for a file that is not what was written."""
+    """Build the error for a file that is not what was written."""
     return DamagedError(f"{uri} is damaged: {why}. {remedy}")
 
 

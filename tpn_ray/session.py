@@ -1,4 +1,4 @@
-"""Starting or joining Ray. Runs on the driver."""
+"""Starts or joins Ray. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tpn_ray import job, storage
 from tpn_ray.errors import ResourceError
 
 LOCAL_STORE_BYTES = 1024**3
-"""Object store of a Ray that a job starts for itself: some seconds of decoded clips."""
+"""Object store size of a Ray instance that a job starts by itself: some seconds of decoded clips."""
 KNOCK_SECONDS = 10.0
 ANCHOR_SECONDS = 300
 """Longest wait for the first task in a cluster, which takes a second."""
 LEVEL_LINE = "Set ray log level from environment variable"
-"""Ray says this of the very variable that quietens it, before it does."""
+"""Part of a line that Ray prints about the very variable that silences it, before it takes effect."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 """Ray's variable for the address of the State API."""
 CLUSTERS_ENABLED = ray._private.ray_constants.ENABLE_RAY_CLUSTER
@@ -48,19 +48,19 @@ def connect(
     decode_cpus: float,
     storage_seconds: float = storage.PATIENCE_SECONDS,
 ) -> None:
-    """Join the cluster at `address` (or RAY_ADDRESS, which `ray job submit` sets); without one, start a local Ray.
+    """Join the cluster at `address` (or RAY_ADDRESS, which `ray job submit` sets), or start a local Ray instance.
 
-    A local Ray has as many CPUs as the machine, and at least what `workers_cpus` and one decoding task need: its
-    resources are only a count, and on a small machine training and decoding take turns. More workers than the machine
-    has cores are refused, since they would only slow each other down.
+    A local Ray gets as many CPUs as the machine has, and at least `workers_cpus` plus what two decoding tasks need:
+    its resources are only a count, and on a small machine training and decoding take turns. More workers than the
+    machine has cores are refused, since they would only slow each other down.
 
-    From here on, this process and all that work for it wait up to `storage_seconds` for storage that does not answer.
-    An earlier connection of this module is closed first. One that the caller made with `ray.init` is used as it is.
+    From here on, this process and all processes that work for it wait up to `storage_seconds` for unresponsive storage.
+    An earlier connection made here is closed first. One that the caller made with `ray.init` is used as it is.
     """
     global _opened
     storage.set_patience(storage_seconds)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; silences a warning
     _quieten()
     if ray.is_initialized():
         if not _opened:
@@ -80,19 +80,21 @@ def connect(
         )
     _start(max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)))
     _opened = True
-    # Several Rays may run on this machine; what asks for "the" Ray must find this one.
+    # Several Ray instances may run on this machine; code that asks for "the" Ray must find this one.
     _of_local_ray["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     os.environ.update(_of_local_ray)
 
 
 def _start(cpus: int) -> None:
-    # A local Ray is for this machine alone: with this, its default elsewhere than on Linux, everything that it opens
-    # listens on the loopback address. It has no other switch for it; the variable is for the processes that it starts.
+    # A local Ray is for this machine only: with this setting, the default on platforms other than Linux, everything it
+    # opens listens on the loopback address. Ray has no other switch for that. The variable is for the processes that it
+    # starts.
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     _of_local_ray["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.update(_of_local_ray)
-    # Ray Train's clean-up of what a killed controller or a stopped trial held asks the State API. On a machine with
-    # several Rays it finds none by itself, and the CPUs that it should free are lost: the run would wait forever.
+    # Ray Train asks the State API when it cleans up after a killed controller or a stopped trial. On a machine with
+    # several Ray instances it cannot find the API by itself, so the CPUs are never freed, and the run would wait
+    # forever.
     port = _free_port()
     before = os.environ.get(API_SERVER)
     os.environ[API_SERVER] = f"http://127.0.0.1:{port}"  # for the processes that Ray starts
@@ -105,7 +107,7 @@ def _start(cpus: int) -> None:
                 include_dashboard=True,
                 dashboard_port=port,
             )
-    except Exception as error:  # Ray's own class for a start that takes too long is just this one
+    except Exception as error:  # Ray raises a plain Exception when its start takes too long
         disconnect()
         said = str(error).strip() or type(error).__name__
         raise ResourceError(
@@ -120,12 +122,12 @@ def _start(cpus: int) -> None:
 
 def _init(**settings: Any) -> None:
     ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-    job.heed_signals()  # it has replaced the handler of SIGTERM with one that ends the process in the middle
+    job.heed_signals()  # ray.init has replaced the handler of SIGTERM with one that ends the process abruptly
 
 
 @contextlib.contextmanager
 def _without(said: str) -> Iterator[None]:
-    """What is written to stderr meanwhile, by Ray's C++ too, without the lines that hold `said`."""
+    """Drop the lines that contain `said` from what is written to stderr meanwhile, including by Ray's C++ code."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -150,21 +152,21 @@ def _free_port() -> int:
 
 
 def _quieten() -> None:
-    """A job prints what its user needs; Ray's own messages stay in the session's log files."""
+    """Silence Ray: a job prints only what its user needs, and Ray's own messages stay in the session's log files."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with it, Tune prints its tables even when told not to
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # if set, Tune prints its tables even when told not to
     warnings.filterwarnings("ignore", module="ray")
-    # What raylets have to say is in their logs; of a node that is lost it would be a hundred lines here.
+    # Raylets write to their own logs; for a lost node they would print a hundred lines here.
     ray._private.ray_logging.stdout_deduplicator.skip_re = re.compile("")
     for name in ("ray.data", "ray.train", "ray.tune", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _anchor() -> None:
-    """Have Ray Data make here, on the driver's node, what it keeps for the whole cluster.
+    """Make Ray Data create its cluster-wide actors here, on the driver's node.
 
-    Its actors stay for ever on the node that first uses it. That would be a node that trains: it would never be idle,
-    and so never go away by itself, and a node that is lost takes them with it.
+    They stay forever on the node that first uses Ray Data. On a training node they would keep it from ever becoming
+    idle and being removed, and they would be lost with the node.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -173,7 +175,7 @@ def _anchor() -> None:
         ray.data.from_items([0]).map_batches(lambda rows: rows, num_cpus=0).materialize()
     except (RuntimeError, ray.data.exceptions.ExecutionTimeoutError, ray.exceptions.RayError) as error:
         raise ResourceError(
-            f"the cluster did not run the smallest of tasks within {ANCHOR_SECONDS} s: {str(error).splitlines()[0]}\n"
+            f"the cluster did not run even the smallest task within {ANCHOR_SECONDS} s: {str(error).splitlines()[0]}\n"
             "Look at `ray status`, and run jobs/doctor.py"
         ) from error
 
@@ -192,22 +194,24 @@ def _join(address: str, storage_seconds: float) -> None:
 
 
 def _environment(storage_seconds: float) -> dict[str, dict[str, str]] | None:
-    """What the job's processes on a cluster are to know; nothing for what they know by default, since processes with
-    an environment of their own start later. A local Ray inherits the driver's variables."""
+    """Return the runtime environment for the job's processes on a cluster; None if the defaults suffice.
+
+    Processes with an environment of their own start more slowly. A local Ray inherits the driver's variables.
+    """
     if storage_seconds == storage.PATIENCE_SECONDS:
         return None
     return {"env_vars": {storage.PATIENCE: f"{storage_seconds:g}"}}
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nobody listens at host:port: Ray itself would try for a quarter of an hour."""
+    """Raise OSError if nothing listens at host:port, where Ray itself would keep trying for a quarter of an hour."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "://" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def disconnect() -> None:
-    """Leave the cluster; a Ray that was started here ends, with all its processes."""
+    """Leave the cluster. A Ray instance that was started here ends with all its processes."""
     global _opened
     ray.shutdown()
     _opened = False

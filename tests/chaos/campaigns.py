@@ -1,7 +1,7 @@
-"""A campaign under fire: its driver is killed at random, and its table must be the undisturbed one's.
+"""A campaign under fire: its driver is killed at random, and its table must equal that of an undisturbed campaign.
 
-The campaign is what a user starts: `python jobs/tune.py` with a Ray of its own, which dies with its driver. Runs on one
-machine.
+The campaign is what a user starts: `python jobs/tune.py` with its own Ray instance, which dies with its driver. Runs on
+one machine.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tpn_ray.tuning.rungs import ranked
 FIELDS = {"loop.batch_clips": 8, "loop.micro_batch_clips": 8, "loop.evaluate_every_epochs": 1}
 SPACE = "lambda_alpha+schedule"
 LONGEST_SECONDS = 40.0
-"""Half of the kills come at any moment so long after the start of the driver."""
+"""Half of the kills come at a random time up to this long after the driver's start."""
 AFTER_SECONDS = 3.0
-"""The other half, and those that would come later than that, come so long after an evaluation further on."""
+"""The other half, and those that would come later than that, come up to this long after a further evaluation."""
 LAST_STRIKE = 0.9
 """Share of the campaign's evaluations over which the kills are spread."""
 STUCK_SECONDS = 300.0
-"""Longest time without a new evaluation: then the campaign hangs, and the attack fails."""
+"""Longest time without a new evaluation; after that the campaign counts as hanging, and the attack fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignReport:
-    """What happened, and what it did to the table."""
+    """What happened, and how it affected the table."""
 
     seed: int
     kills: int
@@ -42,9 +42,9 @@ class CampaignReport:
     seconds: float
     undisturbed_seconds: float
     different: tuple[str, ...]
-    """Rows that are not those of the undisturbed campaign, with every score of every epoch."""
+    """Rows that differ from those of the undisturbed campaign, with every score of every epoch."""
     repeated: tuple[str, ...]
-    """Steps that are on record twice, and epochs that were measured anew."""
+    """Steps that are recorded twice, and epochs that were measured again."""
 
     def __str__(self) -> str:
         return (
@@ -56,14 +56,14 @@ class CampaignReport:
         )
 
     def check(self) -> None:
-        """Raises TrainingError if the table is another one."""
+        """Raise TrainingError if the table differs."""
         faults = [*self.different, *self.repeated]
         if faults:
             raise TrainingError(f"the campaign did not survive, seed {self.seed}:\n  " + "\n  ".join(faults[:20]))
 
 
 def attack(folder: str, *, kills: int, seed: int, epochs: int, samples: int) -> CampaignReport:
-    """Run a campaign undisturbed and under fire, and compare. Raises TrainingError if it stops for good, or hangs."""
+    """Run a campaign undisturbed and under fire, and compare. Raises TrainingError if it stops for good or hangs."""
     here = Path(folder)
     if here.exists() and any(here.iterdir()):
         raise ConfigError(f"--folder {folder} is not empty")
@@ -99,8 +99,10 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int, samples: int) -> 
 
 
 def _wait_for_strike(job: JobProcess, folder: Path, choice: random.Random, place: int) -> bool:
-    """Until the moment of the next kill; False if the campaign is over. It comes soon after a start of the driver, or
-    when `place` evaluations are measured, and one more than now."""
+    """Wait for the moment of the next kill, and return False if the campaign is over.
+
+    The moment is soon after a start of the driver, or once `place` evaluations are measured, and one more than now.
+    """
     at_most = choice.uniform(0.0, LONGEST_SECONDS) if choice.random() < 0.5 else STUCK_SECONDS
     measured, begun = len(_losses(folder)), time.monotonic()
     while job.keep_running() and time.monotonic() - begun < at_most:
@@ -135,14 +137,14 @@ def _trials(folder: Path) -> list[Trial]:
 
 
 def _losses(folder: Path) -> dict[tuple[int, int], float]:
-    """(trial, epoch) -> its loss on the validation videos."""
+    """Map (trial, epoch) to its loss on the validation videos."""
     return {
         (trial.number, point.epoch): point.scores["val_loss"] for trial in _trials(folder) for point in trial.points
     }
 
 
 def _table(trials: list[Trial]) -> list[str]:
-    """The rows of the leaderboard, with everything that must be the same."""
+    """Format the rows of the leaderboard, with everything that must be the same."""
     return [
         f"{trial.name}: {trial.failure or trial.history} {[(p.epoch, sorted(p.scores.items())) for p in trial.points]} "
         f"{sorted(trial.sample.items())}"

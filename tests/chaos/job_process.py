@@ -1,4 +1,4 @@
-"""A job as the process that a user starts, with everything below it: for attacks on it. Runs on one machine."""
+"""A job as the process that a user starts, with everything below it: the target of attacks. Runs on one machine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ INTERRUPTED = 130
 
 
 class JobProcess:
-    """`python jobs/....py ...`, given again and again; its output is appended to a file.
+    """The command `python jobs/....py ...`, run again and again; its output is appended to a file.
 
-    The variables of `environment` are set beside those of this process. Without RAY_ADDRESS in it, the job starts a
-    Ray of its own.
+    The variables of `environment` are added to those of this process. Without RAY_ADDRESS among them, the job starts a
+    Ray instance of its own.
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -33,10 +33,10 @@ class JobProcess:
         self._log_begin = 0
         self.starts = 0
         self.over = False
-        """Whether it has ended by itself, and well."""
+        """Whether the job has ended by itself, successfully."""
 
     def keep_running(self) -> bool:
-        """Give the command if it does not run; False if it is over. Raises TrainingError if it gave up."""
+        """Run the command if it is not running; return False if the job is over. Raises TrainingError if it gave up."""
         if self._process is not None and self._process.poll() is not None:
             if self._process.returncode not in (0, -signal.SIGKILL) and not self._was_busy():
                 raise TrainingError(f"the job stopped with status {self._process.returncode}; see {self.log}")
@@ -46,7 +46,7 @@ class JobProcess:
             inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
             self._log_begin = self.log.stat().st_size if self.log.exists() else 0
             with self.log.open("ab") as log, _heeding_interrupts():
-                # A group of its own, as a terminal gives it.
+                # A process group of its own, as in a terminal.
                 self._process = subprocess.Popen(
                     self.command,
                     stdout=log,
@@ -58,12 +58,12 @@ class JobProcess:
         return not self.over
 
     def _was_busy(self) -> bool:
-        """Whether Ray found the machine too busy to start on, which it gives half a minute."""
+        """Return whether Ray found the machine too busy to start, for which it allows half a minute."""
         said = self.log.read_bytes()[self._log_begin :].decode(errors="replace")
         return TOO_BUSY in said
 
     def below(self, titles: tuple[str, ...]) -> list[psutil.Process]:
-        """Processes below it whose title begins with one of `titles`, by id."""
+        """List the processes below the job whose title begins with one of `titles`, by id."""
         found = []
         for process in self.children():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -73,11 +73,11 @@ class JobProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs, or ran last; 0 if none did."""
+        """Id of the current or last process; 0 if there was none."""
         return self._process.pid if self._process else 0
 
     def wait(self, seconds: float) -> int | None:
-        """Status of its process, None if it still runs after so many seconds."""
+        """Return the status of the process, or None if it is still running after `seconds`."""
         if self._process is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -85,7 +85,7 @@ class JobProcess:
         return None
 
     def freeze(self, *, below: bool) -> Callable[[], None]:
-        """SIGSTOP, and to all below if asked; returns what lets them go on."""
+        """Send SIGSTOP, also to all processes below if asked, and return a function that resumes them."""
         processes = self.children() if below else []
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.insert(0, psutil.Process(self.pid))
@@ -101,7 +101,7 @@ class JobProcess:
         return thaw
 
     def kill(self, *, below: bool = True) -> bool:
-        """SIGKILL, and to all below, which would end by itself some time later; False if it does not run."""
+        """Send SIGKILL, also to all processes below, which would only end later; return False if it is not running."""
         if self._process is None or self._process.poll() is not None:
             return False
         children = self.children()
@@ -112,7 +112,7 @@ class JobProcess:
         return True
 
     def interrupt(self) -> None:
-        """What Ctrl-C does: SIGINT to its group. Raises TrainingError if it does not end as it should."""
+        """Send SIGINT to the group, as Ctrl-C does. Raises TrainingError if the job does not end as it should."""
         if self._process is None or self._process.poll() is not None:
             return
         below = self.children()
@@ -129,7 +129,7 @@ class JobProcess:
             raise TrainingError(f"Ctrl-C ended the job with status {status}; see {self.log}")
 
     def children(self) -> list[psutil.Process]:
-        """All processes below it."""
+        """List all processes below the job."""
         if self._process is None or self._process.poll() is not None:
             return []
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -138,7 +138,7 @@ class JobProcess:
 
 
 def end(processes: Sequence[psutil.Process]) -> None:
-    """SIGKILL to processes, and wait until they are gone."""
+    """Send SIGKILL to processes and wait until they are gone."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -147,7 +147,7 @@ def end(processes: Sequence[psutil.Process]) -> None:
 
 @contextlib.contextmanager
 def _heeding_interrupts() -> Iterator[None]:
-    """What a shell starts with & ignores Ctrl-C, and so would all below it, also a job that Ctrl-C is to stop."""
+    """Make children heed Ctrl-C, which a shell makes commands started with & and everything below them ignore."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         yield

@@ -1,7 +1,8 @@
 """A training run under fire: its processes are killed at random, and it must end as if nothing had happened.
 
-The run is what a user starts: `python jobs/train.py` with a Ray of its own. Kinds of processes are told by their
-titles. When the driver dies, all of its Ray goes with it, and the same command is given again. Runs on one machine.
+The run is what a user starts: `python jobs/train.py` with its own Ray instance. Processes are recognized by their
+titles. When the driver dies, all of its Ray instance goes with it, and the same command is run again. Runs on one
+machine.
 """
 
 from __future__ import annotations
@@ -35,48 +36,48 @@ TITLES = {
     "controller": ("ray::TrainController",),
     "mailbox": ("ray::Mailbox",),
 }
-"""Kind of process -> how its title begins. A data worker between two tasks is idle."""
+"""Kind of process -> beginning of its title. A data worker between two tasks is idle."""
 FIELDS = {
     "loop.batch_clips": 8,
     "loop.micro_batch_clips": 4,
     "loop.evaluate_every_epochs": 10,
     "loop.log_every_steps": 1,
-    "optim.ema_decay": 0.9,  # the average of the weights is to survive as well
+    "optim.ema_decay": 0.9,  # the average of the weights must survive as well
 }
 TOY = ToyConfig(train_per_class=4, val_per_class=2)
 CHECKPOINT_STEPS = 5
 RUN_SECONDS = 300.0
-"""Longest time without a new checkpoint: then the run hangs, and the attack fails."""
+"""Longest time without a new checkpoint; after that the run counts as hanging, and the attack fails."""
 MOST_STEPS, LONGEST_PAUSE_SECONDS = 15, 0.5
-"""Half of the strikes come at a random moment so long after up to so many more steps were committed."""
+"""Half of the strikes come after up to this many more steps were committed, plus a random pause of up to this long."""
 LONGEST_START_SECONDS = 15.0
-"""The other half come while the run is still starting again, up to so long after the strike before."""
+"""The other half come while the run is restarting, up to this long after the previous strike."""
 DRIVER_SHARE = 1 / 6
-"""Of the strikes, those that kill the driver."""
+"""Share of the strikes that kill the driver."""
 MOST_AT_ONCE = 4
-"""The others kill one process to so many, within a second; the kinds take turns."""
+"""Maximum number of processes that any other strike kills, within a second; the kinds take turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a disturbed run came to, beside an undisturbed one."""
+    """The outcome of a disturbed run compared with an undisturbed one."""
 
     seed: int
     steps: int
     starts: int
-    """Groups of workers that took part."""
+    """Number of worker groups that took part."""
     sha256: str
-    """Of all tensors and numbers in the last checkpoint of the undisturbed run."""
+    """SHA-256 of all tensors and numbers in the last checkpoint of the undisturbed run."""
     seconds: float
-    """From the command to its end, disturbances included."""
+    """Seconds from the command to its end, including disturbances."""
     undisturbed_seconds: float
     standstill: float
-    """Longest time, in seconds, that passed from one commit on record to the next, kills and starts included."""
+    """Longest time, in seconds, from one recorded commit to the next, including kills and starts."""
     order_faults: tuple[str, ...]
     different: tuple[str, ...]
-    """Tensors of the last checkpoint that are not, bit for bit, those of the undisturbed run."""
+    """Tensors of the last checkpoint that are not bit for bit those of the undisturbed run."""
     missing: tuple[str, ...]
-    """What is not on record as it is for the undisturbed run."""
+    """Records that differ from those of the undisturbed run."""
 
     def __str__(self) -> str:
         return (
@@ -90,7 +91,7 @@ class Outcome:
         )
 
     def check(self, *more: str) -> None:
-        """Raises TrainingError if the run did not end as the undisturbed one, or there are `more` faults."""
+        """Raise TrainingError if the run did not end like the undisturbed one, or if there are `more` faults."""
         faults = [*self.order_faults, *self.different, *self.missing, *more]
         if faults:
             raise TrainingError(f"the run did not survive, seed {self.seed}:\n  " + "\n  ".join(faults[:20]))
@@ -98,12 +99,12 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class ChaosReport:
-    """Who was killed, and what it did to the run."""
+    """Which processes were killed, and how it affected the run."""
 
     killed: dict[str, int]
-    """Kind of process -> times."""
+    """Kind of process -> number of kills."""
     interrupted: bool
-    """Whether Ctrl-C stopped the run once as well."""
+    """Whether Ctrl-C also stopped the run once."""
     outcome: Outcome
 
     def __str__(self) -> str:
@@ -113,17 +114,17 @@ class ChaosReport:
         return f"{sum(self.killed.values())} kills with seed {seed} ({kinds}){interrupted} over {self.outcome}"
 
     def check(self) -> None:
-        """Raises TrainingError if the run did not end as the undisturbed one."""
+        """Raise TrainingError if the run did not end like the undisturbed one."""
         self.outcome.check()
 
 
 def epochs_for(kills: int) -> int:
-    """Epochs of four steps in which so many kills find the run still going."""
+    """Return the number of epochs, of four steps, that keep the run going for this many kills."""
     return 20 + 2 * kills
 
 
-def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
-    """Train undisturbed and under fire, and compare. Raises TrainingError if the run stops for good, or hangs."""
+def attack(folder: str, *, kills: int, seed: int, epochs: int, at_once: int = MOST_AT_ONCE) -> ChaosReport:
+    """Train undisturbed and under fire, and compare. Raises TrainingError if the run stops for good or hangs."""
     here = empty_folder(folder)
     videos = str(here / "videos")
     write_toy(videos, TOY)
@@ -141,9 +142,9 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
             fire.job.interrupt()
             print(f"Ctrl-C; step {fire.step} is committed", flush=True)
         else:
-            most = min(MOST_AT_ONCE, kills - sum(killed.values()))
+            most = min(at_once, kills - sum(killed.values()))
             wanted = choice.randint(1, most)
-            while len(due) < wanted:  # every kind has its turn, in an order of its own
+            while len(due) < wanted:  # every kind has its turn, in random order
                 due += choice.sample(list(TITLES), len(TITLES))
             struck = fire.strike(due[:wanted], choice)
             missed = [kind for kind in due[:wanted] if kind not in struck]
@@ -156,7 +157,7 @@ def attack(folder: str, *, kills: int, seed: int, epochs: int) -> ChaosReport:
 
 
 def empty_folder(folder: str) -> Path:
-    """The folder, made if it is not there. Raises ConfigError if something is in it."""
+    """Return the folder, creating it if needed. Raises ConfigError if it is not empty."""
     here = Path(folder)
     here.mkdir(parents=True, exist_ok=True)
     if any(here.iterdir()):
@@ -165,7 +166,7 @@ def empty_folder(folder: str) -> Path:
 
 
 def _wait_for_strike(fire: Run, choice: random.Random, so_far: str) -> None:
-    """Until the run trains and has committed some more steps; or until any moment of its next start."""
+    """Wait until the run trains and has committed some more steps, or until a random moment of its next start."""
     if choice.random() < 0.5:
         going = fire.wait_for_workers(0, at_most=choice.uniform(0.0, LONGEST_START_SECONDS))
     else:
@@ -176,7 +177,7 @@ def _wait_for_strike(fire: Run, choice: random.Random, so_far: str) -> None:
 
 
 def compare(plain: Run, fire: Run, seed: int) -> Outcome:
-    """What a disturbed run that has ended came to beside an undisturbed one."""
+    """Compare a disturbed run that has ended with an undisturbed one."""
     manifest = load_manifest(plain.videos)
     changes = {**plain.fields, "loop.epochs": plain.epochs}
     plan = make_plan(replace_fields(recipes.recipe("toy"), changes), manifest)
@@ -197,7 +198,7 @@ def compare(plain: Run, fire: Run, seed: int) -> Outcome:
 
 
 def _record_faults(plain: str, fire: str) -> list[str]:
-    """Losses and scores that differ between the records of two runs."""
+    """List losses and scores that differ between the records of two runs."""
 
     def measured(run_uri: str) -> dict[tuple[int, str], float]:
         records = run_folder.read_records(run_uri)
@@ -210,7 +211,7 @@ def _record_faults(plain: str, fire: str) -> list[str]:
 
 
 def _tensors(run_uri: str) -> dict[str, object]:
-    """Everything in the last checkpoint that decides how training goes on, by its place."""
+    """Collect everything in the last checkpoint that affects further training, by its place."""
     last = run_folder.last_checkpoint(run_uri)
     if last is None:
         raise TrainingError(f"{run_uri} has no checkpoint")
@@ -248,7 +249,7 @@ def _sha256(tensors: dict[str, object]) -> str:
 
 
 class Run:
-    """One run of `jobs/train.py`, with what belongs to it in the folder `here`; its storage may be elsewhere."""
+    """One run of `jobs/train.py`, with its files in the folder `here`; its storage may be elsewhere."""
 
     def __init__(
         self,
@@ -275,12 +276,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """From its beginning to the end that `finish` saw."""
+        """Seconds from the start of the run to the end that `finish` saw."""
         return self._ended - self._begun
 
     @property
     def step(self) -> int:
-        """The newest that is committed."""
+        """The newest committed step."""
         newest, now = max(run_folder.committed_steps(self.uri), default=0), time.monotonic()
         self.standstill = max(self.standstill, now - self._since)
         if newest > self._seen:
@@ -288,9 +289,9 @@ class Run:
         return newest
 
     def wait_for_workers(self, target: int, at_most: float) -> bool:
-        """Until workers train and step `target` is committed, or so many seconds; False if the run is over.
+        """Wait up to `at_most` seconds until workers train and step `target` is committed; False if the run is over.
 
-        The command is given again if its process is gone.
+        The command is run again if its process is gone.
         """
         deadline = time.monotonic() + at_most
         while time.monotonic() < deadline:
@@ -305,7 +306,7 @@ class Run:
         return True
 
     def strike(self, kinds: Sequence[str], choice: random.Random) -> list[str]:
-        """SIGKILL to a process of each of these kinds that is there at its moment; the kinds that were hit."""
+        """Send SIGKILL to a process of each of these kinds, if there is one in its turn; return the kinds hit."""
         struck = []
         for kind in kinds:
             time.sleep(choice.uniform(0.0, 1.0 / len(kinds)))
@@ -320,7 +321,7 @@ class Run:
         return self.job.below(TITLES[kind])
 
     def finish(self) -> None:
-        """Wait for the end, giving the command again where needed. A run without progress is an error."""
+        """Wait for the end, rerunning the command where needed. A run without progress raises TrainingError."""
         step, since = self.step, time.monotonic()
         while self.job.keep_running():
             if self.step != step:

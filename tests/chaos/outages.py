@@ -1,7 +1,7 @@
-"""A training run whose object store goes away again and again: it must lose no worker, and end as if it had not.
+"""A training run whose object store goes away again and again: it must lose no worker and end as if nothing happened.
 
-The run is what a user starts, `python jobs/train.py` with a Ray of its own and every default that matters, from and to
-a store behind a door that can be shut. Runs on one machine.
+The run is what a user starts: `python jobs/train.py` with its own Ray instance and every relevant default, reading and
+writing a store behind a door that can be shut. Runs on one machine.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from tpn_ray.errors import TrainingError
 EVALUATION_STEPS = 16
 FIELDS = {**kills.FIELDS, "loop.evaluate_every_epochs": EVALUATION_STEPS // 4}
 STARTED = "; run "
-"""Begins, in a job's output, what it says when its checks are over: before, storage that is away is an error."""
+"""Start of what a job prints once its checks are over; before that, unavailable storage is an error."""
 LONGEST_START_SECONDS, LONGEST_PAUSE_SECONDS = 15.0, 2.0
 LOOK_SECONDS = 0.2
 
 
 class Door(Protocol):
-    """What stands before a store."""
+    """A switchable gateway in front of a store."""
 
     url: str
 
     def go_away(self, outage: str) -> None:
-        """Make the store unreachable in a way that the door knows by name."""
+        """Make the store unreachable in one of the ways that the door knows by name."""
 
     def come_back(self) -> None:
-        """End that."""
+        """Make the store reachable again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutageReport:
-    """When the store was away, and what it did to the run."""
+    """When the store was unavailable, and how it affected the run."""
 
     outages: dict[str, int]
     """"how at moment" -> times."""
@@ -57,13 +57,13 @@ class OutageReport:
         )
 
     def check(self) -> None:
-        """Raises TrainingError if a worker was lost, or the run did not end as the undisturbed one."""
+        """Raise TrainingError if a worker was lost, or the run did not end like the undisturbed one."""
         lost = self.outcome.starts - 1
         self.outcome.check(*[f"{lost} group(s) of workers were lost"] * (lost > 0))
 
 
 def epochs_for(outages: int) -> int:
-    """Epochs of four steps in which so many outages find the run still going."""
+    """Return the number of epochs, of four steps, that keep the run going for this many outages."""
     return 8 + 4 * outages
 
 
@@ -80,8 +80,8 @@ def attack(
 ) -> OutageReport:
     """Train undisturbed and with a store that goes away for `seconds` (from, to) each time, and compare.
 
-    The variables of this process lead to the store itself, and the run's to the door. Raises TrainingError if the run
-    stops, or hangs.
+    This process's variables lead to the store itself, and the run's to the door. Raises TrainingError if the run stops
+    or hangs.
     """
     here = kills.empty_folder(folder)
     videos = storage.join(bucket_uri, "videos")
@@ -120,7 +120,7 @@ def attack(
 
 
 def _wait_for(moment: str, run: Run, choice: random.Random, so_far: str) -> None:
-    """Until just before, or just after, what gives the moment its name."""
+    """Wait until just before or just after what the moment is named for."""
     if moment == "start":
         _until(lambda: STARTED in run.job.log.read_text(errors="replace"), run, so_far)
         time.sleep(choice.uniform(0.0, LONGEST_START_SECONDS))

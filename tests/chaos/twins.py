@@ -1,10 +1,10 @@
-"""A training run that is given twice: two drivers of one name, at any moment, must do what one does.
+"""A training run whose command is given twice: two drivers of one name, at any moment, must do what one does.
 
-The run is what a user starts: `python jobs/train.py` with a Ray of its own. While it goes on, the same command is given
-again: beside a driver that lives (the second must be refused, and told who has the run), when the first one is frozen
-for longer than a lease lives (the second must take over, and the first must stop when it wakes), and when the first one
-is killed in the same moment, whose workers live on for some seconds. A run that is over too soon is followed by another
-one. Runs on one machine.
+The run is what a user starts: `python jobs/train.py` with its own Ray instance. During the run, the same command is
+given again in three situations. The driver is alive: the second must be refused and told who holds the run. The first
+driver is frozen for longer than its lease lasts: the second must take over, and the first must stop when it wakes. The
+first driver is killed at the same moment, while its workers live on for some seconds. A run that is over too soon is
+followed by another one. Runs on one machine.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from tpn_ray.training import run_folder
 BESIDE, FROZEN, FROZEN_WHOLE, KILLED = "beside", "driver frozen", "all of it frozen", "killed"
 USER_ERROR = 2
 START_SECONDS = 180.0
-"""Longest time until a second driver is refused, or has the run: its start, and the longest silence of a lease."""
+"""Longest time until a second driver is refused or holds the run: its start, and the longest silence of a lease."""
 LONGEST_PAUSE_SECONDS = 8.0
-"""A twin comes, wakes up or is killed at a random moment so long after what it follows."""
+"""Longest random delay before a twin starts, wakes up, or is killed."""
 LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwinReport:
-    """How often the run was given twice, and what it did to it."""
+    """How often the run was given twice, and how it was affected."""
 
     twins: dict[str, int]
-    """What became of the first driver, and of the second -> times."""
+    """What became of the first and the second driver -> number of times."""
     faults: tuple[str, ...]
-    """Second drivers that were not told, first ones that did not stop, checkpoints that are not whole."""
+    """Second drivers that were not told, first ones that did not stop, and checkpoints that are not intact."""
     outcomes: tuple[Outcome, ...]
-    """Of each run."""
+    """The outcome of each run."""
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {times}" for kind, times in sorted(self.twins.items()))
@@ -55,17 +55,17 @@ class TwinReport:
         )
 
     def check(self) -> None:
-        """Raises TrainingError if the run did not end as the undisturbed one, or a driver did not know its place."""
+        """Raise TrainingError if a run did not end like the undisturbed one, or a driver misbehaved."""
         for outcome in self.outcomes:
             outcome.check(*self.faults)
 
 
 EPOCHS = 60
-"""Of each run, of four steps."""
+"""Number of epochs of each run, of four steps each."""
 
 
 def attack(folder: str, *, twins: int, seed: int, epochs: int) -> TwinReport:
-    """Train undisturbed and with twins, and compare. Raises TrainingError if the run stops for good, or hangs."""
+    """Train undisturbed and with twins, and compare. Raises TrainingError if the run stops for good or hangs."""
     here = kills.empty_folder(folder)
     videos = str(here / "videos")
     write_toy(videos, kills.TOY)
@@ -87,7 +87,7 @@ def attack(folder: str, *, twins: int, seed: int, epochs: int) -> TwinReport:
 
 
 def _kinds(twins: int, choice: random.Random) -> list[str]:
-    """Half of them find a driver that lives; of the others the slow ones, who wait for a lease to end, are fewer."""
+    """Shuffle the kinds of twins: half find a live driver, and few of the others wait for a lease to end."""
     some = [BESIDE, KILLED, FROZEN, BESIDE, KILLED, BESIDE, FROZEN_WHOLE, BESIDE]
     kinds = (some * (1 + twins // len(some)))[:twins]
     choice.shuffle(kinds)
@@ -95,7 +95,7 @@ def _kinds(twins: int, choice: random.Random) -> list[str]:
 
 
 class _Twins:
-    """The run, and who else was given its name."""
+    """The run, and the other drivers that were given its name."""
 
     def __init__(self, here: Path, name: str, videos: str, epochs: int, choice: random.Random) -> None:
         self.here, self.name, self.choice = here, name, choice
@@ -103,7 +103,7 @@ class _Twins:
         self.happened, self.faults = Counter[str](), list[str]()
 
     def twin(self, number: int, kind: str) -> None:
-        """Give the command a second time; what goes on then is the run."""
+        """Run the command a second time; whichever driver remains is the run."""
         first = self.run.job
         second = JobProcess(first.command[1:], self.here / f"twin-{number}.log")
         step = self.run.step
@@ -120,7 +120,7 @@ class _Twins:
             self.faults.append(f"twin {number} ({kind}): step {step} was committed, and is lost")
 
     def goes_on(self) -> bool:
-        """Wait until any moment of a start, or of training; False if the run is over."""
+        """Wait until a random moment of a start or of training; return False if the run is over."""
         steps = self.choice.randrange(kills.MOST_STEPS) if self.choice.random() < 0.7 else -1
         target = self.run.step + steps if steps >= 0 else 0
         at_most = kills.RUN_SECONDS if steps >= 0 else self.choice.uniform(2.0, kills.LONGEST_START_SECONDS)
@@ -142,7 +142,7 @@ class _Twins:
         if status == 0 and first.wait(0) == 0:
             return "found it complete"  # the first one ended meanwhile
         named = (
-            f"another job works on the run {self.name} in {self.run.uri}:" in output
+            f"another job is working on the run {self.name} in {self.run.uri}:" in output
             and f"process {first.pid}," in output
         )
         if status != USER_ERROR or not named:
@@ -166,11 +166,11 @@ class _Twins:
             first.kill()
             self.faults.append(f"a frozen driver ended with {status} when it woke, and said: {output[-500:]}")
         time.sleep(self.choice.uniform(0.0, LONGEST_PAUSE_SECONDS))
-        end(before)  # its Ray ends by itself some time later
+        end(before)  # its Ray instance ends by itself some time later
         return "taken over"
 
     def _killed(self, first: JobProcess, second: JobProcess) -> str:
-        """Only the driver: its workers go on for some seconds, while the second one already begins."""
+        """Kill only the driver: its workers live on for some seconds while the second driver is already starting."""
         below, pause = first.children(), self.choice.uniform(-1.0, LONGEST_PAUSE_SECONDS)
         if pause < 0:
             first.kill(below=False)
@@ -182,7 +182,7 @@ class _Twins:
         time.sleep(self.choice.uniform(0.0, LONGEST_PAUSE_SECONDS))
         end(below)
         self._until(lambda: self._has_it(second) or second.wait(0) is not None, second)
-        if second.wait(0) == USER_ERROR:  # it had seen that the first one lives; the command is given again
+        if second.wait(0) == USER_ERROR:  # it had seen that the first one was alive; the command is run again
             return "refused just before"
         self.run.job = second
         return "taken over"
@@ -196,7 +196,7 @@ class _Twins:
 
 
 def _torn(run_uri: str) -> list[str]:
-    """Checkpoints that are there and not whole."""
+    """List checkpoints that exist but are not intact."""
     found = run_folder.contents(run_uri)
     faults = [f"the checkpoint of step {step} was damaged" for step in found.set_aside]
     for step in found.committed:

@@ -101,7 +101,7 @@ def test_long_footers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_shard(tmp_path: Path) -> None:
     for content in (b"", b"PAR1", b"x" * 5000):
         (tmp_path / "x.parquet").write_bytes(content)
-        with pytest.raises(DamagedError, match=r"it is not a whole shard of this version. Delete it, and give"):
+        with pytest.raises(DamagedError, match=r"it is not a whole shard of this version. Delete it, and run"):
             read_summary(StoredFile(str(tmp_path / "x.parquet"), len(content)))
 
 
@@ -193,20 +193,20 @@ def test_torn_datasets_are_refused(dataset: Path) -> None:
         load_manifest(str(dataset))
     for torn in (text[:50], "", "[]", text.replace("jump", "rump"), '{"format": "tpn_ray prepared videos, 1"}'):
         (dataset / "dataset.json").write_text(torn)
-        with pytest.raises(DamagedError, match=r"dataset.json is damaged: .*\. Give the jobs/prepare.py command"):
+        with pytest.raises(DamagedError, match=r"dataset.json is damaged: .*\. Run the jobs/prepare.py command"):
             load_manifest(str(dataset))
     (dataset / "dataset.json").write_text(text)
     (dataset / "index.parquet").write_bytes(b"other")
     with pytest.raises(DamagedError, match="does not belong to its dataset.json"):
         load_manifest(str(dataset))
     (dataset / "index.parquet").unlink()
-    with pytest.raises(DamagedError, match="index.parquet is damaged: it is not there"):
+    with pytest.raises(DamagedError, match="index.parquet is damaged: it is missing"):
         load_manifest(str(dataset))
 
 
 def test_an_unfinished_dataset_says_so(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / shards.CLAIM), b"{}")
-    with pytest.raises(ManifestError, match=r"is not finished; give its jobs/prepare\.py command again"):
+    with pytest.raises(ManifestError, match=r"is not finished; run its jobs/prepare\.py command again"):
         load_manifest(str(tmp_path))
 
 
@@ -252,5 +252,5 @@ def test_a_shard_of_another_folder_is_not_read(dataset: Path) -> None:
     about.pop("sha256")
     about["index_sha256"] = hashlib.sha256((dataset / "index.parquet").read_bytes()).hexdigest()
     (dataset / "dataset.json").write_text(json.dumps(about))
-    with pytest.raises(ManifestError, match=r"names the shard '\.\./\.\./other\.parquet'; no shard is so called"):
+    with pytest.raises(ManifestError, match=r"names the shard '\.\./\.\./other\.parquet'; no shard has such a name"):
         load_manifest(str(dataset))

@@ -83,6 +83,6 @@ def test_names_that_would_leave_their_folder(toy_folder: Path, tmp_path: Path) -
         ("tune", "--name", "..\x1b[2J"),
     ):
         said = refusal(job, *common, flag, name)
-        assert f"{flag} {name!r} cannot be a name" in said
+        assert f"{flag} {name!r} is not a valid name" in said
         assert "\x1b" not in said
     assert not (tmp_path / "escape").exists()

@@ -71,7 +71,7 @@ def test_what_a_user_gets_wrong(untrained: str, toy_folder: Path, tmp_path: Path
     data = ["--data", str(toy_folder)]
     cases = {
         "trained on 8 classes (a, b, c, d, e, ...) (action)": ("evaluate", "--checkpoint", foreign, *data),
-        "is not a whole checkpoint": ("evaluate", "--checkpoint", str(tmp_path / "none"), *data),
+        "is not a complete checkpoint": ("evaluate", "--checkpoint", str(tmp_path / "none"), *data),
         "views '3x7' are not known": ("evaluate", "--checkpoint", untrained, *data, "--views", "3x7"),
         "a multiple of the one before": ("evaluate", "--checkpoint", untrained, *data, "--alpha", "2,3"),
         "nothing at": ("predict", "--checkpoint", untrained, "--videos", str(tmp_path / "gone")),

@@ -33,7 +33,7 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(toy_folder: Path, tmp_path: Path) ->
     assert job.returncode == 143, said
     name = re.search(r"; run (\S+) in ", seen)
     assert name
-    assert f"stopped; the same command with --name {name[1]} goes on where this one stopped\n" in said
+    assert f"stopped; the same command with --name {name[1]} resumes where this one stopped\n" in said
     assert "Traceback" not in said
     client = MlflowClient(tracking.local_uri(str(tmp_path)))
     experiment = client.get_experiment_by_name("tpn_ray")

@@ -81,7 +81,7 @@ def _stop_after_a_checkpoint(job: list[str], environment: dict[str, str], run: s
     assert run_folder.committed_steps(run)[-1] < EPOCHS, "it was over before it was stopped"
     logs = [str(BIN / "ray"), "job", "logs", "first"]
     said = subprocess.run(logs, check=True, env=environment, capture_output=True, text=True, timeout=60).stdout
-    assert "stopped; the same command with --name submitted goes on where this one stopped" in said, said
+    assert "stopped; the same command with --name submitted resumes where this one stopped" in said, said
 
 
 def _check_checkpoint(run: str) -> None:

@@ -174,7 +174,7 @@ def test_several_label_sets_share_one_layer() -> None:
         ({"levels": (4, 6)}, r"levels=\(4, 6\)"),
         ({"levels": (5, 4)}, "lowest first"),
         ({"levels": ()}, r"levels=\(\)"),
-        ({"levels": (5,), "alpha": (8,)}, "is no pyramid"),
+        ({"levels": (5,), "alpha": (8,)}, "is not a pyramid"),
         ({"rates": (1, 2)}, "one stage in levels"),
         ({"levels": (5,), "rates": (2, 1)}, r"rates=\(2, 1\)"),
         ({"levels": (5,), "rates": (0, 1)}, r"rates=\(0, 1\)"),

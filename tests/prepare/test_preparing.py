@@ -56,7 +56,7 @@ def test_a_second_job_is_refused_and_takes_nothing_from_the_first(
     with lease.held(str(out), "dataset out"):
         in_flight = out / SHARDS / f".train-00000.parquet.{'0' * 32}"
         storage.write_bytes(str(in_flight), b"half")
-        with pytest.raises(LeaseError, match=r"another job works on the dataset out in .*choose another --out"):
+        with pytest.raises(LeaseError, match=r"another job is working on the dataset out in .*choose another --out"):
             prepare(manifest, out)
         assert in_flight.exists()
     (tmp_path / "mine").mkdir()

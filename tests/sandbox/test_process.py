@@ -108,7 +108,7 @@ def test_a_child_that_is_ended_from_outside(good: Path) -> None:
         child = psutil.Process(box.child)
         child.kill()
         assert prepare(box, good) == expected, "it is begun again"
-        with pytest.raises(ResourceError, match="ended from outside"):
+        with pytest.raises(ResourceError, match="killed from outside"):
             box.call(misbehaviour.ends, b"")
 
 

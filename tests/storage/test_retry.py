@@ -91,7 +91,7 @@ def test_every_operation_outlives_an_outage(
     names = [file.uri.removeprefix(f"{folder}/") for file in storage.list_files(folder)]
     assert names == ["a/kept", "b/large", "b/small"]
     assert told == [
-        f"storage at {proxy.url} does not answer, or refuses; it is waited for, 300 s at most (--storage-seconds)",
+        f"storage at {proxy.url} does not answer or refuses requests; waiting up to 300 s (--storage-seconds)",
         f"storage at {proxy.url} answers again",
     ]
 

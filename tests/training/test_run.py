@@ -56,7 +56,7 @@ def test_a_complete_run_whose_last_checkpoint_is_damaged_is_not_complete(tmp_pat
     assert is_complete(run, 8, 8, ledger_of(manifest, seen))
     (tmp_path / "run" / "step-00000008" / "weights.pt").write_bytes(b"x")
     assert not is_complete(run, 8, 8, ledger_of(manifest, seen))
-    assert "weights.pt does not have the SHA-256" in str(seen[0])
+    assert "weights.pt does not match the SHA-256" in str(seen[0])
     (tmp_path / "run" / "step-00000004" / "weights.pt").write_bytes(b"x")
     with pytest.raises(DamagedError, match="every checkpoint of the run"):
         is_complete(run, 4, 4, ledger_of(manifest, seen))
@@ -76,7 +76,7 @@ def test_a_run_that_another_job_works_on_is_refused_and_left_alone(
     with lease.held(run, "run run"):
         before = files(tmp_path)
         for asked in (recipe, other):
-            with pytest.raises(LeaseError, match=r"another job works on the run run in .*, since 20"):
+            with pytest.raises(LeaseError, match=r"another job is working on the run run in .*, since 20"):
                 run_again(tmp_path, asked, manifest, seen)
         assert files(tmp_path) == before
     assert run_again(tmp_path, recipe, manifest, seen).best == f"{run}/step-00000004"

@@ -114,7 +114,7 @@ def test_colours_stay(colours: dict[str, str]) -> None:
 
 
 def test_a_picture_that_the_encoder_does_not_take() -> None:
-    with pytest.raises(BadVideo, match="stored at 20000 x 16 pixels; H.264 takes 16384 a side") as caught:
+    with pytest.raises(BadVideo, match="stored at 20000 x 16 pixels; H.264 allows 16384 per side") as caught:
         prepare(hostile.strip())
     assert caught.value.reason == "too_large"
 

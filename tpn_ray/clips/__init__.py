@@ -1,1 +1,1 @@
-"""From frames to clips: which frames, crops, views and augmentation. No Ray, no model."""
+"""From frames to clips: which frames, crops, views, and augmentation. No Ray, no model."""

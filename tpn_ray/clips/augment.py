@@ -1,8 +1,8 @@
-"""Crops, flip and colour jitter of uint8 clips. Pure functions; run anywhere.
+"""Crops, flips, and color jitter of uint8 clips. Pure functions; run anywhere.
 
-Every draw is a pure function of (seed, epoch, sample, clip), and drawing is apart from applying: `draw_crop` and
-`draw_jitter` return small values that can be applied here with numpy and Pillow, or on a device. A clip has one draw
-of each, shared by its frames, so that no motion or flicker is added that is not in the video.
+Every draw is a pure function of (seed, epoch, sample, clip), and drawing is separate from applying: `draw_crop` and
+`draw_jitter` return small values that can be applied here with numpy and Pillow, or on a device. All frames of a clip
+share one draw of each, so that no motion or flicker is added that is not in the video.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from PIL import Image
 from tpn_ray.errors import ConfigError
 
 Frames = NDArray[np.uint8]
-"""Pixels (t, h, w, 3), RGB, 0 to 255."""
+"""RGB pixels (t, h, w, 3), 0 to 255."""
 
 CropName = Literal["centre", "left", "middle", "right"]
 
 CENTRE_CROP: tuple[CropName, ...] = ("centre",)
-"""One crop of crop_px in the middle: the quick test."""
+"""One crop of crop_px in the center: the quick test."""
 
 THREE_CROPS: tuple[CropName, ...] = ("left", "middle", "right")
 """Three squares of test_short_side_px along the long side (top, middle, bottom of a portrait): the published test."""
@@ -34,31 +34,34 @@ CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How the frames of a clip are cut, flipped and coloured."""
+    """How the frames of a clip are cropped, flipped, and colored."""
 
     crop_px: int = 224
     """Height and width of the network's input in training and in the quick test, in pixels."""
 
     area: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the picture that a training crop takes, before it is resized to crop_px."""
+    """Smallest and largest share of the picture that a training crop covers, before it is resized to crop_px."""
 
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Narrowest and widest training crop, width over height."""
+    """Narrowest and widest aspect ratio of a training crop, width over height."""
 
     flip: float = 0.5
-    """Probability of mirroring a training clip left to right. Set 0 where the classes tell left from right."""
+    """Probability of mirroring a training clip left to right. Set 0 if the classes distinguish left from right."""
 
     brightness: float = 0.5
-    """Brightness is multiplied by a draw from 1 -+ this; 0 disables."""
+    """Strength of the brightness jitter: brightness is multiplied by a draw from 1 +- this; 0 disables it."""
 
     contrast: float = 0.5
-    """The distance from the clip's mean grey is multiplied by a draw from 1 -+ this; 0 disables."""
+    """Strength of the contrast jitter: the distance from the clip's mean gray is multiplied by a draw from 1 +- this; 0
+    disables it."""
 
     saturation: float = 0.5
-    """The distance from grey is multiplied by a draw from 1 -+ this; 0 disables."""
+    """Strength of the saturation jitter: the distance from gray is multiplied by a draw from 1 +- this; 0 disables
+    it."""
 
     hue: float = 0.1
-    """Hue is turned by a draw from -+ this, in turns of the colour wheel (at most 0.5); 0 disables."""
+    """Strength of the hue jitter: hue is rotated by a draw from +- this, in turns of the color wheel (at most 0.5); 0
+    disables it."""
 
     test_short_side_px: int = 256
     """Short side that test frames are resized to before cropping, in pixels."""
@@ -79,10 +82,10 @@ class AugmentConfig:
 
 
 def generator(seed: int, epoch: int, sample: int, clip: int) -> np.random.Generator:
-    """The random numbers of one clip: a pure function of these four non-negative integers, in any process.
+    """Return the random generator of one clip: a pure function of these four non-negative integers, in any process.
 
-    Philox counts: (seed, epoch) is its key and (sample, clip) the upper half of its counter, so that no two clips
-    share a number before 2**128 draws. (Salmon et al., Parallel random numbers: as easy as 1, 2, 3; SC 2011.)
+    Philox is counter-based: (seed, epoch) is its key and (sample, clip) the upper half of its counter, so that no two
+    clips share a number within 2**128 draws. (Salmon et al., Parallel random numbers: as easy as 1, 2, 3; SC 2011.)
     """
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, sample, clip]))
 
@@ -103,10 +106,10 @@ class CropDraw:
 
 @dataclass(frozen=True)
 class JitterDraw:
-    """Colour jitter of a clip as one affine map: rgb' = matrix @ rgb + grey_share * (the clip's mean grey).
+    """Color jitter of a clip as one affine map: rgb' = matrix @ rgb + grey_share * (the clip's mean gray).
 
-    All four changes are linear, so whatever their order they are one 3 x 3 matrix and one multiple of the mean grey:
-    a single pass over the pixels, the same on CPU and GPU, clipped once at the end.
+    All four changes are linear, so in any order they amount to one 3 x 3 matrix and one multiple of the mean gray: a
+    single pass over the pixels, the same on CPU and GPU, clipped once at the end.
     """
 
     matrix: tuple[tuple[float, float, float], ...]
@@ -114,7 +117,7 @@ class JitterDraw:
 
     @property
     def is_identity(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether the jitter changes nothing."""
         return self == NO_JITTER
 
 
@@ -122,15 +125,16 @@ NO_JITTER = JitterDraw(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), 0.0)
 
 
 def draw_crop(config: AugmentConfig, height_px: int, width_px: int, random: np.random.Generator) -> CropDraw:
-    """One random resized crop and one flip: area uniform, aspect log-uniform, up to ten tries, as mmaction2.
+    """Draw a random resized crop and a flip: uniform area, log-uniform aspect, up to ten tries, as in mmaction2.
 
-    The official code draws the aspect uniformly and confuses height and width in its fit test; not repeated here.
+    The official code draws the aspect uniformly and confuses height and width in its fit test; that is not reproduced
+    here.
     """
     logs = random.uniform(math.log(config.aspect[0]), math.log(config.aspect[1]), CROP_ATTEMPTS)
     areas = random.uniform(config.area[0], config.area[1], CROP_ATTEMPTS) * (height_px * width_px)
     widths = np.maximum(np.round(np.sqrt(areas * np.exp(logs))).astype(int), 1)
     heights = np.maximum(np.round(np.sqrt(areas / np.exp(logs))).astype(int), 1)
-    left_share, top_share, coin = random.random(3)  # always drawn: what follows does not depend on the tries
+    left_share, top_share, coin = random.random(3)  # always drawn, so that what follows does not depend on the tries
     fitting = np.flatnonzero((widths <= width_px) & (heights <= height_px))
     mirrored = bool(coin < config.flip)
     if fitting.size == 0:
@@ -146,11 +150,12 @@ _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.5
 
 
 def draw_jitter(config: AugmentConfig, random: np.random.Generator) -> JitterDraw:
-    """One colour jitter: the four changes in a random order.
+    """Draw the color jitter: the four changes in a random order.
 
-    Against mmaction2 (torchvision's functions): hue is turned in the YIQ plane, as in the official TPN code, rather
-    than through HSV, which makes it linear; the order is drawn per clip, not once per process; contrast turns about
-    the mean of the clip, not of each frame, which would move the brightness of a blinking scene.
+    Three things differ from mmaction2 (torchvision's functions). Hue is rotated in the YIQ plane, as in the official
+    TPN code, rather than through HSV, which makes it linear. The order is drawn per clip, not once per process.
+    Contrast changes around the mean of the clip rather than of each frame, which would shift the brightness of a
+    blinking scene.
     """
     brightness, contrast, saturation = (
         random.uniform(1 - strength, 1 + strength)
@@ -167,14 +172,14 @@ def draw_jitter(config: AugmentConfig, random: np.random.Generator) -> JitterDra
         matrix = maps[step] @ matrix
         if step == 0:
             grey_share, grey_gain = brightness * grey_share, brightness * grey_gain
-        if step == 1:  # towards the mean grey of the picture as it is by now
+        if step == 1:  # towards the mean gray of the picture as it is at this point
             grey_share += (1 - contrast) * grey_gain
             grey_gain *= contrast
     return JitterDraw(tuple((float(row[0]), float(row[1]), float(row[2])) for row in matrix), float(grey_share))
 
 
 def _hue(turns: float) -> NDArray[np.float64]:
-    """The map that turns the chroma plane, and leaves luma as it is."""
+    """Return the map that rotates the chroma plane and keeps luma."""
     cos, sin = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
     turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
     turned: NDArray[np.float64] = np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
@@ -185,17 +190,17 @@ def _hue(turns: float) -> NDArray[np.float64]:
 
 
 def crop_and_resize(frames: Frames, crop: CropDraw, size_px: int) -> Frames:
-    """Cut a rectangle from each frame, resize it (antialiased bilinear) to size_px x size_px, mirror it if drawn."""
+    """Crop each frame, resize it (antialiased bilinear) to size_px x size_px, and mirror it if drawn."""
     bottom_px, right_px = crop.top_px + crop.height_px, crop.left_px + crop.width_px
-    # Cut first: with Pillow's `box` the antialiasing would mix in pixels from outside the crop.
+    # Cut first: with Pillow's `box`, the antialiasing would mix in pixels from outside the crop.
     return _resize(frames[:, crop.top_px : bottom_px, crop.left_px : right_px], size_px, size_px, crop.mirrored)
 
 
 def apply_jitter(frames: Frames, jitter: JitterDraw) -> Frames:
-    """The colour-jittered clip, rounded and clipped to 0..255."""
+    """Apply the color jitter to a clip, rounded and clipped to 0..255."""
     if jitter.is_identity:
         return frames
-    # All frames as one tall picture: Pillow's colour matrix takes a fifth of the time of a numpy product.
+    # All frames as one tall picture: Pillow's color matrix takes a fifth of the time of a numpy product.
     tall = Image.fromarray(frames.reshape(-1, frames.shape[2], 3))
     counts = np.array(tall.histogram(), dtype=np.int64).reshape(3, 256)
     mean_grey = float(counts @ np.arange(256) @ _LUMA) / (frames.size // 3)
@@ -206,7 +211,7 @@ def apply_jitter(frames: Frames, jitter: JitterDraw) -> Frames:
 
 
 def train_view(frames: Frames, config: AugmentConfig, random: np.random.Generator) -> Frames:
-    """The augmented clip (t, crop_px, crop_px, 3)."""
+    """Make the augmented clip (t, crop_px, crop_px, 3)."""
     crop = draw_crop(config, frames.shape[1], frames.shape[2], random)
     jitter = draw_jitter(config, random)
     return apply_jitter(crop_and_resize(frames, crop, config.crop_px), jitter)
@@ -217,9 +222,9 @@ def train_views(
     config: AugmentConfig,
     randoms: Sequence[np.random.Generator],
 ) -> list[Frames]:
-    """The clips of `train_view`, each frame of which is cut and resized as soon as it is decoded.
+    """Make several clips as `train_view` does, but crop and resize each frame as soon as it is decoded.
 
-    `decode` gives the frames of each clip, to every one of which (h, w, 3) the clip's function was applied.
+    `decode` takes one function per clip and returns the clips, with the function applied to each frame (h, w, 3).
     """
     crops: dict[int, CropDraw] = {}
 
@@ -237,24 +242,24 @@ def train_views(
 
 
 def test_view(frames: Frames, config: AugmentConfig, crop: CropName = "centre") -> Frames:
-    """The clip with its short side resized to test_short_side_px, then cropped; a pure function of the frames.
+    """Resize the clip's short side to test_short_side_px, then crop it; a pure function of the frames.
 
-    "centre": (t, crop_px, crop_px, 3) from the middle. "left", "middle", "right": (t, short, short, 3) with
-    short = test_short_side_px, along the long side (for a portrait: top, middle, bottom).
+    "centre" gives (t, crop_px, crop_px, 3) from the center. "left", "middle", and "right" give (t, short, short, 3),
+    where short = test_short_side_px, along the long side (for a portrait: top, middle, bottom).
     """
     return cut_view(test_size(frames, config), config, crop)
 
 
 def test_size(frames: Frames, config: AugmentConfig) -> Frames:
-    """The frames with their short side resized to test_short_side_px: the part that all crops share."""
+    """Resize the frames' short side to test_short_side_px: the step that all crops share."""
     height, width = test_shape(frames.shape[1], frames.shape[2], config)
     return frames if (height, width) == frames.shape[1:3] else _resize(frames, height, width)
 
 
 def test_shape(height_px: int, width_px: int, config: AugmentConfig) -> tuple[int, int]:
-    """Height and width of test frames."""
+    """Return the height and width of test frames."""
     scale = config.test_short_side_px / min(height_px, width_px)
-    # The short side must not fall one pixel short of the crop by rounding.
+    # Rounding must not make the short side one pixel smaller than the crop.
     return (
         max(round(height_px * scale), config.test_short_side_px),
         max(round(width_px * scale), config.test_short_side_px),
@@ -262,13 +267,13 @@ def test_shape(height_px: int, width_px: int, config: AugmentConfig) -> tuple[in
 
 
 def cut_view(resized: Frames, config: AugmentConfig, crop: CropName) -> Frames:
-    """A view of the frames of `test_size`."""
+    """Cut a view out of the frames of `test_size`."""
     top, left, side = view_square(resized.shape[1], resized.shape[2], config, crop)
     return np.ascontiguousarray(resized[:, top : top + side, left : left + side])
 
 
 def view_square(height_px: int, width_px: int, config: AugmentConfig, crop: CropName) -> tuple[int, int, int]:
-    """Top, left and side of a view within test frames of this size."""
+    """Return the top, left, and side of a view within test frames of this size."""
     side = config.crop_px if crop == "centre" else config.test_short_side_px
     share = {"left": 0.0, "centre": 0.5, "middle": 0.5, "right": 1.0}.get(crop)
     if share is None:

@@ -1,4 +1,4 @@
-"""The frames that views show -> the views, on the device. Runs where the network runs."""
+"""Cuts views out of decoded frames on the device. Runs where the network runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tpn_ray.clips.views import Square, ViewFrames, Views, squares
 def cut(
     frames: UInt8[Tensor, "f h w c"], places: Int[Tensor, "clips t"], squares: Sequence[Square], side_px: int
 ) -> UInt8[Tensor, "v t s s c"]:
-    """The views of `squares`; `places` says which frames make each clip."""
+    """Cut the views of `squares`; `places` says which frames make up each clip."""
     views = frames.new_empty(len(squares), places.shape[1], side_px, side_px, frames.shape[3])
     for view, square in zip(views, squares, strict=True):
         across = slice(square.left, square.left + side_px)
@@ -27,7 +27,7 @@ def cut(
 
 
 def all_views(seen: ViewFrames, views: Views, config: AugmentConfig) -> NDArray[np.uint8]:
-    """uint8 (v, t, h, w, c): every view, on the CPU."""
+    """Cut every view on the CPU, as uint8 (v, t, h, w, c)."""
     frames, places = torch.tensor(seen.frames), torch.tensor(seen.places)
     made: NDArray[np.uint8] = cut(frames, places, squares(seen, views, config), views.side_px(config)).numpy()
     return made

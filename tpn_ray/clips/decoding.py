@@ -1,7 +1,7 @@
-"""What is decoded of one video: functions of its bytes alone, which run in a sandbox or here. Needs no Ray.
+"""Decodes one video for a purpose: functions of its bytes alone, which run in a sandbox or here. No Ray.
 
 A video of unknown origin is read in a child process that can be killed (`tpn_ray.sandbox`). A prepared one, which this
-project encoded and whose bytes were compared with their hash, is read here, which saves the way there and back.
+project encoded and whose bytes were compared with their hash, is read here, which saves the round trip.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Decode = Callable[..., Any]
 """Calls one of the functions below with a video's bytes and the other arguments."""
 
 MEASURED_CLIPS = 4
-"""Clips of a video that are decoded to measure how long one takes."""
+"""Number of clips of a video that are decoded to measure the time of one."""
 
 
 def decoder_of(prepared: bool) -> Decode:
-    """Return what calls a function on a video: here for a prepared one, else in a sandbox.
+    """Return what calls a function on a video: here for a prepared one, otherwise in a sandbox.
 
-    Either way, whatever the function raises because of the video is a BadVideo.
+    Either way, whatever the function raises because of the video becomes a BadVideo.
     """
     return _here if prepared else clip_sandbox().call
 
@@ -43,7 +43,7 @@ def _here(function: Callable[..., Any], data: bytes, *arguments: Any) -> Any:
 
 
 def rehearse() -> None:
-    """Go through what a sandbox will need, for what numpy and Pillow import on first use."""
+    """Exercise what a sandbox will need, so that numpy and Pillow import what they load lazily."""
     frames, config = np.zeros((1, 8, 8, 3), np.uint8), AugmentConfig(crop_px=4, test_short_side_px=4)
     augment.train_view(frames, config, augment.generator(0, 0, 0, 0))
     augment.test_view(frames, config)
@@ -52,9 +52,9 @@ def rehearse() -> None:
 def training_clips(
     data: bytes, clip: ClipConfig, config: AugmentConfig, draw: tuple[int, int, int], developed: bool
 ) -> list[Any]:
-    """Make the training clips of a video, `clip.clips_per_video` of them, from one pass over it.
+    """Make the training clips of a video, `clip.clips_per_video` of them, in one pass over it.
 
-    `draw` is (seed, epoch, sample). A clip is uint8 (t, h, w, c), or one of `handover.training_clips` where it is not
+    `draw` is (seed, epoch, sample). A clip is uint8 (t, h, w, c), or one of `handover.training_clips` if it is not
     `developed`.
     """
     randoms = [augment.generator(*draw, number) for number in range(clip.clips_per_video)]
@@ -66,7 +66,7 @@ def training_clips(
 
 
 def centre_clip(data: bytes, clip: ClipConfig, config: AugmentConfig, developed: bool) -> Any:
-    """Make the middle clip of a video in its centre crop, in the form of `training_clips`."""
+    """Make the middle clip of a video in its center crop, in the form of `training_clips`."""
     with open_video(data) as video:
         indices = sampling.test_indices(clip, video.frame_count, 1)[0]
         if not developed:
@@ -83,7 +83,7 @@ def seen(data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig) -> 
 def seen_windows(
     data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig, length_seconds: float, hop_seconds: float
 ) -> Iterator[list[Any]]:
-    """Decode what all views show of each window: the fields of `ViewFrames`, and those of its `Window`."""
+    """Decode what all views show of each window, and yield the fields of `ViewFrames` and those of its `Window`."""
     with open_video(data) as video:
         for window in windows(video, length_seconds, hop_seconds):
             one = see(video, data, views, clip, config, window)
@@ -99,9 +99,9 @@ def each_window(
     length_seconds: float,
     hop_seconds: float,
 ) -> Iterator[tuple[ViewFrames, Window]]:
-    """Yield what is seen of each window of a video, one at a time: those of a long one do not fit into memory.
+    """Yield what the views show of each window of a video, one at a time: those of a long one do not fit into memory.
 
-    Raises BadVideo where the video cannot be used, at its beginning or from somewhere on.
+    Raises BadVideo if the video cannot be used, either at its beginning or from some point on.
     """
     arguments = (data, views, clip, config, length_seconds, hop_seconds)
     items = seen_windows(*arguments) if prepared else clip_sandbox().stream(seen_windows, *arguments)
@@ -115,14 +115,14 @@ def each_window(
 
 
 def spread_frames(data: bytes, clip: ClipConfig, config: AugmentConfig) -> NDArray[np.uint8]:
-    """Decode frames spread over a video, at the size of the test: uint8 (t, h, w, c)."""
+    """Decode frames spread over a video, in the size used for testing: uint8 (t, h, w, c)."""
     with open_video(data) as video:
         indices = sampling.test_indices(clip, video.frame_count, 1)[0]
         return video.frames(indices, lambda frame: augment.test_size(frame[None], config)[0])
 
 
 def clip_seconds(data: bytes, clip: ClipConfig, developed: bool) -> float:
-    """Measure the CPU seconds that a clip takes, opening included: the median of some clips."""
+    """Measure the CPU seconds that a clip takes, including opening the video: the median of several clips."""
     spent = []
     for number in range(MEASURED_CLIPS):
         begin = time.thread_time()

@@ -1,6 +1,6 @@
-"""Clips as decoded -> augmented clips, on the device, all of a micro-batch at once. Runs where the network runs.
+"""Converts clips as decoded to augmented clips, a whole micro-batch at once. Runs where the network runs.
 
-The pixels are those that `augment.train_view` and `augment.test_view` make, within one level before the colour jitter.
+The pixels are those of `augment.train_view` and `augment.test_view`, within one level before the color jitter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tpn_ray.model import pixels
 
 
 def clips_of_block(block: Rows, good: NDArray[np.bool_], size_px: int, device: str) -> UInt8[Tensor, "n t h w c"]:
-    """The clips of the rows that are `good`, on the device. The block's memory is read only, and not changed."""
+    """Make the clips of the `good` rows on the device. The block's memory is read-only and stays unchanged."""
     notes = from_array(block[rows.NOTES][good])
     frames = max((note.frames for note in from_array(block[rows.NOTES])), default=0)
     if not notes:
@@ -29,13 +29,13 @@ def clips_of_block(block: Rows, good: NDArray[np.bool_], size_px: int, device: s
 
 
 def develop(stored: UInt8[Tensor, " bytes"], notes: list[Note], size_px: int) -> UInt8[Tensor, "n t h w c"]:
-    """The clips of `notes`, of which each has one; all have the same number of frames."""
+    """Make the clips of `notes`, each of which must have one; all have the same number of frames."""
     if not notes or any(note.kind == NOTHING for note in notes):
         raise ValueError(f"{len(notes)} notes, {sum(note.kind == NOTHING for note in notes)} of them without a clip")
     frames = notes[0].frames
     height = max(note.height + note.height % 2 for note in notes)
     width = max(note.width + note.width % 2 for note in notes)
-    # Clips of different sizes become one batch by filling them up; the weights of the filling are 0.
+    # Clips of different sizes are padded to form one batch; the padding has weight 0.
     luma = stored.new_zeros(len(notes), frames, height, width)
     chroma = stored.new_zeros(2, len(notes), frames, height // 2, width // 2)
     for place, note in enumerate(notes):

@@ -1,7 +1,7 @@
 """Clips as decoded, for a device to develop (`develop.py`), and how a block carries them. Runs on Ray Data workers.
 
-Nothing is converted, resized or coloured here: planes are cut to what the clip needs of them and handed over, with a
-note on what is still to be done. Of videos that have no plain planes, RGB is handed over.
+Nothing is converted, resized, or colored here: planes are cut to what the clip needs and handed over, with a note on
+what remains to be done. Videos without plain planes are handed over as RGB.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Parts = list[NDArray[np.uint8]]
 def training_clips(
     video: Video, clips: Sequence[Indices], config: AugmentConfig, randoms: Sequence[np.random.Generator]
 ) -> list[tuple[Parts, Note]]:
-    """Clips of one video from one pass. The draws are those of `augment.train_view`, in the same order."""
+    """Make clips of one video in one pass. The draws are those of `augment.train_view`, in the same order."""
     crops: dict[int, CropDraw] = {}
 
     def cut_of(place: int) -> Cut:
@@ -58,7 +58,7 @@ def training_clips(
 
 
 def centre_clip(video: Video, indices: Indices, config: AugmentConfig) -> tuple[Parts, Note]:
-    """The clip that `augment.test_view` makes. What is not stored in the size of the test is resized here."""
+    """Make the clip of `augment.test_view`. A video that is not stored in the test size is resized here."""
     square = CropDraw(0, 0, 0, 0)
 
     def cut(height: int, width: int) -> Box | None:
@@ -77,9 +77,9 @@ def centre_clip(video: Video, indices: Indices, config: AugmentConfig) -> tuple[
 def columns(
     made: Sequence[tuple[Parts, Note] | None], frames: int, together: int
 ) -> dict[str, NDArray[np.uint8 | np.float64]]:
-    """PIXELS and NOTES of a block; None stands for a place without a clip.
+    """Build the PIXELS and NOTES columns of a block; None marks a place without a clip.
 
-    The pixels of `together` neighbours fill the rows of just these, whatever the size of each.
+    The pixels of each group of `together` neighbors fill exactly the rows of that group, whatever the clips' sizes.
     """
     groups = [made[at : at + together] for at in range(0, len(made), together)]
     sizes = [sum(part.size for one in group if one for part in one[0]) for group in groups]
@@ -98,7 +98,7 @@ def columns(
 
 
 def _even(crop: CropDraw, height: int, width: int) -> Box:
-    """The crop and up to a pixel around it, where chroma, which serves 2 x 2 pixels, begins and ends."""
+    """Extend the crop by up to a pixel on each side to where chroma, which covers 2 x 2 pixels, starts and ends."""
     bottom, right = crop.top_px + crop.height_px, crop.left_px + crop.width_px
     return crop.top_px & ~1, crop.left_px & ~1, min(bottom + 1 & ~1, height), min(right + 1 & ~1, width)
 

@@ -1,4 +1,4 @@
-"""What is still to be done to a clip that was decoded for a device to develop. Plain data; runs anywhere."""
+"""Notes on what remains to be done to clips that a device will develop. Plain data; runs anywhere."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOTHING, PLANES, RGB = 0, 1, 2
-"""Kinds: no clip at all; planes y, u, v; pixels of three bytes."""
+"""Kinds: no clip at all; planes y, u, v; RGB pixels of three bytes."""
 
 
 class Note(NamedTuple):
-    """Where a clip is in the block's pixels, what it looks like there, and its draws."""
+    """The place of a clip in the block's pixels, its form there, and its random draws."""
 
     kind: int
     begin: int
-    """First byte."""
+    """First byte of the clip."""
     frames: int
     height: int
     width: int
     top: int
-    """The crop, in pixels of what is stored."""
+    """Top of the crop, which is in pixels of what is stored."""
     left: int
     crop_height: int
     crop_width: int
     mirrored: bool
     matrix: int
-    """Of colours; see `tpn_ray.videos.planes.Planes`."""
+    """Color matrix; see `tpn_ray.videos.planes.Planes`."""
     full: bool
     jitter: tuple[tuple[float, ...], ...]
     grey_share: float
@@ -36,17 +36,17 @@ class Note(NamedTuple):
 
 NO_CLIP = Note(NOTHING, 0, 0, 0, 0, 0, 0, 0, 0, False, 0, False, ((0.0,) * 3,) * 3, 0.0)
 NUMBERS = 12
-"""Fields before `jitter`."""
+"""Number of fields before `jitter`."""
 
 
 def to_array(notes: Sequence[Note]) -> NDArray[np.float64]:
-    """(n, 22)."""
+    """Convert notes to an array (n, 22)."""
     rows = [[*note[:NUMBERS], *(share for row in note.jitter for share in row), note.grey_share] for note in notes]
     return np.array(rows, dtype=np.float64)
 
 
 def from_array(array: NDArray[np.float64]) -> list[Note]:
-    """The notes of some rows."""
+    """Convert the rows of an array back to notes."""
     notes = []
     for row in array.tolist():
         jitter = tuple(tuple(row[at : at + 3]) for at in range(NUMBERS, NUMBERS + 9, 3))

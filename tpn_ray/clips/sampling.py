@@ -1,6 +1,7 @@
-"""Which frames make a clip. Pure index arithmetic on a frame count; runs anywhere.
+"""Which frames make up a clip. Pure index arithmetic on a frame count; runs anywhere.
 
-Two protocols, both as published for TPN (in mmaction2's form):
+There are two protocols, both as published for TPN (in mmaction2's form):
+
 "dense": `frames` frames at a fixed stride from one place (SlowOnly models on Kinetics);
 "segments": one frame from each of `frames` equal parts of the video (TSN and TSM models on Something-Something).
 """
@@ -22,21 +23,21 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """How a clip is taken from a video."""
+    """How a clip is sampled from a video."""
 
     frames: int = 8
-    """Frames in a clip (T)."""
+    """Number of frames in a clip (T)."""
 
     stride_frames: int = 8
     """Distance between two frames of a clip (tau), in frames of the video. Only for sampling "dense"."""
 
     sampling: Literal["dense", "segments"] = "dense"
-    """Where the frames lie. dense: `stride_frames` apart; segments: one in each of `frames` equal parts."""
+    """Placement of the frames. dense: `stride_frames` apart; segments: one in each of `frames` equal parts."""
 
     clips_per_video: int = 1
-    """Training clips drawn from a video each time it is opened, which then costs one decoding pass (repeated
-    augmentation). An epoch has so many times as many clips; those of a video stand in the same micro-batch, which
-    their number must divide."""
+    """Number of training clips drawn from a video each time it is opened, in one decoding pass (repeated augmentation).
+    An epoch has this many times as many clips; those of a video are in the same micro-batch, whose size must be a
+    multiple of their number."""
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -50,26 +51,28 @@ class ClipConfig:
 
     @property
     def span_frames(self) -> int:
-        """Frames of the video that a dense clip covers, from its first to its last frame."""
+        """Number of video frames that a dense clip covers, from its first to its last frame."""
         return (self.frames - 1) * self.stride_frames + 1
 
 
 def train_indices(config: ClipConfig, frame_count: int, random: np.random.Generator) -> Indices:
-    """Frame indices (frames,) of one random clip, each in [0, frame_count). Raises BadVideo for an empty video."""
+    """Draw the frame indices (frames,) of a random clip, in [0, frame_count). Raises BadVideo for an empty video."""
     _refuse_empty(frame_count)
     if config.sampling == "segments":
         return _train_segments(config.frames, frame_count, random)
-    # mmaction2 reserves T * tau frames in training, not the (T - 1) * tau + 1 that a clip covers.
+    # In training, mmaction2 reserves T * tau frames rather than the (T - 1) * tau + 1 that a clip covers.
     starts = frame_count - config.frames * config.stride_frames + 1
     start = int(random.integers(starts)) if starts > 0 else 0
     return _dense(config, np.array([start]), frame_count).reshape(config.frames)
 
 
 def test_indices(config: ClipConfig, frame_count: int, clips: int) -> Indices:
-    """Frame indices (clips, frames) of evenly spread clips; a pure function. Raises BadVideo for an empty video.
+    """Return the frame indices (clips, frames) of evenly spread clips. Raises BadVideo for an empty video.
 
-    Dense: the first clip begins at the first frame, the last ends at the last; one clip stands in the middle.
-    Segments: one clip takes the middle of each part, a second one its beginning (mmaction2's `twice_sample`).
+    The result is a pure function of the arguments.
+
+    Dense: the first clip starts at the first frame, and the last ends at the last; a single clip is in the middle.
+    Segments: a single clip takes the middle of each part, a second one its beginning (mmaction2's `twice_sample`).
     """
     _refuse_empty(frame_count)
     if clips < 1:
@@ -86,8 +89,8 @@ test_indices.__test__ = False  # type: ignore[attr-defined]  # pytest takes the 
 
 def _dense(config: ClipConfig, starts: Indices, frame_count: int) -> Indices:
     steps = np.arange(config.frames, dtype=np.int64) * config.stride_frames
-    # A video shorter than the clip starts again from its beginning, as in mmaction2 ("loop"). The official code
-    # repeats the last frame instead, which shows the network a standstill that is not in the video.
+    # A video shorter than the clip repeats from its beginning, as in mmaction2 ("loop"). The official code repeats the
+    # last frame instead, which shows the network a freeze that is not in the video.
     return (starts[:, None] + steps[None, :]) % frame_count
 
 
@@ -100,7 +103,8 @@ def _train_segments(frames: int, frame_count: int, random: np.random.Generator) 
 
 
 def _test_segments(frames: int, frame_count: int, clips: int) -> Indices:
-    # Within its part, clip c stands at phase 1/2 + c/clips, cut to [0, 1): the published 1/2, and 1/2 and 0 for two.
+    # Within its part, clip c is at phase 1/2 + c/clips, wrapped to [0, 1): the published 1/2, or 1/2 and 0 for two
+    # clips.
     phases = (0.5 + np.arange(clips) / clips) % 1.0
     places = (np.arange(frames)[None, :] + phases[:, None]) * (frame_count / frames)
     return np.minimum(places.astype(np.int64), frame_count - 1)

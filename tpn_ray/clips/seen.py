@@ -14,13 +14,13 @@ from tpn_ray.clips.views import ViewFrames, Views
 
 
 def columns(made: Sequence[ViewFrames | None], views: Views, clip: ClipConfig) -> dict[str, NDArray[Any]]:
-    """PIXELS and what finds them again, one row for each video; None stands for one that could not be used."""
+    """Build PIXELS and the columns to find them again, one row per video; None marks a video that could not be used."""
     parts = [np.zeros(0, np.uint8) if seen is None else seen.frames.reshape(-1) for seen in made]
     ends = np.cumsum([part.size for part in parts])
     row_bytes = max(1, -(-int(ends[-1]) // len(made)))
     filling = np.zeros(len(made) * row_bytes - int(ends[-1]), np.uint8)
     whole = [part for part in (*parts, filling) if part.size]
-    pixels = whole[0] if len(whole) == 1 else np.concatenate(whole)  # of one video nothing is copied
+    pixels = whole[0] if len(whole) == 1 else np.concatenate(whole)  # nothing is copied for a single video
     nowhere = np.zeros((views.clips, views.clip(clip).frames), np.int64)
     shapes = [(0, 0, 0) if seen is None else seen.frames.shape[:3] for seen in made]
     return {
@@ -37,13 +37,13 @@ def columns(made: Sequence[ViewFrames | None], views: Views, clip: ClipConfig) -
 
 
 def of_row(block: dict[str, NDArray[Any]], row: int) -> ViewFrames:
-    """What one video shows; its frames are the block's memory, which may be read only.
+    """Return what the views of one video show; its frames are the block's memory, which may be read-only.
 
-    Ray Data may have put several blocks together: those of windows, which are handed on one by one.
+    Ray Data may have merged several blocks: those of windows, which are passed on one by one.
     """
     begin, frames, height, width = block[rows.WHERE][row].tolist()
     pixels = block[rows.PIXELS]
-    if pixels.dtype == object:  # rows of different lengths, each of one window
+    if pixels.dtype == object:  # rows of different lengths, one window each
         flat = pixels[row]
     else:
         flat, begin = pixels.reshape(-1), begin + row * pixels.shape[1]

@@ -1,4 +1,4 @@
-"""Arrays of a block -> tensors on a device. Runs where the network runs."""
+"""Moves arrays of a block to tensors on a device. Runs where the network runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def upload(array: NDArray[np.generic], device: str) -> Tensor:
-    """The array as a tensor of its own on the device; the array, which may be read only, is not changed.
+    """Copy the array to a new tensor on the device; the array, which may be read-only, is not changed.
 
-    To a GPU it goes through page-locked memory on a stream of its own, beside what the GPU computes: neither this
-    thread nor the computation of what came before waits for the copy.
+    For a GPU, the copy goes through page-locked memory and runs on its own stream alongside the GPU's computation:
+    neither this thread nor the computation already queued waits for it.
     """
     if torch.device(device).type != "cuda":
         return torch.tensor(array, device=device)
@@ -24,7 +24,7 @@ def upload(array: NDArray[np.generic], device: str) -> Tensor:
     with torch.cuda.stream(beside):
         there = host.to(device, non_blocking=True)
     computing.wait_stream(beside)
-    there.record_stream(computing)  # its memory, taken on the other stream, is free again only behind its last use here
+    there.record_stream(computing)  # allocated on the other stream, its memory is free only after its last use here
     return there
 
 

@@ -1,13 +1,13 @@
-"""Views: the clips and crops by which a video is tested, and the frames that they show. Pure; runs anywhere.
+"""Views: the clips and crops on which a video is tested, and the frames that they show. Pure; runs anywhere.
 
-    1x1              the middle clip in its centre crop
+    1x1              the middle clip in its center crop
     10x3             ten clips spread over the video, each in three crops at the short side (the published test)
-    10x3 random      the same with crops at random places, as the paper has it; they depend on the video alone
-    ten_crop         four corners, the centre, and all mirrored (TSN's test)
-    segments 8       one frame from each of 8 equal parts of the video, whatever the recipe's clip is
+    10x3 random      the same with crops at random places, as in the paper; they depend on the video alone
+    ten_crop         four corners and the center, plus their mirror images (TSN's test)
+    segments 8       one frame from each of 8 equal parts of the video, regardless of the recipe's clip
     stride 16        the recipe's clip at another stride: the same video played at another speed
 
-Words may be combined: `segments 8 ten_crop`, `2x3 stride 4`.
+Words can be combined: `segments 8 ten_crop`, `2x3 stride 4`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Crop:
 
     name: str
     down: float | None
-    """Place along the room that is left above and below, 0 to 1; None is drawn."""
+    """Vertical position within the available room, 0 to 1; None means random."""
     across: float | None
     whole: bool = False
-    """Whether its side is the whole short side, or crop_px."""
+    """Whether its side is the whole short side rather than crop_px."""
     mirrored: bool = False
 
 
 CENTRE = (Crop("centre", 0.5, 0.5),)
 THREE = tuple(Crop(name, at, at, whole=True) for name, at in (("left", 0.0), ("middle", 0.5), ("right", 1.0)))
-"""Along the long side: left, middle, right; of a portrait top, middle, bottom."""
+"""Crops along the long side: left, middle, right; for a portrait top, middle, bottom."""
 THREE_RANDOM = tuple(Crop(f"random_{number}", None, None, whole=True) for number in (1, 2, 3))
 FIVE = (
     Crop("top_left", 0.0, 0.0),
@@ -64,9 +64,9 @@ class Views:
     clips: int
     crops: tuple[Crop, ...]
     segments: int = 0
-    """Above 0: clips of one frame from each of so many parts of the video."""
+    """If above 0, clips have one frame from each of this many parts of the video."""
     stride_frames: int = 0
-    """Above 0: replaces the stride of the recipe's clip."""
+    """If above 0, replaces the stride of the recipe's clip."""
 
     @property
     def count(self) -> int:
@@ -74,11 +74,11 @@ class Views:
 
     @property
     def names(self) -> list[str]:
-        """A name for each view, clips before crops: "3 left" is the left crop of the third clip."""
+        """Name of each view, clips before crops: "3 left" is the left crop of the third clip."""
         return [f"{clip + 1} {crop.name}" for clip in range(self.clips) for crop in self.crops]
 
     def clip(self, config: ClipConfig) -> ClipConfig:
-        """The recipe's clip as these views take it."""
+        """Return the recipe's clip as these views sample it."""
         if self.segments:
             return ClipConfig(frames=self.segments, stride_frames=1, sampling="segments")
         if self.stride_frames and config.sampling != "dense":
@@ -86,18 +86,18 @@ class Views:
         return replace(config, stride_frames=self.stride_frames or config.stride_frames)
 
     def side_px(self, config: AugmentConfig) -> int:
-        """Height and width of a view: three crops take the whole short side, as published."""
+        """Return the height and width of a view: three crops take the whole short side, as published."""
         return config.test_short_side_px if self.crops[0].whole else config.crop_px
 
     def most_bytes(self, clip: ClipConfig, config: AugmentConfig) -> int:
-        """Of what is decoded for one video (`ViewFrames`) of the usual shape, if no frame is in two clips."""
+        """Return the bytes decoded for one video (`ViewFrames`) of the usual shape, if clips share no frame."""
         high = self.side_px(config) if len(self.crops) == 1 else config.test_short_side_px
         wide = high if len(self.crops) == 1 else high * 16 // 9
         return self.clips * self.clip(clip).frames * high * wide * 3
 
 
 def parse_views(text: str) -> Views:
-    """See the head of this module."""
+    """Parse a description of views; the module docstring lists the forms. Raises ConfigError."""
     words, chosen, crops = text.split(), dict[str, int](), dict[str, bool]()
     while words:
         word = words.pop(0)
@@ -142,7 +142,7 @@ class Window:
 
 
 def windows(video: Video, length_seconds: float, hop_seconds: float) -> list[Window]:
-    """Windows that begin every `hop_seconds`; the last one ends with the video and may be shorter."""
+    """List windows that start every `hop_seconds`; the last one ends with the video and may be shorter."""
     if length_seconds <= 0 or not 0 < hop_seconds <= length_seconds:
         raise ConfigError(
             f"windows of {length_seconds:g} s every {hop_seconds:g} s: both must be above 0, the hop at most the length"
@@ -159,7 +159,7 @@ def windows(video: Video, length_seconds: float, hop_seconds: float) -> list[Win
 
 
 def duration_seconds(seconds: NDArray[np.float64]) -> float:
-    """Until the end of the last frame, which lasts as long as the others do on average."""
+    """Return the time until the end of the last frame, which is assumed to last as long as the average frame."""
     steps = max(len(seconds) - 1, 1)
     return float(seconds[-1] * (1 + 1 / steps))
 
@@ -169,19 +169,19 @@ def duration_seconds(seconds: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class ViewFrames:
-    """What the views of a video show, each frame once; `cut.py` makes the views of it where the network is."""
+    """What the views of a video show, each frame once; `cut.py` makes the views from it where the network runs."""
 
     frames: Pixels
-    """(f, h, w, c), resized; for views of one crop already cut."""
+    """(f, h, w, c), resized; for views with a single crop, already cropped."""
     places: NDArray[np.int64]
-    """(clips, t): which frames make each clip."""
+    """(clips, t): which frames make up each clip."""
     seed: int
-    """Decides where random crops are."""
+    """Seed of the random crops."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """Where one view is."""
+    """The position of one view."""
 
     clip: int
     top: int
@@ -192,10 +192,10 @@ class Square:
 def see(
     video: Video, data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig, window: Window | None = None
 ) -> ViewFrames:
-    """The frames of all views of a video, or of a window, from one pass in which each is decoded and resized once.
+    """Decode the frames of all views of a video, or of a window, in one pass that decodes and resizes each once.
 
-    `data` is the file, from which the random crops are drawn. The views are not cut here: thirty of them hold each
-    frame many times, and writing them cost as much as decoding.
+    `data` is the file, which seeds the random crops. The views are not cut here: thirty of them hold each frame many
+    times, and writing them cost as much as decoding.
     """
     begin, end = (window.begin, window.end) if window else (0, video.frame_count)
     indices = begin + sampling.test_indices(views.clip(clip), end - begin, views.clips)
@@ -214,7 +214,7 @@ def see(
 
 
 def squares(seen: ViewFrames, views: Views, config: AugmentConfig) -> list[Square]:
-    """Of every view, clips before crops."""
+    """Return the square of every view, clips before crops."""
     height, width = seen.frames.shape[1:3]
     return _crops(views.crops, height, width, views.side_px(config), seen.seed, views.clips)
 

@@ -1,8 +1,9 @@
-"""The plan as a lazy `ray.data.Dataset`, whose blocks hold ready micro-batches. Runs on drivers and Train's controller.
+"""The plan as a lazy `ray.data.Dataset`, whose blocks hold whole micro-batches. Runs on drivers and Train's controller.
 
-A range of block numbers is cut into one-row blocks and each is decoded by one task. Cutting with `repartition` keeps
-the start cheap whatever the length of the run: with one read task per number, 100,000 of them took 139 s to the first
-batch, this way 5 s. `preserve_order` and equal blocks make the split over ranks a fixed round-robin.
+A range of block numbers is split into one-row blocks, each of which one task decodes. Splitting with `repartition`
+keeps startup cheap whatever the length of the run: for 100,000 blocks, the first batch came after 139 s with one read
+task per number, and after 5 s this way. `preserve_order` and equal blocks make the split over ranks a fixed
+round-robin.
 """
 
 from __future__ import annotations
@@ -32,33 +33,33 @@ NUMBERS_PER_READ = 256
 VIEW_BLOCK_BYTES = 64 * 1024**2
 VIEW_VIDEOS = 8
 FETCH_SECONDS = 300.0
-"""Longest wait for what the driver put into the object store: some hundred megabytes at most."""
+"""Longest wait for an object that the driver put into the object store: some hundred megabytes at most."""
 KEPT_COPIES = 2  # a run's training and validation videos
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.001, 0.05
-"""Between rounds of Ray Data's scheduling that found nothing to wait for."""
+"""Pauses between rounds of Ray Data's scheduling that had nothing to wait for."""
 WAITED_SECONDS = 0.01
-"""A round that took longer has waited for a task."""
+"""Time above which a round counts as having waited for a task."""
 
 
 def node_labels() -> list[Labels]:
-    """Of the nodes that the cluster has now."""
+    """Return the labels of the nodes that are alive now."""
     return [node["Labels"] or {} for node in ray.nodes() if node["Alive"]]
 
 
 class Pace(ExecutionCallback):  # type: ignore[misc]  # Ray's classes are untyped here
     """Keeps Ray Data's scheduling from spinning, in whichever process it runs.
 
-    While decoded clips wait for a slower consumer its loop has nothing to wait for, and turns without a pause: half a
-    core for nothing, measured where training was the bottleneck. So rounds that wait for nothing are followed by
-    pauses that grow. A fixed pause is worse: decoding one block takes several rounds, and where it is the bottleneck
-    50 ms after each cost a quarter of the speed.
+    While decoded clips wait for a slower consumer, its loop has nothing to wait for and runs without a pause, which
+    wasted half a core where training was the bottleneck. So rounds that wait for nothing are followed by growing
+    pauses. A fixed pause is worse: decoding one block takes several rounds, and where decoding is the bottleneck, 50 ms
+    after each round cost a quarter of the speed.
     """
 
     def __init__(self) -> None:
         self._pause, self._since = 0.0, time.monotonic()
 
     def on_execution_step(self, executor: object) -> None:
-        """Called after each round."""
+        """Pause if the round waited for nothing; called after each round."""
         if time.monotonic() - self._since > WAITED_SECONDS:
             self._pause = 0.0
         else:
@@ -68,27 +69,27 @@ class Pace(ExecutionCallback):  # type: ignore[misc]  # Ray's classes are untype
 
 
 def configure_context(cpus: float | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Settings of Ray Data for the calling process; datasets made afterwards carry them.
+    """Configure Ray Data for the calling process; datasets made afterwards keep these settings.
 
-    A dataset that is not limited to some `cpus` may ask for all that are free, and others beside it get none. What its
-    tasks may wait for storage comes on top of its own patience.
+    A dataset without a limit of `cpus` may request all free CPUs and leave none to others. `patience_seconds` is
+    extended by the time that its tasks may wait for storage.
     """
     context = ray.data.DataContext.get_current()
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=cpus)
     context.enable_progress_bars = False
-    context.target_max_block_size = None  # one task, one block: a micro-batch is never cut
+    context.target_max_block_size = None  # one task, one block: a micro-batch is never split
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [Pace]
-    # By default it waits 30 minutes for a CPU.
+    # By default, Ray Data waits 30 minutes for a CPU.
     context.execution_no_progress_timeout_s = int(patience_seconds + storage.patience_seconds())
 
 
 def training_clips(
     source: ray.ObjectRef[ClipSource], plan: Plan, workers: int, first_step: int, decoding: Decoding
 ) -> ray.data.Dataset:
-    """The plan from `first_step` on; every row has the columns of `tasks.training_rows`.
+    """Return the plan from `first_step` on; every row has the columns of `tasks.training_rows`.
 
-    A block holds the next few micro-batches of one worker: take them with `iter_batches(batch_size=micro_batch_clips)`.
+    A block holds the next few micro-batches of one worker: read them with `iter_batches(batch_size=micro_batch_clips)`.
     """
 
     def decode(block: Rows) -> Rows:
@@ -108,8 +109,11 @@ def run_clips(
     sharing: Sharing,
     tell: Callable[[str], None],
 ) -> ray.data.Dataset:
-    """All that a run reads after `first_step`, in the blocks of `schedule.block`; rows of `tasks.training_rows` or, in
-    between, of `tasks.evaluation_rows`. Storage that is away is told of by `tell`, from where the data is read."""
+    """Return everything that a run reads after `first_step`, in the blocks of `schedule.block`.
+
+    Rows are those of `tasks.training_rows` or, in between, of `tasks.evaluation_rows`. Storage outages are reported
+    through `tell`, from where the data is read.
+    """
 
     def decode(number: Rows) -> Rows:
         storage.tell_outages(tell)
@@ -134,7 +138,10 @@ def run_clips(
 def video_views(
     source: ray.ObjectRef[ClipSource], views: Views, samples: int, video_bytes: int, decoding: Decoding
 ) -> ray.data.Dataset:
-    """Every video once, in stored order; columns of `tasks.view_rows`. `video_bytes`: of what one video shows."""
+    """Return every video once, in stored order, with the columns of `tasks.view_rows`.
+
+    `video_bytes` is the size of what the views of one video show.
+    """
     videos = max(1, min(VIEW_VIDEOS, VIEW_BLOCK_BYTES // video_bytes))
 
     def decode(slot: Rows) -> Rows:
@@ -152,7 +159,10 @@ def video_windows(
     samples: int,
     decoding: Decoding,
 ) -> ray.data.Dataset:
-    """Every window of every video, in order; columns of `tasks.window_rows`. A task hands on what it has decoded."""
+    """Return every window of every video, in order, with the columns of `tasks.window_rows`.
+
+    A task passes windows on as it decodes them.
+    """
 
     def decode(slot: Rows) -> Iterator[Rows]:
         return tasks.window_rows(local_copy(source), views, length_seconds, hop_seconds, int(slot["id"][0]))
@@ -179,9 +189,9 @@ _copies: dict[ray.ObjectRef[Any], Any] = {}
 
 
 def local_copy(reference: ray.ObjectRef[Any]) -> Any:
-    """The object behind a reference, fetched once per process: a manifest can hold a quarter of a million rows.
+    """Return the object behind a reference, fetched once per process: a manifest can hold a quarter of a million rows.
 
-    Raises ResourceError where the node that holds it does not give it.
+    Raises ResourceError if the node that holds it does not deliver it.
     """
     if reference not in _copies:
         while len(_copies) >= KEPT_COPIES:
@@ -190,7 +200,7 @@ def local_copy(reference: ray.ObjectRef[Any]) -> Any:
             _copies[reference] = ray.get(reference, timeout=FETCH_SECONDS)
         except ray.exceptions.GetTimeoutError:
             raise ResourceError(
-                f"the driver's node did not hand over the job's description within {FETCH_SECONDS:g} s: check the "
+                f"the driver's node did not deliver the job's description within {FETCH_SECONDS:g} s: check the "
                 "network between the nodes, and whether the driver still runs"
             ) from None
     return _copies[reference]

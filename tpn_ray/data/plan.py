@@ -1,11 +1,12 @@
 """The plan of a run: which clips, in which order, in which micro-batch. Pure; runs anywhere.
 
-The order is a pure function of (seed, epoch, dataset), so the only state to save is the number of steps done.
-One plan covers the whole run, its epochs one after the other. A *step* is one update of the weights; it consists of
-`micro_batches_per_step` micro-batches of fixed size, which is the unit that BatchNorm sees and that workers share out.
-A *slot* is one micro-batch as it is streamed: steps are filled up with empty slots so that every worker gets equally
-many; slot i goes to worker i modulo the number of workers. A *block* is what one task makes: the next few slots of one
-worker.
+The order is a pure function of (seed, epoch, dataset), so the only state to save is the number of completed steps.
+
+One plan covers the whole run, one epoch after another. A *step* is one update of the weights. It consists of
+`micro_batches_per_step` micro-batches of fixed size; a micro-batch is the unit that BatchNorm sees and that is
+distributed to workers. A *slot* is one micro-batch as it is streamed: steps are padded with empty slots so that every
+worker gets the same number; slot i goes to worker i modulo the number of workers. A *block* is what one task makes: the
+next few slots of one worker.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tpn_ray.errors import ConfigError
 Int64Array = NDArray[np.int64]
 
 BLOCK_CLIPS = 32
-"""A block is filled up to so many clips: starting a task for each micro-batch took a fifth of a core's time."""
+"""Number of clips that a block is filled up to: a task per micro-batch took a fifth of a core's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedMicroBatch:
-    """The clips of one slot; arrays have shape (micro_batch_clips,), -1 where the slot is empty."""
+    """The clips of one slot; arrays have shape (micro_batch_clips,), with -1 if the slot is empty."""
 
     step: int
     epoch: int
@@ -36,7 +37,7 @@ class PlannedMicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is trained on, and when. The clips of an epoch that do not fill a step are left out of that epoch."""
+    """What is trained on, and when. Clips of an epoch that do not fill a step are left out of that epoch."""
 
     samples: int
     """Number of videos."""
@@ -46,11 +47,12 @@ class Plan:
     """Clips per step, over all workers."""
     micro_batch_clips: int
     groups: tuple[int, ...] = ()
-    """Videos in each row group of a prepared dataset (`Manifest.group_sizes`), in stored order; () for video files."""
+    """Number of videos in each row group of a prepared dataset (`Manifest.group_sizes`), in stored order; () for video
+    files."""
     window_groups: int = 64
-    """Row groups that are shuffled together; those of a window are read in the same part of the epoch."""
+    """Number of row groups that are shuffled together; those of a window are read in the same part of the epoch."""
     clips_per_video: int = 1
-    """Clips that each video gives in an epoch, one after the other: it is opened once for all of them."""
+    """Number of consecutive clips from each video in an epoch; the video is opened once for all of them."""
 
     def __post_init__(self) -> None:
         if self.batch_clips % self.micro_batch_clips:
@@ -85,31 +87,31 @@ class Plan:
         return self.steps_per_epoch * self.epochs
 
     def slots_per_step(self, workers: int) -> int:
-        """Micro-batches of a step, filled up to a multiple of the workers."""
+        """Return the number of micro-batches of a step, padded to a multiple of the workers."""
         return -(-self.micro_batches_per_step // workers) * workers
 
     def slots(self, workers: int, first_step: int = 0) -> int:
-        """Slots from `first_step` to the end of the run."""
+        """Return the number of slots from `first_step` to the end of the run."""
         return (self.steps - first_step) * self.slots_per_step(workers)
 
     def blocks(self, workers: int, first_step: int = 0) -> int:
-        """Blocks that carry those slots; equally many for each worker."""
+        """Return the number of blocks that carry those slots, the same for each worker."""
         return -(-self.slots(workers, first_step) // (workers * self.micro_batches_per_block)) * workers
 
     @property
     def micro_batches_per_block(self) -> int:
-        """How many of a worker's micro-batches, one after the other, are made and sent together."""
+        """Number of a worker's consecutive micro-batches that are made and sent together."""
         return max(1, BLOCK_CLIPS // self.micro_batch_clips)
 
     def block(self, index: int, workers: int, first_step: int = 0) -> list[PlannedMicroBatch]:
-        """The slots of block `index`, which goes to worker `index` modulo `workers`: its next ones."""
+        """Return the slots of block `index`, which holds the next ones of worker `index` modulo `workers`."""
         turn, worker = divmod(index, workers)
         first = turn * self.micro_batches_per_block * workers + worker
         behind = min(first + self.micro_batches_per_block * workers, self.slots(workers, first_step))
         return [self.slot(slot, workers, first_step) for slot in range(first, behind, workers)]
 
     def slot(self, index: int, workers: int, first_step: int = 0) -> PlannedMicroBatch:
-        """The clips of slot `index`, counted from the beginning of `first_step`."""
+        """Return the clips of slot `index`, counted from the beginning of `first_step`."""
         in_run, in_step = divmod(index, self.slots_per_step(workers))
         step = first_step + in_run
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
@@ -130,12 +132,12 @@ class Plan:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, groups: int | tuple[int, ...], window_groups: int = 64) -> Int64Array:
-    """The videos in the order of one epoch (read-only).
+    """Return the videos in the order of one epoch, as a read-only array.
 
-    For video files (`groups` is their number), a full permutation. For prepared videos (`groups` are the sizes of their
-    row groups), the groups are permuted, and rows are permuted inside each window of `window_groups` of them: storage
-    sees reads that stay together, while shards hold random videos from the start (`tpn_ray.prepare`), so that a batch
-    is a random sample all the same.
+    For video files (`groups` is their number), it is a full permutation. For prepared videos (`groups` are the sizes of
+    their row groups), the groups are permuted, and rows are permuted within each window of `window_groups` groups.
+    Storage then sees reads that stay close together. Shards hold random videos from the start (`tpn_ray.prepare`), so a
+    batch is still a random sample.
     """
     random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     if isinstance(groups, int):
@@ -151,12 +153,12 @@ def epoch_order(seed: int, epoch: int, groups: int | tuple[int, ...], window_gro
 
 
 def evaluation_slots(samples: int, batch_clips: int, workers: int) -> int:
-    """How many batches cover every video once, filled up so that every worker gets equally many."""
+    """Return how many batches cover every video once, padded so that every worker gets the same number."""
     batches = -(-samples // batch_clips)
     return -(-batches // workers) * workers
 
 
 def evaluation_slot(index: int, samples: int, batch_clips: int) -> Int64Array:
-    """The videos of batch `index` in stored order; -1 where there are none left."""
+    """Return the videos of batch `index` in stored order, with -1 where none are left."""
     places = np.arange(index * batch_clips, (index + 1) * batch_clips, dtype=np.int64)
     return np.where(places < samples, places, -1)

@@ -1,7 +1,7 @@
-"""What a run reads, from its first step to its end: the plan's micro-batches, and the validation videos in between.
+"""Everything that a run reads from its first step to its end: micro-batches, with validation videos in between. Pure.
 
-One stream for both: the decoding of validation clips then begins before training reaches them, and no second stream
-has to be started, or starves for CPUs that the first one holds, whenever the network is to be scored. Pure.
+Both come in one stream. The decoding of validation clips then starts before training reaches them, and no second stream
+has to be started for each evaluation or starves for CPUs that the first one holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tpn_ray.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationBatch:
-    """Validation videos of one slot, -1 where it is not filled; `step` steps are done when they are scored."""
+    """Validation videos of one slot, -1 where it is not filled; they are scored after `step` steps."""
 
     step: int
     samples: Int64Array
@@ -31,7 +31,7 @@ class Schedule:
     validation: int
     """Number of validation videos."""
     evaluate_every: int
-    """In steps."""
+    """Number of steps between evaluations."""
 
     def __post_init__(self) -> None:
         if self.validation < 1 or self.evaluate_every < 1:
@@ -40,19 +40,19 @@ class Schedule:
             )
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether the network is scored when `step` steps are done."""
+        """Return whether the network is scored after `step` steps."""
         return step > 0 and (step % self.evaluate_every == 0 or step == self.plan.steps)
 
     def evaluation_slots(self, workers: int) -> int:
-        """Slots of one evaluation, the same number for every worker."""
+        """Return the number of slots of one evaluation, a multiple of the workers."""
         return evaluation_slots(self.validation, self.plan.micro_batch_clips, workers)
 
     def blocks(self, workers: int, first_step: int = 0) -> int:
-        """Blocks that carry all that is left after `first_step` steps and, if one was due there, their evaluation."""
+        """Return the number of blocks for all that is left after step `first_step` and its evaluation, if any."""
         return self._stretches(workers, first_step)[-1].first_turn * workers
 
     def block(self, index: int, workers: int, first_step: int = 0) -> list[PlannedMicroBatch] | list[EvaluationBatch]:
-        """The slots of block `index`, which goes to worker `index` modulo `workers`: its next ones of one kind."""
+        """Return the slots of block `index`: the next ones of one kind for worker `index` modulo `workers`."""
         turn, worker = divmod(index, workers)
         stretches = self._stretches(workers, first_step)
         place = bisect.bisect_right(stretches, turn, key=lambda stretch: stretch.first_turn) - 1
@@ -65,11 +65,11 @@ class Schedule:
         return self.plan.micro_batches_per_block
 
     def slots(self, workers: int, first_step: int = 0) -> int:
-        """Slots that are left."""
+        """Return the number of remaining slots."""
         return self._before(self.plan.steps, workers) - self._before(first_step, workers)
 
     def slot(self, index: int, workers: int, first_step: int = 0) -> PlannedMicroBatch | EvaluationBatch:
-        """Slot `index`, counted from after `first_step`; slot i belongs to worker i modulo `workers`."""
+        """Return slot `index`, counted from after `first_step`; slot i belongs to worker i modulo `workers`."""
         training, scoring = self.plan.slots_per_step(workers), self.evaluation_slots(workers)
         period = self.evaluate_every * training + scoring
         in_run = self._before(first_step, workers) + index
@@ -85,13 +85,13 @@ class Schedule:
         )
 
     def _before(self, step: int, workers: int) -> int:
-        """Slots that lie before the next training slot when `step` steps are done and scored."""
+        """Return the number of slots before the next training slot once `step` steps are done and scored."""
         evaluations = step // self.evaluate_every + (step == self.plan.steps and step % self.evaluate_every > 0)
         return step * self.plan.slots_per_step(workers) + evaluations * self.evaluation_slots(workers)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a schedule is as long-lived as its run
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a schedule lives as long as its run
     def _stretches(self, workers: int, first_step: int) -> list[_Stretch]:
-        """Where each stretch of training or of evaluation begins, and, last, where everything ends."""
+        """List where each stretch of training or evaluation starts and, last, where everything ends."""
         turn = slot = 0
         stretches = [_Stretch(turn, slot)]
         step = first_step
@@ -106,7 +106,7 @@ class Schedule:
 
 
 class _Stretch(NamedTuple):
-    """Its first slot, and its first turn, in which every worker gets one block."""
+    """The first slot of a stretch, and its first turn; in a turn, every worker gets one block."""
 
     first_turn: int
     first_slot: int

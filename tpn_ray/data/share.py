@@ -1,7 +1,7 @@
-"""Decoded clips that several trials want: the first that wants a block decodes it, the others read it from local disk.
+"""Shares decoded clips between trials: the first to need a block decodes it, the others read it from local disk.
 
-Trials of a campaign that differ in lambda, alpha or the schedule see the same clips in the same order, so a block is
-the same for all of them, and comes back bit for bit. Runs on Ray Data workers; no Ray.
+Trials of a campaign that differ in lambda, alpha, or the schedule see the same clips in the same order, so a block is
+the same for all of them, bit for bit. Runs on Ray Data workers; no Ray.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from tpn_ray.data.tasks import ClipSource
 Make = Callable[[], Rows]
 
 WAIT_SECONDS = 20.0
-"""Longest wait for a block that somebody else decodes; then it is decoded here."""
+"""Longest wait for a block that another process decodes; after that it is decoded here."""
 LOOK_SECONDS = 0.02
 ROOM = 0.9
-"""Share of the limit that is left after the oldest blocks made room."""
+"""Share of the limit that remains in use after the oldest blocks were removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """Who shares decoded clips, and how many."""
+    """Which runs share decoded clips, and the disk limit for them."""
 
     limit_bytes: int
-    """Local disk of a node for clips that other runs want too; 0 shares nothing."""
+    """Disk space of a node for clips shared with other runs, in bytes; 0 disables sharing."""
     among: str
-    """Name of those who share, such as a campaign: videos that change between two campaigns are decoded again."""
+    """Name of the group that shares, such as a campaign: videos that change between two campaigns are decoded again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Shelf:
     folder: str = f"{tempfile.gettempdir()}/tpn_ray-clips-{os.getuid()}"
 
     def get(self, key: str, make: Make) -> Rows:
-        """The block of that key: read, or made here, or waited for while another process makes it."""
+        """Return the block of a key: read it, make it here, or wait while another process makes it."""
         folder = Path(self.folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
@@ -62,13 +62,13 @@ class Shelf:
             if _claimed(claim):
                 try:
                     made = make()
-                    if not (made[rows.REASON] != "").any():  # what storage would not give today, it may give tomorrow
+                    if not (made[rows.REASON] != "").any():  # what storage fails to deliver now, it may deliver later
                         self._write(place, made)
                     return made
                 finally:
                     claim.unlink(missing_ok=True)
             if time.monotonic() > deadline:
-                claim.unlink(missing_ok=True)  # its owner is gone, or too slow to be waited for
+                claim.unlink(missing_ok=True)  # its owner is gone or too slow
                 return make()
             time.sleep(LOOK_SECONDS)
         return found
@@ -80,7 +80,7 @@ class Shelf:
                 np.savez(file, **{name: np.asarray(column) for name, column in block.items()})  # type: ignore[arg-type]
             temporary.replace(place)
             self._make_room()
-        except OSError:  # a full disk: the block is made all the same
+        except OSError:  # a full disk must not prevent making the block
             temporary.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
@@ -99,9 +99,10 @@ class Shelf:
 
 
 def shared(limit_bytes: int, source: ClipSource, what: str, arrays: Sequence[NDArray[Any]], make: Make) -> Rows:
-    """A block from the shelf of this node, or made here where nothing is shared (`limit_bytes` 0).
+    """Return a block from this node's shelf, or make it here if nothing is shared (`limit_bytes` 0).
 
-    `what` and `arrays` say which clips of the source are in it, and the epoch that their augmentation is drawn for.
+    `what` and `arrays` identify the clips of the source that the block holds, and the epoch for which their
+    augmentation is drawn.
     """
     if not limit_bytes:
         return make()
@@ -114,7 +115,7 @@ def _read(place: Path) -> Rows | None:
     try:
         with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             block = {name: stored[name] for name in stored.files}
-        os.utime(place)  # the blocks that were not wanted for longest go first
+        os.utime(place)  # the least recently used blocks are deleted first
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
     return block

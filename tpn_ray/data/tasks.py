@@ -1,4 +1,4 @@
-"""Read, decode, augment. Runs on Ray Data workers, and anywhere: it takes plain values and returns arrays."""
+"""Reads, decodes, and augments. Runs on Ray Data workers, and anywhere: it takes plain values and returns arrays."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from tpn_ray.errors import BadVideo
 from tpn_ray.sandbox.process import findings
 
 READERS = 8
-"""Videos fetched at the same time by one decoding process: storage latency is hidden, memory stays small."""
+"""Number of videos that one decoding process fetches at the same time: this hides storage latency and needs little
+memory."""
 
 FETCHED_AHEAD = 16
-"""Most videos whose bytes are held, or on their way, while one is decoded."""
+"""Maximum number of videos whose bytes are held or being fetched while one is decoded."""
 
 Made = TypeVar("Made")
 Fetch = Callable[[Manifest, int], bytes]
@@ -43,16 +44,16 @@ class ClipSource:
     augment: AugmentConfig
     seed: int
     developed: bool = True
-    """Whether clips are converted, cut and coloured here. Else they are handed over as decoded, at half the bytes, for
-    a GPU to do that (`tpn_ray.clips.develop`), which takes the greater part of the work from the CPUs. Views are always
+    """Whether clips are converted, cropped, and colored here. Otherwise they are handed over as decoded, at half the
+    bytes, for a GPU to do that (`tpn_ray.clips.develop`), which relieves the CPUs of most of the work. Views are always
     developed."""
 
 
 def training_rows(source: ClipSource, micro_batches: Sequence[PlannedMicroBatch], fetch: Fetch = reader.fetch) -> Rows:
-    """The clips of some micro-batches, one after the other: `clip` of shape (n, t, h, w, c), or `pixels` and `notes` if
-    not `developed`.
+    """Make the clips of some micro-batches, one after the other.
 
-    Clips of one video are neighbours, and come from one pass over it.
+    The result has `clip` of shape (n, t, h, w, c), or `pixels` and `notes` if not `developed`. Clips of one video are
+    adjacent and come from one pass over it.
     """
     per_video = source.clip.clips_per_video
     samples = np.concatenate([micro_batch.samples for micro_batch in micro_batches])
@@ -70,9 +71,9 @@ def training_rows(source: ClipSource, micro_batches: Sequence[PlannedMicroBatch]
 
 
 def evaluation_rows(source: ClipSource, samples: Int64Array, together: int = 0) -> Rows:
-    """The middle clip of each video in its centre crop: `clip`, or `pixels` and `notes`, as of `training_rows`.
+    """Make the middle clip of each video in its center crop: `clip`, or `pixels` and `notes`, as in `training_rows`.
 
-    `together` neighbours can be taken out by themselves.
+    Each group of `together` neighbors can be taken out separately.
     """
     decode = decoder_of(source.manifest.placement is not None)
 
@@ -90,7 +91,7 @@ def _clip_rows(
     per_video: int = 1,
     fetch: Fetch = reader.fetch,
 ) -> Rows:
-    """Columns of clips and what goes with them; `together` neighbours can be taken out by themselves."""
+    """Build the columns of clips and their metadata; each group of `together` neighbors can be taken out separately."""
     if source.developed:
         side = source.augment.crop_px
         pixels = np.zeros((len(samples), source.clip.frames, side, side, 3), dtype=np.uint8)
@@ -108,7 +109,7 @@ def _clip_rows(
 
 
 def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
-    """What all views of each video show, from one pass over it: columns of `seen.columns`."""
+    """Decode what all views of each video show, in one pass over it, and return the columns of `seen.columns`."""
     found: list[ViewFrames | None] = [None] * len(samples)
     seconds = np.tile([0.0, np.nan], (len(samples), 1))
     decode = decoder_of(source.manifest.placement is not None)
@@ -124,9 +125,9 @@ def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:
 def window_rows(
     source: ClipSource, views: Views, length_seconds: float, hop_seconds: float, sample: int
 ) -> Iterator[Rows]:
-    """All views of each window of one video, one row at a time: a long video's windows do not fit into memory.
+    """Yield all views of each window of one video, one row at a time: a long video's windows do not fit into memory.
 
-    A video that cannot be used, from its beginning or from somewhere on, ends with a row that says why.
+    A video that cannot be used, from its beginning or from some point on, ends with a row that says why.
     """
     about = {rows.SAMPLE: np.array([sample]), rows.LABELS: source.manifest.labels[[sample]]}
     fine = {rows.REASON: np.array([""]), rows.MESSAGE: np.array([""])}
@@ -152,10 +153,10 @@ def make_each(
     per_video: int = 1,
     fetch: Fetch = reader.fetch,
 ) -> Rows:
-    """Make something for each place and keep it there; a bad video, or an empty place (-1), has none.
+    """Make something for each place and keep it there; bad videos and empty places (-1) are skipped.
 
-    `make` gets a video's bytes and its first place, and makes `per_video` neighbours of it. Gives the columns that go
-    with them.
+    `make` takes a video's bytes and its first place, and makes `per_video` adjacent items from it. Returns the
+    accompanying columns.
     """
     reasons, messages = [""] * len(samples), [""] * len(samples)
     for number, data in enumerate(_fetched(manifest, samples[::per_video].tolist(), fetch)):
@@ -179,7 +180,7 @@ def make_each(
 
 
 def _fetched(manifest: Manifest, samples: list[int], fetch: Fetch) -> Iterator[Future[bytes] | None]:
-    """The bytes of each sample, None for an empty place; the next ones are on their way while one is decoded."""
+    """Yield the bytes of each sample, None for an empty place; the next ones are fetched while one is decoded."""
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[Future[bytes] | None] = deque()
         for sample in samples:

@@ -1,1 +1,1 @@
-"""Datasets: lists of videos with labels and splits, published annotations, shards, and made videos. No Ray."""
+"""Datasets: lists of videos with labels and splits, published annotations, shards, and synthetic videos. No Ray."""

@@ -1,13 +1,13 @@
-"""Annotations as published -> a manifest. Runs on the driver.
+"""Converts published annotations to a manifest. Runs on the driver.
 
-    kinetics       CSV with label, youtube_id, time_start, time_end and perhaps split
-    something-v1   CSV "id;template"; label map: one template a line
+    kinetics       CSV with label, youtube_id, time_start, time_end, and optionally split
+    something-v1   CSV "id;template"; label map: one template per line
     something-v2   JSON with id and template; label map: JSON from template to number
     epic           CSV of EPIC-KITCHENS 55 or 100: segments of long videos, label sets verb and noun
-    mmaction       lists "path number"; label map: one name a line
+    mmaction       lists "path number"; label map: one name per line
 
-A video that is named but not there stays in the manifest (`sizes_bytes` is -1) and goes to quarantine: some of Kinetics
-are always gone. Folders and plain CSVs are read by manifest.py.
+A video that is listed but missing stays in the manifest (`sizes_bytes` is -1) and goes to quarantine: some videos of
+Kinetics are always unavailable. Folders and plain CSVs are read by manifest.py.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ FORMATS: dict[str, Reader] = {
 
 
 def load_annotated(format: str, annotations: Sequence[str], videos: str, label_map: Sequence[str] = ()) -> Manifest:
-    """The manifest of a published dataset. Raises ConfigError, ManifestError, StorageError.
+    """Build the manifest of a published dataset. Raises ConfigError, ManifestError, and StorageError.
 
-    `annotations` and `label_map` are files, `videos` is the folder that holds the videos, at any depth.
+    `annotations` and `label_map` are files; `videos` is the folder that holds the videos, at any depth.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")

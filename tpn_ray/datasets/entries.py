@@ -1,4 +1,4 @@
-"""What readers of annotations give: one entry per video or segment, to be made a manifest of. Runs on the driver."""
+"""The output of annotation readers: one entry per video or segment, to build a manifest from. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What is meant by the names that splits are given."""
+"""Recognized names of splits -> the split that they mean."""
 
 SHOWN = 5
 
@@ -33,31 +33,31 @@ class Entry:
     labels: tuple[str, ...]
     """One class name for each label set."""
     split: str | None = None
-    """None leaves it to `derive_splits`."""
+    """The split; None leaves it to `derive_splits`."""
     segment_seconds: tuple[float, float] | None = None
-    """Begin and end within the file at `uri`; None is all of it."""
+    """Start and end within the file at `uri`; None means all of it."""
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """What a reader of a published format gives."""
+    """What a reader of a published format returns."""
 
     entries: list[Entry]
     label_sets: tuple[str, ...]
-    """Their names, in the order of `Entry.labels`."""
+    """Names of the label sets, in the order of `Entry.labels`."""
     classes: dict[str, tuple[str, ...]] | None
-    """Class names in published order; None leaves them to be collected and sorted."""
+    """Class names in published order; None means that they are collected and sorted."""
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """One file of annotations, read."""
+    """The content of one annotation file."""
 
     uri: str
     text: str
 
     def table(self, needed: Sequence[str]) -> list[dict[str, str]]:
-        """The rows of a CSV by column, stripped. Raises ManifestError where a needed column is absent."""
+        """Parse a CSV into rows by column, stripped. Raises ManifestError if a needed column is missing."""
         table = csv.DictReader(io.StringIO(self.text), skipinitialspace=True)
         table.fieldnames = [column.strip() for column in table.fieldnames or []]
         missing = [column for column in needed if column not in table.fieldnames]
@@ -69,7 +69,7 @@ class AnnotationFile:
         return [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in table]
 
     def seconds(self, row: dict[str, str], column: str) -> float:
-        """A time in seconds. Raises ManifestError."""
+        """Parse a time in seconds. Raises ManifestError."""
         try:
             value = float(row[column])
         except ValueError:
@@ -79,19 +79,19 @@ class AnnotationFile:
         return value
 
     def class_number(self, row: dict[str, str], column: str) -> int:
-        """The number of a class. Raises ManifestError."""
+        """Parse the number of a class. Raises ManifestError."""
         if not row[column].isdecimal():
             raise ManifestError(f"{self.uri} has {column} {row[column]!r} in a row; a whole number from 0 was expected")
         return int(row[column])
 
 
 def split_called(name: str) -> str | None:
-    """What is meant by a split's name, in any case; None where it is none."""
+    """Return the split that a name means, ignoring case; None if it is not a known name."""
     return SPLITS.get(name.strip().lower())
 
 
 def refuse_two_names(names: Iterable[str], where: str) -> None:
-    """Raise ManifestError where a split has two names, as "val" and "validation": they may be two different sets."""
+    """Raise ManifestError if a split has two names, such as "val" and "validation": they may be two different sets."""
     of_split: dict[str, set[str]] = {}
     for name in names:
         if split := split_called(name):
@@ -105,8 +105,10 @@ def refuse_two_names(names: Iterable[str], where: str) -> None:
 
 
 def split_by_name(uri: str) -> str:
-    """The split that a file's name tells, as in "something-something-v2-validation.json" or "trainlist01.txt". Raises
-    ManifestError where it tells none, or two."""
+    """Return the split in a file's name, such as "something-something-v2-validation.json" or "trainlist01.txt".
+
+    Raises ManifestError if the name contains no split or two.
+    """
     name = uri.rpartition("/")[2].lower()
     words = re.findall(r"[a-z]+", name.rpartition(".")[0] or name)
     found = {SPLITS[word] for word in words if word in SPLITS}
@@ -118,7 +120,7 @@ def split_by_name(uri: str) -> str:
 
 
 def class_names(files: Sequence[AnnotationFile], label_sets: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
-    """Label maps with one name a line, in the order of the numbers; None where none are given."""
+    """Parse label maps with one name per line, in the order of the class numbers; None if there are none."""
     if not files:
         return None
     if len(files) != len(label_sets):
@@ -131,10 +133,10 @@ def class_names(files: Sequence[AnnotationFile], label_sets: tuple[str, ...]) ->
 
 
 def derive_splits(entries: Sequence[Entry], val_fraction: float) -> list[str]:
-    """For each entry "train" or "val", by a hash of its id.
+    """Assign "train" or "val" to each entry, by a hash of its id.
 
-    So that no class is without either by chance, the video of a class with the largest hash is always in "train", and
-    of two or more the one with the smallest in "val".
+    So that no class lacks either by chance, the video of a class with the largest hash is always in "train", and if
+    there are two or more, the one with the smallest is in "val".
     """
     places = [_place(entry.id) for entry in entries]
     splits = ["val" if place < val_fraction else "train" for place in places]
@@ -150,12 +152,12 @@ def derive_splits(entries: Sequence[Entry], val_fraction: float) -> list[str]:
 
 
 def _place(id: str) -> float:
-    """A number in [0, 1) that depends on the name alone, equally spread over names."""
+    """Map a name to a number in [0, 1) that depends on the name alone, uniformly distributed over names."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") / 2**64
 
 
 def refuse_twice(entries: Sequence[Entry], source: str) -> None:
-    """Raise ManifestError where a video, a segment or an id comes more than once."""
+    """Raise ManifestError if a video, a segment, or an id occurs more than once."""
     videos = [
         entry.uri if entry.segment_seconds is None else f"{entry.uri} {entry.segment_seconds}" for entry in entries
     ]
@@ -163,14 +165,14 @@ def refuse_twice(entries: Sequence[Entry], source: str) -> None:
         twice = sorted(value for value, count in Counter(values).items() if count > 1)
         if twice:
             raise ManifestError(
-                f"{len(twice)} {what}s stand in {source} more than once: {some_of(twice)}; keep one of each"
+                f"{len(twice)} {what}s occur in {source} more than once: {some_of(twice)}; keep one of each"
             )
 
 
 def refuse_untrained(
     entries: Sequence[Entry], splits: Sequence[str], classes: dict[str, tuple[str, ...]], source: str
 ) -> None:
-    """Raise ManifestError where a class has no training video."""
+    """Raise ManifestError if a class has no training video."""
     for column, (name, labels) in enumerate(classes.items()):
         trained = {entry.labels[column] for entry, split in zip(entries, splits, strict=True) if split == "train"}
         untrained = sorted(set(labels) - trained)
@@ -182,6 +184,6 @@ def refuse_untrained(
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The first names of a long list, for a message."""
+    """Format the first names of a long list for a message."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Annotations of EPIC-KITCHENS-55 and -100: segments of long videos, each with a verb a noun. Runs on the driver."""
+"""Annotations of EPIC-KITCHENS-55 and -100: segments of long videos with a verb and a noun. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ LABEL_SETS = ("verb", "noun")
 
 
 def read(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Sequence[AnnotationFile]) -> Annotated:
-    """Rows of CSVs. `label_map`: the two published files of class names, told by "verb" and "noun" in their names.
+    """Read the rows of CSVs. `label_map` holds the two published files of class names.
 
-    Without them, a class is called by the word that its narrations use most. Classes keep the published numbers.
+    They are told apart by "verb" and "noun" in their names. Without them, a class is named after the word that its
+    narrations use most. Classes keep the published numbers.
     """
     needed = ["video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class"]
     rows = [(file, row) for file in files for row in file.table(needed)]
@@ -73,7 +74,7 @@ def _entry(
 
 
 def seconds(timestamp: str, file: AnnotationFile) -> float:
-    """ "00:01:02.5" as 62.5."""
+    """Convert a timestamp to seconds: "00:01:02.5" is 62.5."""
     try:
         hours, minutes, rest = timestamp.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(rest)

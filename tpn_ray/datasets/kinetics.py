@@ -1,4 +1,4 @@
-"""Annotations of Kinetics-400, -600 and -700. Runs on the driver."""
+"""Annotations of Kinetics-400, -600, and -700. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tpn_ray.errors import ManifestError
 
 
 def read(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Sequence[AnnotationFile]) -> Annotated:
-    """Rows of CSVs; `label_map` is a list of class names, without it they are sorted, as is customary."""
+    """Read the rows of CSVs. `label_map` is a list of class names; without it, they are sorted, as is customary."""
     entries = [_entry(row, file, videos) for file in files for row in file.table(["youtube_id", "time_start"])]
     return Annotated(entries, ("action",), class_names(label_map, ("action",)))
 
@@ -27,7 +27,7 @@ def _entry(row: dict[str, str], file: AnnotationFile, videos: VideoFolder) -> En
     begin = file.seconds(row, "time_start")
     end = file.seconds(row, "time_end") if row.get("time_end") else begin + 10
     name = f"{row['youtube_id']}_{int(begin):06d}_{int(end):06d}"
-    # The published crawlers cut the ten seconds out and put them into the name, some with leading zeros, some without.
+    # The published crawlers cut out the ten seconds and put them into the name, some with leading zeros, some without.
     found = videos.find([name, f"{row['youtube_id']}_{int(begin)}_{int(end)}"], inside=label)
     if found:
         return Entry(name, found, (label,), split)

@@ -1,7 +1,8 @@
-"""The list of videos, their labels and their splits, read from folders or a CSV and checked. Runs on the driver.
+"""The list of videos with their labels and splits, read from folders or a CSV and checked. Runs on the driver.
 
-Four forms are read; annotations.py reads the forms of published datasets:
-    folder/<class>/<video>                         one sub-folder per class; the split is derived from the names
+Four forms are supported here; annotations.py reads the formats of published datasets:
+
+    folder/<class>/<video>                         one subfolder per class; the split is derived from the names
     folder/{train,val,test}/<class>/<video>        the same, with given splits
     folder/dataset.json                            a dataset made by jobs/prepare.py
     file.csv                                       columns uri,label[,split]; URIs absolute or relative to the CSV
@@ -28,29 +29,29 @@ from tpn_ray.errors import ConfigError, ManifestError
 from tpn_ray.names import file_name, label_sets_problem, shown
 
 NO_CLASS = ""
-"""Name of the class of a video without label."""
+"""Class name of a video without a label."""
 
 DEFAULT_LABEL_SET = "action"
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where the videos of a prepared dataset lie. Row i of every array is video i."""
+    """Where the videos of a prepared dataset are stored. Row i of every array is video i."""
 
     shard_uris: list[str]
     shards: NDArray[np.int64]
-    """(n,): place in `shard_uris`."""
+    """(n,): index in `shard_uris`."""
     row_groups: NDArray[np.int64]
-    """(n,): row group within the shard; rows of one group are neighbours."""
+    """(n,): row group within the shard; rows of one group are adjacent."""
     offsets: NDArray[np.int64]
     """(n,): first byte of the video within the shard."""
     frame_counts: NDArray[np.int64]
-    """(n,): frames in the video."""
+    """(n,): number of frames in the video."""
     hashes: NDArray[np.uint8]
     """(n, 32): SHA-256 of the video."""
 
     def select(self, rows: list[int]) -> Placement:
-        """Only these rows."""
+        """Return only these rows."""
         return replace(
             self,
             shards=self.shards[rows],
@@ -65,41 +66,41 @@ class Placement:
 class Manifest:
     """The videos of a dataset. Row i of every field is video i.
 
-    Rows are sorted by id, those of prepared datasets as they are stored, which is in random order.
+    Rows are sorted by id, except in prepared datasets, where they are in stored order, which is random.
     """
 
     ids: list[str]
     """A name for each video that stays the same when the dataset moves: its path below the dataset's folder."""
 
     uris: list[str]
-    """Where each video is."""
+    """Location of each video."""
 
     labels: NDArray[np.int64]
-    """(n videos, s label sets): position of each video's class in each label set."""
+    """(n videos, s label sets): index of each video's class in each label set."""
 
     splits: list[str]
-    """The split of each video: train, val or test."""
+    """The split of each video: train, val, or test."""
 
     label_sets: dict[str, tuple[str, ...]]
-    """Class names by the name of the label set; the columns of `labels` in order."""
+    """Class names by the name of the label set, in the order of the columns of `labels`."""
 
     version: str
-    """16 hexadecimal digits that change when a video, its size, label or split changes."""
+    """Version of 16 hexadecimal digits, which changes when a video, its size, label, or split changes."""
 
     sizes_bytes: NDArray[np.int64]
-    """(n,): size of each file at `uris`, for prepared videos of the video in its shard; -1 where there is no file."""
+    """(n,): size of each file at `uris`, or of the video in its shard if prepared; -1 if there is no file."""
 
     segments_seconds: NDArray[np.float64] | None = None
-    """(n, 2): begin and end of each row within its file, NaN for all of it; None where no row is a segment."""
+    """(n, 2): start and end of each row within its file, NaN for all of it; None if no row is a segment."""
 
     placement: Placement | None = None
-    """Where prepared videos lie; None for a dataset of video files."""
+    """Where prepared videos are stored; None for a dataset of video files."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def select(self, split: str) -> Manifest:
-        """The videos of one split. Raises ManifestError where it has none. The version stays the dataset's."""
+        """Return the videos of one split, keeping the dataset's version. Raises ManifestError if it has none."""
         rows = [row for row, value in enumerate(self.splits) if value == split]
         if not rows:
             known = ", ".join(sorted(set(self.splits)))
@@ -107,7 +108,7 @@ class Manifest:
         return self.rows(rows)
 
     def rows(self, rows: list[int]) -> Manifest:
-        """Only these rows. The version stays the dataset's."""
+        """Return only these rows, keeping the dataset's version."""
         return replace(
             self,
             ids=[self.ids[row] for row in rows],
@@ -121,7 +122,7 @@ class Manifest:
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
-        """Rows in each row group, in order, for `data.plan`; () for a dataset of video files."""
+        """Number of rows in each row group, in order, for `data.plan`; () for a dataset of video files."""
         if self.placement is None:
             return ()
         groups = np.stack([self.placement.shards, self.placement.row_groups])
@@ -132,9 +133,10 @@ class Manifest:
 def load_manifest(uri: str, *, val_fraction: float = 0.2, for_training: bool = True) -> Manifest:
     """Read and check the dataset at `uri`. Raises ManifestError or StorageError.
 
-    Without given splits, `val_fraction` of each class goes to "val", chosen by a hash of the id: adding or removing
-    videos moves no other one to another split (but in classes of a few videos, see `derive_splits`). Where it is not
-    `for_training`, classes need no training video and lines of a CSV no label: it is then -1.
+    Without given splits, `val_fraction` of each class goes to "val", chosen by a hash of the id, so that adding or
+    removing videos moves no other video to another split (except in classes of a few videos, see `derive_splits`). If
+    it is not `for_training`, classes need no training video and lines of a CSV need no label; a missing label becomes
+    -1.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}; it must be between 0 and 1")
@@ -149,7 +151,7 @@ def load_manifest(uri: str, *, val_fraction: float = 0.2, for_training: bool = T
 
 
 def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
-    """The manifest of a prepared dataset from its dataset.json and its index."""
+    """Build the manifest of a prepared dataset from its dataset.json and its index."""
     ids, names = index["id"].to_pylist(), index["shard"].to_pylist()
     folder = storage.join(root, shards.SHARDS)
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
@@ -157,7 +159,7 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
         raise ManifestError(f"{storage.join(root, shards.DATASET)} {why}; it was not written by jobs/prepare.py")
     if foreign := [name for name in places if file_name(name) != name]:
         raise ManifestError(
-            f"{storage.join(root, shards.INDEX)} names the shard {shown(foreign[0])}; no shard is so called"
+            f"{storage.join(root, shards.INDEX)} names the shard {shown(foreign[0])}; no shard has such a name"
         )
     whole = {name: tuple(classes) for name, classes in dataset["label_sets"].items()}
     return Manifest(
@@ -192,10 +194,11 @@ def build(
     classes: LabelSets | None = None,
     for_training: bool = True,
 ) -> Manifest:
-    """Check entries and make the manifest. Raises ManifestError.
+    """Check entries and build the manifest. Raises ManifestError.
 
-    `sizes`: bytes by URI, -1 for what is not there; `source`: named in messages; `classes`: class names in the order of
-    the dataset's own numbers, which may include some without videos; by default those that occur, sorted.
+    `sizes` maps URIs to bytes, -1 for missing files. `source` is named in messages. `classes` holds class names in the
+    order of the dataset's own numbers, possibly including classes without videos; by default they are the sorted names
+    that occur.
     """
     if not entries:
         raise ManifestError(f"{source} names no videos")

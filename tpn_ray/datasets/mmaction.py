@@ -1,4 +1,4 @@
-"""Lists of videos as mmaction reads them: a path and a class number on each line. Runs on the driver."""
+"""Video lists in mmaction's format: a path and a class number on each line. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tpn_ray.errors import ManifestError
 
 
 def read(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Sequence[AnnotationFile]) -> Annotated:
-    """Lines "path number", paths below the folder of videos; without a label map, numbers are the names."""
+    """Read lines "path number", with paths below the folder of videos; without a label map, numbers are the names."""
     lines = [(file, *_fields(line, file)) for file in files for line in file.text.splitlines() if line.strip()]
     classes = class_names(label_map, ("action",))
     count = max((number for _, _, number in lines), default=-1) + 1

@@ -1,8 +1,8 @@
-"""The bytes of one video, from its own file or out of a shard. Runs on Ray Data workers, and anywhere.
+"""Reads the bytes of one video, from its own file or out of a shard. Runs on Ray Data workers, and anywhere.
 
 A video of a prepared dataset costs one ranged request for exactly its bytes: the index says where they are, and no
-footer is read. Whole row groups are not: the rows of a window are spread over all decoding processes, each of which
-would read nearly every group of it for a few rows.
+footer is read. Whole row groups are not read, because the rows of a window are spread over all decoding processes, each
+of which would read nearly every group of it for a few rows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ MAX_VIDEO_BYTES = 2 * 1024**3
 
 
 def fetch(manifest: Manifest, sample: int) -> bytes:
-    """Return a video's bytes, those of a prepared one compared with their hash.
+    """Return a video's bytes; those of a prepared video are checked against their hash.
 
-    Raises BadVideo for a video that is not there or was changed, and StorageError where storage fails for good.
+    Raises BadVideo for a video that is missing or was changed, and StorageError if storage fails permanently.
     """
     place = manifest.placement
     try:

@@ -1,13 +1,13 @@
 """A prepared dataset: Parquet shards of videos, an index of their rows, and dataset.json. Runs anywhere.
 
-    <dataset>/shards/train-00000.parquet   one row per video, in row groups of some megabytes; bad ones in its footer
-    <dataset>/index.parquet                one row per video without the videos: what training reads at its start
-    <dataset>/quarantine.parquet           uri, reason and message of every video that could not be used
+    <dataset>/shards/train-00000.parquet   one row per video, in row groups of some megabytes; bad videos in its footer
+    <dataset>/index.parquet                one row per video without the video itself: what training reads at startup
+    <dataset>/quarantine.parquet           uri, reason, and message of every video that could not be used
     <dataset>/dataset.json                 class names, counts, splits, settings, version; written last
 
-Videos are stored uncompressed (they are compressed already), so that each lies in one piece in its shard. The index
-knows where: a clip costs one ranged request for exactly its video, and no footer is read. Any Parquet reader reads the
-shards as well. Bytes are a pure function of the rows: no dates, one writer version.
+Videos are stored uncompressed (they are compressed already), so that each is in one piece in its shard. The index says
+where: a clip costs one ranged request for exactly its video, and no footer is read. Any Parquet reader can read the
+shards too. Bytes are a pure function of the rows: no dates, one writer version.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from tpn_ray.storage import StoredFile
 
 DATASET, INDEX, QUARANTINE, SHARDS = "dataset.json", "index.parquet", "quarantine.parquet", "shards"
 CLAIM = "prepare.json"
-"""Written first: the settings that a folder's shards are made with."""
+"""Name of the file that is written first: the settings that a folder's shards are made with."""
 
 FORMAT = "tpn_ray prepared videos, 1"
 ROW_GROUP_BYTES = 8 * 1024**2
-"""A row group is closed before it would hold more; only a single larger video makes a larger one."""
+"""Size limit of a row group, which is closed before exceeding it; only a single larger video makes a larger group."""
 
-SHARD_REMEDY = "Delete it, and give the jobs/prepare.py command of its dataset again: it is made anew"
-DATASET_REMEDY = "Give the jobs/prepare.py command of the dataset again: it is put together anew from its shards"
+SHARD_REMEDY = "Delete it, and run the jobs/prepare.py command of its dataset again, which rebuilds it"
+DATASET_REMEDY = "Run the jobs/prepare.py command of the dataset again, which rebuilds it from its shards"
 
 SUMMARY_KEY = b"tpn_ray.summary"
 """Footer entry of a shard: JSON of its ShardSummary."""
 
 FOOTER_BYTES = 256 * 1024
-"""Read from a shard's end at once; a longer footer takes a second request."""
+"""Bytes read from a shard's end at once; a longer footer takes a second request."""
 
 VIDEO = "video"
 ROW = pa.schema(
@@ -62,7 +62,7 @@ ROW = pa.schema(
         pa.field(VIDEO, pa.binary(), nullable=False),
     ]
 )
-"""One video; the segment's bounds are null for a whole file, times begin with 0 at the first frame."""
+"""One video; the segment's bounds are null for a whole file, and times start at 0 with the first frame."""
 
 INDEX_FIELDS = [field for field in ROW if field.name not in (VIDEO, "times_us")]
 INDEX_ROW = pa.schema(
@@ -75,7 +75,7 @@ INDEX_ROW = pa.schema(
         pa.field("video_bytes", pa.int64(), nullable=False),
     ]
 )
-"""A row of a shard without the video, and where the video lies in the shard."""
+"""A row of a shard without the video, and the video's location in the shard."""
 
 QUARANTINE_ROW = pa.schema([("uri", pa.string()), ("reason", pa.string()), ("message", pa.string())])
 
@@ -96,14 +96,14 @@ class ShardSummary:
     index: list[dict[str, Any]]
     """Rows of INDEX_ROW, without the fields that every row of the shard shares."""
     bad: list[Bad]
-    """What could not be used."""
+    """Videos that could not be used."""
 
 
 # --- one shard
 
 
 def shard_bytes(rows: Sequence[dict[str, Any]], bad: Sequence[Bad], *, job: str, split: str) -> bytes:
-    """A shard of rows (dicts of ROW). The same rows give the same bytes."""
+    """Encode a shard of rows (dicts of ROW). The same rows give the same bytes."""
     buffer = io.BytesIO()
     index, searched = list[dict[str, Any]](), 0
     with pq.ParquetWriter(
@@ -133,9 +133,9 @@ def _index_row(row: dict[str, Any], row_group: int, offset: int) -> dict[str, An
 
 
 def _find(written: memoryview, video: bytes, begin: int) -> int:
-    """Where the plainly encoded column holds the video's bytes, behind their length."""
+    """Return where the plainly encoded column holds the video's bytes, which follow their length."""
     needle = len(video).to_bytes(4, "little") + video[:4096]
-    # Close behind the one before it: only headers, and the small columns of the next row group, come between.
+    # It closely follows the previous video: only headers and the small columns of the next row group come between.
     for window in (4096 + len(needle), len(written)):
         place = bytes(written[begin : begin + window]).find(needle)
         if place >= 0:
@@ -147,12 +147,12 @@ def _find(written: memoryview, video: bytes, begin: int) -> int:
 
 
 def _column_paths() -> list[str]:
-    """Column names as Parquet spells them."""
+    """List the column names as Parquet spells them."""
     return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in ROW]
 
 
 def row_groups(rows: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
-    """Consecutive rows, cut before they hold more than ROW_GROUP_BYTES of video."""
+    """Yield groups of consecutive rows, split before they exceed ROW_GROUP_BYTES of video."""
     begin, held = 0, 0
     for place, row in enumerate(rows):
         size = len(row[VIDEO])
@@ -165,7 +165,7 @@ def row_groups(rows: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, An
 
 
 def read_summary(shard: StoredFile) -> ShardSummary:
-    """Everything of a shard but its videos, from its footer. Raises DamagedError where that is not what was written."""
+    """Read everything of a shard but its videos, from its footer. Raises DamagedError if that was changed."""
     size = min(FOOTER_BYTES, shard.size_bytes)
     tail = storage.read_range(shard.uri, shard.size_bytes - size, size)
     needed = int.from_bytes(tail[-8:-4], "little") + 8
@@ -175,7 +175,7 @@ def read_summary(shard: StoredFile) -> ShardSummary:
         footer = pq.read_metadata(io.BytesIO(tail)).metadata
         fields = unseal(footer[SUMMARY_KEY], shard.uri, SHARD_REMEDY)
         return ShardSummary(**{**fields, "bad": [tuple(bad) for bad in fields["bad"]]})
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # OSError: Thrift that is none
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # OSError: invalid Thrift
         raise damaged(shard.uri, "it is not a whole shard of this version", SHARD_REMEDY) from error
 
 
@@ -185,7 +185,7 @@ def read_summary(shard: StoredFile) -> ShardSummary:
 def write_dataset(
     folder: str, shards: dict[str, ShardSummary], label_sets: LabelSets, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write index, quarantine and, last, dataset.json for finished shards by name; returns what dataset.json holds."""
+    """Write index, quarantine, and finally dataset.json for finished shards by name; return dataset.json's content."""
     rows, bad = list[dict[str, Any]](), list[Bad]()
     for name, summary in sorted(shards.items()):
         rows += [{**row, "split": summary.split, "shard": name} for row in summary.index]
@@ -222,23 +222,24 @@ def _counts(rows: Sequence[dict[str, Any]], split: str) -> dict[str, int]:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A small table as a Parquet file."""
+    """Encode a small table as a Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="ZSTD", store_schema=False)
     return buffer.getvalue()
 
 
 def read_dataset(folder: str) -> tuple[dict[str, Any], pa.Table] | None:
-    """dataset.json and the index; None where the folder is none. Raises DamagedError for what is not as it was written,
-    and ManifestError for what another version wrote, or an unfinished job."""
+    """Read dataset.json and the index; None if the folder is not a prepared dataset.
+
+    Raises DamagedError if a file is not what was written, and ManifestError for files of another version or an
+    unfinished job.
+    """
     uri = storage.join(folder, DATASET)
     try:
         dataset = unseal(storage.read_bytes(uri), uri, DATASET_REMEDY)
     except NotFoundError:
         if storage.exists(storage.join(folder, CLAIM)):
-            raise ManifestError(
-                f"{folder} is not finished; give its jobs/prepare.py command again, which goes on"
-            ) from None
+            raise ManifestError(f"{folder} is not finished; run its jobs/prepare.py command again to resume") from None
         return None
     if dataset.get("format") != FORMAT:
         raise ManifestError(
@@ -250,7 +251,7 @@ def read_dataset(folder: str) -> tuple[dict[str, Any], pa.Table] | None:
     try:
         index = storage.read_bytes(storage.join(folder, INDEX))
     except NotFoundError as error:
-        raise damaged(storage.join(folder, INDEX), "it is not there", DATASET_REMEDY) from error
+        raise damaged(storage.join(folder, INDEX), "it is missing", DATASET_REMEDY) from error
     if hashlib.sha256(index).hexdigest() != dataset["index_sha256"]:
         raise damaged(storage.join(folder, INDEX), "it does not belong to its dataset.json", DATASET_REMEDY)
     return dataset, pq.read_table(io.BytesIO(index))

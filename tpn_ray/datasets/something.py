@@ -1,6 +1,6 @@
-"""Annotations of Something-Something V1 and V2; the classes are templates. Runs on the driver.
+"""Annotations of Something-Something V1 and V2, whose classes are templates. Runs on the driver.
 
-V1 is published as folders of JPEG pictures: make videos of them first, at 12 frames per second.
+V1 is published as folders of JPEG pictures: convert them to videos first, at 12 frames per second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tpn_ray.errors import ManifestError
 
 
 def read_v1(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Sequence[AnnotationFile]) -> Annotated:
-    """Lines "id;template"; the label map has one template a line, in the order of the numbers."""
+    """Read lines "id;template"; the label map has one template per line, in the order of the class numbers."""
     entries = []
     for file in files:
         for row in csv.reader(file.text.splitlines(), delimiter=";"):
@@ -31,7 +31,7 @@ def read_v1(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Seq
 
 
 def read_v2(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Sequence[AnnotationFile]) -> Annotated:
-    """JSON objects with id and template; the label map goes from template to number."""
+    """Read JSON objects with id and template; the label map goes from template to number."""
     entries = []
     for file in files:
         for video in _json(file, list):

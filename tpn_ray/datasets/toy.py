@@ -1,8 +1,8 @@
-"""Made videos whose class is their visual tempo and nothing else: real H.264 files, learnable in a minute.
+"""Synthetic videos whose class is only their visual tempo: real H.264 files, learnable in a minute.
 
-A shape pulses: it grows and brightens, shrinks and darkens, with one of eight periods. Its colours, place, form, phase,
-the background and the noise are random and the same for all classes, so that a single frame tells nothing. Runs on
-the driver.
+A shape pulses: it grows and brightens, shrinks and darkens, with one of eight periods. Its colors, position, form, and
+phase, the background, and the noise are random with the same distribution for all classes, so that a single frame
+reveals nothing. Runs on the driver.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from tpn_ray.clips.augment import generator
 from tpn_ray.errors import ConfigError
 
 TOY_PERIODS_FRAMES = (10, 12, 15, 19, 25, 34, 49, 80)
-"""Frames in one pulse, for each class. The steps grow with the period: slow pulses are harder to tell apart, since a
-clip of some 60 frames holds only one or two of them. The fastest still moves at a stride of 4 frames."""
+"""Frames per pulse, for each class. The steps grow with the period: slow pulses are harder to tell apart, since a clip
+of some 60 frames holds only one or two of them. The fastest still moves at a stride of 4 frames."""
 
 TOY_CLASSES = tuple(f"period_{frames:02d}" for frames in TOY_PERIODS_FRAMES)
-"""The class names, from fast to slow; sorted by name they keep this order."""
+"""Class names, from fast to slow; sorting by name keeps this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig:
-    """How many videos are made, and how large."""
+    """Number and size of the videos."""
 
     train_per_class: int = 96
-    """Training videos of each of the eight classes."""
+    """Number of training videos for each of the eight classes."""
 
     val_per_class: int = 24
-    """Validation videos of each class."""
+    """Number of validation videos for each class."""
 
     frames: int = 104
-    """Frames in a video. The slowest class needs 80 for one pulse."""
+    """Number of frames in a video. The slowest class needs 80 for one pulse."""
 
     size_px: int = 64
-    """Height and width; even, because of the video's colour format."""
+    """Height and width in pixels; must be even because of the video's color format."""
 
     frames_per_second: int = 25
     """Frame rate written to the file."""
 
     gop_frames: int = 16
-    """Distance between keyframes."""
+    """Distance between keyframes, in frames."""
 
     seed: int = 0
-    """Another seed makes other videos of the same kind."""
+    """Seed of the videos; another seed makes other videos of the same kind."""
 
     def __post_init__(self) -> None:
         for field in ("train_per_class", "val_per_class", "frames", "frames_per_second", "gop_frames"):
@@ -64,7 +64,7 @@ class ToyConfig:
 def write_toy(folder_uri: str, config: ToyConfig, *, progress: Callable[[int, int], None] | None = None) -> None:
     """Write folder/{train,val}/<class>/<number>.mp4; the same bytes on every run.
 
-    `progress` is called with (videos written, videos in all).
+    `progress` is called with (videos written, total videos).
     """
     per_class = config.train_per_class + config.val_per_class
     total, done = per_class * len(TOY_CLASSES), 0
@@ -79,9 +79,9 @@ def write_toy(folder_uri: str, config: ToyConfig, *, progress: Callable[[int, in
 
 
 def draw_toy(config: ToyConfig, label: int, number: int, *, power: float | None = None) -> NDArray[np.uint8]:
-    """The frames (t, h, w, 3) of one video. Everything but the period is drawn in the same way for every class.
+    """Draw the frames (t, h, w, 3) of one video. All but the period is drawn in the same way for every class.
 
-    `power` of the norm sets the shape's form, which else is drawn.
+    `power` is the exponent of the norm that sets the shape's form; by default it is drawn.
     """
     random = generator(config.seed, 0, label * 1_000_000 + number, 0)
     size = config.size_px
@@ -101,7 +101,7 @@ def draw_toy(config: ToyConfig, label: int, number: int, *, power: float | None 
 
 
 def _distance(size: int, random: np.random.Generator, power: float | None) -> NDArray[np.float64]:
-    """Distance (h, w) of each pixel from the shape's centre, in a norm that makes it a disc, a square or a diamond."""
+    """Return each pixel's distance (h, w) from the shape's center, in a norm that makes a disc, square, or diamond."""
     centre = size * random.uniform(0.4, 0.6, size=2)
     angle = random.uniform(0, math.pi / 2)
     rows, columns = np.mgrid[0:size, 0:size] + 0.5
@@ -115,7 +115,7 @@ def _distance(size: int, random: np.random.Generator, power: float | None) -> ND
 
 
 def _background(size: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """A still texture (h, w, 3): two gratings in two colours."""
+    """Draw a static texture (h, w, 3): two gratings in two colors."""
     rows, columns = np.mgrid[0:size, 0:size] / size
     texture = np.zeros((size, size, 1))
     for _ in range(2):
@@ -127,7 +127,7 @@ def _background(size: int, random: np.random.Generator) -> NDArray[np.float64]:
 
 
 def encode_toy(frames: NDArray[np.uint8], config: ToyConfig) -> bytes:
-    """An H.264 MP4 of frames (t, h, w, 3); the same bytes whenever the same encoder is installed."""
+    """Encode frames (t, h, w, 3) as an H.264 MP4; the same installed encoder gives the same bytes."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream(

@@ -1,8 +1,8 @@
-"""Made videos in which something happens once, at a tempo of its own, to analyse tempo with. Runs on the driver.
+"""Synthetic videos of a single action with its own tempo, for analyzing tempo. Runs on the driver.
 
-A shape comes and goes on a still grey background. Its colour is the class, so every frame that shows it tells the
-class, and no other frame does. How long it is to be seen, its tempo, is drawn for each video; the classes differ in how
-much it varies. The true tempo of every video is written beside the videos, to compare a measurement with.
+A shape appears and disappears on a static gray background. Its color is the class, so every frame that shows it reveals
+the class, and no other frame does. How long it is visible, its tempo, is drawn for each video; classes differ in how
+much it varies. The true tempo of every video is written next to the videos, for comparison with measurements.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ COLOURS = {
     "yellow": (245, 235, 60),
 }
 SPREADS = dict(zip(COLOURS, (1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6), strict=True))
-"""For each class the largest factor between a video's tempo and the middle one."""
+"""For each class, the largest factor between a video's tempo and the median one."""
 ACTION_CLASSES = tuple(COLOURS)
 MIDDLE_FRAMES = 30.0
-"""Full width at half maximum of the shape's size over time, in the middle."""
+"""Full width at half maximum of the shape's size over time, for the median tempo."""
 MIN_FRAMES = 128
 TEMPOS = "tempos.csv"
 
 
 class Action(NamedTuple):
-    """One video's truth."""
+    """The ground truth of one video."""
 
     id: str
     name: str
     width_seconds: float
-    """Full width at half maximum of what happens."""
+    """Full width at half maximum of the action."""
 
 
 def write_actions(folder_uri: str, config: ToyConfig) -> list[Action]:
     """Write folder/{train,val}/<class>/<number>.mp4 and tempos.csv; the same bytes on every run.
 
-    Videos have MIN_FRAMES at least, so that the slowest of them fit in.
+    Videos have at least MIN_FRAMES, so that the slowest actions fit.
     """
     made = []
     for action, data in _videos(replace(config, frames=max(config.frames, MIN_FRAMES))):
@@ -68,13 +68,13 @@ def write_actions(folder_uri: str, config: ToyConfig) -> list[Action]:
 
 
 def read_tempos(folder_uri: str) -> dict[str, float]:
-    """The true width of every video in seconds, by its id."""
+    """Read the true width of every video in seconds, by its id."""
     text = storage.read_bytes(storage.join(storage.absolute(folder_uri), TEMPOS)).decode()
     return {row["id"]: float(row["width_seconds"]) for row in csv.DictReader(io.StringIO(text))}
 
 
 def known_tempos(folder_uri: str) -> dict[str, float]:
-    """`read_tempos`; empty for videos that were not made for this, whose truth nobody knows."""
+    """Return `read_tempos`, or an empty dict for other videos, whose true tempo is unknown."""
     try:
         return read_tempos(folder_uri)
     except NotFoundError:
@@ -91,13 +91,13 @@ def _videos(config: ToyConfig) -> Iterator[tuple[Action, bytes]]:
 
 
 def draw_action(config: ToyConfig, name: str, number: int) -> tuple[NDArray[np.uint8], float]:
-    """The frames (t, h, w, 3) of one video, and the width of what happens in frames."""
+    """Draw the frames (t, h, w, 3) of one video, and return them with the width of the action in frames."""
     random = generator(config.seed, 0, 2_000_000_000 + number, 0)
     spread = math.log(SPREADS[name])
     width = MIDDLE_FRAMES * math.exp(random.uniform(-spread, spread))
     size = config.size_px
     time = np.arange(config.frames) - random.uniform(0.4, 0.6) * config.frames
-    # Steep at its ends: when the shape is there at all matters little for how long it is.
+    # Steep at its ends, so that whether the shape is visible at all hardly affects its width.
     radius = size * random.uniform(0.22, 0.3) * np.exp2(-((2 * time / width) ** 6))
     rows, columns = np.abs(np.mgrid[0:size, 0:size] + 0.5 - size * random.uniform(0.4, 0.6, size=(2, 1, 1)))
     distance = np.hypot(rows, columns) if random.random() < 0.5 else np.maximum(rows, columns)

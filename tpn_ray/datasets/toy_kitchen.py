@@ -1,8 +1,8 @@
-"""Made long videos with annotations like EPIC-KITCHENS': verbs are tempos, nouns are forms. Runs on the driver.
+"""Synthetic long videos with annotations like those of EPIC-KITCHENS. Runs on the driver.
 
 Each long video shows several pulsing shapes one after the other, each an annotated segment. The shape's form is the
-noun, which every frame tells; its tempo is the verb, which no single frame tells. `jobs/prepare.py --format epic` cuts
-the segments out, and table 5 of the paper is trained on them.
+noun, which every frame reveals; its tempo is the verb, which no single frame reveals. `jobs/prepare.py --format epic`
+cuts out the segments, and table 5 of the paper is trained on them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tpn_ray import storage
 from tpn_ray.datasets.toy import TOY_CLASSES, ToyConfig, draw_toy, encode_toy
 
 NOUNS = {"disc": 2.0, "square": 6.0, "star": 0.5}
-"""Power of the norm in which each form is round. Turned by any angle, none of them looks like another."""
+"""Exponent of the norm whose unit ball has each form. Rotated by any angle, none of them looks like another."""
 SEGMENTS_PER_VIDEO = 6
 COLUMNS = (
     "narration_id",
@@ -37,11 +37,11 @@ def write_kitchen(
 ) -> dict[str, str]:
     """Write folder/videos/*.MP4 and a CSV of segments for each split; the same bytes on every run.
 
-    `config` counts the segments of each verb; forms take turns. Returns the CSV of each split.
+    `config` counts the segments of each verb; forms alternate. Returns the CSV of each split.
     """
     total, done, found = (config.train_per_class + config.val_per_class) * len(TOY_CLASSES), 0, {}
     for split, person, count in (("train", "P01", config.train_per_class), ("val", "P02", config.val_per_class)):
-        # Neighbours in a video are of different verbs, as they are in a kitchen.
+        # Adjacent segments of a video have different verbs, as in a kitchen.
         shown = [(verb, number) for number in range(count) for verb in range(len(TOY_CLASSES))]
         text = io.StringIO()
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The videos below a folder, found by what annotations call them. Runs on the driver."""
+"""The videos below a folder, found by the names that annotations give them. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tpn_ray.errors import ManifestError
 
 
 class VideoFolder:
-    """One listing of a folder; then every question is answered from memory."""
+    """A folder, listed once; all queries are then answered from memory."""
 
     def __init__(self, root: str, suffixes: tuple[str, ...]) -> None:
-        """List the folder. Raises ManifestError where it holds no videos."""
+        """List the folder. Raises ManifestError if it holds no videos."""
         self.root = storage.absolute(root)
         files = storage.list_files(self.root, suffixes=suffixes)
         self.sizes = {file.uri: file.size_bytes for file in files if not storage.name(file.uri).startswith(".")}
@@ -23,7 +23,7 @@ class VideoFolder:
             self._by_stem.setdefault(stem(uri), []).append(uri)
 
     def find(self, stems: Sequence[str], inside: str = "") -> str | None:
-        """The video of the first stem there is; of several, the one in a folder called `inside`, else the first."""
+        """Return the video of the first stem that has any, preferring one in a folder called `inside`."""
         for name in stems:
             found = self._by_stem.get(name, [])
             if found:
@@ -31,12 +31,12 @@ class VideoFolder:
         return None
 
     def at(self, path: str) -> str:
-        """The URI of a path below the folder, whether something is there or not."""
+        """Return the URI of a path below the folder, whether it exists or not."""
         return storage.join(self.root, path)
 
 
 def stem(uri: str) -> str:
-    """A file's name without its suffix."""
+    """Return a file's name without its suffix."""
     return storage.name(uri).rpartition(".")[0]
 
 
@@ -45,5 +45,5 @@ def _folder(uri: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Class folders are called as the class, but for spaces and signs."""
+    """Normalize a name: class folders are named after their class, except for spaces and punctuation."""
     return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -1,4 +1,4 @@
-"""Folders with one sub-folder per class, and CSVs of videos -> entries. Runs on the driver."""
+"""Reads folders with one subfolder per class, and CSVs of videos. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from tpn_ray.datasets.entries import SPLITS, Entry, refuse_two_names, some_of, s
 from tpn_ray.errors import ManifestError, NotFoundError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
-"""Names of videos end so, in any case."""
+"""Suffixes of video files, in any case."""
 
 
 def read_folder(root: str) -> tuple[list[Entry], dict[str, int]]:
-    """Entries and sizes (bytes by URI) of a folder with one sub-folder per class, perhaps below train/, val/, test/,
-    however these are spelled."""
+    """Read entries and sizes (bytes by URI) from a folder with one subfolder per class.
+
+    The class folders may be below train/, val/, and test/, in any recognized spelling.
+    """
     files = storage.list_files(root)
     videos = {file.uri: file.size_bytes for file in files if _is_video(file.uri)}
     if not videos:
@@ -33,20 +35,20 @@ def read_folder(root: str) -> tuple[list[Entry], dict[str, int]]:
         parts = id.split("/")
         if len(parts) < depth + 2:
             form = f"{root}/{parts[0]}/<class>/{parts[-1]}" if given else f"{root}/<class>/{parts[-1]}"
-            raise ManifestError(f"{uri} is in no class folder; put it into a folder named as its class: {form}")
+            raise ManifestError(f"{uri} is in no class folder; put it into a folder named after its class: {form}")
         entries.append(Entry(id, uri, (parts[depth],), split_called(parts[0]) if given else None))
     return entries, videos
 
 
 def _is_video(uri: str) -> bool:
-    """By its name. Hidden files are not: "._clip.mp4" is what macOS leaves beside clip.mp4."""
+    """Return whether a file's name is a video's. Hidden files are not: macOS leaves "._clip.mp4" next to clip.mp4."""
     return uri.lower().endswith(SUFFIXES) and not storage.name(uri).startswith(".")
 
 
 def read_csv(uri: str, labelled: bool = True) -> tuple[list[Entry], dict[str, int]]:
-    """Entries and sizes of a CSV with the columns uri, label and perhaps split; every named video must be there.
+    """Read entries and sizes from a CSV with the columns uri, label, and optionally split; every video must exist.
 
-    Only where they need not be `labelled` may a label be empty.
+    A label may be empty only if they need not be `labelled`.
     """
     text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
     table = csv.DictReader(io.StringIO(text))
@@ -85,24 +87,24 @@ def _resolve(named: str, folder: str) -> str:
 
 
 def _sizes_of(uris: Sequence[str], named_in: str) -> dict[str, int]:
-    """Size of each named video, by one listing per folder instead of a question per file."""
+    """Look up the size of each named video, with one listing per folder instead of a request per file."""
     wanted, sizes = set(uris), dict[str, int]()
     for folder in _topmost({storage.parent(uri) for uri in uris}):
         try:
             sizes.update({file.uri: file.size_bytes for file in storage.list_files(folder) if file.uri in wanted})
         except NotFoundError:
-            continue  # its videos are absent, and named below
+            continue  # its videos are missing, and reported below
     absent = sorted(wanted - sizes.keys())
     if absent:
         raise ManifestError(
             f"{len(absent)} of {len(wanted)} videos named in {named_in} are not in storage: {some_of(absent)};"
-            " upload them or take their lines out"
+            " upload them or remove their lines"
         )
     return sizes
 
 
 def _topmost(folders: Iterable[str]) -> list[str]:
-    """The folders that are not inside another one of them."""
+    """List the folders that are not inside another one of them."""
     top: list[str] = []
     for folder in sorted(folders, key=lambda folder: folder + "/"):
         if not top or not (folder + "/").startswith(top[-1].rstrip("/") + "/"):

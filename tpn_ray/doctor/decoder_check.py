@@ -1,4 +1,4 @@
-"""A small H.264 clip made, prepared and decoded, and compared with what was drawn. Runs where clips are decoded."""
+"""Self-test of the decoder with a small synthetic H.264 clip. Runs where clips are decoded."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tpn_ray.videos.packets import DecodeLimits
 
 FRAMES, SIDE_PX = 40, 64
 WANTED = (37, 3, 17, 18, 3)
-"""Out of order, with neighbours and a repetition: frames in between are left out by the decoder."""
+"""Frame indices out of order, with neighbors and a repetition: the decoder skips frames in between."""
 TOLERANCE = 4.0
-"""Levels of brightness by which the mean of a frame may be off; neighbouring frames are 5 apart."""
+"""Levels of brightness by which the mean of a frame may be off; neighboring frames are 5 apart."""
 
 
 @dataclass(frozen=True)
 class DecoderReport:
-    """What encoding and decoding made of the drawn frames."""
+    """How the decoded frames compare with the drawn ones."""
 
     error: float
     """Largest difference of a frame's brightness from what was drawn, in levels of 256."""
     exact: bool
-    """Whether frames that were picked out are, bit for bit, those of a whole decoding."""
+    """Whether selected frames equal those of a full decode bit for bit."""
     digest: str
-    """Of the decoded pixels: the same on all machines that decode alike."""
+    """Digest of the decoded pixels: the same on all machines that decode alike."""
 
     @property
     def trusted(self) -> bool:
@@ -38,7 +38,7 @@ class DecoderReport:
 
 
 def decoder_self_test() -> DecoderReport:
-    """Make, prepare and decode the clip. Raises BadVideo, or what the libraries raise, where that cannot be done."""
+    """Encode, prepare, and decode the clip. Raises BadVideo, or what the libraries raise, if that fails."""
     config = ToyConfig(frames=FRAMES, size_px=SIDE_PX)
     source = encode_toy(drawn(), config)
     stored = prepare_video(io.BytesIO(source), None, EncodeConfig(short_side_px=SIDE_PX), DecodeLimits()).video
@@ -52,12 +52,12 @@ def decoder_self_test() -> DecoderReport:
 
 
 def brightness(index: int) -> int:
-    """The grey of a drawn frame."""
+    """Return the gray level of a drawn frame."""
     return 30 + 5 * index
 
 
 def drawn() -> NDArray[np.uint8]:
-    """Frames (t, h, w, 3), each a ramp around the grey that tells which it is."""
+    """Draw the frames (t, h, w, 3), each a ramp around the gray level that identifies it."""
     greys = np.array([brightness(index) for index in range(FRAMES)], dtype=np.int64)
     ramp = np.arange(SIDE_PX) - SIDE_PX // 2
     frames = np.clip(greys[:, None, None, None] + ramp[None, None, :, None] // 2, 0, 255)

@@ -1,6 +1,6 @@
-"""The examination: storage and tracking from here, then the cluster, every node and an all-reduce. Runs on the driver.
+"""The examination: storage and tracking from here, then the cluster, every node, and an all-reduce. Runs on the driver.
 
-Every wait is bounded, and whatever fails is a row: the rest goes on.
+Every wait is bounded, and a failure becomes a row of the table while the other checks continue.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tpn_ray.resources import PerWorker
 
 NODES_AT_ONCE = 32
 MOST_WORKERS = 64
-"""Of the all-reduce, where none are asked for."""
+"""Maximum number of workers of the all-reduce if none is given."""
 HEAD = "node:__internal_head__"
 SMALL_CPUS = 0.01
 SILENT = "no answer from the node"
@@ -65,34 +65,34 @@ CLUSTER_REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What is looked at, as the jobs are going to use it."""
+    """What to examine, with the settings that the jobs will use."""
 
     storage: str = "runs"
-    """As for jobs/train.py: a folder that every node sees, or s3://bucket/prefix."""
+    """Storage, as in jobs/train.py: a folder that every node sees, or s3://bucket/prefix."""
 
     data: str = ""
-    """As for jobs/train.py; by default not looked at."""
+    """Dataset, as in jobs/train.py; not examined by default."""
 
     tracking_uri: str = ""
-    """MLflow server (http://...) or store; by default SQLite below --storage, as for jobs/train.py."""
+    """MLflow server (http://...) or store; by default SQLite below --storage, as in jobs/train.py."""
 
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), else a local Ray."""
+    """Ray cluster to join; by default RAY_ADDRESS (set by `ray job submit`), otherwise a local Ray."""
 
     workers: int = 0
-    """Workers of the all-reduce. 0: one for each GPU that is free, or without GPUs one for each node and at least two.
-    On a cluster that adds nodes on demand this many make it add them."""
+    """Number of workers of the all-reduce. 0: one for each free GPU, or without GPUs one for each node and at least
+    two. On a cluster that adds nodes on demand, an explicit number makes it add them."""
 
     per_worker: Annotated[PerWorker, tyro.conf.arg(name="")] = field(default_factory=PerWorker)
 
     recipe: str = "k400_r50_8x8"
-    """Whose convolutions are tried in bf16, where there is a GPU."""
+    """Recipe whose convolutions are tried in bf16 if there is a GPU."""
 
     check_seconds: float = 60.0
-    """Longest wait for each check."""
+    """Timeout of each check, in seconds."""
 
     wait_seconds: float = 120.0
-    """Longest wait for the all-reduce's workers; give the time that a cloud takes to bring up nodes."""
+    """Longest wait for the all-reduce's workers, in seconds; allow for the time that a cloud takes to start nodes."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.workers == 1:
@@ -105,7 +105,7 @@ class Examination:
 
 
 def services(wanted: Examination) -> list[Finding]:
-    """Storage and tracking server, from this machine. URIs that cannot be are a ConfigError."""
+    """Examine storage and the tracking server from this machine. Invalid URIs raise ConfigError."""
     folder = storage.absolute(wanted.storage)
     data = storage.absolute(wanted.data) if wanted.data else ""
     seconds = wanted.check_seconds
@@ -114,7 +114,7 @@ def services(wanted: Examination) -> list[Finding]:
 
 
 def examine_tracking(tracking_uri: str, folder: str, seconds: float) -> list[Finding]:
-    """Reachable, of which version, and whether a run can be made and deleted."""
+    """Check that the tracking server is reachable, its version, and whether a run can be created and deleted."""
     local = storage.absolute("runs") if storage.is_s3(folder) else folder
 
     def uri() -> str:
@@ -128,7 +128,7 @@ def examine_tracking(tracking_uri: str, folder: str, seconds: float) -> list[Fin
 
     def run() -> Verdict:
         tracking.probe_run(uri())
-        return passed("a run was made, read back with its artefact, and deleted")
+        return passed("a run was made, read back with its artifact, and deleted")
 
     where = tracking_uri or "SQLite below --storage"
     first = examined("tracking: server", where, version, seconds=seconds, remedy=TRACKING_REMEDY)
@@ -137,7 +137,7 @@ def examine_tracking(tracking_uri: str, folder: str, seconds: float) -> list[Fin
 
 
 def cluster(wanted: Examination, connect: Callable[[], None]) -> list[Finding]:
-    """Everything that needs Ray, which `connect` joins."""
+    """Run all checks that need Ray, which `connect` joins."""
     where = wanted.address or os.environ.get("RAY_ADDRESS") or "a local Ray"
     mode = os.environ.get("RAY_AUTH_MODE", "")
     found = [examined("client", "driver", lambda: node.client_mode(mode), seconds=10, remedy="")]
@@ -150,7 +150,7 @@ def cluster(wanted: Examination, connect: Callable[[], None]) -> list[Finding]:
     found.append(joined)
     if joined.result == FAIL:
         return found
-    # First, since on a cluster that grows it brings the nodes up.
+    # First, because it makes an autoscaling cluster start its nodes.
     longest = wanted.wait_seconds + 4 * wanted.check_seconds
     found += gathered("all-reduce", lambda: [all_reduce(wanted)], longest)
     checks = len(node_checks.CHECKS | node_checks.HEAD_CHECKS) + 1
@@ -159,7 +159,7 @@ def cluster(wanted: Examination, connect: Callable[[], None]) -> list[Finding]:
 
 
 def gathered(check: str, act: Callable[[], list[Finding]], seconds: float) -> list[Finding]:
-    """Several findings; where they could not be made, one that says why."""
+    """Collect several findings; if that fails, return a single one that says why."""
     found: list[Finding] = []
 
     def run() -> Verdict:
@@ -171,7 +171,7 @@ def gathered(check: str, act: Callable[[], list[Finding]], seconds: float) -> li
 
 
 def alive() -> list[dict[str, Any]]:
-    """The nodes that are there, the head first."""
+    """List the nodes that are alive, the head first."""
     nodes = [one for one in ray.nodes() if one["Alive"]]
     return sorted(nodes, key=lambda one: (HEAD not in one["Resources"], one["NodeManagerAddress"], one["NodeID"]))
 
@@ -185,13 +185,11 @@ def _resources() -> str:
 
 
 def examine_nodes(wanted: Examination) -> list[Finding]:
-    """Every check on every node; nodes beside each other, the checks of one in turn."""
+    """Run every check on every node; nodes in parallel, the checks of one node in sequence."""
     nodes = alive()
     probe = storage.join(storage.absolute(wanted.storage), f".doctor-{uuid.uuid4().hex}", "probe")
     content = os.urandom(1000)
-    judged(
-        lambda: stores.written(probe, content), ""
-    )  # where it fails, so do the nodes, and so did the driver's checks
+    judged(lambda: stores.written(probe, content), "")  # if it fails, so do the nodes' checks, and so did the driver's
     recipe = recipes.recipe(wanted.recipe)
     side = recipe.augment.crop_px
     about = About(
@@ -216,7 +214,7 @@ def examine_nodes(wanted: Examination) -> list[Finding]:
 def _own_pixels() -> str:
     try:
         return decoder_self_test().digest
-    except Exception:  # then the driver's own node has a failing row
+    except Exception:  # the driver's own node then has a failing row
         return "none: it fails on the driver"
 
 
@@ -251,7 +249,7 @@ def _one_node(one: dict[str, Any], about: About, seconds: float) -> Iterable[Fin
 
 
 def _head_ports() -> dict[str, Any]:
-    """Where the dashboard and the GCS are, as the head knows it."""
+    """Return where the dashboard and the GCS are, as the head knows it."""
     dashboard = str(ray._private.services.get_webui_url_from_internal_kv() or "")
     gcs = str(ray.get_runtime_context().gcs_address)
     named = (("dashboard", dashboard), ("GCS", gcs))
@@ -268,7 +266,7 @@ def _answered(task: Any, arguments: tuple[Any, ...], seconds: float) -> Callable
 
 
 def _get(task: Any, arguments: tuple[Any, ...], seconds: float) -> Any:
-    """What a task gives; one that hangs is stopped with its process."""
+    """Return a task's result; a task that hangs is stopped together with its process."""
     reference = task.remote(*arguments)
     try:
         return ray.get(reference, timeout=seconds)
@@ -290,7 +288,7 @@ class Group:
 
 
 def group_for(wanted: Examination, total: dict[str, float], free: dict[str, float], nodes: int) -> Group | None:
-    """What is asked for, or by default what is free; None where there is nothing."""
+    """Return the group that was asked for, or by default one for what is free; None if nothing is free."""
     if wanted.workers:
         return Group(workers=wanted.workers, each=replace(wanted.per_worker, cpus=wanted.per_worker.cpus or SMALL_CPUS))
     gpus, unheld = int(total.get("GPU", 0)), int(free.get("GPU", 0))
@@ -303,7 +301,7 @@ def group_for(wanted: Examination, total: dict[str, float], free: dict[str, floa
 
 
 def all_reduce(wanted: Examination) -> Finding:
-    """NCCL over GPUs, gloo over CPUs: the sum must be right."""
+    """Run an all-reduce, NCCL over GPUs or gloo over CPUs, and check the sum."""
     nodes = [one for one in alive() if one["Resources"].get("CPU")]
     group = group_for(wanted, ray.cluster_resources(), ray.available_resources(), len(nodes))
     if group is None:
@@ -327,7 +325,7 @@ def _reduced(group: Group, backend: str, wanted: Examination) -> Verdict:
         if not places.wait(wanted.wait_seconds):
             asked = ", ".join(f"{amount:g} {name}" for name, amount in group.each.bundle.items())
             return failed(
-                f"{group.workers} workers of {asked} found no place within {wanted.wait_seconds:g} s", BUSY_REMEDY
+                f"{group.workers} workers of {asked} could not be placed within {wanted.wait_seconds:g} s", BUSY_REMEDY
             )
         actors = [_actor(places, place, group) for place in range(group.workers)]
         seconds = wanted.check_seconds

@@ -1,4 +1,4 @@
-"""What a check found, and how one is made: within a bounded time, and never with a traceback. Runs anywhere."""
+"""The result of a check, and how a check is run: within a bounded time, never with a traceback. Runs anywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tpn_ray.redaction import redacted
 
 PASS, WARN, FAIL, NOT_HERE = "pass", "warn", "fail", "not here"
 MOST_CHARACTERS = 400
-"""Of what an error says."""
+"""Maximum length of the text shown for an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,10 @@ class Verdict:
     """How one check ended."""
 
     result: str
-    """PASS, WARN, FAIL, or NOT_HERE where there is nothing to check."""
+    """PASS, WARN, FAIL, or NOT_HERE if there is nothing to check."""
     found: str
     remedy: str = ""
-    """What to do; every failed check has one."""
+    """What to do; every failed check has a remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Finding:
 
     check: str
     where: str
-    """The node, the URI or the server that was looked at."""
+    """The node, the URI, or the server that was examined."""
     result: str
     found: str
     remedy: str = ""
@@ -54,7 +54,7 @@ def not_here(found: str) -> Verdict:
 
 
 def examined(check: str, where: str, act: Callable[[], Verdict], *, seconds: float, remedy: str) -> Finding:
-    """Make a check. If it raises, or is not done within `seconds`, it has failed, with this `remedy`."""
+    """Run a check. It fails, with this `remedy`, if it raises or takes longer than `seconds`."""
     verdicts: list[Verdict] = []
 
     def run() -> None:
@@ -74,22 +74,22 @@ def examined(check: str, where: str, act: Callable[[], Verdict], *, seconds: flo
 
 
 def judged(act: Callable[[], Verdict], remedy: str) -> Verdict:
-    """What a check says; one that raises has failed."""
+    """Return a check's verdict; a check that raises has failed."""
     try:
         return act()
-    except Exception as error:  # whatever a library raises, it is a row of the table
+    except Exception as error:  # any error of a library becomes a row of the table
         return failed(said(error), remedy)
 
 
 def said(error: BaseException) -> str:
-    """An error in a line or two, without a secret."""
+    """Format an error in a line or two, without secrets."""
     text = " ".join(str(error).split()) or "no message"
     text = text if isinstance(error, TpnRayError) else f"{type(error).__name__}: {text}"
     return redacted(text)[:MOST_CHARACTERS]
 
 
 def folded(findings: Iterable[Finding]) -> list[Finding]:
-    """Equal rows of several nodes as one; of checks that passed, the first stands for all."""
+    """Merge equal rows of several nodes; of checks that passed, the first stands for all."""
     rows: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
         fine = finding.result in (PASS, NOT_HERE)

@@ -1,5 +1,7 @@
-"""What one machine has: packages, code, shared memory, disk, decoder, GPU, ports, tokens. Takes plain values; runs
-anywhere, and is called on every node by node_checks.py."""
+"""Checks of one machine: packages, code, shared memory, disk, decoder, GPU, ports, tokens. Runs anywhere.
+
+The checks take plain values and are called on every node by node_checks.py.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from tpn_ray.sandbox import breakout
 from tpn_ray.sandbox.breakout import BreakoutOutcome
 
 FULL_SHARE = 0.95
-"""Of a disk: Ray makes no more objects there."""
+"""Share of a full disk above which Ray creates no more objects there."""
 HTTP_SECONDS = 10.0
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 
@@ -67,17 +69,17 @@ PORTS_REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """What runs on a machine."""
+    """The versions of the software on a machine."""
 
     python: str
     packages: dict[str, str]
-    """Version of each package by name; "none" where it is not installed."""
+    """Version of each package by name; "none" if it is not installed."""
     code: str
     """Digest of this package's own files."""
 
 
 def required(distribution: str = "tpn_ray") -> list[str]:
-    """Return the packages that an installed distribution needs; none where only its files are there."""
+    """List the packages that an installed distribution needs; empty if it is not installed."""
     try:
         lines = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
@@ -86,7 +88,7 @@ def required(distribution: str = "tpn_ray") -> list[str]:
 
 
 def versions(packages: Iterable[str]) -> Versions:
-    """Look up what this process runs, and the versions of some packages."""
+    """Look up the versions that this process runs, and those of the given packages."""
     root, digest = Path(tpn_ray.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
@@ -102,7 +104,7 @@ def _version(package: str) -> str:
 
 
 def compare(here: Versions, expected: Versions) -> Verdict:
-    """Compare a node's versions with the driver's, which hold the names of all packages that count."""
+    """Compare a node's versions with the driver's, which name all packages that matter."""
     pairs = [("Python", here.python, expected.python)]
     pairs += [(name, here.packages[name], version) for name, version in expected.packages.items()]
     pairs += [("tpn_ray's code", here.code, expected.code)]
@@ -121,7 +123,7 @@ def compare(here: Versions, expected: Versions) -> Verdict:
 
 
 def shared_memory(total_bytes: int, store_bytes: float, gpus: float) -> Verdict:
-    """/dev/shm against the object store, which Ray puts on disk where it does not fit; NCCL needs it as well."""
+    """Compare /dev/shm with the object store, which Ray puts on disk if it does not fit; NCCL needs it too."""
     found = f"/dev/shm holds {gigabytes(total_bytes)}, the object store is {gigabytes(store_bytes)}"
     if total_bytes >= store_bytes:
         return passed(found)
@@ -129,7 +131,7 @@ def shared_memory(total_bytes: int, store_bytes: float, gpus: float) -> Verdict:
 
 
 def disk(free_bytes: int, total_bytes: int, store_bytes: float) -> Verdict:
-    """Where Ray keeps its session, and puts objects that do not fit into memory."""
+    """Check the disk where Ray keeps its session and objects that do not fit into memory."""
     found = f"{gigabytes(free_bytes)} free of {gigabytes(total_bytes)}"
     if free_bytes <= (1 - FULL_SHARE) * total_bytes:
         return failed(f"{found}: above {FULL_SHARE:.0%} full Ray makes no more objects", DISK_REMEDY)
@@ -139,20 +141,20 @@ def disk(free_bytes: int, total_bytes: int, store_bytes: float) -> Verdict:
 
 
 def look_at_memory(store_bytes: float, gpus: float) -> Verdict:
-    """Shared memory of this machine."""
+    """Check this machine's shared memory."""
     if not Path("/dev/shm").exists():
         return not_here("no /dev/shm")
     return shared_memory(shutil.disk_usage("/dev/shm").total, store_bytes, gpus)
 
 
 def look_at_disk(folder: str, store_bytes: float) -> Verdict:
-    """The disk that holds `folder`."""
+    """Check the disk that holds `folder`."""
     usage = shutil.disk_usage(folder)
     return disk(usage.free, usage.total, store_bytes)
 
 
 def look_at_decoder(expected: str) -> Verdict:
-    """A made clip, decoded; its pixels have the digest `expected` on the driver."""
+    """Decode a synthetic clip and compare the digest of its pixels with the driver's, `expected`."""
     report = decoder_self_test()
     if not report.trusted:
         return failed(
@@ -161,17 +163,17 @@ def look_at_decoder(expected: str) -> Verdict:
             DECODER_REMEDY,
         )
     if report.digest != expected:
-        return failed("H.264 is decoded to other pixels than on the driver", DECODER_REMEDY)
+        return failed("H.264 decodes to other pixels than on the driver", DECODER_REMEDY)
     return passed("a made H.264 clip comes back, with the driver's pixels")
 
 
 def look_at_confinement() -> Verdict:
-    """A process that is confined as those that decode videos, and tries to break out."""
+    """Try to break out of a process that is confined like those that decode videos."""
     return confinement_verdict(breakout.tried())
 
 
 def confinement_verdict(trial: BreakoutOutcome) -> Verdict:
-    """From the layers that hold and the attempts that were not refused."""
+    """Judge by the layers that hold and the attempts that were not refused."""
     missing, possible = trial.confinement.missing, trial.possible
     if not missing and not possible:
         layers = f"seccomp and Landlock {trial.confinement.landlock_abi}"
@@ -186,15 +188,17 @@ def confinement_verdict(trial: BreakoutOutcome) -> Verdict:
 
 
 def look_at_storage(probe_uri: str, digest: str) -> Verdict:
-    """Read what the driver has written, and write beside it."""
+    """Read what the driver has written, and write next to it."""
     if hashlib.sha256(storage.read_bytes(probe_uri)).hexdigest() != digest:
-        return failed("another content than the driver wrote", "give --storage a folder that all nodes share, or s3://")
+        return failed(
+            "the content is not what the driver wrote", "give --storage a folder that all nodes share, or s3://"
+        )
     storage.check_writable(storage.parent(probe_uri))
-    return passed("read what the driver wrote, and wrote beside it")
+    return passed("read what the driver wrote, and wrote next to it")
 
 
 def look_at_gpu(gpus: float, model: ModelConfig, clips_shape: Sequence[int]) -> list[tuple[str, Verdict]]:
-    """The GPU that this process was given, and whether bf16 convolutions can be believed there."""
+    """Check the GPU that this process was given, and whether bf16 convolutions can be trusted on it."""
     if not torch.cuda.is_available():
         return [("GPU", failed(f"Ray counts {gpus:g} GPUs, torch sees none", GPU_REMEDY))]
     memory = torch.cuda.get_device_properties(0).total_memory
@@ -203,13 +207,13 @@ def look_at_gpu(gpus: float, model: ModelConfig, clips_shape: Sequence[int]) -> 
 
 
 def convolutions(model: ModelConfig, clips_shape: Sequence[int], device: str) -> Verdict:
-    """The network's kinds of convolutions in bf16 against float32."""
+    """Compare the network's kinds of convolutions in bf16 with float32."""
     report = convolution_self_test(build_model(model).to(device), clips_shape)
     return passed(str(report)) if report.trusted else failed(str(report), BF16_REMEDY)
 
 
 def uncounted_gpus(gpus: float) -> Verdict:
-    """A node without a GPU for Ray; perhaps it has some all the same."""
+    """Check whether a node without a GPU for Ray has some anyway."""
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if devices and not gpus:
         return warned(f"{devices} NVIDIA devices, of which Ray counts none", "start Ray with --num-gpus")
@@ -217,7 +221,7 @@ def uncounted_gpus(gpus: float) -> Verdict:
 
 
 def look_at_ports(ports: dict[str, int], nodes: int, asks_for_token: bool) -> Verdict:
-    """Whether others than this machine reach the head's ports, given by name."""
+    """Check whether the head's ports, given by name, are reachable from other machines."""
     sockets = psutil.net_connections(kind="tcp")
     listening = [one.laddr for one in sockets if one.status == psutil.CONN_LISTEN and one.laddr]
     addresses = {name: sorted({one.ip for one in listening if one.port == port}) for name, port in ports.items()}
@@ -225,7 +229,7 @@ def look_at_ports(ports: dict[str, int], nodes: int, asks_for_token: bool) -> Ve
 
 
 def ports_verdict(addresses: dict[str, list[str]], nodes: int, asks_for_token: bool) -> Verdict:
-    """From what each port listens on."""
+    """Judge by the addresses that each port listens on."""
     opened = {name: [ip for ip in ips if not ip.startswith(LOOPBACK)] for name, ips in addresses.items()}
     shown = ", ".join(f"{name} on {' '.join(ips)}" for name, ips in opened.items() if ips)
     if not any(addresses.values()):
@@ -238,14 +242,14 @@ def ports_verdict(addresses: dict[str, list[str]], nodes: int, asks_for_token: b
 
 
 def look_at_token(jobs_url: str) -> Verdict:
-    """Real requests to the dashboard: without a token, and with the one that is here."""
+    """Send real requests to the dashboard: without a token, and with the one on this machine."""
     token = own_token()
     with_token = http_status(jobs_url, token) if token else None
     return token_verdict(http_status(jobs_url, ""), with_token, has_token=bool(token))
 
 
 def token_verdict(without: int | None, with_token: int | None, *, has_token: bool) -> Verdict:
-    """From the HTTP statuses of both requests; None: no answer."""
+    """Judge by the HTTP statuses of both requests; None means no answer."""
     if without is None:
         return failed(
             "the dashboard does not answer",
@@ -262,7 +266,7 @@ def token_verdict(without: int | None, with_token: int | None, *, has_token: boo
 
 
 def client_mode(mode: str) -> Verdict:
-    """What this shell tells `ray job submit`."""
+    """Check the token mode that this shell passes to `ray job submit`."""
     if mode == "token":
         return passed("RAY_AUTH_MODE=token")
     return warned(
@@ -272,7 +276,7 @@ def client_mode(mode: str) -> Verdict:
 
 
 def own_token() -> str:
-    """The token of this machine, by Ray's own rules; empty for none."""
+    """Return this machine's token, found by Ray's own rules; empty if there is none."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -280,7 +284,7 @@ def own_token() -> str:
 
 
 def http_status(url: str, token: str) -> int | None:
-    """Of a GET; None where nobody answers."""
+    """Return the HTTP status of a GET; None if there is no answer."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=HTTP_SECONDS) as answer:

@@ -23,7 +23,7 @@ REPEATS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a node's checks are told."""
+    """The information that a node's checks need."""
 
     expected: Versions
     pixels: str
@@ -43,7 +43,7 @@ Check = Callable[[About], Verdict]
 
 
 def session_folder() -> str:
-    """Where Ray keeps this node's logs and what does not fit into memory."""
+    """Return the folder where Ray keeps this node's logs and what does not fit into memory."""
     folder: str = ray._private.worker.global_worker.node.get_session_dir_path()
     return folder
 
@@ -62,7 +62,7 @@ CHECKS: dict[str, tuple[Check, str]] = {
         "set the AWS variables, or an instance profile, where the node starts; a folder must be one that all share",
     ),
 }
-"""On every node: what is looked at, and the remedy where it raises."""
+"""Checks of every node, with the remedy to show if one raises."""
 
 HEAD_CHECKS: dict[str, tuple[Check, str]] = {
     "token": (lambda about: node.look_at_token(about.jobs_url), node.TOKEN_REMEDY),
@@ -76,13 +76,13 @@ HEAD_CHECKS: dict[str, tuple[Check, str]] = {
 
 
 def look(check: str, about: About) -> Verdict:
-    """One check of the node that this runs on."""
+    """Run one check of the node that this runs on."""
     act, remedy = (CHECKS | HEAD_CHECKS)[check]
     return judged(lambda: act(about), remedy)
 
 
 def look_at_gpu(about: About) -> list[tuple[str, Verdict]]:
-    """The checks that need a GPU; on a node without one, whether it has some that Ray does not count."""
+    """Run the checks that need a GPU; on a node without one, check whether it has some that Ray does not count."""
     if not about.gpus:
         return [("GPU", node.uncounted_gpus(about.gpus))]
     return node.look_at_gpu(about.gpus, about.model, about.clips_shape)
@@ -92,13 +92,13 @@ class Reducer:
     """One worker of an all-reduce, set up as Ray Train sets up its own."""
 
     def address(self) -> str:
-        """A place where all can meet."""
+        """Return an address where all workers can meet."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def reduce(self, address: str, rank: int, workers: int, backend: str, seconds: float) -> float:
-        """Add up over all workers; gigabytes a second. Raises RuntimeError for a wrong sum."""
+        """Run the all-reduce and return its speed in gigabytes per second. Raises RuntimeError for a wrong sum."""
         device = "cuda" if backend == "nccl" else "cpu"
         dist.init_process_group(
             backend, init_method=address, rank=rank, world_size=workers, timeout=timedelta(seconds=seconds)

@@ -1,4 +1,4 @@
-"""Object storage as the jobs use it: list, write, read, ranged read, multipart upload, clocks. Runs on the driver."""
+"""Checks of storage as the jobs use it: list, write, read, ranged read, multipart upload, clock. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tpn_ray.errors import NotFoundError
 
 SMALL_BYTES = 4096
 LARGE_BYTES = 24 * 1024**2
-"""Above the size of a part, so that it goes up as several, like a checkpoint."""
+"""Size above that of a part, so that the upload has several parts, like that of a checkpoint."""
 WARN_SKEW_SECONDS, FAIL_SKEW_SECONDS = 30.0, 300.0
-"""S3 refuses requests whose clock is 15 minutes off."""
+"""Clock differences to warn about and to fail at. S3 refuses requests whose clock is off by 15 minutes."""
 
 WRITE_REMEDY = "the credentials need s3:PutObject and s3:DeleteObject on --storage; a local folder must be writable"
 READ_REMEDY = "the credentials need s3:GetObject on it"
@@ -25,7 +25,7 @@ PARTS_REMEDY = (
     "before it must let large requests pass (client_max_body_size)"
 )
 CONDITION_REMEDY = (
-    "two jobs that begin one run, campaign or dataset in the same moment are not kept apart: use a store that honours "
+    "two jobs that start one run, campaign, or dataset at the same moment are not kept apart: use a store that honors "
     "If-None-Match: * in PutObject, or take care of it"
 )
 BROKEN_REMEDY = "use another store, or repair this one"
@@ -33,7 +33,7 @@ CLOCK_REMEDY = "set this machine's clock by NTP (chrony, systemd-timesyncd): S3 
 
 
 def examine_storage(uri: str, seconds: float) -> list[Finding]:
-    """Write, list and read below `--storage`; what is made is deleted again."""
+    """Write, list, and read below `--storage`; everything created is deleted again."""
     small, large = os.urandom(SMALL_BYTES), os.urandom(LARGE_BYTES)
     folder = storage.join(uri, f".doctor-{uuid.uuid4().hex}")
     one, two = storage.join(folder, "small"), storage.join(folder, "large")
@@ -73,7 +73,7 @@ def examine_data(uri: str, seconds: float) -> list[Finding]:
 def _in_turn(
     what: str, uri: str, steps: list[tuple[str, str, Callable[[], Verdict]]], seconds: float, *, needed: str
 ) -> list[Finding]:
-    """The steps one after the other; without the `needed` one only the clock is still worth a look."""
+    """Run the steps one after the other; if the `needed` one fails, only the clock is still checked."""
     findings: list[Finding] = []
     possible = True
     for name, remedy, act in steps:
@@ -103,14 +103,14 @@ def same(got: bytes, expected: bytes) -> Verdict:
 
 
 def exclusive(uri: str) -> Verdict:
-    """Creating what is there already must be refused."""
+    """Check that creating an existing file is refused."""
     if storage.create(uri, b"something else"):
-        return warned("a write on condition that nothing is there replaced what was there", CONDITION_REMEDY)
-    return passed("what is there is not replaced")
+        return warned("a write on the condition that nothing exists replaced an existing file", CONDITION_REMEDY)
+    return passed("existing files are not replaced")
 
 
 def parts(uri: str, data: bytes) -> Verdict:
-    """Up as several parts, and a range over the border of the first two."""
+    """Upload data in several parts, and read a range across the boundary of the first two."""
     storage.write_bytes(uri, data)
     if hashlib.sha256(storage.read_bytes(uri)).digest() != hashlib.sha256(data).digest():
         return failed("other bytes came back than went up", BROKEN_REMEDY)
@@ -121,10 +121,10 @@ def parts(uri: str, data: bytes) -> Verdict:
 
 
 def clock(uri: str) -> Verdict:
-    """This machine's clock against the store's."""
+    """Compare this machine's clock with the store's."""
     skew = storage.clock_skew_seconds(uri)
     if skew is None:
-        return not_here("the store names no time" if storage.is_s3(uri) else "a local folder")
+        return not_here("the store reports no time" if storage.is_s3(uri) else "a local folder")
     found = f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the store's"
     if abs(skew) > FAIL_SKEW_SECONDS:
         return failed(found, CLOCK_REMEDY)
@@ -137,7 +137,7 @@ def deleted(folder: str) -> Verdict:
 
 
 def smallest(files: list[storage.StoredFile]) -> storage.StoredFile:
-    """The smallest file that has any bytes."""
+    """Return the smallest file that is not empty."""
     full = [file for file in files if file.size_bytes > 0]
     if not full:
         raise NotFoundError("--data holds no file with any bytes; check the spelling")
@@ -157,7 +157,7 @@ def middle(file: storage.StoredFile) -> Verdict:
 
 
 def _files(uri: str) -> list[storage.StoredFile]:
-    """All files of a folder, or the one file that a CSV is."""
+    """List all files of a folder, or the single file of a CSV dataset."""
     if uri.lower().endswith(".csv"):
         return [storage.StoredFile(uri, len(storage.read_bytes(uri)))]
     return storage.list_files(uri)

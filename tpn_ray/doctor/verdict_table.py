@@ -1,4 +1,4 @@
-"""The findings as a table and as JSON. Runs on the driver."""
+"""Shows the findings as a table and as JSON. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STYLES = {PASS: "green", WARN: "yellow", FAIL: "bold red", NOT_HERE: "dim"}
 
 
 def as_table(findings: Sequence[Finding]) -> Table:
-    """A row for each check; what to do stands below what was found."""
+    """Build a table with a row for each check; the remedy is below the finding."""
     table = Table(show_lines=False)
     for column in ("check", "where", "result", "found"):
         table.add_column(column, overflow="fold")
@@ -32,14 +32,14 @@ def as_table(findings: Sequence[Finding]) -> Table:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """In one line."""
+    """Summarize the findings in one line."""
     counts = Counter(finding.result for finding in findings)
     shown = ", ".join(f"{counts[result]} {result}" for result in (FAIL, WARN, PASS, NOT_HERE) if counts[result])
     return f"{len(findings)} checks: {shown}"
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """Every row of every node."""
+    """Encode every row of every node."""
     content = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "passed": not any(finding.result == FAIL for finding in findings),

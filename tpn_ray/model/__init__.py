@@ -1,1 +1,1 @@
-"""From a clip to scores. Torch only."""
+"""The network, from a clip to scores. Torch only."""

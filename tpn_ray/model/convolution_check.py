@@ -1,8 +1,8 @@
-"""A look before training whether low-precision convolutions can be believed here. Runs where the network will run.
+"""Checks before training whether low-precision convolutions can be trusted here. Runs where the network will run.
 
-Some cuDNN versions (9.10.2 among them) return wrong numbers from bf16 3D convolutions at large shapes, without an
-error; torch's CPU kernels have done the like. This network makes no 3D convolution, but its 3x1 and 3x3 convolutions go
-through the same libraries, so one of each kind is compared with float32, at the shapes that training will use.
+Some cuDNN versions (9.10.2 among them) silently return wrong numbers from bf16 3D convolutions at large shapes; torch's
+CPU kernels have had similar faults. This network makes no 3D convolution, but its 3x1 and 3x3 convolutions go through
+the same libraries, so one of each kind is compared with float32 at the shapes that training will use.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import Recognizer
 
 TOLERANCE = 0.03
-"""Largest believable error of one convolution, relative to its largest result; rounding to bf16 gives 0.5 %."""
+"""Largest credible error of one convolution, relative to its largest result; rounding to bf16 gives 0.5%."""
 
 
 @dataclass(frozen=True)
 class ConvolutionReport:
-    """Whether convolutions in a precision can be used; the caller warns and falls back to float32 where not."""
+    """Whether convolutions in a precision can be used; if not, the caller warns and falls back to float32."""
 
     trusted: bool
-    """Every convolution agrees with float32."""
+    """Whether every convolution agrees with float32."""
 
     worst: str
     """Name and input shape of the convolution that agrees least."""
 
     error: float
-    """Its error, relative to the largest result; what is not a number counts as infinite."""
+    """Its error, relative to the largest result; nan counts as infinite."""
 
     def __str__(self) -> str:
         verdict = "agree" if self.trusted else "do not agree"
@@ -46,7 +46,7 @@ def convolution_self_test(
 ) -> ConvolutionReport:
     """Compare one convolution of each kind in the network, forward and backward, with float32.
 
-    `clips_shape` is n c t h w of the batches to come. The network's device is used and its weights are left alone.
+    `clips_shape` is the n c t h w of future batches. The network's device is used, and its weights are left unchanged.
     """
     if len(clips_shape) != 5:
         raise ConfigError(f"clips_shape={tuple(clips_shape)} must be n c t h w")
@@ -61,7 +61,7 @@ def convolution_self_test(
 def largest_of_each_kind(
     model: Recognizer, clips_shape: Sequence[int]
 ) -> list[tuple[str, nn.Conv2d, tuple[int, int, int, int]]]:
-    """For every kernel size, stride and grouping: the convolution with the most work, and the shape of its input."""
+    """List, for every kernel size, stride, and grouping, the convolution with the most work and its input shape."""
     seen: dict[tuple[object, ...], tuple[int, str, nn.Conv2d, tuple[int, int, int, int]]] = {}
     n, _, t, height, width = clips_shape
     for name, convolution in model.named_modules():
@@ -80,7 +80,7 @@ def largest_of_each_kind(
 
 
 def reduction_before(name: str) -> int:
-    """By how much space is smaller than the clip's where a convolution of the network reads it."""
+    """Return the factor by which space at the input of a convolution of the network is smaller than in the clip."""
     if name.startswith("backbone.stem"):
         return 1
     if name.startswith("backbone.stages.res"):
@@ -92,7 +92,7 @@ def reduction_before(name: str) -> int:
 
 
 def disagreement(convolution: nn.Conv2d, shape: tuple[int, int, int, int], precision: torch.dtype) -> float:
-    """Largest difference of result and gradients between the precision and float32, each relative to its largest."""
+    """Return the largest relative difference of result and gradients between the precision and float32."""
     device = convolution.weight.device
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(device).contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from tpn_ray.model.layers import ConvNorm, conv
 
 
 class ClassificationHead(nn.Module):
-    """Mean over time and space, dropout, one linear layer."""
+    """Mean over time and space, dropout, and one linear layer."""
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
         super().__init__()
@@ -23,14 +23,14 @@ class ClassificationHead(nn.Module):
     def forward(self, features: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k"]:
         # mean(), because AdaptiveAvgPool3d's backward on CUDA is not deterministic
         scores: Tensor = self.linear(self.dropout(features.mean(dim=(2, 3, 4))))
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))  # float32 under autocast; double stays
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))  # float32 under autocast; float64 is kept
 
 
 class AuxiliaryHead(nn.Module):
-    """Supervision for a level below the top: 1x3x3 convolution, stride 2, to twice the channels; classification head.
+    """Supervision for a level below the top: a 1x3x3 convolution of stride 2 that doubles the channels, then a head.
 
-    The paper says only that each such level has one; the form is the published code's, which has one on res4 alone.
-    It shares nothing with the spatial modulation of the same shape.
+    The paper says only that each such level has one; the form is the published code's, which has one on res4 alone. It
+    shares nothing with the spatial modulation of the same shape.
     """
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:

@@ -1,4 +1,4 @@
-"""Convolution and batch norm over frames or columns, also across workers (SyncBN). Runs anywhere, torch only."""
+"""Convolution and batch norm over frames or columns, optionally across workers (SyncBN). Runs anywhere, torch only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm and, but for the last of a residual branch, ReLU; over frames or columns."""
+    """Convolution, batch norm, and ReLU (omitted at the end of a residual branch), over frames or columns."""
 
     def __init__(self, convolution: nn.Conv2d, *, relu: bool = True) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class ConvNorm(nn.Module):
 
 
 def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Make a convolution without bias that keeps the size (but for its stride)."""
+    """Make a convolution without bias that keeps the size (except for its stride)."""
     high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
     return nn.Conv2d(inputs, outputs, (high, wide), stride, (high // 2, wide // 2), groups=groups, bias=False)
 
 
 def batch_norm(norm: nn.BatchNorm2d, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """Apply `norm`; over the clips of several workers where a `SharedStatistics` is set at `norm.shared`."""
+    """Apply `norm`, over the clips of several workers if a `SharedStatistics` is set at `norm.shared`."""
     shared: SharedStatistics | None = getattr(norm, "shared", None)
     if norm.training and shared is not None:
         y, mean, variance, rows = BatchNormOverWorkers.apply(x, norm.weight, norm.bias, norm.eps, shared)  # type: ignore[no-untyped-call]
@@ -44,37 +44,40 @@ def batch_norm(norm: nn.BatchNorm2d, x: Float[Tensor, "n c h w"]) -> Float[Tenso
 
 @torch.no_grad()
 def remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
-    """Move the running statistics as the module itself would; not at all where there are 0 rows."""
+    """Update the running statistics as the module itself would, or leave them unchanged if there are 0 rows."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     assert norm.momentum is not None
     norm.num_batches_tracked.add_(1)
-    # No look at the number of rows, for which a GPU would have to be waited for.
+    # Branching on the number of rows would have to wait for the GPU.
     unbiased, momentum = rows / (rows - 1).clamp(min=1), norm.momentum * rows.clamp(max=1)
     norm.running_mean += momentum * (mean - norm.running_mean)
     norm.running_var += momentum * (variance * unbiased - norm.running_var)
 
 
 class SharedStatistics:
-    """The workers that take BatchNorm's statistics together (SyncBN), each with a micro-batch of the same turn.
+    """The workers that share BatchNorm's statistics (SyncBN), each with a micro-batch of the same turn.
 
-    torch's SyncBatchNorm runs on CUDA only, and adds up its gradients in whatever order an all-reduce takes.
+    torch's SyncBatchNorm runs only on CUDA, and sums its gradients in whatever order an all-reduce uses.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
         self.counts = True
-        """Whether this worker's clips of the moment are seen by the others: not those in place of unusable ones."""
+        """Whether the other workers see this worker's current clips; not set for clips in place of unusable ones."""
 
     def gather(self, mine: Float[Tensor, "c"]) -> Float[Tensor, "r c"]:
-        """Every worker's, in the order of their ranks."""
+        """Gather the tensors of all workers, in the order of their ranks."""
         everybody = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
         dist.all_gather(everybody, mine, group=self.group)
         return torch.stack(everybody)
 
 
 class BatchNormOverWorkers(torch.autograd.Function):
-    """Batch norm in training over the rows of all workers of a group; also gives the mean, the (biased) variance and
-    the number of these rows. The same bits on every worker, as sums are in the order of ranks."""
+    """Batch norm in training over the rows of all workers of a group.
+
+    It also returns the mean, the (biased) variance, and the number of these rows. Every worker gets the same bits,
+    because sums are taken in the order of ranks.
+    """
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
 """Names of the same weights in other code bases, as substitutions on ours. Runs anywhere.
 
-Facts worth knowing: the official code's `level_fusion_op2` is the top-down pyramid, `level_fusion_op` the bottom-up
-one; mmaction2 counts them 1 and 2. Both have one auxiliary head, on the second-highest level. mmaction2 wraps the first
+Note that the official code's `level_fusion_op2` is the top-down pyramid and `level_fusion_op` the bottom-up one;
+mmaction2 numbers them 1 and 2. Both have one auxiliary head, on the second-highest level. mmaction2 wraps the first
 convolution of a shifted block (`.net`). Before 2020-04-30 the official auxiliary convolution was in a list (`convs.0`).
 """
 
@@ -64,17 +64,17 @@ SIGNS: dict[str, Layout] = {
     "backbone.conv1.weight": "official",
     "layer1.0.conv1.weight": "resnet2d",
 }
-"""An entry that a layout has and no other."""
+"""An entry that one layout has and no other."""
 
 
 def detect(keys: Iterable[str]) -> Layout | None:
-    """Whose names these are."""
+    """Return the layout that these names belong to; None if unknown."""
     present = set(keys)
     return next((layout for sign, layout in SIGNS.items() if sign in present), None)
 
 
 def names_in(layout: Layout, key: str, *, top_auxiliary: int) -> tuple[str, ...]:
-    """What our entry `key` may be called in a layout; empty where it has no counterpart there.
+    """Return the possible names of our entry `key` in a layout; empty if it has no counterpart there.
 
     `top_auxiliary` is the index of the auxiliary head on the second-highest level, the only one that others have.
     """
@@ -93,7 +93,7 @@ def names_in(layout: Layout, key: str, *, top_auxiliary: int) -> tuple[str, ...]
 
 
 def substitute(substitutions: Substitutions, key: str) -> str:
-    """Apply the substitutions in order; <5> stands for the layer that we call res5 and others layer4."""
+    """Apply the substitutions in order; <5> stands for the layer that we call res5 and others call layer4."""
     for pattern, replacement in substitutions:
         key = re.sub(pattern, replacement, key)
     return re.sub(r"<(\d)>", lambda match: str(int(match[1]) - 1), key)

@@ -1,7 +1,7 @@
-"""Stored pixels -> what a network eats. Runs where the network runs: pixels stay uint8 until they are on the device.
+"""From stored pixels to network input. Runs where the network runs: pixels stay uint8 until they are on the device.
 
-`rgb_from_planes`, `crop_and_resize` and `apply_jitter` do to a batch on a device what swscale and `clips.augment` do to
-a clip on a CPU, with the same roundings at the same places, so that the pixels are the same.
+`rgb_from_planes`, `crop_and_resize`, and `apply_jitter` do to a batch on a device what swscale and `clips.augment` do
+to a clip on a CPU, with the same roundings at the same places, so that the pixels are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-"""Per channel, R G B, on the scale 0 to 255: what all published TPN weights were trained with."""
+"""Mean and standard deviation per channel, R G B, on the scale 0 to 255; all published TPN weights were trained with
+them."""
 
 
 def normalise(
@@ -23,7 +24,7 @@ def normalise(
     std: tuple[float, ...] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "n c t h w"]:
-    """(pixel - mean) / std. The memory stays in the order n t h w c, in which the network works."""
+    """Return (pixel - mean) / std. Memory stays in the order n t h w c, in which the network works."""
     channels = clips.shape[-1]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"clips have {channels} channels, mean has {len(mean)} and std {len(std)}")
@@ -41,8 +42,8 @@ COLOURS = {
     7: (117579, 136230, 16907, 35559),
     9: (110013, 140363, 12277, 42626),
 }
-"""Colour matrix (ISO/IEC 23091-2: 1 is BT.709, 5 is BT.601, 9 is BT.2020) -> how much of v is in red, of u in blue, and
-of u and v is taken from green, in 65536ths and for a limited range, in which chroma spans 224 levels."""
+"""Color matrix (ISO/IEC 23091-2: 1 is BT.709, 5 is BT.601, 9 is BT.2020) -> how much of v is added to red, of u to
+blue, and of u and v is subtracted from green, in 65536ths and for a limited range, in which chroma spans 224 levels."""
 
 
 def rgb_from_planes(
@@ -52,7 +53,7 @@ def rgb_from_planes(
     matrices: Sequence[int],
     full: Sequence[bool],
 ) -> UInt8[Tensor, "n c t h w"]:
-    """4:2:0 planes of even size as RGB, in the 16-bit arithmetic of swscale on x86: each chroma value serves 2 x 2."""
+    """Convert 4:2:0 planes of even size to RGB, in swscale's 16-bit arithmetic on x86: chroma serves 2 x 2 pixels."""
     shares = torch.tensor([_shares(m, f) for m, f in zip(matrices, full, strict=True)], device=y.device)
     gain, black, red_of_v, blue_of_u, green_of_u, green_of_v = shares.to(torch.int32).T.view(6, -1, 1, 1, 1)
     light = ((y.int() * 8 - black) * gain) >> 16
@@ -64,7 +65,7 @@ def rgb_from_planes(
 
 
 def _shares(matrix: int, full: bool) -> tuple[int, int, int, int, int, int]:
-    """Gain and offset of brightness and the four shares of chroma, in 8192ths."""
+    """Return gain and offset of brightness and the four shares of chroma, in 8192ths."""
     gain = 65536 if full else 65536 * 255 // 219
     shares = COLOURS.get(matrix, COLOURS[5])
     red_of_v, blue_of_u, green_of_u, green_of_v = (share * 224 // 255 if full else share for share in shares)
@@ -82,9 +83,9 @@ def _doubled(half: Int[Tensor, "n t hh hw"]) -> Int[Tensor, "n t h w"]:
 def crop_and_resize(
     frames: UInt8[Tensor, "n c t h w"], crops: Int[Tensor, "n 4"], mirrored: Bool[Tensor, " n"], size_px: int
 ) -> UInt8[Tensor, "n t s s c"]:
-    """Of each clip its crop (top, left, height, width), antialiased bilinear as Pillow does it, mirrored or not.
+    """Crop each clip to (top, left, height, width), resize it antialiased bilinear as Pillow does, and mirror if asked.
 
-    To the last bit, in Pillow's order: it begins with the columns where that leaves less to do.
+    The result is bit for bit Pillow's, in its order: columns come first where that leaves less to do.
     """
     height, width = crops[:, 2], crops[:, 3]
     columns_first = (height > size_px) & (height + size_px > 2 * width)
@@ -107,7 +108,7 @@ def crop_and_resize(
 def _shrink(
     frames: UInt8[Tensor, "n c t h w"], down: tuple[Tensor, Tensor], across: tuple[Tensor, Tensor], size_px: int
 ) -> UInt8[Tensor, "n c t s s"]:
-    """Along the rows, then along the columns, as products with integer weights, rounded to whole levels in between."""
+    """Resize rows, then columns, as products with integer weights, rounding to whole levels in between."""
     clips, channels, count, height, width = frames.shape
     rows = frames.reshape(clips, channels * count * height, width).float()
     narrow = _levels(*(torch.bmm(rows, part.mT) for part in _halves(_weights(*across, width, size_px))))
@@ -120,7 +121,7 @@ WEIGHT_BITS, HALF_BITS = 22, 11
 
 
 def _halves(weights: Float[Tensor, "n s p"]) -> tuple[Float[Tensor, "n s p"], Float[Tensor, "n s p"]]:
-    """Integer weights in two parts, small enough that float32 and even TF32 products of them with pixels are exact."""
+    """Split integer weights in two, small enough for exact float32 and even TF32 products with pixels."""
     high = (weights / 2**HALF_BITS).floor()
     return high.float(), (weights - high * 2**HALF_BITS).float()
 
@@ -132,7 +133,7 @@ def _levels(high: Float[Tensor, "*s"], low: Float[Tensor, "*s"]) -> UInt8[Tensor
 
 
 def _weights(begin: Int[Tensor, " n"], length: Int[Tensor, " n"], pixels: int, size_px: int) -> Float[Tensor, "n s p"]:
-    """How much of each of `pixels` is in each of size_px, in whole 2**-22ths: a triangle, cut off at the crop."""
+    """Return how much of each of `pixels` is in each of size_px, in 2**-22ths: a triangle, cut off at the crop."""
     length = length.double()[:, None, None]
     step = length / size_px
     reach = step.clamp(min=1.0)
@@ -149,7 +150,7 @@ def _weights(begin: Int[Tensor, " n"], length: Int[Tensor, " n"], pixels: int, s
 def apply_jitter(
     clips: UInt8[Tensor, "n t h w c"], matrices: Float[Tensor, "n 3 3"], grey_shares: Float[Tensor, " n"]
 ) -> UInt8[Tensor, "n t h w c"]:
-    """rgb' = matrix @ rgb + grey_share * (the clip's mean grey), rounded and clipped: `augment.apply_jitter`."""
+    """Compute rgb' = matrix @ rgb + grey_share * (the clip's mean gray), rounded and clipped, as in `augment`."""
     flat = clips.flatten(1, 3)
     luma = torch.tensor([0.299, 0.587, 0.114], device=clips.device, dtype=torch.float64)
     mean_grey = flat.sum(dim=1, dtype=torch.int64).double() @ luma / flat.shape[1]

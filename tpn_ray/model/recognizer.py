@@ -31,50 +31,52 @@ BACKBONES: dict[str, Callable[[int, Shift], ResNet]] = {
     "tsm_r101": lambda top, shift: tsm(R101, top, shift),
     "tsm_toy": lambda top, shift: tsm(TOY, top, shift),
 }
-"""Name -> function of the highest stage wanted and of TSM's placement. The toys are for tests and first tries."""
+"""Name -> function of the highest stage needed and of TSM's placement. The toys are for tests and first experiments."""
 
 STAGES = (2, 3, 4, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What the network is: everything that fixes its weights' shapes and what it computes."""
+    """The network: everything that determines the shapes of its weights and what it computes."""
 
     backbone: str = "slowonly_r50"
-    """slowonly_* ("I3D" in the paper), tsn_* or tsm_*, each as r50, r101 or toy."""
+    """Name of the backbone: slowonly_* ("I3D" in the paper), tsn_*, or tsm_*, each as r50, r101, or toy."""
 
     classes: int | tuple[int, ...] = 400
     """Number of classes; several numbers for several label sets, such as verbs and nouns."""
 
     neck: Literal["tpn", "none"] = "tpn"
-    """tpn: the pyramid of the paper. none: the plain backbone, its baseline."""
+    """Neck between backbone and head. tpn: the pyramid of the paper; none: the plain backbone, its baseline."""
 
     levels: tuple[int, ...] = (4, 5)
     """Stages whose outputs are the pyramid's levels, lowest first; a single stage makes the single-depth pyramid."""
 
     rates: tuple[int, ...] = ()
-    """Only for a single stage in `levels`: level i takes every rates[i]-th frame of it, for example 1 2 4 8."""
+    """Sampling rates for a single stage in `levels`: level i takes every rates[i]-th frame of it, for example 1 2 4
+    8."""
 
     flow: Flow = "cascade"
-    """How levels inform each other. cascade: how the published weights were trained; parallel: the paper's."""
+    """Information flow between levels. cascade: how the published weights were trained; parallel: the paper's."""
 
     alpha: tuple[int, ...] = (8, 8)
-    """Temporal modulation: level i is max-pooled over alpha[i] frames. Fits any weights; may change while training."""
+    """Temporal modulation: level i is max-pooled over alpha[i] frames. Fits any weights; may change during training."""
 
     spatial_modulation: bool = True
-    """Convolutions that bring lower levels to the top's size and channels; off only for the paper's table 6b."""
+    """Whether convolutions bring lower levels to the top's size and channels; off only for the paper's table 6b."""
 
     temporal_modulation: bool = True
-    """Convolution and pooling of frames by alpha; off only for the paper's table 6b."""
+    """Whether frames are convolved and pooled by alpha; off only for the paper's table 6b."""
 
     auxiliary_heads: bool = True
-    """A classification head on every level but the top, used in training only."""
+    """Whether every level but the top has a classification head, used only in training."""
 
     dropout: float = 0.5
-    """Share of features dropped before each linear layer while training."""
+    """Share of features dropped before each linear layer in training."""
 
     shift: Shift = "residual"
-    """tsm only. residual: mmaction2's. inplace: the official TPN code's, which its Something-Something weights need."""
+    """Placement of the temporal shift, for tsm only. residual: mmaction2's; inplace: the official TPN code's, which its
+    Something-Something weights need."""
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
@@ -101,10 +103,10 @@ class ModelConfig:
             raise ConfigError(f"rates={self.rates!r} go with one stage in levels, not with levels={self.levels!r}")
         if len(self.levels) == 1 and len(self.rates) < 2:
             raise ConfigError(
-                f"levels={self.levels!r} with rates={self.rates!r} is no pyramid: give two or more of either"
+                f"levels={self.levels!r} with rates={self.rates!r} is not a pyramid: give two or more of either"
             )
         if any(rate < 1 for rate in self.rates) or list(self.rates) != sorted(set(self.rates)):
-            raise ConfigError(f"rates={self.rates!r} must be whole numbers from 1 that rise")
+            raise ConfigError(f"rates={self.rates!r} must be ascending whole numbers from 1")
         depth = len(self.rates) or len(self.levels)
         if len(self.alpha) != depth:
             raise ConfigError(f"alpha={self.alpha!r} has {len(self.alpha)} entries, the pyramid has {depth} levels")
@@ -112,19 +114,20 @@ class ModelConfig:
             raise ConfigError(f"alpha={self.alpha!r} must be whole numbers from 1")
         strides = [rate * pool for rate, pool in zip(self.rates or (1,) * depth, self.alpha, strict=True)]
         if any(upper % lower for lower, upper in pairwise(strides)):
-            # A level sees time as the one below does or more coarsely; its frames cover whole frames of that one.
+            # A level's time resolution is that of the level below or coarser; its frames cover whole frames of that
+            # one.
             raise ConfigError(
                 f"alpha={self.alpha!r} pools {strides} frames into one: each level needs a multiple of the one before"
             )
 
     @property
     def label_sets(self) -> tuple[int, ...]:
-        """Classes of each label set."""
+        """Number of classes of each label set."""
         return (self.classes,) if isinstance(self.classes, int) else self.classes
 
     @property
     def auxiliary_count(self) -> int:
-        """Auxiliary heads, which is also the number of their loss weights (the paper's lambda_i).
+        """Number of auxiliary heads and of their loss weights (the paper's lambda_i).
 
         A single-depth pyramid has none: its levels are one and the same feature, so none of them lacks semantics.
         """
@@ -134,17 +137,17 @@ class ModelConfig:
 
 
 class Scores(NamedTuple):
-    """What the network says about a batch of clips: unnormalised scores."""
+    """The network's output for a batch of clips: unnormalized scores."""
 
     action: Float[Tensor, "n k"]
-    """One column per class; several label sets stand side by side, see `split_label_sets`."""
+    """One column per class; several label sets are concatenated, see `split_label_sets`."""
 
     auxiliary: tuple[Float[Tensor, "n k"], ...]
-    """In training, one entry per auxiliary head, lowest level first; otherwise empty, and nothing was computed."""
+    """In training, one entry per auxiliary head, lowest level first; otherwise empty, with nothing computed."""
 
 
 class Recognizer(nn.Module):
-    """Backbone, pyramid and heads. The total loss, CE + sum of lambda_i CE_i, is computed outside, from Scores."""
+    """Backbone, pyramid, and heads. The total loss, CE + sum of lambda_i CE_i, is computed outside, from Scores."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -170,7 +173,7 @@ class Recognizer(nn.Module):
         self.head = ClassificationHead(channels[-1], classes, config.dropout)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Scores:
-        """Clips are normalised; their frames are the segments for tsn and tsm."""
+        """Score normalized clips; for tsn and tsm their frames are the segments."""
         check_clips(self.config, clips)
         t = clips.shape[2]
         stages = self.backbone(fold(clips), t)
@@ -189,7 +192,7 @@ def build_model(config: ModelConfig) -> Recognizer:
 
 
 def set_alpha(model: Recognizer, alpha: tuple[int, ...]) -> None:
-    """Give a built network other temporal rates; its weights stay as they are."""
+    """Set the temporal rates of a built network; its weights stay unchanged."""
     if model.neck is None:
         raise ConfigError(f"alpha={alpha!r} cannot be set: the network has no pyramid (neck='none')")
     model.config = replace(model.config, alpha=tuple(alpha))
@@ -197,7 +200,7 @@ def set_alpha(model: Recognizer, alpha: tuple[int, ...]) -> None:
 
 
 def split_label_sets(scores: Float[Tensor, "n k"], classes: int | tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Scores of each label set, in the order of `ModelConfig.classes`."""
+    """Split scores by label set, in the order of `ModelConfig.classes`."""
     sizes = (classes,) if isinstance(classes, int) else classes
     if sum(sizes) != scores.shape[1]:
         raise ValueError(f"{scores.shape[1]} scores cannot be split into label sets of {sizes} classes")
@@ -205,7 +208,7 @@ def split_label_sets(scores: Float[Tensor, "n k"], classes: int | tuple[int, ...
 
 
 def initialise_backbone(backbone: ResNet) -> None:
-    """Kaiming-normal convolutions; residual branches start at zero (mmaction2's choice for training from scratch)."""
+    """Initialize convolutions Kaiming-normal and residual branches at zero (mmaction2's choice without pretraining)."""
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -214,7 +217,7 @@ def initialise_backbone(backbone: ResNet) -> None:
 
 
 def check_clips(config: ModelConfig, clips: Float[Tensor, "n c t h w"]) -> None:
-    """Refuse clips that the network cannot mean anything with."""
+    """Raise ConfigError for clips that the network cannot process."""
     _, c, t, h, w = clips.shape
     if c != 3:
         raise ConfigError(f"clips of shape {tuple(clips.shape)}: dimension 1 must be the 3 colour channels, it is {c}")

@@ -1,6 +1,6 @@
 """ResNet over frames: TSN (every frame alone) and TSM (channels shifted between frames). Runs anywhere, torch only.
 
-The residual network itself is shared with `resnet3d`: a block differs only in how its first convolution meets time.
+The residual network itself is shared with `resnet3d`: blocks differ only in how their first convolution treats time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tpn_ray.model.frames import along_time, fold, unfold
 from tpn_ray.model.layers import ConvNorm, conv
 
 Time = Literal["apart", "shift", "shift_inplace", "convolve"]
-"""How a block's first convolution meets time.
+"""How a block's first convolution treats time.
 
 apart          not at all
-shift          an eighth of the channels from the next frame, an eighth from the one before; the shortcut is not shifted
-shift_inplace  the same, and the convolution in the shortcut sees the shifted frames too
+shift          an eighth of the channels from the next frame, an eighth from the previous; the shortcut is not shifted
+shift_inplace  the same, but the convolution in the shortcut also sees the shifted frames
 convolve       it is 3x1x1
 """
 
@@ -35,10 +35,10 @@ class Size:
     """Depth and width of a residual network."""
 
     blocks: tuple[int, int, int, int]
-    """Bottleneck blocks in res2, res3, res4, res5."""
+    """Number of bottleneck blocks in res2, res3, res4, res5."""
 
     width: int
-    """Channels of the stem and of res2's inner convolutions; each stage doubles it and puts out four times its own."""
+    """Channels of the stem and of res2's inner convolutions; each stage doubles them and outputs four times as many."""
 
 
 R50 = Size(blocks=(3, 4, 6, 3), width=64)
@@ -67,16 +67,16 @@ class Bottleneck(nn.Module):
         inner = self.conv3(self.conv2(inner))
         kept = frames
         if self.shortcut is not None:
-            # The official code shifts what the shortcut's convolution sees, mmaction2 and TSM itself do not.
+            # The official code shifts the input of the shortcut's convolution; mmaction2 and TSM itself do not.
             kept = self.shortcut(moved if self.time == "shift_inplace" else frames)
         return F.relu(inner.add_(kept), inplace=True)
 
 
 class ResNet(nn.Module):
-    """A stem and the stages res2 to `top`; gives the stages asked for. No stage strides in time."""
+    """A stem and the stages res2 to `top`, returning the output of every stage. No stage strides in time."""
 
     def __init__(self, size: Size, top: int, time_of: Callable[[int, int], Time]) -> None:
-        """`time_of(stage, block)` says how that block meets time."""
+        """Build the stages; `time_of(stage, block)` says how that block treats time."""
         super().__init__()
         self.stem = ConvNorm(conv(3, size.width, 7, stride=2))
         self.channels: dict[int, int] = {}
@@ -93,7 +93,7 @@ class ResNet(nn.Module):
             self.channels[stage] = inputs
 
     def forward(self, frames: Float[Tensor, "nt c h w"], t: int) -> dict[int, Float[Tensor, "nt _ _ _"]]:
-        """Frames of clips of `t` frames -> the output of every stage, by its number."""
+        """Return the output of every stage by its number, for the frames of clips of `t` frames."""
         x = F.max_pool2d(self.stem(frames), 3, 2, 1)
         levels = {}
         for stage in self.channels:
@@ -104,7 +104,7 @@ class ResNet(nn.Module):
 
 
 def shift(frames: Float[Tensor, "nt c h w"], t: int) -> Float[Tensor, "nt c h w"]:
-    """TSM: an eighth of the channels comes from the next frame, an eighth from the one before; zeros at the ends."""
+    """Shift channels as in TSM: an eighth from the next frame, an eighth from the previous; zeros at the ends."""
     nt, c, h, w = frames.shape
     memory = frames.permute(0, 2, 3, 1).reshape(nt // t, t, h, w, c)
     eighth = c // 8
@@ -115,15 +115,15 @@ def shift(frames: Float[Tensor, "nt c h w"], t: int) -> Float[Tensor, "nt c h w"
 
 
 def tsn(size: Size, top: int) -> ResNet:
-    """A 2D ResNet that sees every frame alone; its pyramid (or the mean of the head) is where frames first meet."""
+    """Build a 2D ResNet that sees every frame alone; frames first meet in the pyramid (or the mean of the head)."""
     return ResNet(size, top, lambda stage, block: "apart")
 
 
 def tsm(size: Size, top: int, placement: Literal["residual", "inplace"]) -> ResNet:
-    """A 2D ResNet with temporal shift.
+    """Build a 2D ResNet with temporal shift.
 
-    `residual` is mmaction2's, which in networks of 23 or more blocks in res4 shifts every second block only;
-    `inplace` is the official TPN code's default, which shifts in every block whatever the depth.
+    `residual` is mmaction2's, which in networks of 23 or more blocks in res4 shifts only every second block; `inplace`
+    is the official TPN code's default, which shifts in every block whatever the depth.
     """
     if placement == "inplace":
         return ResNet(size, top, lambda stage, block: "shift_inplace")

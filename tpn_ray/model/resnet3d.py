@@ -1,7 +1,7 @@
 """SlowOnly, the inflated 3D ResNet that the paper calls I3D. Runs anywhere, torch only.
 
 Only the first convolution of each block in res4 and res5 is 3x1x1; everything else is 1xkxk and keeps frames apart. So
-the network is the 2D ResNet with those convolutions looking one frame back and one ahead. Time is never strided.
+the network is the 2D ResNet with those convolutions looking one frame back and one ahead. There is no temporal stride.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ INFLATED_STAGES = (4, 5)
 
 
 def slowonly(size: Size, top: int) -> ResNet:
-    """SlowOnly of the given size, up to stage res`top`."""
+    """Build a SlowOnly of the given size, up to stage res`top`."""
     return ResNet(size, top, lambda stage, block: "convolve" if stage in INFLATED_STAGES else "apart")

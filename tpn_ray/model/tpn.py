@@ -3,14 +3,16 @@
     levels -> spatial modulation -> temporal modulation -> information flow -> level fusion -> pyramid fusion
 
 In this module a level is a tensor n c t h w in channels-last memory; the lowest level comes first. Where the paper is
-silent or says otherwise, the published code decides, because the published weights were trained with it:
+silent or disagrees, the published code decides, because the published weights were trained with it:
+
   * spatial modulation raises every level to the top's channels (2048; the paper says 1024), by as many convolutions of
     stride 2 as there are stages between them; the drop to half (1024) is the temporal modulation's convolution;
-  * temporal modulation is a 3x1x1 convolution in groups, without norm or activation, and a max-pool of alpha_i frames;
-  * up-sampling in the top-down flow is nearest, without parameters; down-sampling in the bottom-up flow is a 3x1x1
-    convolution, without norm or activation, and a max-pool;
+  * temporal modulation is a grouped 3x1x1 convolution, without norm or activation, and a max-pool of alpha_i frames;
+  * upsampling in the top-down flow is nearest-neighbor, without parameters; downsampling in the bottom-up flow is a
+    3x1x1 convolution, without norm or activation, and a max-pool;
   * what the official code calls parallel flow is `cascade`: its bottom-up pass starts from the top-down result.
     `parallel` is the paper's, where both passes start from the modulated levels.
+
 Alpha changes no weight's shape, so a built network can be given another one.
 """
 
@@ -37,7 +39,7 @@ PYRAMIDS: dict[Flow, tuple[str, ...]] = {
     "cascade": ("top_down", "bottom_up"),
     "parallel": ("top_down", "bottom_up"),
 }
-"""The pyramids that a flow makes, in the order in which pyramid fusion concatenates them."""
+"""The pyramids of each flow, in the order in which pyramid fusion concatenates them."""
 
 
 class LevelFusion(nn.Module):
@@ -57,7 +59,7 @@ class LevelFusion(nn.Module):
 
 
 class TemporalPyramid(nn.Module):
-    """The neck. Takes one tensor per level, each the raw output of a backbone stage."""
+    """The neck. It takes one tensor per level, the raw output of a backbone stage."""
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class TemporalPyramid(nn.Module):
         spatial_modulation: bool,
         temporal_modulation: bool,
     ) -> None:
-        """`rates`: every r-th frame of level i is taken (the single-depth pyramid; all 1 where depths differ)."""
+        """Build the neck; level i takes every rates[i]-th frame (single-depth pyramid; all 1 where depths differ)."""
         super().__init__()
         self.flow = flow
         self.rates = tuple(rates)
@@ -82,8 +84,8 @@ class TemporalPyramid(nn.Module):
             lift(level, outputs) if spatial_modulation else nn.Sequential() for level in channels
         )
         entering = [outputs] * depth if spatial_modulation else list(channels)
-        # Temporal modulation off (table 6b; the paper does not say how): a 1x1x1 of the same groups still brings every
-        # level to the pyramid's width, so that only the mixing and pooling of frames is missing.
+        # With temporal modulation off (table 6b; the paper does not say how), a 1x1x1 of the same groups still brings
+        # every level to the pyramid's width, so that only the mixing and pooling of frames is missing.
         kernel = (3, 1) if temporal_modulation else 1
         self.temporal = nn.ModuleList(conv(level, width, kernel, groups=groups) for level in entering)
         self.down = nn.ModuleList()
@@ -92,7 +94,7 @@ class TemporalPyramid(nn.Module):
         self.level_fusion = nn.ModuleDict(
             {pyramid: LevelFusion(depth, width, outputs, groups) for pyramid in PYRAMIDS[flow]}
         )
-        # The published code always has two pyramids. With one there is nothing to fuse: its level fusion is the result.
+        # The published code always has two pyramids. A single one needs no fusion: its level fusion is the result.
         two = len(PYRAMIDS[flow]) == 2
         self.pyramid_fusion = ConvNorm(conv(2 * outputs, outputs, 1)) if two else None
         for module in self.modules():
@@ -116,12 +118,12 @@ class TemporalPyramid(nn.Module):
         return per_frame(self.pyramid_fusion, torch.cat(fused, dim=1))
 
     def strides(self) -> tuple[int, ...]:
-        """Frames of the backbone per frame of each level."""
+        """Return the number of backbone frames per frame of each level."""
         pooled = self.alpha if self.temporal_modulation else (1,) * len(self.alpha)
         return tuple(rate * pool for rate, pool in zip(self.rates, pooled, strict=True))
 
     def modulate(self, index: int, level: Level) -> Level:
-        """Spatial, then temporal modulation of one level (the paper's F_i)."""
+        """Apply spatial, then temporal modulation to one level (the paper's F_i)."""
         sampled = per_frame(self.spatial[index], level[:, :, :: self.rates[index]])
         if not self.temporal_modulation:
             return per_frame(self.temporal[index], sampled)
@@ -129,7 +131,7 @@ class TemporalPyramid(nn.Module):
 
 
 def lift(channels: int, outputs: int) -> nn.Sequential:
-    """Spatial modulation: convolutions that double the channels and halve the size until both are the top's."""
+    """Build the spatial modulation: convolutions that double channels and halve size until both are the top's."""
     steps = []
     while channels < outputs:
         steps.append(ConvNorm(conv(channels, 2 * channels, 3, stride=2)))
@@ -138,7 +140,7 @@ def lift(channels: int, outputs: int) -> nn.Sequential:
 
 
 def top_down(levels: Sequence[Level]) -> list[Level]:
-    """Every level receives the (already enriched) level above it."""
+    """Add to every level the (already enriched) level above it."""
     enriched = [levels[-1]]
     for level in reversed(levels[:-1]):
         enriched.insert(0, level + stretch_like(enriched[0], level))
@@ -146,7 +148,7 @@ def top_down(levels: Sequence[Level]) -> list[Level]:
 
 
 def bottom_up(levels: Sequence[Level], down: Iterable[nn.Module], strides: Sequence[int]) -> list[Level]:
-    """Every level receives the (already enriched) level below it, convolved and pooled."""
+    """Add to every level the (already enriched) level below it, convolved and pooled."""
     enriched = [levels[0]]
     for i, (level, convolution) in enumerate(zip(levels[1:], down, strict=True)):
         convolved = along_time(convolution, enriched[i])
@@ -168,7 +170,7 @@ def pool_like(level: Level, factor: int, target: Level) -> Level:
 
 
 def stretch_like(level: Level, target: Level) -> Level:
-    """Up-sample to the target's frames, and to its size where that differs (see `pool_like`): nearest neighbour."""
+    """Upsample to the target's frames, and to its size if that differs (see `pool_like`), by nearest neighbor."""
     stretched = stretch_time(level, target.shape[2])
     if level.shape[-2:] == target.shape[-2:]:
         return stretched

@@ -1,8 +1,8 @@
-"""Weights from elsewhere, and back: our files, mmaction2, the official TPN code, 2D ImageNet ResNets. Runs anywhere.
+"""Imports and exports weights: our files, mmaction2, the official TPN code, 2D ImageNet ResNets. Runs anywhere.
 
-A file's layout is found out by its keys. Every weight of the network must come from the file, and every weight of the
-file must go into the network; what may be left over is listed in `load_weights`. A wrong file must not load by
-accident: a ResNet-101 fits into a ResNet-50 if nobody counts.
+A file's layout is detected from its keys. Every weight of the network must come from the file, and every weight of the
+file must go into the network; `load_weights` lists the exceptions. A wrong file must not load by accident: a ResNet-101
+would fit into a ResNet-50 if extra entries were ignored.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a file gave. `used` and `unused` are the file's names, the others ours."""
+    """The outcome of loading a file. `used` and `unused` hold the file's names, the others ours."""
 
     layout: Layout
-    """Whose names the file uses; resnet2d is torchvision's and timm's."""
+    """Code base whose names the file uses; resnet2d is torchvision's and timm's."""
 
     used: tuple[str, ...]
-    """Entries of the file that are in the network now."""
+    """Entries of the file that are now in the network."""
 
     unused: tuple[str, ...]
     """Entries of the file that the network has no place for."""
 
     missing: tuple[str, ...]
-    """Entries of the network that the file does not have: they keep the value they had."""
+    """Entries of the network that the file does not have and that keep their previous value."""
 
     inflated: tuple[str, ...]
     """3x1x1 convolutions made from 1x1 ones: repeated along time and divided by 3."""
@@ -50,7 +50,7 @@ class LoadReport:
     """Classifier entries that keep their fresh value on request."""
 
     notes: tuple[str, ...]
-    """What the file cannot say, and its user should know."""
+    """What the file does not record and its user should know."""
 
     def __str__(self) -> str:
         lines = [f"{self.layout} weights: {len(self.used)} entries used, {len(self.unused)} not"]
@@ -67,12 +67,12 @@ def load_weights(
     replace_classifier: bool = False,
     backbone_only: bool = False,
 ) -> LoadReport:
-    """Load a local path, a URI, the bytes of a file or a loaded dictionary into the network, and say what happened.
+    """Load a path, a URI, the bytes of a file, or a loaded dict into the network, and report what happened.
 
-    May be left over: in the file, auxiliary heads, stages above the highest in use and entries that are no part of a
-    network here (a 2D ResNet's `fc`, mmaction2's stray `new_cls`); in the network, auxiliary heads. A 2D ResNet gives
-    the backbone only, and so does any other file if `backbone_only` is set. `replace_classifier` keeps the fresh final
-    layers, main and auxiliary. Nothing is changed unless everything fits.
+    These may be left over: in the file, auxiliary heads, stages above the highest in use, and entries that are no part
+    of a network here (a 2D ResNet's `fc`, mmaction2's stray `new_cls`); in the network, auxiliary heads. A 2D ResNet
+    provides only the backbone, and so does any other file if `backbone_only` is set. `replace_classifier` keeps the
+    fresh final layers, main and auxiliary. Nothing is changed unless everything fits.
     """
     state, layout = read_state(source)
     backbone_only = backbone_only or layout == "resnet2d"
@@ -103,9 +103,9 @@ def save_mmaction2(model: Recognizer, uri: str) -> None:
 
 
 def mmaction2_state(model: Recognizer) -> dict[str, Tensor]:
-    """The network's weights under mmaction2's names and in its shapes.
+    """Return the network's weights under mmaction2's names and in its shapes.
 
-    Auxiliary heads below the second-highest level are left out: mmaction2 has none, and inference does without.
+    Auxiliary heads below the second-highest level are omitted: mmaction2 has none, and inference does not need them.
     """
     config = model.config
     pyramid = config.neck == "tpn"
@@ -135,7 +135,7 @@ def mmaction2_state(model: Recognizer) -> dict[str, Tensor]:
 
 
 def read_state(source: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> tuple[State, Layout]:
-    """The tensors of a file by name, without wrappers' prefixes, and its layout."""
+    """Return a file's tensors by name, without wrappers' prefixes, and its layout."""
     content = source if isinstance(source, Mapping) else unpickle(source)
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -153,12 +153,12 @@ def read_state(source: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> tu
 
 
 def unpickle(source: str | os.PathLike[str] | bytes) -> object:
-    """Read tensors only. Any other class that a file names (training logs, for example) becomes an inert `Ignored`."""
+    """Read only tensors. Any other class that a file names (training logs, for example) becomes an inert `Ignored`."""
     data = source if isinstance(source, bytes) else storage.read_bytes(os.fspath(source))
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
     except (RuntimeError, ValueError, pickle.UnpicklingError):
-        foreign = []  # a file from before torch 1.6 cannot be asked; it then has to hold nothing but tensors
+        foreign = []  # files from before torch 1.6 cannot be inspected; they must hold only tensors
     try:
         with torch.serialization.safe_globals([(Ignored, name) for name in foreign]):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -172,17 +172,17 @@ def unpickle(source: str | os.PathLike[str] | bytes) -> object:
 
 
 class Ignored:
-    """Stands for an object of a class that is not read."""
+    """Stands in for an object of a class that is not read."""
 
     def __new__(cls, *_: object, **__: object) -> Ignored:
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Forget it."""
+        """Discard the state."""
 
 
 def match(model: Recognizer, state: State, layout: Layout) -> dict[str, str]:
-    """Our entries -> the file's names for them, as far as the file has them."""
+    """Map our entries to the file's names for them, for those that the file has."""
     found = {}
     for key in model.state_dict():
         names = names_in(layout, key, top_auxiliary=model.config.auxiliary_count - 1)
@@ -193,7 +193,7 @@ def match(model: Recognizer, state: State, layout: Layout) -> dict[str, str]:
 
 
 def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: bool) -> dict[str, Tensor]:
-    """The file's tensors in our shapes. Kernels of 1xkxk and 3x1x1 are two-dimensional here (see frames.py)."""
+    """Reshape the file's tensors to ours. Kernels of 1xkxk and 3x1x1 are two-dimensional here (see frames.py)."""
     ours = model.state_dict()
     fitted, misfits = {}, []
     for key, name in wanted.items():
@@ -215,7 +215,7 @@ def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: 
 
 
 def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Equal, or kernels that differ only in dimensions of size 1."""
+    """Return whether shapes are equal, or those of kernels that differ only in dimensions of size 1."""
     if theirs == ours:
         return True
     kernels = ([size for size in shape[2:] if size != 1] for shape in (theirs, ours))
@@ -225,11 +225,11 @@ def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
 def refuse_leftovers(
     model: Recognizer, missing: list[str], unused: list[str], layout: Layout, backbone_only: bool
 ) -> None:
-    """Say no to a file of another network. The rules are in `load_weights`."""
+    """Raise CheckpointError for a file of another network. `load_weights` states the rules."""
     lacking = [
         key
         for key in missing
-        if not key.endswith("num_batches_tracked")  # files from before torch 0.4.1 do not have it
+        if not key.endswith("num_batches_tracked")  # missing in files from before torch 0.4.1
         and not key.startswith("auxiliary.")
         and (key.startswith("backbone.") or not backbone_only)
     ]
@@ -255,19 +255,19 @@ def refuse_leftovers(
 
 
 def above_top(model: Recognizer, name: str) -> bool:
-    """Whether a file's entry is of a stage that this network stops short of."""
+    """Return whether a file's entry belongs to a stage above this network's highest."""
     layer = re.search(r"(?:^|\.)(?:layer(\d)|stages\.res(\d))\.", name)
     stage = 0 if layer is None else int(layer[1]) + 1 if layer[1] else int(layer[2])
     return stage > max(model.backbone.channels)
 
 
 def is_classifier(name: str) -> bool:
-    """Whether an entry, ours or theirs, is of a final linear layer."""
+    """Return whether an entry, ours or theirs, belongs to a final linear layer."""
     return re.search(r"head\.linear\.|\.fc_cls\.|aux_head\.fc\.", name) is not None
 
 
 def notes_on(model: Recognizer, layout: Layout) -> list[str]:
-    """Choices that change what the network computes and that no file records."""
+    """List choices that change what the network computes and that no file records."""
     config, notes = model.config, []
     if layout in ("official", "mmaction2") and config.neck == "tpn" and config.flow == "parallel":
         notes.append("published TPN weights were trained with flow='cascade', this network has 'parallel'")
@@ -279,11 +279,11 @@ def notes_on(model: Recognizer, layout: Layout) -> list[str]:
 
 
 def label(source: object) -> str:
-    """How to call the source in a message."""
+    """Describe the source for a message."""
     return str(source) if isinstance(source, str | os.PathLike) else f"the given {type(source).__name__}"
 
 
 def abridge(entries: tuple[str, ...], most: int = 6) -> str:
-    """The first few of a list."""
+    """List the first few entries and count the rest."""
     rest = len(entries) - most
     return ", ".join(entries[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,7 +1,7 @@
-"""What code that took over a decoder would try, each tried in a real child process: which attempts the kernel refuses.
+"""Break-out attempts, as by code that took over a decoder, in a real child process; records which the kernel refuses.
 
 Runs anywhere: the doctor runs it on every node, the tests with and without confinement. The child starts as a decoding
-one does. No attempt does harm: files are made for it, signals are number 0, addresses are the parent's own.
+one does. No attempt does harm: the files are made for it, signals have number 0, and addresses are the parent's own.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ REFUSED, POSSIBLE = "refused", "possible"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the child is told, so that every attempt has something to attack."""
+    """What the child needs to know, so that every attempt has something to attack."""
 
     parent: int
     folder: str
-    """Holds a file `secret`, and the folder `inner`."""
+    """Folder that holds a file `secret` and a folder `inner`."""
     tcp_port: int
-    """The parent listens there, on the loopback address."""
+    """Port on the loopback address where the parent listens."""
     unix_address: str
-    """The parent listens there as well."""
+    """Unix socket where the parent also listens."""
 
     @property
     def secret(self) -> Path:
-        """A file of the parent's user."""
+        """A file that belongs to the parent's user."""
         return Path(self.folder) / "secret"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BreakoutOutcome:
-    """What came of all attempts."""
+    """The outcome of all attempts."""
 
     confinement: Confinement
     outcomes: dict[str, str]
-    """Name of the attempt -> REFUSED, or POSSIBLE."""
+    """Name of the attempt -> REFUSED or POSSIBLE."""
 
     @property
     def possible(self) -> list[str]:
@@ -61,7 +61,7 @@ class BreakoutOutcome:
         return [name for name, outcome in self.outcomes.items() if outcome != REFUSED]
 
 
-# --- in the child: an attempt that the kernel refuses raises PermissionError; any other error means that it was heard
+# --- in the child: a refused attempt raises PermissionError; any other error means that the kernel processed the call
 
 
 def _libc() -> ctypes.CDLL:
@@ -73,7 +73,7 @@ def _heard(result: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-SYSTEM_CALLS = {  # that the C library has no function for: on x86_64, on aarch64
+SYSTEM_CALLS = {  # without a function in the C library: numbers on x86_64 and on aarch64
     "io_uring_setup": (425, 425),
     "bpf": (321, 280),
     "userfaultfd": (323, 282),
@@ -106,7 +106,7 @@ def _thread() -> None:
 def _limit() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
-    except ValueError as error:  # Python's word for EPERM
+    except ValueError as error:  # what Python raises for EPERM
         raise PermissionError(str(error)) from None
 
 
@@ -128,7 +128,7 @@ def _send_datagram(port: int) -> None:
 
 def _run_from_memory() -> None:
     with os.fdopen(os.memfd_create("program"), "wb") as program:
-        os.execve(program.fileno(), ["program"], {})  # it is empty, hence no program
+        os.execve(program.fileno(), ["program"], {})  # empty, and therefore not a program
 
 
 def _new_code_in(memory: int) -> None:
@@ -209,7 +209,7 @@ ATTEMPTS: dict[str, Callable[[Target], object]] = {
     "use open_tree": lambda _: _call("open_tree", -100, 0, 0),
     "use clone3": lambda _: _call("clone3", 0, 0),
 }
-"""Name -> the attempt, in this order."""
+"""Name -> attempt, in order of execution."""
 
 UP_TO_THE_MACHINE = frozenset(
     {
@@ -218,11 +218,11 @@ UP_TO_THE_MACHINE = frozenset(
         "use the kernel's keys", "use performance counters", "use open_tree", "use clone3",
     }
 )  # fmt: skip
-"""Attempts that machines or containers refuse to their users anyway."""
+"""Attempts that machines or containers may refuse to their users anyway."""
 
 
 def child(target: str, *, confined: bool) -> None:
-    """Try everything, and print a line of JSON for each outcome; the first line says which layers hold."""
+    """Make every attempt and print its outcome as a line of JSON; the first line lists the layers that hold."""
     told = Target(**json.loads(target))
     held = confine(parent=told.parent, keep=()) if confined else Confinement()
     os.write(1, json.dumps(held.as_dict()).encode() + b"\n")
@@ -233,7 +233,7 @@ def child(target: str, *, confined: bool) -> None:
         except PermissionError:
             outcome = REFUSED
         except OSError:
-            outcome = POSSIBLE  # it failed for another reason: the kernel would have done it
+            outcome = POSSIBLE  # failed for another reason: the kernel would have allowed it
         os.write(1, json.dumps([name, outcome]).encode() + b"\n")
 
 
@@ -241,7 +241,7 @@ def child(target: str, *, confined: bool) -> None:
 
 
 def tried(*, confined: bool = True, seconds: float = 60.0) -> BreakoutOutcome:
-    """Every attempt in a child that confined itself, or did not. Raises ResourceError for a child that does not end."""
+    """Make every attempt in a child, confined or not. Raises ResourceError if the child does not end properly."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="breakout-")))
         (folder / "secret").write_text("secret")

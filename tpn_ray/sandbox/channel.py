@@ -1,6 +1,6 @@
-"""What a sandbox and its child tell each other. Runs on both sides.
+"""The protocol between a sandbox and its child. Runs on both sides.
 
-Requests and replies are a few bytes on a socket; what they carry lies in two pieces of memory that both processes see.
+Requests and replies are a few bytes on a socket; their contents are in two pieces of memory that both processes map.
 Nothing that comes out of the child is ever unpickled or executed.
 """
 
@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 
 REQUEST = struct.Struct("<QQ?")
-"""Bytes of the pickled call, bytes of the video behind it, and whether an open file comes along instead."""
+"""Bytes of the pickled call, bytes of the video after it, and whether an open file is sent instead of a video."""
 REPLY = struct.Struct("<cQQ")
-"""Kind, and where its JSON begins and ends in the child's memory."""
+"""Kind of the reply, and where its JSON starts and ends in the child's memory."""
 RESULT, ITEM, END, REFUSED = b"r", b"i", b"e", b"x"
-"""Kinds: a value, one of several, no more of them, and the reason why a video is bad."""
+"""Kinds of replies: a single value, one of several items, the end of the items, and the reason why a video is bad."""
 SHARED_BYTES = 4 * 1024**3
-"""Most that a reply may hold: address space, of which only what is written takes memory."""
+"""Largest reply. This is address space, of which only what is written takes up memory."""
 
 
 def pack(value: Any, memory: mmap.mmap, at: int = 0) -> tuple[Any, int]:
     """Write the arrays and bytes of a value to the memory from `at`.
 
-    Returns what stands for the value in JSON, and where they end. Raises MemoryError where the memory is full.
+    Returns what stands for the value in JSON, and the offset where the data ends. Raises MemoryError if the memory is
+    full.
     """
     if isinstance(value, np.ndarray | bytes):
         array = np.frombuffer(value, dtype=np.uint8) if isinstance(value, bytes) else value
@@ -51,7 +52,7 @@ def pack(value: Any, memory: mmap.mmap, at: int = 0) -> tuple[Any, int]:
 
 
 def unpack(packed: Any, memory: memoryview) -> Any:
-    """Return the value that was packed, perhaps by anybody: numpy checks neither the sign of an offset nor the end."""
+    """Rebuild a packed value, which may be hostile: numpy checks neither the sign nor the bounds of an offset."""
     if isinstance(packed, list):
         return [unpack(one, memory) for one in packed] if any(isinstance(o, dict | list) for o in packed) else packed
     if not isinstance(packed, dict):

@@ -1,4 +1,4 @@
-"""The child of a sandbox: imports, is confined, and calls functions with videos. Runs in a process of its own."""
+"""The sandbox's child: it imports, is confined, and calls functions with videos. Runs in its own process."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tpn_ray.videos import packets
 
 
 def serve() -> None:
-    """Live the child's whole life: import, be confined, and answer requests until the socket is closed.
+    """Run the child from start to end: import, get confined, and answer requests until the socket is closed.
 
-    A confined process imports nothing. What libraries put off until it is needed is loaded by a module's `rehearse()`.
+    A confined process cannot import. What libraries load lazily is loaded by a module's `rehearse()`.
     """
     parent, (channel, requests, replies), memory_gb, modules = json.loads(sys.argv[1])
     for module in modules:
@@ -32,7 +32,7 @@ def serve() -> None:
 
 
 def unforeseen(error: Exception) -> BadVideo:
-    """Return the finding for an exception that reading a video should not have raised."""
+    """Return the finding for an unexpected exception while reading a video."""
     return BadVideo("decoder_error", f"{type(error).__name__}: {packets.said(error) or 'no message'}")
 
 
@@ -61,7 +61,7 @@ class _Server:
                         self._answer(function, file, arguments)
                 else:
                     self._answer(function, self._read(call_bytes, video_bytes), arguments)
-            except Exception as error:  # whatever a file can make of the libraries ends that file alone
+            except Exception as error:  # a file may trigger any error in the libraries; it ends that file only
                 self._send(REFUSED, self._refusal(error))
 
     def _read(self, begin: int, size: int) -> bytes:
@@ -90,7 +90,10 @@ class _Server:
         self._socket.sendall(REPLY.pack(kind, begin, begin + len(text)))
 
     def _refusal(self, error: Exception) -> dict[str, str]:
-        """Decoders call it damage when they get no memory; the peak tells the two apart."""
+        """Return the reason and message for an error.
+
+        Decoders report damage when they run out of memory; the peak memory use tells the two apart.
+        """
         bad = error if isinstance(error, BadVideo) else unforeseen(error)
         no_memory = any(isinstance(one, MemoryError) for one in (error, error.__cause__))
         if no_memory or (self._is_near_limit() and bad.reason in ("damaged", "decoder_error")):
@@ -98,7 +101,7 @@ class _Server:
         return {"reason": bad.reason, "message": str(bad)}
 
     def _is_near_limit(self) -> bool:
-        """Return whether this process ever used more than three quarters of its address space."""
+        """Return whether this process has ever used more than three quarters of its address space."""
         return self._most - self._address_space("VmPeak") < self._memory_gb * 1024**3 / 4
 
     def _address_space(self, name: str) -> int:

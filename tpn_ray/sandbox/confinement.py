@@ -1,10 +1,10 @@
-"""Takes from a process all that decoding does not need, for good. Runs in the child that reads untrusted videos.
+"""Permanently removes every privilege that decoding does not need. Runs in the child that reads untrusted videos.
 
-A hostile video that takes over the decoder is then left with the processor, its own memory and the descriptors it
-holds: it opens nothing, creates nothing, connects to nothing, starts nothing and signals nobody. Two layers of the
-kernel see to that: seccomp with the list of system calls in confinement_filter.py, and Landlock with no exception to
-its rule against files. The system calls are made here: libseccomp is not on every image, its bindings for Python
-(pyseccomp) were last released in 2021, and the packages for Landlock are alpha versions by single authors.
+A hostile video that takes over the decoder is then left with the processor, its own memory, and the descriptors it
+holds: it can open, create, connect to, start, and signal nothing. Two layers of the kernel enforce this: seccomp, with
+the list of system calls in confinement_filter.py, and Landlock, with no exception to its rule against files. The system
+calls are made here because libseccomp is not on every image, its Python bindings (pyseccomp) were last released in
+2021, and the packages for Landlock are alpha versions by single authors.
 """
 
 from __future__ import annotations
@@ -31,69 +31,70 @@ import av
 from tpn_ray.sandbox.confinement_filter import ARCHITECTURES, program
 
 ENVIRONMENT = ("PATH", "LANG", "LD_LIBRARY_PATH")
-"""Variables that a child is given as they are; none of them is a secret."""
+"""Variables passed to a child unchanged; none of them is a secret."""
 
 LAYERS = ("no_capabilities", "dies_with_parent", "no_dump", "no_new_privileges", "landlock", "seccomp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confinement:
-    """Which layers hold. Each was read back or tried after it was set. `Confinement(**record)` reads `as_dict()`."""
+    """Which layers hold, each read back or tried after it was set. `Confinement(**record)` restores `as_dict()`."""
 
     no_capabilities: bool = False
-    """No capability is left, even to root."""
+    """Whether no capability is left, even to root."""
 
     dies_with_parent: bool = False
-    """The kernel kills this process when the thread that started it ends."""
+    """Whether the kernel kills this process when the thread that started it ends."""
 
     no_dump: bool = False
-    """Processes of the same user cannot trace this one or read its memory, and it leaves no core file."""
+    """Whether processes of the same user cannot trace this one or read its memory, and it leaves no core file."""
 
     no_new_privileges: bool = False
-    """No set-user-ID program or file capability can raise what this process may do."""
+    """Whether no set-user-ID program or file capability can raise this process's privileges."""
 
     landlock: bool = False
-    """All files are out of reach; with newer kernels also TCP ports, abstract sockets and other processes' signals."""
+    """Whether all files are out of reach; on newer kernels also TCP ports, abstract sockets, and signals to others."""
 
     seccomp: bool = False
-    """System calls that decoding does not need are refused: files, sockets, processes, threads, limits, new code."""
+    """Whether system calls that decoding does not need are refused: files, sockets, processes, threads, limits, new
+    code."""
 
     landlock_abi: int = 0
     """Version of Landlock in use: 4 adds TCP ports, 6 abstract sockets and signals; 0 for none."""
 
     why_not: str = ""
-    """What the kernel answered to the layers that do not hold."""
+    """The kernel's answers for the layers that do not hold."""
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """List the layers that do not hold."""
+        """Layers that do not hold."""
         return tuple(layer for layer in LAYERS if not getattr(self, layer))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields, ready for JSON."""
+        """Return the fields as a dict, ready for JSON."""
         return asdict(self)
 
 
 def child_environment() -> dict[str, str]:
-    """Return what a child is started with: no secrets, this import path, and no thread beside the main one."""
+    """Return a child's environment: no secrets, this process's import path, and no threads besides the main one."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     return {**kept, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def confine(*, parent: int, keep: Collection[int]) -> Confinement:
-    """Give up, for this process and for good, everything the kernel lets it give up.
+    """Permanently give up everything that the kernel lets this process give up.
 
-    Call it once, from the only thread (start the process with `child_environment`), after all imports (those that PyAV
-    puts off are made here). Descriptors other than 0 to 2 and `keep` are closed. `parent` is the process that started
-    this one, as it told by itself: where it is already gone, this process ends here. The kernel means its thread: the
-    child is killed when the thread that called Popen ends.
+    Call it once, from the only thread (start the process with `child_environment`), after all imports; those that PyAV
+    defers are made here. Descriptors other than 0 to 2 and `keep` are closed. `parent` is the id that the process that
+    started this one gave for itself: if it is already gone, this process ends here. For the kernel, the parent is a
+    thread: the child is killed when the thread that called Popen ends.
 
-    A layer that the kernel refuses is left out, and the answer says so. Raises ValueError for a kept socket that could
-    reach others than its peer.
+    A layer that the kernel refuses is skipped and reported in the result. Raises ValueError for a kept socket that
+    could reach others than its peer.
 
-    What still works: reading and writing open descriptors and those that come by recvmsg, waiting on them, mapping
-    memory, clocks, random numbers, getrusage. What no longer does: open, stat, import, /proc, threads, setrlimit.
+    Still allowed: reading and writing descriptors that are open or received by recvmsg, waiting on them, mapping
+    memory, clocks, random numbers, getrusage. No longer allowed: open, stat, import, /proc, threads, setrlimit.
     """
     if sys.platform != "linux":
         return Confinement(why_not=f"{sys.platform} has neither seccomp nor Landlock")
@@ -101,7 +102,7 @@ def confine(*, parent: int, keep: Collection[int]) -> Confinement:
     _keep_only({0, 1, 2, *keep})
     libc, threads = ctypes.CDLL(None, use_errno=True), len(list(Path("/proc/self/task").iterdir()))
     layers: dict[str, Callable[[], int]] = {
-        "no_capabilities": lambda: _drop_capabilities(libc, threads),  # may reset the next two
+        "no_capabilities": lambda: _drop_capabilities(libc, threads),  # first: it may reset the next two
         "dies_with_parent": lambda: _die_with(libc, parent),
         "no_dump": lambda: _set(libc, PR_SET_DUMPABLE, 0, PR_GET_DUMPABLE),
         "no_new_privileges": lambda: _set(libc, PR_SET_NO_NEW_PRIVS, 1, PR_GET_NO_NEW_PRIVS),
@@ -112,7 +113,7 @@ def confine(*, parent: int, keep: Collection[int]) -> Confinement:
     for layer, act in layers.items():
         try:
             answers[layer] = act()
-        except (OSError, AttributeError) as error:  # AttributeError: the C library does not have it
+        except (OSError, AttributeError) as error:  # AttributeError: not in the C library
             refusals.append(f"{layer}: {error}")
     return Confinement(
         **dict.fromkeys(answers, True), landlock_abi=answers.get("landlock", 0), why_not="; ".join(refusals)
@@ -120,7 +121,7 @@ def confine(*, parent: int, keep: Collection[int]) -> Confinement:
 
 
 def _import_all() -> None:
-    """Import what the libraries would on first use, such as PyAV its class for a stream of subtitles."""
+    """Import what the libraries would import on first use, such as PyAV's class for subtitle streams."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -131,7 +132,7 @@ def _import_all() -> None:
 def _keep_only(descriptors: set[int]) -> None:
     for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
         if descriptor not in descriptors:
-            with contextlib.suppress(OSError):  # the one that listed the folder is closed already
+            with contextlib.suppress(OSError):  # the one that listed the folder is already closed
                 os.close(descriptor)
     for descriptor in descriptors:
         try:
@@ -156,7 +157,7 @@ def _prctl(libc: ctypes.CDLL, option: int, *arguments: int) -> int:
 
 
 def _must(held: bool, problem: str) -> int:
-    """Return 1, or raise OSError for a layer that was accepted and does not hold."""
+    """Return 1, or raise OSError for a layer that was accepted but does not hold."""
     if not held:
         raise OSError(problem)
     return 1
@@ -178,7 +179,7 @@ def _drop_capabilities(libc: ctypes.CDLL, threads: int) -> int:
 
 def _die_with(libc: ctypes.CDLL, parent: int) -> int:
     _prctl(libc, PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above: no signal will come
+    if os.getppid() != parent:  # it ended before the line above, so no signal will come
         os.kill(os.getpid(), signal.SIGKILL)
     return 1
 
@@ -201,13 +202,13 @@ def _refuses_to_open(expected: int) -> bool:
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # on all architectures
 LANDLOCK_VERSION = 1
 FILE_RIGHTS = (0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0xFFFF)
-"""All that versions 1 to 5 can take away, as bits; later ones add none."""
+"""All rights that versions 1 to 5 can remove, as bits; later versions add none."""
 TCP_RIGHTS, SCOPES = 0b11, 0b11
 """Bind and connect, from version 4; abstract sockets and signals, from version 6."""
 
 
 def _install_landlock(libc: ctypes.CDLL, threads: int) -> int:
-    """Handle every right, grant none, and return the version."""
+    """Handle every right, grant none, and return Landlock's version."""
     create = partial(libc.syscall, ctypes.c_long(LANDLOCK_CREATE_RULESET))
     version = _checked(create(None, ctypes.c_size_t(0), LANDLOCK_VERSION))
     fields = [FILE_RIGHTS[min(version, len(FILE_RIGHTS)) - 1]]
@@ -228,7 +229,7 @@ def _install_landlock(libc: ctypes.CDLL, threads: int) -> int:
 SECCOMP_NUMBERS = {"x86_64": 317, "aarch64": 277}
 SECCOMP_SET_MODE_FILTER = 1
 ALL_THREADS, WITH_SPECULATION = 1, 4
-"""Kernels before 5.16 slow filtered processes down against Spectre unless told not to."""
+"""Kernels before 5.16 slow down filtered processes to mitigate Spectre unless told not to."""
 
 
 class _Program(ctypes.Structure):

@@ -1,7 +1,7 @@
-"""The system calls that a confined process may still make, as a filter for the kernel. Pure; runs anywhere.
+"""The system calls that a confined process may still make, as a kernel filter. Pure; runs anywhere.
 
-The list holds what decoding was seen to ask for. All else is refused with EPERM, so that libraries which only look
-around carry on.
+The list holds the calls that decoding was observed to make. All others are refused with EPERM, so that libraries that
+merely probe carry on.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Only:
     values: tuple[int, ...]
     mask: int = 0xFFFFFFFF
     upper: bool = False
-    """The upper 32 bits; what the kernel takes as an int is in the lower."""
+    """Whether to test the upper 32 bits; what the kernel takes as an int is in the lower."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A system call that is allowed where all its conditions hold, with its numbers."""
+    """A system call that is allowed if all its conditions hold, with its numbers."""
 
     name: str
     x86_64: int | None
@@ -37,16 +37,16 @@ class Call:
 
 PROT_EXEC = 4
 MESSAGE_FLAGS = 0x2 | 0x20 | 0x40 | 0x100 | 0x4000 | 0x40000000
-"""MSG_PEEK, TRUNC, DONTWAIT, WAITALL, NOSIGNAL, CMSG_CLOEXEC. Out-of-band data are a source of kernel bugs."""
+"""MSG_PEEK, TRUNC, DONTWAIT, WAITALL, NOSIGNAL, CMSG_CLOEXEC. Out-of-band data is a source of kernel bugs."""
 PLAIN_FUTEX = (0, 1, 3, 4, 5, 9, 10)
-"""Waiting, waking and requeueing; none that inherits priorities."""
+"""Waiting, waking, and requeueing, but no operation that inherits priorities."""
 FUTEX_MODIFIERS = 128 | 256
 READ_DESCRIPTOR_FLAGS = (0, 1, 2, 3, 1030)
-"""F_DUPFD, GETFD, SETFD, GETFL, DUPFD_CLOEXEC. F_SETOWN and F_SETSIG would send signals to anybody."""
+"""F_DUPFD, GETFD, SETFD, GETFL, DUPFD_CLOEXEC. F_SETOWN and F_SETSIG would send signals to any process."""
 
 
 def _no_other(argument: int, bits: int) -> Only:
-    """Require that no bit but these is set."""
+    """Require that no bits but these are set."""
     return Only(argument, (0,), 0xFFFFFFFF & ~bits)
 
 
@@ -55,10 +55,10 @@ def _is_null(argument: int) -> tuple[Only, Only]:
 
 
 def allowed_calls(pid: int) -> list[Call]:
-    """List all that process `pid` may still ask of the kernel, the most frequent first."""
+    """List all system calls that process `pid` may still make, the most frequent first."""
     itself, no_code = Only(0, (pid,)), Only(2, (0,), PROT_EXEC)
     return [
-        # Descriptors that are open. No fstat by path, no ioctl, nothing that makes a new one but copies and recvmsg.
+        # Open descriptors. No fstat by path, no ioctl, and no new descriptors except copies and those from recvmsg.
         Call("read", 0, 63),
         Call("write", 1, 64),
         Call("lseek", 8, 62),
@@ -86,7 +86,7 @@ def allowed_calls(pid: int) -> list[Call]:
         Call("munmap", 11, 215),
         Call("mremap", 25, 216),
         Call("madvise", 28, 233),
-        # Locks, the clock, chance.
+        # Locks, the clock, random numbers.
         Call("futex", 202, 98, (Only(1, PLAIN_FUTEX, 0xFFFFFFFF & ~FUTEX_MODIFIERS),)),
         Call("sched_yield", 24, 124),
         Call("sched_getaffinity", 204, 123),
@@ -121,11 +121,11 @@ NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 Instruction = tuple[int, int, int, int]
-"""Code, how far to jump if true, if false, operand."""
+"""Code, jump distance if true, jump distance if false, operand."""
 
 
 def program(machine: str, pid: int) -> bytes:
-    """Return the filter for process `pid`: classic BPF, as the kernel takes it. Calls of another architecture kill."""
+    """Build the filter for process `pid` as classic BPF. Calls of another architecture kill the process."""
     code: list[Instruction] = [
         (LOAD, 0, 0, ARCHITECTURE_AT),
         (IF_EQUAL, 1, 0, ARCHITECTURES[machine]),
@@ -143,7 +143,7 @@ def program(machine: str, pid: int) -> bytes:
 
 
 def _tested(condition: Only) -> Iterator[Instruction]:
-    """Refuse the call unless the condition holds, then go on behind."""
+    """Refuse the call unless the condition holds; otherwise continue after this block."""
     yield LOAD, 0, 0, ARGUMENTS_AT + 8 * condition.argument + 4 * condition.upper
     yield AND, 0, 0, condition.mask
     for left, value in reversed(list(enumerate(reversed(condition.values)))):

@@ -1,12 +1,12 @@
-"""Runs what reads a video of unknown origin in a child process that can be killed. Runs on workers, and anywhere.
+"""Runs code that reads videos of unknown origin in a child process that can be killed. Runs on workers, and anywhere.
 
 A function is called in the child with the bytes of a video, or with an open file, and its result comes back as plain
-values and arrays. The child has no credentials in its environment and ends at its limits: of address space
-("too_large"), of CPU time ("timeout"; CPU time, so that a busy or paused machine decides as an idle one does) and,
-should it sleep forever, of time spent waiting for it. It lives for many videos; after a verdict by force the next video
-gets a new child.
+values and arrays. The child has no credentials in its environment. It ends when it exceeds a limit: on address space
+("too_large"), on CPU time ("timeout"; CPU time, so that the result does not depend on whether the machine is busy or
+paused), or, should it sleep forever, on the time spent waiting for it. It serves many videos; after one that had to be
+ended by force, the next video gets a new child.
 
-Here is the side that asks; the child's is sandbox_child.py, and what goes between the two sandbox_channel.py.
+This module is the asking side; the child's side is child.py, and the protocol between the two is channel.py.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ from tpn_ray.sandbox.confinement import Confinement, child_environment
 from tpn_ray.videos.packets import DecodeLimits
 
 Function = Callable[..., Any]
-"""A function of an importable module. Its first argument is the video; it returns, or yields, nests of lists, dicts
-with text for keys, numbers, text, bytes and arrays."""
+"""A function of an importable module. Its first argument is the video; it returns or yields nested lists, dicts with
+string keys, numbers, strings, bytes, and arrays."""
 
 LOOK_SECONDS = 0.5
-"""How often a child that has not answered is looked at."""
+"""Interval at which a child that has not answered is checked."""
 PROCESS_CLOCK = 2
-"""Lowest bits of the clock that counts a process's CPU time (clock_getcpuclockid), above which stands which process."""
+"""Lowest bits of the id of the clock for a process's CPU time (clock_getcpuclockid); the bits above name the
+process."""
 KEPT_BYTES = 64 * 1024**2
-"""Shared memory beyond this is given back after each video."""
+"""Shared memory beyond this is freed after each video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +56,22 @@ class SandboxLimits:
     """What one video may cost before it is given up."""
 
     cpu_seconds: int = 600
-    """CPU time for decoding and encoding one video or segment."""
+    """Maximum CPU time for decoding and encoding one video or segment, in seconds."""
 
     memory_gb: float = 4.0
-    """Address space of the child above what it starts with."""
+    """Maximum address space of the child, in GB beyond what it starts with."""
 
     wall_seconds: float = 3600.0
-    """Longest wait for a child that does not compute."""
+    """Longest wait for a child that is not computing, in seconds."""
 
     max_file_gb: float = 1.0
-    """Size of a source that is not cut into segments; it is held in memory."""
+    """Maximum size of a source that is not cut into segments, in GB; it is held in memory."""
 
     max_pixels: int = DecodeLimits.max_pixels
-    """Height times width of a frame."""
+    """Maximum frame size: height times width, in pixels."""
 
     max_frames: int = DecodeLimits.max_frames
-    """Frames of a video or segment."""
+    """Maximum number of frames in a video or segment."""
 
     def __post_init__(self) -> None:
         for limit in dataclasses.fields(self):
@@ -79,7 +80,7 @@ class SandboxLimits:
 
     @property
     def decode(self) -> DecodeLimits:
-        """Return the limits inside the child, which leave time to the watch from outside."""
+        """The limits inside the child, which leave the time limit to the watch from outside."""
         return DecodeLimits(
             max_bytes=int(self.max_file_gb * 1024**3),
             max_pixels=self.max_pixels,
@@ -89,15 +90,15 @@ class SandboxLimits:
 
 
 CLIP_LIMITS = SandboxLimits(cpu_seconds=90, memory_gb=3.0, wall_seconds=600.0)
-"""For the clips of one video. `DecodeLimits` ends most of what takes too long after 60 s, and says why; the watch from
-outside ends what hangs inside a decoder."""
+"""Limits for the clips of one video. `DecodeLimits` ends most of what takes too long after 60 s, and says why; the
+watch from outside ends what hangs inside a decoder."""
 
 START_LIMITS = SandboxLimits(cpu_seconds=60, wall_seconds=300.0)
-"""For the imports of a child."""
+"""Limits for the imports of a child."""
 
 
 class Sandbox:
-    """One child. Calls from several threads take turns; `close` it, and its child also ends with this process."""
+    """One child process. Calls from several threads take turns; the child ends with `close` or with this process."""
 
     def __init__(self, limits: SandboxLimits) -> None:
         self.limits = limits
@@ -116,14 +117,14 @@ class Sandbox:
         """Call `function(video, *arguments)` in the child: with bytes, or for a path with the open file.
 
         Raises BadVideo for whatever the function raises and whatever the child dies of, and ResourceError for a child
-        that is ended from outside twice.
+        that is killed from outside twice.
         """
         request = pickle.dumps((function, arguments))
         with self._lock:
             self._load(function)
             try:
                 return self._ask(request, video)
-            except ResourceError:  # what was ended from outside is asked once more
+            except ResourceError:  # retry once if it was killed from outside
                 return self._ask(request, video)
 
     def stream(self, function: Function, video: bytes | Path, *arguments: Any) -> Iterator[Any]:
@@ -138,21 +139,21 @@ class Sandbox:
 
     @property
     def child(self) -> int | None:
-        """Return the process id of the child that runs; None before the first call and after `close`."""
+        """Process id of the running child; None before the first call and after `close`."""
         return self._child.pid if self._child is not None else None
 
     def confinement(self) -> Confinement:
-        """Start a child, and return what holds it."""
+        """Start a child and return the layers that confine it."""
         self.call(len, b"")
         return Confinement(**self._held)
 
     @property
     def cpu_seconds(self) -> float:
-        """Return the CPU time that the child has used, which this process's own clock does not count; 0 without one."""
+        """CPU time that the child has used, which this process's own clock does not include; 0 without a child."""
         return self._child.cpu_seconds() if self._child is not None else 0.0
 
     def _load(self, function: Function) -> None:
-        """End a child that has not imported the function's module: once confined, it imports nothing."""
+        """End a child that has not imported the function's module: once confined, it cannot import."""
         if function.__module__ not in self._modules:
             self.close()
             self._modules.add(function.__module__)
@@ -163,7 +164,7 @@ class Sandbox:
             return self._reply(self.limits)[1]
         finally:
             if child.near_limit:
-                self.close()  # its peak would be held against the next video
+                self.close()  # its peak would count against the next video
 
     def _send(self, request: bytes, video: bytes | Path) -> _Child:
         if self._child is None:
@@ -188,7 +189,7 @@ def clip_sandbox() -> Sandbox:
 
 
 class _Child:
-    """The process, the socket and the shared memory."""
+    """The process, the socket, and the shared memory."""
 
     def __init__(self, limits: SandboxLimits, modules: list[str]) -> None:
         self._socket, theirs = socket.socketpair()
@@ -196,7 +197,7 @@ class _Child:
         self._poll.register(self._socket, select.POLLIN)
         self._requests, self._replies = os.memfd_create("requests"), os.memfd_create("replies", os.MFD_ALLOW_SEALING)
         os.truncate(self._replies, SHARED_BYTES)
-        # To read memory that the other side has cut short would end this process.
+        # Reading memory that the other side has truncated would end this process.
         fcntl.fcntl(self._replies, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._memory = mmap.mmap(self._replies, SHARED_BYTES)
         self.near_limit = False
@@ -212,23 +213,23 @@ class _Child:
                 pass_fds=descriptors,
             )
         self.pid = self._process.pid
-        # Also for a sandbox that nobody closes.
+        # Also covers a sandbox that is never closed.
         self._end = weakref.finalize(self, _end, self._process, self._socket, self._requests, self._replies)
 
     @property
     def ended(self) -> bool:
-        """Return whether it was ended, by `kill` or because no usable reply came."""
+        """Whether the child was ended, by `kill` or because no usable reply came."""
         return not self._end.alive
 
     def send(self, request: bytes, video: bytes | Path) -> None:
-        """Hand a call over; the child begins with it at once."""
+        """Send a call to the child, which starts on it at once."""
         with contextlib.ExitStack() as stack:
             files = []
             if isinstance(video, Path):
                 files, video = [stack.enter_context(video.open("rb")).fileno()], b""
             _write_all(self._requests, request, video)
             head = REQUEST.pack(len(request), len(video), bool(files))
-            # A child that has just died is found out by the reply that does not come.
+            # A child that has just died is detected by the missing reply.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 socket.send_fds(self._socket, [head], files)
 
@@ -240,7 +241,8 @@ class _Child:
     def reply(self, limits: SandboxLimits) -> tuple[bytes, Any]:
         """Wait for the next reply, and return its kind and value.
 
-        Raises BadVideo for a refusal and whatever the child dies of, and ResourceError if it was ended from outside.
+        Raises BadVideo for a refusal and for whatever the child dies of, and ResourceError if it was killed from
+        outside.
         """
         overrun = self._wait(limits)
         if overrun:
@@ -265,7 +267,7 @@ class _Child:
         return kind, value
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time used so far; 0 once it has ended."""
+        """Return the CPU time used so far; 0 once the child has ended."""
         try:
             return time.clock_gettime(~self.pid << 3 | PROCESS_CLOCK)
         except OSError:
@@ -281,21 +283,21 @@ class _Child:
         return BadVideo(reason, message)
 
     def _death(self) -> BadVideo | ResourceError:
-        """Return what it means that the child ended by itself."""
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed its socket and live on
+        """Return the error for a child that ended by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed its socket and still be running
             self._process.wait(LOOK_SECONDS)
         status = self.kill()
         if status < 0 and status != -signal.SIGKILL:
             return BadVideo("damaged", f"the decoder crashed on it ({signal.Signals(-status).name})")
         return ResourceError(
-            f"the process that decodes was ended from outside (status {status}); probably its node ran out of memory:"
+            f"the decoding process was killed from outside (status {status}); probably its node ran out of memory:"
             " run fewer tasks at once with a larger --decode-cpus"
         )
 
     def _wait(self, limits: SandboxLimits) -> str:
-        """Wait until there is something to read; otherwise return which limit was passed.
+        """Wait until there is something to read; otherwise return which limit was exceeded.
 
-        A wait in which this process was itself paused counts for no more than it was meant to take.
+        A wait during which this process was itself paused counts only for its intended length.
         """
         waited, before = 0.0, None
         while not self._poll.poll(LOOK_SECONDS * 1000):
@@ -334,10 +336,10 @@ def _write_all(file: int, *parts: bytes) -> None:
 
 @contextlib.contextmanager
 def findings() -> Iterator[None]:
-    """Turn whatever is raised inside because of a video into a BadVideo.
+    """Convert whatever is raised inside because of a video to a BadVideo.
 
-    Nobody knows everything that a hostile file can make of the libraries. It ends its own video, not the job; should it
-    be a fault of this code, the budget for bad videos stops a job in which every video ends so.
+    Nobody can foresee everything that a hostile file may trigger in the libraries. An error ends its own video, not the
+    job. If the cause is a bug in this code, the budget for bad videos stops the job, since every video fails.
     """
     try:
         yield

@@ -1,20 +1,20 @@
 """Object storage and local disk behind one form of URI. Runs anywhere; the only package that knows S3.
 
-A URI is "s3://bucket/key", "file:///absolute/path" or a plain local path; relative paths become absolute at once.
-Endpoint, region and credentials come from the usual AWS variables and profiles: AWS_ENDPOINT_URL_S3 or
+A URI is "s3://bucket/key", "file:///absolute/path", or a plain local path; relative paths are made absolute at once.
+Endpoint, region, and credentials come from the usual AWS variables and profiles: AWS_ENDPOINT_URL_S3 or
 AWS_ENDPOINT_URL (for S3-compatible stores), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE,
 AWS_REGION or AWS_DEFAULT_REGION.
 
     uri.py         URIs: one spelling, parts, parents
-    s3.py          the clients of pyarrow and boto3, and what the environment says of the store
+    s3.py          the clients of pyarrow and boto3, and the store's settings in the environment
     disk.py        files that survive a power failure
-    diagnosis.py   what a failure was: whether it may pass, and what the user can do
-    retry.py       how long a store that is away is waited for, and what is said meanwhile
-    files.py       reading, writing, listing and deleting
-    filesystem.py  the same for Ray Tune, as a filesystem of pyarrow
+    diagnosis.py   what a failure was: whether it is transient, and what the user can do
+    retry.py       how long to wait for an unavailable store, and what to report meanwhile
+    files.py       reading, writing, listing, and deleting
+    filesystem.py  the same for Ray Tune, as a pyarrow filesystem
 
-A store that does not answer, or says that it cannot answer now, is asked again until `patience_seconds` are over. What
-does not pass by itself (no such key, no permission) is never asked for again.
+A request is retried until `patience_seconds` have passed if the store does not answer or says that it is temporarily
+unavailable. Permanent failures (no such key, no permission) are never retried.
 """
 
 from tpn_ray.storage.diagnosis import clock_skew_seconds

@@ -1,4 +1,4 @@
-"""Files on a disk that are whole or not there, and durable when a call returns: file and folder are synced.
+"""Files on a disk that are written atomically and are durable when a call returns: file and folder are synced.
 
 Runs anywhere.
 """
@@ -15,14 +15,14 @@ from typing import BinaryIO
 
 
 def write(target: Path, data: bytes) -> None:
-    """Write a file. Missing folders are made."""
+    """Write a file, creating missing folders."""
     with _beside(target, data) as temporary:
         temporary.replace(target)
     sync_folder(target.parent)
 
 
 def create(target: Path, data: bytes) -> bool:
-    """Write a file if nothing is there; False if something is."""
+    """Write a file if none exists; return False if one does."""
     with _beside(target, data) as temporary:
         try:
             os.link(temporary, target)
@@ -31,7 +31,7 @@ def create(target: Path, data: bytes) -> bool:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                 raise
-            # A file system without hard links: another one may see this file before it is whole.
+            # The file system has no hard links, so others may see this file before it is complete.
             try:
                 _write_new(target, data)
             except FileExistsError:
@@ -41,10 +41,10 @@ def create(target: Path, data: bytes) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Some network file systems cannot, and need not: they keep no names back."""
+    """Make the names in a folder durable. Some network file systems cannot, and need not: they do not defer names."""
     try:
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:  # a folder that may be written and not read
+    except PermissionError:  # a folder that is writable but not readable
         return
     try:
         os.fsync(opened)

@@ -1,4 +1,4 @@
-"""Files of an object store or a disk: read, written, listed and deleted, with patience. Runs anywhere."""
+"""Reads, writes, lists, and deletes files of an object store or a disk, with retries. Runs anywhere."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from tpn_ray.storage.uri import S3, absolute, is_s3, join, parent
 
 DOWNLOAD_PIECE_BYTES = 16 * 1024**2
 CREATE_BYTES = 64 * 1024**2
-"""Most that `create` writes: one request, since not all stores heed the condition of an upload in pieces."""
+"""Largest size for `create`, which makes a single request, since not all stores honor the condition of a multipart
+upload."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file or object that a listing found."""
+    """One file or object found by a listing."""
 
     uri: str
     size_bytes: int
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
-    """Read one file. Raises NotFoundError, or StorageError (also when it holds more than `max_bytes`)."""
+    """Read one file. Raises NotFoundError, or StorageError, also if it holds more than `max_bytes`."""
 
     def read(fs: pafs.FileSystem, path: str) -> bytes:
         with fs.open_input_file(path) as file:
@@ -74,7 +75,7 @@ def download(uri: str, target: Path, *, max_bytes: int) -> None:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write one file whole: nobody can see a half of it. Missing local folders are made."""
+    """Write one file atomically: nobody can see a partial one. Missing local folders are created."""
     uri = absolute(uri)
 
     def write(fs: pafs.FileSystem, path: str) -> None:
@@ -88,9 +89,9 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Write one file whole if nothing is there; False, and nothing is changed, if something is.
+    """Write one file atomically if none exists; otherwise return False and change nothing.
 
-    Of several that try at the same moment one succeeds. Raises StorageError, and ValueError for what is not
+    Of several simultaneous attempts exactly one succeeds. Raises StorageError, and ValueError for what is not
     `can_create`.
     """
     uri = absolute(uri)
@@ -107,19 +108,19 @@ def create(uri: str, data: bytes) -> bool:
             return True
         if tries == 1:
             return False
-        with fs.open_input_file(path) as file:  # a request whose answer was lost may have made the object
+        with fs.open_input_file(path) as file:  # the object may come from a request whose answer was lost
             return bool(file.size() == len(data) and file.read() == data)
 
     return attempt(uri, "write", write)
 
 
 def can_create(uri: str, data: bytes) -> bool:
-    """Return whether it is small enough to be written on condition, in one request; on a disk everything is."""
+    """Return whether the data is small enough for a conditional write in one request; on a disk it always is."""
     return not is_s3(absolute(uri)) or len(data) <= CREATE_BYTES
 
 
 def exists(uri: str) -> bool:
-    """Return whether a file or a folder (on S3: any object below it) is there."""
+    """Return whether a file or a folder (on S3: any object below it) exists."""
     return _is_there(uri, "look for")
 
 
@@ -130,7 +131,7 @@ def list_files(uri: str, *, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
 
     def walk(fs: pafs.FileSystem, path: str) -> list[StoredFile]:
         prefix = S3 if is_s3(root) else ""
-        # On a disk, folders below it that are deleted meanwhile are no error; that it is not there itself is one.
+        # On a disk, subfolders may be deleted during the listing, but the folder itself must exist.
         infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=not prefix))
         if not infos and not prefix and not Path(path).exists():
             raise FileNotFoundError(errno.ENOENT, "no such folder", path)
@@ -144,14 +145,14 @@ def list_files(uri: str, *, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
 
 
 def delete_folder(uri: str) -> None:
-    """Delete a folder and all that is below it; nothing there is no error. Refuses a whole bucket and '/'."""
+    """Delete a folder and everything below it; a missing folder is no error. Refuses a whole bucket and '/'."""
     root = absolute(uri)
     parent(root)
     if root == "/":
         raise ConfigError("refusing to delete '/'")
 
     def delete(fs: pafs.FileSystem, path: str) -> None:
-        # Another one may delete at the same time, and a request whose answer was lost has deleted already.
+        # Another process may delete at the same time, and a request whose answer was lost has already deleted.
         with contextlib.suppress(FileNotFoundError):
             if fs.get_file_info(path).type != pafs.FileType.NotFound:
                 fs.delete_dir(path)
@@ -160,7 +161,7 @@ def delete_folder(uri: str) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Delete one file; nothing there is no error."""
+    """Delete one file; a missing file is no error."""
 
     def delete(fs: pafs.FileSystem, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -170,14 +171,14 @@ def delete_file(uri: str) -> None:
 
 
 def check_readable(uri: str) -> None:
-    """Raise one clear error within seconds if `uri` (a file or a folder) cannot be read."""
+    """Raise a clear error within seconds if `uri` (a file or a folder) cannot be read."""
     with patience(CHECK_SECONDS):
         if not _is_there(uri, "read"):
             raise nothing_there(absolute(uri))
 
 
 def check_writable(uri: str) -> None:
-    """Raise one clear error within seconds if nothing can be written below the folder `uri`. Leaves nothing behind."""
+    """Raise a clear error within seconds if nothing can be written below the folder `uri`. Leaves nothing behind."""
     probe = join(uri, f".write-check-{uuid.uuid4().hex}")
     with patience(CHECK_SECONDS):
         write_bytes(probe, b"tpn_ray")

@@ -1,4 +1,4 @@
-"""An object store as a filesystem of pyarrow, for Ray Tune. Runs anywhere, also where it was pickled."""
+"""An object store as a pyarrow filesystem, for Ray Tune. Runs anywhere, including where it was unpickled."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 def patient_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return a filesystem and the path in it, for what takes no URI.
+    """Return a filesystem and the path in it, for code that takes no URI.
 
-    An object store is waited for as everywhere here; pyarrow's own filesystem forgets, when it is pickled, how often it
-    is to repeat a request.
+    Requests to an object store are retried as everywhere in this package; pyarrow's own filesystem loses its retry
+    settings when it is pickled.
     """
     uri = absolute(uri)
     return (pafs.PyFileSystem(_Patient()), uri.removeprefix(S3)) if is_s3(uri) else (pafs.LocalFileSystem(), uri)
@@ -45,7 +45,7 @@ def _patiently(operation: str, verb: str) -> Callable[..., None]:
 
 
 class _Patient(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow's classes are untyped here
-    """Files are small, and read and written whole; paths are without "s3://"."""
+    """A handler for small files, which are read and written whole; paths have no "s3://"."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -87,7 +87,7 @@ class _Patient(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow's class
 
 
 class _Upload(io.BytesIO):
-    """Keeps what is written until it is closed."""
+    """Buffers what is written until it is closed."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         super().__init__()

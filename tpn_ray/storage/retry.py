@@ -1,4 +1,4 @@
-"""How long a store that is away is waited for, and what is said meanwhile. Runs anywhere."""
+"""How long to wait for an unavailable store, and what to report meanwhile. Runs anywhere."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tpn_ray.storage.diagnosis import explain, heard, may_pass
 from tpn_ray.storage.uri import S3, absolute, is_s3
 
 PATIENCE = "TPN_RAY_STORAGE_SECONDS"
-"""Variable that hands `--storage-seconds` to every process of a job."""
+"""Variable that passes `--storage-seconds` to every process of a job."""
 PATIENCE_SECONDS = 300.0
 CHECK_SECONDS = 10.0
-"""Patience of checks at the start of a job: a store that does not answer then has a wrong address, mostly."""
+"""Patience of checks at the start of a job: a store that does not answer then usually has a wrong address."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 10.0
 TELL_SECONDS = 10.0
-"""How long a store is waited for before the user is told."""
+"""Waiting time after which the user is told that a store is unavailable."""
 
 T = TypeVar("T")
 
@@ -37,14 +37,14 @@ _shorter: ContextVar[float | None] = ContextVar("shorter", default=None)
 
 
 def patience_seconds() -> float:
-    """Return the longest time that an operation waits for a store that does not answer or refuses for the moment."""
+    """Return the longest time that an operation waits for a store that is temporarily unavailable."""
     process = float(os.environ.get(PATIENCE, PATIENCE_SECONDS))
     here = _shorter.get()
     return process if here is None else min(process, here)
 
 
 def set_patience(seconds: float) -> None:
-    """Set the patience of this process and of those that it starts. Raises ConfigError for a negative one."""
+    """Set the patience of this process and of those that it starts. Raises ConfigError for an invalid value."""
     if not 0 <= seconds < math.inf:
         raise ConfigError(f"storage_seconds={seconds:g} must be 0 (never wait) or more")
     os.environ[PATIENCE] = f"{seconds:g}"
@@ -52,7 +52,7 @@ def set_patience(seconds: float) -> None:
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Wait no longer than `seconds` for what this thread asks a store inside the block."""
+    """Limit the waiting time of this thread's storage requests inside the block to `seconds`."""
     token = _shorter.set(seconds)
     try:
         yield
@@ -61,15 +61,15 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def tell_outages(tell: Callable[[str], None]) -> None:
-    """Have this process tell of a store that is away by `tell`, from any thread. By default it is logged."""
+    """Report this process's storage outages through `tell`, from any thread. By default they are logged."""
     _outage.tell = tell
 
 
 def next_wait(attempts: int, spent_seconds: float, patience_seconds: float, jitter: float) -> float | None:
-    """Return the wait before the next attempt, or None where the patience is over.
+    """Return the wait before the next attempt, or None once the patience is exhausted.
 
-    It is a share, `jitter` in [0, 1), of 0.5, 1, 2, 4, 8, 10, 10 ... seconds: jitter over the whole span keeps
-    thousands of tasks from coming back at the same moment. The last attempt is made just when the patience ends.
+    It is a share, `jitter` in [0, 1), of 0.5, 1, 2, 4, 8, 10, 10 ... seconds: full jitter keeps thousands of tasks from
+    returning at the same moment. The last attempt is made just when the patience ends.
     """
     if spent_seconds >= patience_seconds:
         return None
@@ -78,9 +78,9 @@ def next_wait(attempts: int, spent_seconds: float, patience_seconds: float, jitt
 
 
 def attempt(uri: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T:
-    """Run one operation on a filesystem and the path in it, and repeat it while its failure may pass.
+    """Run one operation with a filesystem and the path in it, and repeat it while its failure is transient.
 
-    Raises StorageError for a failure that stands.
+    Raises StorageError for a permanent failure.
     """
     uri = absolute(uri)
     begin, attempts, patient = time.monotonic(), 0, patience_seconds()
@@ -104,7 +104,7 @@ def attempt(uri: str, verb: str, act: Callable[[pafs.FileSystem, str], T]) -> T:
 
 
 class _Outage:
-    """Tells of a store that is away: once that it is waited for, and once that it is back."""
+    """Reports an unavailable store: once that it is being waited for, and once that it is back."""
 
     def __init__(self) -> None:
         self.tell: Callable[[str], None] = logging.getLogger("tpn_ray").warning
@@ -112,21 +112,20 @@ class _Outage:
         self._told, self._over = "", -math.inf
 
     def waited(self, seconds: float, patience: float) -> None:
-        """Note that an operation failed again after so many seconds, and goes on waiting."""
+        """Note that an operation has failed again after `seconds` and keeps waiting."""
         store = s3.store()
         with self._lock:
-            seconds = min(seconds, time.monotonic() - self._over)  # those that are slow to notice the end are no news
+            seconds = min(seconds, time.monotonic() - self._over)  # operations slow to notice the end are no news
             if seconds < TELL_SECONDS or self._told == store:
                 return
             self._told = store
         self.tell(
-            f"storage at {store} does not answer, or refuses; it is waited for, {patience:g} s at most "
-            "(--storage-seconds)"
+            f"storage at {store} does not answer or refuses requests; waiting up to {patience:g} s (--storage-seconds)"
         )
 
     def over(self) -> None:
         """Note that an operation succeeded."""
-        if not self._told:  # nearly always: no lock
+        if not self._told:  # nearly always: no lock needed
             return
         with self._lock:
             store, self._told, self._over = self._told, "", time.monotonic()

@@ -1,7 +1,7 @@
-"""An S3-compatible store: the clients of pyarrow and boto3, and what the environment says of it. Runs anywhere.
+"""An S3-compatible store: the clients of pyarrow and boto3, and the store's settings in the environment. Runs anywhere.
 
-Data moves through pyarrow. boto3 does what pyarrow cannot: it writes an object on condition that there is none, reads
-the store's clock, and says what was wrong with a request (pyarrow's HEAD requests carry no error code).
+Data moves through pyarrow. boto3 does what pyarrow cannot: it writes an object on the condition that none exists, reads
+the store's clock, and reports what was wrong with a request (pyarrow's HEAD requests carry no error code).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tpn_ray.storage.uri import bucket_and_key
 CONNECT_SECONDS = 3.0
 REQUEST_SECONDS = 5.0  # without a byte
 CONFLICT_TRIES, CONFLICT_SECONDS = 10, 0.5
-"""Most answers that another writer is at work on the same object, and the wait after each."""
+"""Number of tries while another writer is working on the same object, and the wait between them."""
 UNREACHABLE, NO_CREDENTIALS = "Unreachable", "NoCredentials"
-"""Codes beside S3's own, for requests that got no answer, or not a whole one, and for those that were never sent."""
+"""Codes beyond S3's own: for requests that got no complete answer, and for requests that were never sent."""
 
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 
 
 class Account(NamedTuple):
-    """What a client is made for: a test or a notebook that changes a variable gets a new one."""
+    """Settings of a client: a test or a notebook that changes a variable gets a new client."""
 
     endpoint: str | None
     region: str | None
@@ -40,16 +40,16 @@ class Account(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of one request."""
+    """The outcome of one request."""
 
-    code: str = ""  # of the error; empty for a request that succeeded
-    said: str = ""  # by the store or the client, in one line
-    status: int = 0  # of HTTP; 0 where it is not known
+    code: str = ""  # the error's code; empty for a request that succeeded
+    said: str = ""  # message of the store or the client, in one line
+    status: int = 0  # HTTP status; 0 if unknown
     date: str = ""  # by the store's clock
 
 
 class RequestError(OSError):
-    """A request that failed, and what came of it."""
+    """A failed request and its outcome."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.said)
@@ -70,12 +70,12 @@ def store() -> str:
 
 
 def account(uri: str) -> Account:
-    """Return what the environment says of the store of a URI."""
+    """Return the environment's settings for the store of a URI."""
     url = endpoint()
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region and url:
-        region = "us-east-1"  # compatible stores ignore it; without one the SDK asks the EC2 metadata service and waits
-    with contextlib.suppress(OSError, pa.ArrowException):  # not kept: Amazon may only be away for the moment
+        region = "us-east-1"  # ignored by compatible stores; without it the SDK waits for the EC2 metadata service
+    with contextlib.suppress(OSError, pa.ArrowException):  # not cached: Amazon may only be unavailable for the moment
         region = region or _region_of_aws_bucket(bucket_and_key(uri)[0])
     return Account(url, region, tuple(os.environ.get(variable) for variable in _CREDENTIALS))
 
@@ -100,7 +100,7 @@ def ask(operation: str, uri: str, **arguments: Any) -> Answer:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Put an object on condition that there is none; False where there is one. Raises RequestError."""
+    """Put an object on the condition that none exists; return False if one does. Raises RequestError."""
     for _ in range(CONFLICT_TRIES):
         answer = ask("put_object", uri, Key=bucket_and_key(uri)[1], Body=data, IfNoneMatch="*")
         if not answer.code:
@@ -114,7 +114,7 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def first_line(text: object) -> str:
-    """Return the beginning of a message, for a message of one line."""
+    """Return the first line of a text, for a one-line message."""
     return next(iter(str(text).strip().splitlines()), "no reason given")[:300]
 
 
@@ -126,7 +126,7 @@ def _region_of_aws_bucket(bucket: str) -> str:
 
 @lru_cache(maxsize=16)
 def filesystem(account: Account) -> pafs.FileSystem:
-    """Return a filesystem of pyarrow, which repeats no request."""
+    """Return a pyarrow filesystem that does not retry requests."""
     url = urlsplit(account.endpoint or "https:")
     return pafs.S3FileSystem(
         region=account.region,
@@ -135,13 +135,13 @@ def filesystem(account: Account) -> pafs.FileSystem:
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
-        allow_delayed_open=True,  # a small object is then one PUT instead of a multipart upload
+        allow_delayed_open=True,  # makes a small object one PUT instead of a multipart upload
     )
 
 
 @lru_cache(maxsize=256)
 def opened(uri: str, account: Account) -> pa.NativeFile:
-    """Open an object that does not change, once per process: opening asks for its size."""
+    """Open an object that does not change, once per process, because opening requests its size."""
     return filesystem(account).open_input_file("/".join(bucket_and_key(uri)))
 
 
@@ -156,5 +156,5 @@ def _client(account: Account) -> Any:
         retries={"total_max_attempts": 1},
         s3={"addressing_style": "path" if account.endpoint else "auto"},
     )
-    # A session of its own: boto3's default session keeps the credentials that it saw first.
+    # A session of its own: boto3's default session keeps the first credentials that it finds.
     return boto3.Session().client("s3", endpoint_url=account.endpoint, region_name=account.region, config=config)

@@ -1,4 +1,4 @@
-"""URIs of files and folders: one spelling, their parts and their parents. Runs anywhere."""
+"""URIs of files and folders: one spelling, their parts, and their parents. Runs anywhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ S3 = "s3://"
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """Return the one spelling of a URI: s3://bucket/key, or an absolute local path.
+    """Return the canonical spelling of a URI: s3://bucket/key, or an absolute local path.
 
     Raises ConfigError for other schemes, and for credentials in a URI.
     """
@@ -32,14 +32,14 @@ def absolute(uri: str | os.PathLike[str]) -> str:
             raise ConfigError(f"{text!r} is not a local file; write file:///absolute/path")
         return os.path.normpath(unquote(parts.path))
     if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ConfigError(f"storage of the kind {scheme[0]} is not supported: {text!r}; use s3:// or a local path")
+        raise ConfigError(f"storage of the type {scheme[0]} is not supported: {text!r}; use s3:// or a local path")
     if not text:
         raise ConfigError("an empty path was given; write s3://bucket/path or a local path")
     return str(Path(text).expanduser().absolute())
 
 
 def is_absolute(uri: str) -> bool:
-    """Return whether `uri` says by itself where it is, without a folder that it is relative to."""
+    """Return whether `uri` is absolute rather than relative to some folder."""
     return "://" in uri or uri.startswith(("file:", "/", "~"))
 
 
@@ -65,7 +65,7 @@ def name(uri: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """Return the folder above. Raises ConfigError for a bucket, which has none."""
+    """Return the parent folder. Raises ConfigError for a bucket, which has none."""
     folder = absolute(uri).rpartition("/")[0]
     if folder == "s3:/":
         raise ConfigError(f"{uri!r} is a bucket: it has no folder above it")

@@ -1,1 +1,1 @@
-"""The paper's section 4.3: visual tempo of videos, gain against its variance, accuracy against played speed."""
+"""The paper's section 4.3: visual tempo of videos, gain against its variance, accuracy against playback speed."""

@@ -1,4 +1,4 @@
-"""What measured tempos and the hits of two networks say: numbers, figures and a page. Pure; runs anywhere."""
+"""Derives numbers, figures, and a page from measured tempos and the hits of two networks. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tpn_ray.tempo.gain import Line, bins, class_tempos, fit_line
 from tpn_ray.tempo.page import Page
 
 MISSED = 10
-"""Videos in the picture of mistakes."""
+"""Number of videos in the picture of mistakes."""
 
 Hits = dict[str, float]
-"""Id -> 1 for right, 0 for wrong; of a network trained with several seeds, the share of them that is right."""
+"""Id -> 1 for right, 0 for wrong; for a network trained with several seeds, the share of them that is right."""
 
 
 @dataclass
 class TempoReport:
-    """Grows section by section."""
+    """A report that grows section by section."""
 
     page: Page = field(default_factory=lambda: Page("Visual tempo"))
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -33,29 +33,29 @@ class TempoReport:
     """PNG by file name."""
 
     def picture(self, name: str, png: bytes, caption: str) -> None:
-        """A figure, on the page and as a file."""
+        """Add a figure to the page and as a file."""
         self.pictures[name] = png
         self.page.picture(png, caption)
 
     def lines(self) -> list[str]:
-        """The most important numbers, one a line."""
+        """List the most important numbers, one per line."""
         return [f"{name}: {value}" for name, value in self.numbers.items() if isinstance(value, str)]
 
 
 def share(right: Hits) -> float:
-    """Top-1."""
+    """Return the top-1 accuracy."""
     return float(np.mean(list(right.values()))) if right else math.nan
 
 
 def add_tempo(report: TempoReport, tempos: Sequence[Tempo], true_seconds: dict[str, float]) -> None:
-    """How tempo varies in each class (figure 1), and how well it is measured where the truth is known."""
+    """Add how tempo varies in each class (figure 1), and how accurately it is measured where the truth is known."""
     measured = [one for one in tempos if not math.isnan(one.seconds)]
     classes = class_tempos([one.name for one in measured], np.array([one.seconds for one in measured]))
     page = report.page
     page.heading("Tempo of each class")
     said = f"measured in {len(measured)} of {len(tempos)} videos with a label"
     page.text(
-        f"Tempo is how long a class is to be seen in single frames: the full width at half maximum of a frame-wise "
+        f"Tempo is how long a class is visible in single frames: the full width at half maximum of a frame-wise "
         f"classifier's probability; {said}."
     )
     report.numbers["tempo"] = said
@@ -75,7 +75,7 @@ def add_tempo(report: TempoReport, tempos: Sequence[Tempo], true_seconds: dict[s
 
 
 def add_gain(report: TempoReport, tempos: Sequence[Tempo], first: Hits, second: Hits, per_bin: int) -> Line:
-    """Per-class gain of the second over the first against the class's variance of tempo (figure 4)."""
+    """Add the per-class gain of the second network over the first against the class's tempo variance (figure 4)."""
     common = [one for one in tempos if one.id in first and one.id in second]
     known = class_tempos([one.name for one in common], np.array([one.seconds for one in common]))
     gains = [
@@ -100,7 +100,7 @@ def add_gain(report: TempoReport, tempos: Sequence[Tempo], first: Hits, second: 
 
 
 def missed(tempos: Sequence[Tempo], right: Hits, count: int = MISSED) -> list[tuple[str, str]]:
-    """(id, text) of videos that the network gets wrong, evenly spread from the fastest to the slowest."""
+    """List (id, text) of videos that the network gets wrong, evenly spread from the fastest to the slowest."""
     wrong = [one for one in tempos if right.get(one.id, 1) < 0.5 and not math.isnan(one.seconds)]
     ordered = sorted(wrong, key=lambda one: one.seconds)
     places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)).tolist()
@@ -108,7 +108,7 @@ def missed(tempos: Sequence[Tempo], right: Hits, count: int = MISSED) -> list[tu
 
 
 def add_missed(report: TempoReport, picture: bytes) -> None:
-    """The videos of `missed`."""
+    """Add the picture of the videos of `missed`."""
     report.page.heading("Videos that the second gets wrong")
     report.page.text("From the fastest to the slowest, frames spread over the whole video.")
     report.picture("missed.png", picture, "misclassified videos with their tempo")
@@ -117,11 +117,11 @@ def add_missed(report: TempoReport, picture: bytes) -> None:
 def add_strides(
     report: TempoReport, first: dict[int, Hits], second: dict[int, Hits], trained: int, names: tuple[str, str]
 ) -> None:
-    """Accuracy when the same videos are played at other speeds (figure 5)."""
+    """Add the accuracy when the same videos are played at other speeds (figure 5)."""
     strides = sorted(first)
     tops = [[share(one[stride]) for stride in strides] for one in (first, second)]
     page = report.page
-    page.heading("Accuracy against played speed")
+    page.heading("Accuracy against playback speed")
     page.text(f"Trained at a stride of {trained} frames, scored at others: a larger one plays the video faster.")
     figure = figures.against_stride(strides, tops[0], tops[1], trained, names)
     report.picture("strides.png", figure, "top-1 against stride")

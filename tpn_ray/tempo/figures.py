@@ -1,4 +1,4 @@
-"""The paper's figures 1, 4 and 5 from numbers of one's own, as PNG files. Pure; runs anywhere."""
+"""Draws the paper's figures 1, 4, and 5 from given numbers, as PNG files. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpn_ray.tempo.gain import Bin, ClassTempo, Line
 
 
 def variances(classes: Sequence[ClassTempo]) -> bytes:
-    """Figure 1, bottom: the variance of tempo of every class, greatest first."""
+    """Draw figure 1, bottom: the variance of tempo of every class, greatest first."""
     ordered = sorted(classes, key=lambda one: -one.variance)
     names = [short(one.name) for one in ordered]
     made, axes = figure(8, 3.2 + (0.07 * max(map(len, names), default=0) if len(ordered) <= NAMED else 0))
@@ -30,7 +30,7 @@ def variances(classes: Sequence[ClassTempo]) -> bytes:
 def gain_against_variance(
     variance: NDArray[np.float64], gains: NDArray[np.float64], bins: Sequence[Bin], line: Line
 ) -> bytes:
-    """Figure 4: the gain of every class, the means of the bins, and the line over the classes."""
+    """Draw figure 4: the gain of every class, the means of the bins, and the line over the classes."""
     made, axes = figure(6.4, 4.2)
     axes.scatter(variance, 100 * gains, s=12, color=GREY, alpha=0.5, label="classes")
     axes.scatter([b.variance for b in bins], [100 * b.gain for b in bins], s=42, color=ORANGE, label="means of bins")
@@ -50,7 +50,7 @@ def gain_against_variance(
 def against_stride(
     strides: Sequence[int], first: Sequence[float], second: Sequence[float], trained: int, names: tuple[str, str]
 ) -> bytes:
-    """Figure 5: top-1 of both when the same videos are played faster or slower."""
+    """Draw figure 5: top-1 of both networks when the same videos are played faster or slower."""
     made, axes = figure(6.4, 4.0)
     for values, name, colour, style in zip((first, second), names, (BLUE, ORANGE), ("o--", "o-"), strict=True):
         axes.plot(strides, [100 * value for value in values], style, color=colour, label=name, markersize=5)
@@ -63,7 +63,7 @@ def against_stride(
 
 
 def measured_against_true(true: NDArray[np.float64], measured: NDArray[np.float64], correlation: float) -> bytes:
-    """Where the true tempo is known."""
+    """Draw measured against true tempo."""
     made, axes = figure(5.0, 4.4)
     axes.scatter(true, measured, s=12, color=BLUE, alpha=0.6)
     axes.set_xlabel("true width (s)")
@@ -73,5 +73,5 @@ def measured_against_true(true: NDArray[np.float64], measured: NDArray[np.float6
 
 
 def _legend(made: Figure) -> None:
-    """Below the axes, where it hides no point."""
+    """Place the legend below the axes, where it hides no point."""
     made.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)

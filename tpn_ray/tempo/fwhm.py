@@ -1,9 +1,9 @@
-"""Visual tempo of a video: how long its class is to be seen in single frames. Pure; runs anywhere.
+"""Visual tempo of a video: how long its class is visible in single frames. Pure; runs anywhere.
 
-The paper (section 4.3) takes the full width at half maximum of the probability that a frame-wise classifier gives to
-the video's class. Two things it leaves open are settled here: the width is that of the peak which holds the maximum,
-with crossings between two frames interpolated; and half of the maximum is counted from the probability that a frame
-without the action has (the curve's minimum), for a classifier is never quite certain that nothing happens.
+The paper (section 4.3) takes the full width at half maximum of the probability that a frame-wise classifier assigns to
+the video's class. Two points it leaves open are settled here: the width is that of the peak with the maximum, with
+crossings interpolated between frames; and half of the maximum is counted from the probability of a frame without the
+action (the curve's minimum), because a classifier is never entirely certain that nothing happens.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Tempo:
-    """One video's."""
+    """The tempo of one video."""
 
     id: str
     name: str
     """Its class."""
     seconds: float
-    """Full width at half maximum; nan where there is no peak, or where the video could not be used."""
+    """Full width at half maximum; nan if there is no peak or the video could not be used."""
     peak: float
-    """The highest probability that a single frame gives to the class."""
+    """The highest probability of the class in a single frame."""
 
 
 def width(curve: Float[np.ndarray, " t"], smooth: int = 3) -> float:
-    """Full width at half maximum in samples; nan for a curve without a peak. A peak at the edge is cut there.
+    """Return the full width at half maximum in samples; nan for a curve without a peak. A peak at the edge is cut off.
 
-    `smooth`: samples of the moving mean that is taken first.
+    `smooth` is the number of samples of the moving mean that is applied first.
     """
     if len(curve) < 3:
         return math.nan
@@ -45,7 +45,7 @@ def width(curve: Float[np.ndarray, " t"], smooth: int = 3) -> float:
 
 
 def _smoothed(curve: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Moving mean over `count` samples, over fewer at the edges."""
+    """Return the moving mean over `count` samples, over fewer at the edges."""
     window = np.ones(count)
     smoothed: NDArray[np.float64] = np.convolve(curve, window, "same") / np.convolve(
         np.ones_like(curve), window, "same"
@@ -54,7 +54,7 @@ def _smoothed(curve: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 
 def _crossing(levels: NDArray[np.float64], half: float) -> float:
-    """Samples from the first to where the curve falls through `half`; to the end if it never does."""
+    """Return the samples from the first to where the curve falls through `half`, or to the end if it never does."""
     below = np.flatnonzero(levels < half)
     if len(below) == 0:
         return float(len(levels) - 1)

@@ -1,4 +1,4 @@
-"""Is the gain of one network over another greater where tempo varies more? The paper's figures 1 and 4. Pure."""
+"""Relates the gain of one network over another to the variance of tempo: the paper's figures 1 and 4. Pure."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class ClassTempo:
 
     name: str
     videos: int
-    """With a tempo that could be measured."""
+    """Number of videos whose tempo could be measured."""
     mean_seconds: float
     variance: float
-    """Of the widths, in seconds squared (divided by n - 1)."""
+    """Variance of the widths, in seconds squared (divided by n - 1)."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Neighbouring classes, by variance."""
+    """Classes of similar variance."""
 
     classes: int
     variance: float
     gain: float
-    """Means over its classes."""
+    """Mean gain over its classes, as `variance` is their mean variance."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Line:
 
     slope: float
     slope_interval: tuple[float, float]
-    """95 %, by resampling classes."""
+    """95% interval, by resampling classes."""
     intercept: float
     correlation: float
     rank_correlation: float
 
 
 def class_tempos(names: Sequence[str], seconds: Float[np.ndarray, " n"]) -> list[ClassTempo]:
-    """By name; classes with fewer than two measured videos have no variance and are left out."""
+    """Group videos by class name; classes with fewer than two measured videos have no variance and are left out."""
     labels, found = np.array(names), []
     for name in sorted(set(names)):
         own = seconds[(labels == name) & ~np.isnan(seconds)]
@@ -59,7 +59,7 @@ def class_tempos(names: Sequence[str], seconds: Float[np.ndarray, " n"]) -> list
 
 
 def bins(variances: Float[np.ndarray, " c"], gains: Float[np.ndarray, " c"], classes_per_bin: int) -> list[Bin]:
-    """Classes by rising variance, `classes_per_bin` (the paper: 10) at a time; the last bin may hold fewer."""
+    """Bin classes by ascending variance, `classes_per_bin` (the paper: 10) at a time; the last bin may hold fewer."""
     if classes_per_bin < 1:
         raise ConfigError(f"classes_per_bin={classes_per_bin} must be at least 1")
     order = np.argsort(variances, kind="stable")
@@ -68,7 +68,7 @@ def bins(variances: Float[np.ndarray, " c"], gains: Float[np.ndarray, " c"], cla
 
 
 def fit_line(variances: Float[np.ndarray, " c"], gains: Float[np.ndarray, " c"], seed: int = 0) -> Line:
-    """The line over all classes; over the bins it would look surer than it is."""
+    """Fit the line over all classes; over the bins it would look more certain than it is."""
     if len(variances) < 3 or np.ptp(variances) == 0:
         return Line(math.nan, (math.nan, math.nan), math.nan, math.nan, math.nan)
     slope, intercept = _slope(variances, gains)

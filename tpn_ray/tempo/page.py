@@ -1,4 +1,4 @@
-"""A page of HTML with figures and tables in it, one file that needs nothing else. Pure; runs anywhere."""
+"""A self-contained HTML page with figures and tables. Pure; runs anywhere."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ img { max-width: 100%; display: block; margin: .6rem 0 }
 
 @dataclass
 class Page:
-    """Parts are shown in the order in which they are added."""
+    """A page whose parts are shown in the order in which they are added."""
 
     title: str
     parts: list[str] = field(default_factory=list)
 
     def heading(self, text: str) -> None:
-        """Begin a section."""
+        """Start a section."""
         self.parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def text(self, text: str) -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self.parts.append(f"<p>{html.escape(text)}</p>")
 
     def picture(self, png: bytes, caption: str) -> None:
-        """A picture that is part of the file."""
+        """Add a picture, embedded in the file."""
         coded = base64.b64encode(png).decode()
         self.parts.append(f'<img alt="{html.escape(caption, quote=True)}" src="data:image/png;base64,{coded}">')
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table of texts."""
+        """Add a table of text cells."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         self.parts.append(f"<table><tr>{head}</tr>{body}</table>")
 
     def html(self) -> bytes:
-        """The file."""
+        """Return the file's content."""
         title = html.escape(self.title)
         head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         return f"{head}<style>{STYLE}</style></head><body><h1>{title}</h1>{''.join(self.parts)}</body></html>".encode()

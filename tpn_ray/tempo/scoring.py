@@ -1,4 +1,4 @@
-"""Scoring what the analyses of tempo need, with Ray Data. Runs on the driver."""
+"""Scores what the analyses of tempo need, with Ray Data. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from tpn_ray.tempo.analysis import Hits, TempoReport
 from tpn_ray.tempo.fwhm import Tempo, width
 
 AS_TRAINED = 0
-"""In place of a stride: the checkpoint's own clips, which may be segments."""
+"""Stands in for a stride: the checkpoint's own clips, which may be segments."""
 
 
 def read_checkpoint(uri: str) -> tuple[Recipe, LabelSets]:
-    """What a checkpoint was trained with."""
+    """Return the recipe and the label sets that a checkpoint was trained with."""
     saved = checkpoints.load(storage.absolute(uri), parts=())
     return from_plain(saved.recipe), {name: tuple(classes) for name, classes in saved.label_sets.items()}
 
 
 def check_frames(checkpoint: str) -> None:
-    """Refuse what cannot tell anything of single frames. Raises ConfigError."""
+    """Raise ConfigError for a checkpoint whose network cannot score single frames."""
     model = read_checkpoint(checkpoint)[0].model
     if model.neck != "none" or not model.backbone.startswith("tsn"):
         raise ConfigError(
@@ -48,9 +48,9 @@ def check_frames(checkpoint: str) -> None:
 
 
 def measure(checkpoint: str, manifest: Manifest, frames: int, resources: Resources) -> list[Tempo]:
-    """The tempo of every video with a label, by `frames` single frames spread evenly over it.
+    """Measure the tempo of every labeled video, from `frames` single frames spread evenly over it.
 
-    Of several label sets the first one counts.
+    Only the first of several label sets counts.
     """
     check_frames(checkpoint)
     recipe, label_sets = read_checkpoint(checkpoint)
@@ -66,7 +66,7 @@ def measure(checkpoint: str, manifest: Manifest, frames: int, resources: Resourc
             if label < 0:
                 continue
             curve = block[VIEW_SCORES][row, 0, :, label]
-            # First and last sample are the first and the last frame: a duration apart, but for one frame.
+            # The first and last samples are the first and last frames, which are a duration minus one frame apart.
             per_sample = float(block[rows.SECONDS][row, 1]) / (frames - 1)
             seconds = width(curve) * per_sample
             found.append(Tempo(matched.ids[sample], classes[label], seconds, float(curve.max())))
@@ -74,8 +74,10 @@ def measure(checkpoint: str, manifest: Manifest, frames: int, resources: Resourc
 
 
 def hits(checkpoints: Sequence[str], manifest: Manifest, views: str, resources: Resources) -> Hits:
-    """How many of the checkpoints, of the same network with several seeds, put each usable video with a label into its
-    class (of several label sets, the first one)."""
+    """Return, for each usable labeled video, the share of checkpoints that classify it correctly.
+
+    The checkpoints are of the same network with several seeds. Only the first of several label sets counts.
+    """
     each = [_hits(one, manifest, views, resources) for one in checkpoints]
     return {id: sum(one[id] for one in each) / len(each) for id in each[0] if all(id in one for one in each)}
 
@@ -92,14 +94,14 @@ def _hits(checkpoint: str, manifest: Manifest, views: str, resources: Resources)
 def at_strides(
     checkpoints: Sequence[str], manifest: Manifest, strides: Sequence[int], resources: Resources
 ) -> dict[int, Hits]:
-    """`hits` with clips of other strides than the trained one: the same videos, played faster or slower."""
+    """Return `hits` for clips of other strides than the trained one: the same videos, played faster or slower."""
     views = {stride: "1x1" if stride == AS_TRAINED else f"1x1 stride {stride}" for stride in strides}
     return {stride: hits(checkpoints, manifest, one, resources) for stride, one in views.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TempoQuestion:
-    """What is to be analysed."""
+    """What to analyze."""
 
     frames: str = ""
     """Checkpoint of a TSN; without one, tempo is not measured."""
@@ -107,16 +109,16 @@ class TempoQuestion:
     second: tuple[str, ...] = ()
     """Checkpoints of the two networks, one for each seed; both or none."""
     samples: int = 64
-    """Single frames of each video."""
+    """Number of single frames from each video."""
     strides: tuple[int, ...] = ()
-    """To score both at, beside the trained one."""
+    """Strides to score both networks at, besides the trained one."""
     classes_per_bin: int = 10
 
 
 def analyse(
     question: TempoQuestion, manifest: Manifest, true_seconds: dict[str, float], resources: Resources
 ) -> tuple[list[Tempo], TempoReport]:
-    """Everything that was asked for: the tempo of every video, and the report."""
+    """Run everything that was asked for, and return the tempo of every video and the report."""
     report, tempos = TempoReport(), list[Tempo]()
     if question.frames:
         tempos = measure(question.frames, manifest, question.samples, resources)
@@ -137,7 +139,7 @@ def analyse(
 
 
 def write(folder: str, tempos: list[Tempo], report: TempoReport) -> None:
-    """tempo.parquet, the figures, report.html and report.json."""
+    """Write tempo.parquet, the figures, report.html, and report.json."""
     if tempos:
         table = pa.Table.from_pylist([dataclasses.asdict(one) for one in tempos])
         write_scores(table, storage.join(folder, "tempo.parquet"))

@@ -1,6 +1,6 @@
-"""What the first bytes of a packet or a file tell without decoding. Pure functions on bytes; run anywhere.
+"""What the first bytes of a packet or a file reveal without decoding. Pure functions on bytes; run anywhere.
 
-Two questions: may the decoder be spared this packet, because no other frame is predicted from it? And does the file
+They answer two questions. Can the decoder skip this packet because no other frame is predicted from it? Does the file
 hold all the bytes that its container announces?
 """
 
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 
 Payload = bytes | memoryview
 
-# --- H.264 and HEVC: which frames nothing refers to
+# --- H.264 and HEVC: unreferenced frames
 
 
 def nal_length_bytes(codec: str, extradata: bytes | None) -> int:
-    """Bytes of the length before each NAL unit (MP4, Matroska), or 0 for start codes (MPEG-TS) and other codecs.
+    """Return the size of the length field before each NAL unit (MP4, Matroska), or 0 if there is none.
 
-    `extradata` is an avcC (ISO/IEC 14496-15, 5.3.3.1) or hvcC (8.3.3.1) record, or parameter sets with start codes.
+    There is none with start codes (MPEG-TS) and in other codecs. `extradata` is an avcC (ISO/IEC 14496-15, 5.3.3.1) or
+    hvcC (8.3.3.1) record, or parameter sets with start codes.
     """
     place = {"h264": 4, "hevc": 21}.get(codec)
     if (
@@ -31,7 +32,7 @@ def nal_length_bytes(codec: str, extradata: bytes | None) -> int:
 
 
 def nal_units(payload: Payload, length_bytes: int) -> Iterator[int]:
-    """Offset of the header of each NAL unit in a packet."""
+    """Yield the offset of the header of each NAL unit in a packet."""
     if length_bytes == 0:
         data = bytes(payload)
         at = data.find(b"\0\0\1")
@@ -46,25 +47,25 @@ def nal_units(payload: Payload, length_bytes: int) -> Iterator[int]:
 
 
 def h264_is_unreferenced(payload: Payload, length_bytes: int) -> bool:
-    """Whether no frame is predicted from this one: all its slices have nal_ref_idc 0 (H.264, 7.4.1).
+    """Return whether no frame is predicted from this one: all its slices have nal_ref_idc 0 (H.264, 7.4.1).
 
-    Leaving such a picture out of the decoder changes no other picture: it takes no place among the references, and
-    the frame number of what follows does not count it.
+    Skipping such a picture changes no other picture: it takes no place among the references, and the frame number of
+    what follows does not count it.
     """
     slices = [payload[at] for at in nal_units(payload, length_bytes) if 1 <= payload[at] & 0x1F <= 5]
     return bool(slices) and all(header & 0x60 == 0 for header in slices)
 
 
 def h264_is_idr(payload: Payload, length_bytes: int) -> bool:
-    """Whether the packet is an IDR picture, which empties the decoder's memory of all that came before."""
+    """Return whether the packet is an IDR picture, which clears the decoder's reference frames."""
     return any(payload[at] & 0x1F == 5 for at in nal_units(payload, length_bytes))
 
 
 def h264_starts_afresh(payload: Payload, length_bytes: int) -> bool:
-    """Whether decoding may begin at this packet that the container calls a keyframe: IDR, or nothing but I slices.
+    """Return whether decoding can start at this packet, which the container calls a keyframe.
 
-    Containers also flag the recovery points of periodic intra refresh, which are P pictures: decoding from there
-    becomes right only some frames later.
+    It can if the packet is an IDR picture or holds only I slices. Containers also flag the recovery points of periodic
+    intra refresh, which are P pictures: decoding from there becomes correct only some frames later.
     """
     if h264_is_idr(payload, length_bytes):
         return True
@@ -73,7 +74,7 @@ def h264_starts_afresh(payload: Payload, length_bytes: int) -> bool:
 
 
 def _h264_slice_type(head: Payload) -> int:
-    """The second Exp-Golomb number of a slice header (H.264, 7.3.3), after the address of its first macroblock."""
+    """Return the second Exp-Golomb number of a slice header (H.264, 7.3.3), after its first macroblock's address."""
     bits = f"{int.from_bytes(head, 'big'):0{8 * len(head)}b}"
     at = value = 0
     for _ in range(2):
@@ -84,10 +85,10 @@ def _h264_slice_type(head: Payload) -> int:
 
 
 def hevc_sublayer(payload: Payload, length_bytes: int) -> tuple[int, bool] | None:
-    """(temporal sub-layer, whether it is a sub-layer non-reference picture) of the packet's slices; None without one.
+    """Return (temporal sub-layer, whether it is a sub-layer non-reference picture) for a packet; None without slices.
 
-    Types 0, 2, 4 ... 14 (TRAIL_N, TSA_N, STSA_N, RADL_N, RASL_N and reserved ones) are not used by other pictures of
-    the same sub-layer, but may be by higher ones (HEVC, table 7-1): only in the highest can they be left out.
+    Types 0, 2, 4 ... 14 (TRAIL_N, TSA_N, STSA_N, RADL_N, RASL_N, and reserved ones) are not used by other pictures of
+    the same sub-layer, but may be used by higher ones (HEVC, table 7-1), so only those in the highest can be skipped.
     """
     found = None
     for at in nal_units(payload, length_bytes):
@@ -100,17 +101,18 @@ def hevc_sublayer(payload: Payload, length_bytes: int) -> tuple[int, bool] | Non
 
 
 def vp8_is_shown(payload: Payload) -> bool:
-    """Whether a VP8 packet gives a picture: hidden reference frames have packets of their own (RFC 6386, 9.1)."""
+    """Return whether a VP8 packet yields a picture: hidden reference frames have their own packets (RFC 6386, 9.1)."""
     return len(payload) > 0 and bool(payload[0] >> 4 & 1)
 
 
-# --- containers: how many bytes there should be
+# --- containers: announced length
 
 
 def announced_bytes(data: bytes) -> int:
-    """The file length that the container's own headers imply: more than len(data) for a file cut short; 0 if unknown.
+    """Return the file length that the container's headers imply: more than len(data) if truncated; 0 if unknown.
 
-    MP4/MOV by its boxes, AVI by its RIFF chunk, Matroska/WebM by its segment. MPEG-TS and the like say nothing.
+    It is derived from the boxes of MP4/MOV, the RIFF chunk of AVI, and the segment of Matroska/WebM. MPEG-TS and
+    similar formats do not say.
     """
     if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return _announced_by_boxes(data)
@@ -122,13 +124,13 @@ def announced_bytes(data: bytes) -> int:
 
 
 def _announced_by_boxes(data: bytes) -> int:
-    """The furthest end of a box that holds frames or their index (ISO/IEC 14496-12, 4.2); others do not matter."""
+    """Return the furthest end of the boxes that hold frames or their index (ISO/IEC 14496-12, 4.2)."""
     at = furthest = 0
     while at + 8 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:  # 0: to the end of the file; 2 to 7: nonsense, which is the demuxer's to judge
+        if size < 8:  # 0: to the end of the file; 2 to 7: invalid, left to the demuxer
             break
         if kind in (b"moov", b"mdat", b"moof"):
             furthest = at + size
@@ -137,7 +139,7 @@ def _announced_by_boxes(data: bytes) -> int:
 
 
 def _announced_by_matroska(data: bytes) -> int:
-    """The end of the segment, after the EBML header (RFC 8794, 4); 0 where the writer left the size open."""
+    """Return the end of the segment, after the EBML header (RFC 8794, 4); 0 if the writer left the size open."""
     header_size, at = _ebml_size(data, 4)
     at += header_size or 0
     if data[at : at + 4] != b"\x18\x53\x80\x67":
@@ -147,7 +149,7 @@ def _announced_by_matroska(data: bytes) -> int:
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
-    """A variable-length size and the offset behind it; None for "unknown" (all ones)."""
+    """Read a variable-length size and return it with the offset after it; None for "unknown" (all ones)."""
     if at >= len(data) or data[at] == 0:
         return None, at
     length = 9 - data[at].bit_length()

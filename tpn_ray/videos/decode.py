@@ -1,12 +1,14 @@
-"""Video bytes and frame indices -> uint8 frames. Runs anywhere. With tracks.py, the only code that reads videos.
+"""Decodes frames: video bytes and frame indices -> uint8 frames. With tracks.py, the only code that reads videos.
 
-Exact and sparse: wanted frames come out bit for bit as a full decode would give them, but
-  * all packets are known: their presentation times are the frame index, and "seeking" is choosing the packet to begin
-    with, so that no container's seek table has to be trusted;
-  * decoding begins at the last keyframe at or before a wanted frame and ends with the packet of the last one;
-  * an unwanted H.264 or HEVC frame that no other frame is predicted from is not decoded;
-  * only wanted frames are converted to RGB; one decoder thread, because a worker has one core.
-Files whose packets carry no usable times are decoded from the beginning.
+Decoding is exact and sparse: the requested frames are bit for bit those of a full decode, and little else is decoded.
+
+  * all packets are known: their presentation times are the frame index, and "seeking" means choosing the packet to
+    start with, so no container's seek table has to be trusted;
+  * decoding starts at the last keyframe at or before a requested frame and ends with the packet of the last one;
+  * H.264 and HEVC frames that are neither requested nor referenced are not decoded;
+  * only requested frames are converted to RGB; there is one decoder thread, because a worker has one core.
+
+Files whose packets carry no usable times are decoded from the beginning. Runs anywhere.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ from tpn_ray.videos.tracks import open_track
 __all__ = ["DecodeLimits", "Shrink", "Video", "open_video"]
 
 Shrink = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""What is kept of an RGB frame (h, w, 3)."""
+"""What to keep of an RGB frame (h, w, 3)."""
 
 
 @contextlib.contextmanager
 def open_video(data: bytes, limits: DecodeLimits | None = None) -> Iterator[Video]:
-    """A video held in memory, opened for the length of a `with`. Raises BadVideo with the reason."""
+    """Open a video held in memory for the length of a `with` block. Raises BadVideo with the reason."""
     video = Video(data, limits or DecodeLimits())
     try:
         yield video
@@ -45,7 +47,7 @@ def open_video(data: bytes, limits: DecodeLimits | None = None) -> Iterator[Vide
 
 
 class Video:
-    """An opened video: its frame index, and any of its frames."""
+    """An open video: its frame index, and access to any of its frames."""
 
     def __init__(self, data: bytes, limits: DecodeLimits) -> None:
         """Read the container and the packets; decode nothing yet."""
@@ -65,7 +67,7 @@ class Video:
 
     @property
     def frame_count(self) -> int:
-        """Frames that the file holds packets for. Without times in the file this costs one full decode, once."""
+        """Number of frames with packets in the file. Without times in the file, this costs one full decode, once."""
         if self._index is not None:
             return len(self._index.times)
         if self._counted is None:
@@ -77,7 +79,7 @@ class Video:
 
     @property
     def frames_per_second(self) -> float:
-        """The average frame rate; 0 where the file does not say."""
+        """Average frame rate; 0 if the file does not say."""
         return float(self._track.frames_per_second or 0)
 
     @property
@@ -91,7 +93,7 @@ class Video:
         return self._displayed_shape()[1]
 
     def seconds(self) -> NDArray[np.float64]:
-        """When each frame is shown, beginning with 0; equally spaced where the file does not say."""
+        """Return when each frame is shown, starting at 0; equally spaced if the file does not say."""
         if self._index is None:
             ticks = np.arange(self.frame_count, dtype=np.float64)
         else:
@@ -105,18 +107,20 @@ class Video:
         indices: Sequence[int] | NDArray[np.int64],
         shrink: Shrink | None = None,
     ) -> NDArray[np.uint8]:
-        """RGB frames (t, h, w, 3) at `indices` in presentation order, which may repeat and be unsorted.
+        """Decode the RGB frames (t, h, w, 3) at `indices` in presentation order; these may be unsorted and repeat.
 
-        `shrink` is applied to each frame (h, w, 3) as it comes, so that large ones are never held together.
-        Raises IndexError for an index outside [0, frame_count), BadVideo for frames that cannot be decoded.
+        `shrink` is applied to each frame (h, w, 3) as it is decoded, so that large frames are never held together.
+        Raises IndexError for an index outside [0, frame_count) and BadVideo for frames that cannot be decoded.
         """
         return self.clip_frames([indices], [shrink])[0]
 
     def clip_frames(
         self, clips: Sequence[Sequence[int] | NDArray[np.int64]], shrinks: Sequence[Shrink | None]
     ) -> list[NDArray[np.uint8]]:
-        """The RGB frames of several clips, each with a `shrink` of its own, from one pass in which a frame is decoded
-        once. Raises as `frames` does."""
+        """Decode the RGB frames of several clips in one pass that decodes each frame once.
+
+        Each clip has its own `shrink`. Raises as `frames` does.
+        """
         owners = [(clip, place) for clip, indices in enumerate(clips) for place in range(len(indices))]
         places = self._places(np.concatenate([np.asarray(indices) for indices in clips]))
         made: list[NDArray[np.uint8] | None] = [None] * len(clips)
@@ -138,9 +142,9 @@ class Video:
         return whole_clips
 
     def planes(self, indices: Sequence[int] | NDArray[np.int64], cut: Cut = whole) -> Planes | None:
-        """The same frames as they were decoded, or None for a video that is not plain 4:2:0 of 8 bits, upright.
+        """Decode the same frames without conversion; None unless the video is plain, upright 8-bit 4:2:0.
 
-        `cut` says what to keep of them; None also where it wants none.
+        `cut` says what to keep of them; the result is also None if it wants no planes.
         """
         clips = self.clip_planes([indices], [cut])
         return clips[0] if clips else None
@@ -148,12 +152,12 @@ class Video:
     def clip_planes(
         self, clips: Sequence[Sequence[int] | NDArray[np.int64]], cuts: Sequence[Cut]
     ) -> list[Planes] | None:
-        """The planes of several clips, each with a cut of its own, from one pass in which a frame is decoded once."""
+        """Decode the planes of several clips, each with its own cut, in one pass that decodes each frame once."""
         owners = [(clip, place) for clip, indices in enumerate(clips) for place in range(len(indices))]
         places = self._places(np.concatenate([np.asarray(indices) for indices in clips]))
         collector = PlaneCollector([len(indices) for indices in clips], cuts)
         for index, frame in self._wanted_frames(sorted(places)):
-            self._stored = self._stored or (frame.height, frame.width)  # of RGB frames, should they be wanted instead
+            self._stored = self._stored or (frame.height, frame.width)  # in case RGB frames are wanted instead
             if not collector.add(frame, [owners[place] for place in places.pop(index)]):
                 return None
         if places:
@@ -161,11 +165,11 @@ class Video:
         return collector.clips()
 
     def decode_only(self, indices: Sequence[int] | NDArray[np.int64]) -> int:
-        """Decode the same frames and drop them; how many there were. The floor that benchmarks compare with."""
+        """Decode the same frames, drop them, and return their number: the lower bound that benchmarks compare with."""
         return sum(1 for _ in self._wanted_frames(sorted(self._places(indices))))
 
     def _places(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[int, list[int]]:
-        """Where each distinct frame goes. A new call begins."""
+        """Map each distinct frame to its places in the result. This starts a new call, with a new time limit."""
         wanted = [int(index) for index in indices]
         if not wanted:
             raise ValueError("no frame indices were given")
@@ -179,18 +183,18 @@ class Video:
 
     @property
     def has_times(self) -> bool:
-        """Whether the file says when each frame is shown; of others only the order of the frames is known."""
+        """Whether the file says when each frame is shown; otherwise only the order of the frames is known."""
         return self._index is not None
 
     @property
     def tick_seconds(self) -> Fraction:
-        """What one tick of the times of `all_frames` is."""
+        """Length of one tick of the times of `all_frames`, in seconds."""
         if self._index is not None and self._track.tick_seconds:
             return self._track.tick_seconds
         return 1 / (self._track.frames_per_second or Fraction(25))
 
     def all_frames(self) -> Iterator[tuple[int, VideoFrame]]:
-        """(presentation time in ticks, frame as decoded) of every frame in order: what a re-encoder takes.
+        """Yield (presentation time in ticks, frame as decoded) for every frame in order, as a re-encoder needs them.
 
         A file without times gets equally spaced ones. Raises BadVideo for a frame that cannot be decoded.
         """
@@ -209,10 +213,10 @@ class Video:
         if count == 0:
             raise BadVideo("no_picture", f"none of {len(self._track)} packets gave a frame")
 
-    # --- which packets
+    # --- choosing packets
 
     def _wanted_frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """(index, frame) of each wanted frame that can be decoded, in presentation order."""
+        """Yield (index, frame) for each requested frame that can be decoded, in presentation order."""
         if self._index is None:
             yield from self._by_counting(wanted)
             return
@@ -220,7 +224,8 @@ class Video:
         for begin, indices in self._index.runs(wanted):
             yield from self._by_time(begin, indices, missing, drop=True)
         if missing:
-            # A stream whose keyframes do not start afresh, or whose flags are wrong: the plain way decides.
+            # The stream's keyframes do not start afresh, or their flags are wrong: decode from the first keyframe
+            # instead.
             yield from self._by_time(self._track.first_key, sorted(missing), missing, drop=False)
 
     def _by_time(
@@ -252,9 +257,9 @@ class Video:
                 return
 
     def _is_needless(self, at: int, begin: int) -> bool:
-        """Whether an unwanted packet changes no frame that is wanted, when decoding begins at keyframe `begin`."""
+        """Return whether an unwanted packet affects no wanted frame when decoding starts at keyframe `begin`."""
         time, key_time = self._track.time(at), self._track.time(begin)
-        # In an open GOP, frames shown before their keyframe refer to the GOP before it, and only to each other else.
+        # In an open GOP, frames shown before their keyframe refer to the previous GOP and otherwise only to each other.
         leads = self._track.is_key(begin) and time is not None and key_time is not None and time < key_time
         return leads or self._is_unreferenced(at)
 
@@ -278,7 +283,7 @@ class Video:
     # --- decoding
 
     def _decode(self, chosen: Sequence[int]) -> Iterator[VideoFrame]:
-        """Frames of these packets, given to a fresh decoder in this order, to the last one."""
+        """Decode these packets with a flushed decoder, in this order, and yield all frames."""
         context = self._decoder(chosen[0])
         if context.is_open:
             context.flush_buffers()
@@ -286,7 +291,7 @@ class Video:
             for at in chosen:
                 self._clock.check()
                 yield from context.decode(self._track.packet(at))
-            # What the decoder holds back for reordering comes out now, without decoding further packets for it.
+            # Flush the frames held back for reordering, without decoding further packets for them.
             yield from context.decode(None)
         except av.FFmpegError as error:
             raise BadVideo(
@@ -294,10 +299,10 @@ class Video:
             ) from error
 
     def _decoder(self, begin: int) -> VideoCodecContext:
-        """The decoder for a run that begins with this packet.
+        """Return the decoder for a run that starts with this packet.
 
-        It refuses damage instead of painting it over ("explode"). But H.264 decoders then also refuse an open GOP
-        entered in its middle, whose frames name references that are not there and that they do not use.
+        It rejects damage instead of concealing it ("explode"). But H.264 decoders then also reject an open GOP entered
+        in its middle, whose frames name references that are missing and that they do not use.
         """
         clean = self._track.codec != "h264" or bitstream.h264_is_idr(
             self._track.payload(begin), self._track.nal_length_bytes
@@ -305,19 +310,19 @@ class Video:
         return self._track.decoder(strict=clean)
 
     def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """One frame (h, w, 3) as displayed. Frames of a video that changes its size get the size of its first one."""
+        """Convert one frame to RGB (h, w, 3) as displayed. If the size changes mid-video, the first frame's is used."""
         self._stored = height, width = self._stored or (frame.height, frame.width)
         rgb = to_rgb(self._reformatter, frame, width, height)
         pixels = plane_rows(rgb.planes[0])[:height, : width * 3].reshape(height, width, 3)
         return np.rot90(pixels, _quarter_turns(frame)) if frame.rotation else pixels
 
     def _displayed_shape(self) -> tuple[int, int]:
-        """(height, width): the rotation is known only with a decoded frame."""
+        """Return (height, width); the rotation is known only from a decoded frame."""
         return self._displayed or self.frames([0]).shape[1:3]
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns to the picture as displayed. Mirrored display matrices are not applied."""
+    """Return the counter-clockwise quarter turns for display. Mirrored display matrices are not applied."""
     return round(frame.rotation / 90) % 4
 
 

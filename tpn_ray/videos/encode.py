@@ -1,8 +1,9 @@
-"""A stored video of any kind -> a short H.264 MP4 that clips are decoded from fast. Pure; run it in a sandbox.
+"""Converts any stored video to a short H.264 MP4 from which clips decode fast. Pure; run it in a sandbox.
 
-The form is called tempo-layered: a fixed short closed GOP, and seven B-frames between anchors that nothing refers to.
-A clip then costs its own frames and their anchors, whatever its stride and start; entropy coding by CAVLC halves what
-is left. Frames keep their presentation times, stand upright, and have a short side of `short_side_px`. No sound.
+The format is called tempo-layered: short closed GOPs of a fixed length, with seven unreferenced B-frames between
+anchors. A clip then costs only its own frames and their anchors, whatever its stride and start, and CAVLC entropy
+coding halves the remaining cost. Frames keep their presentation times, are stored upright, and have a short side of
+`short_side_px`. Audio is dropped.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from tpn_ray.videos.source_frames import Segment, refuse_false_length, segment_f
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 MOST_SIDE_PX = 16384
-"""x264 makes no larger pictures."""
+"""Largest side that x264 supports, in pixels."""
 
 MOST_TICKS_PER_SECOND = 1_000_000
-"""Finer times than microseconds are rounded: an MP4 counts its whole length in ticks."""
+"""Finest time resolution. Finer times are rounded to microseconds, because an MP4 counts its whole length in ticks."""
 
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-"""The same pixels on every kind of CPU."""
+"""Scaling flags that give the same pixels on every CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +43,23 @@ class EncodeConfig:
     """How videos are stored."""
 
     short_side_px: int = 256
-    """Height or width, whichever is smaller; smaller videos are not enlarged."""
+    """Smaller of height and width, in pixels; smaller videos are not enlarged."""
 
     gop_frames: int = 32
-    """Distance between keyframes. Longer is smaller on disk, and slower to decode from."""
+    """Distance between keyframes, in frames. Longer GOPs take less disk space but decode more slowly."""
 
     crf: float = 23.0
-    """x264's constant quality: 0 is lossless, 51 is worst; 23 is within 0.5 dB of a GOP of 12 at the same value."""
+    """Constant quality of x264: 0 is lossless, 51 is worst; 23 is within 0.5 dB of a GOP of 12 at the same value."""
 
     preset: str = "medium"
-    """x264's effort, from ultrafast to veryslow: a slower one makes smaller files."""
+    """Effort of x264, from ultrafast to veryslow: slower presets make smaller files."""
 
     copy: bool = False
-    """Keep the compressed pictures as they are and take only the sound out; the fields above are then not used. Not for
+    """Whether to keep the compressed pictures and remove only the audio; the fields above are then unused. Not for
     segments of longer videos."""
 
     min_frames: int = 4
-    """A video with fewer frames is quarantined as too short."""
+    """Minimum number of frames; shorter videos are quarantined as too short."""
 
     def __post_init__(self) -> None:
         if self.short_side_px < 16 or self.short_side_px % 2:
@@ -81,13 +82,13 @@ class Prepared:
     times_us: list[int]
     """Presentation time of each frame in microseconds; the first is 0."""
     frames_per_second: float
-    """Average over the video."""
+    """Average frame rate of the video."""
     height: int
     width: int
 
 
 def prepare_video(source: BinaryIO, segment: Segment | None, config: EncodeConfig, limits: DecodeLimits) -> Prepared:
-    """Check and convert one video, or one segment of it. Raises BadVideo with the reason it cannot be used."""
+    """Check and convert one video, or one segment of it. Raises BadVideo if it cannot be used."""
     if segment:
         frames = segment_frames(source, segment, limits)
     else:
@@ -106,7 +107,7 @@ def prepare_video(source: BinaryIO, segment: Segment | None, config: EncodeConfi
 def prepare_plain(
     source: BinaryIO | bytes, segment: Segment | None, config: EncodeConfig, limits: DecodeLimits
 ) -> dict[str, Any]:
-    """`prepare_video` as plain values, which can leave a sandbox."""
+    """Call `prepare_video` and return plain values, which can leave a sandbox."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     made = prepare_video(file, segment, config, limits)
     return {field.name: getattr(made, field.name) for field in fields(made)}
@@ -121,7 +122,7 @@ def _refuse_short(frames: int, config: EncodeConfig) -> None:
 
 
 class Encoder:
-    """Frames -> MP4. The size is that of the first frame; the same bytes on every run: one thread, no dates."""
+    """Encodes frames as MP4, in the size of the first frame. Deterministic: one thread, no dates."""
 
     def __init__(self, config: EncodeConfig) -> None:
         self.config = config
@@ -132,11 +133,11 @@ class Encoder:
 
     @property
     def count(self) -> int:
-        """Frames so far."""
+        """Number of frames so far."""
         return len(self.times)
 
     def add(self, ticks: int, frame: VideoFrame, tick_seconds: Fraction) -> None:
-        """The next frame in presentation order, `ticks` of `tick_seconds` after some origin."""
+        """Add the next frame in presentation order, at `ticks` of `tick_seconds` after some origin."""
         if self._output is None:
             self._begin(ticks, frame, tick_seconds)
         assert self._output is not None
@@ -145,7 +146,7 @@ class Encoder:
             return  # two frames in the same microsecond
         small = self._upright(frame)
         small.pts, small.time_base = moment, self._tick
-        small.pict_type = PictureType.NONE  # else x264 repeats the source's frame types, and the layers are lost
+        small.pict_type = PictureType.NONE  # otherwise x264 repeats the source's frame types and loses the layers
         self.times.append(moment)
         self._output.mux(self._stream.encode(small))
 
@@ -153,7 +154,7 @@ class Encoder:
         return ticks if self._tick == tick_seconds else round(ticks * tick_seconds / self._tick)
 
     def finish(self) -> Prepared:
-        """The whole file; at least one frame was added."""
+        """Finish the file and return it; at least one frame must have been added."""
         assert self._output is not None
         self._output.mux(self._stream.encode(None))
         self._output.close()
@@ -174,10 +175,10 @@ class Encoder:
         scale = min(1.0, self.config.short_side_px / min(width, height))
         width, height = even(width * scale), even(height * scale)
         if max(width, height) > MOST_SIDE_PX:
-            raise BadVideo("too_large", f"stored at {width} x {height} pixels; H.264 takes {MOST_SIDE_PX} a side")
-        to_rgb(VideoReformatter(), frame, 16, 16)  # colours that cannot be converted: now, not while training
+            raise BadVideo("too_large", f"stored at {width} x {height} pixels; H.264 allows {MOST_SIDE_PX} per side")
+        to_rgb(VideoReformatter(), frame, 16, 16)  # fail on inconvertible colors now rather than in training
         self._output = open_mp4(self._file)
-        # The rate only sets x264's expectation of a frame's duration; times come with the frames.
+        # The rate only tells x264 which frame duration to expect; the frames carry their own times.
         self._stream = self._output.add_stream("libx264", rate=25, options=self._options())
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv420p"
@@ -199,7 +200,7 @@ class Encoder:
         return {"preset": self.config.preset, "crf": f"{self.config.crf:g}", "x264-params": parameters}
 
     def _upright(self, frame: VideoFrame) -> VideoFrame:
-        """The frame as displayed, in the output's size and format."""
+        """Return the frame as displayed, in the output's size and format."""
         turns = round(frame.rotation / 90) % 4
         width, height = self._stream.width, self._stream.height
         if turns % 2:
@@ -215,13 +216,13 @@ class Encoder:
         )
         if turns:
             return turned_planes(small, turns)
-        if small is frame:  # decoded in the right form already: its metadata is not ours to change
+        if small is frame:  # already in the right format: do not change the decoder's frame
             small = VideoFrame.from_ndarray(frame.to_ndarray(), format="yuv420p")
         return small
 
 
 def turned_planes(frame: VideoFrame, turns: int) -> VideoFrame:
-    """A yuv420p frame after counter-clockwise quarter turns."""
+    """Rotate a yuv420p frame by counter-clockwise quarter turns."""
     planes = [np.rot90(plane_rows(plane)[: plane.height, : plane.width], turns) for plane in frame.planes]
     height, width = planes[0].shape
     flat = np.concatenate([np.ascontiguousarray(plane).reshape(-1) for plane in planes])
@@ -229,17 +230,17 @@ def turned_planes(frame: VideoFrame, turns: int) -> VideoFrame:
 
 
 def even(pixels: float) -> int:
-    """The nearest even number of at least 2: 4:2:0 halves both sides."""
+    """Round to the nearest even number that is at least 2: 4:2:0 halves both sides."""
     return max(2, 2 * round(pixels / 2))
 
 
 def in_microseconds(times: list[int], tick_seconds: Fraction) -> list[int]:
-    """Times in ticks as whole microseconds."""
+    """Convert times in ticks to whole microseconds."""
     return [round(moment * tick_seconds * 1_000_000) for moment in times]
 
 
 def average_rate(times: list[int], tick_seconds: Fraction) -> float:
-    """Frames per second, from the first to the last frame; 0 for a single frame."""
+    """Return the frames per second from the first to the last frame; 0 for a single frame."""
     span = float((times[-1] - times[0]) * tick_seconds)
     return (len(times) - 1) / span if span else 0.0
 
@@ -248,9 +249,9 @@ def average_rate(times: list[int], tick_seconds: Fraction) -> float:
 
 
 def _copy(data: bytes, config: EncodeConfig, limits: DecodeLimits) -> Prepared:
-    """The same pictures without sound, once all of them were decoded.
+    """Return the same pictures without audio, after checking that all of them decode.
 
-    A file whose stream MP4 cannot hold, or whose frames have no times in it, stays as it is, sound and all.
+    A file whose stream MP4 cannot hold, or whose frames carry no times, stays as it is, including its audio.
     """
     with open_video(data, limits) as video:
         moments = [ticks for ticks, _ in video.all_frames()]
@@ -267,7 +268,7 @@ def _copy(data: bytes, config: EncodeConfig, limits: DecodeLimits) -> Prepared:
 
 
 def _without_sound(data: bytes, frames: int, limits: DecodeLimits) -> bytes | None:
-    """The packets as they are in an MP4; None where MP4 does not take them."""
+    """Copy the packets unchanged into an MP4; return None if MP4 cannot hold them."""
     file = io.BytesIO()
     try:
         with packets.open_container(data, limits) as container:

@@ -1,9 +1,9 @@
-"""The sample tables of a plain MP4, read straight from its bytes. Pure; runs anywhere.
+"""Reads the sample tables of a plain MP4 straight from its bytes. Pure; runs anywhere.
 
-FFmpeg reads a file through many small calls and decodes some of it to find out what is in it, which costs as much as
-several frames of a clip. The tables (ISO/IEC 14496-12, 8.6 and 8.7) say where each frame's bytes are and when it is
-shown. Only what is beyond doubt is read here: one H.264 or HEVC track, upright, not fragmented, shown from its first
-frame to its last. For everything else `read_track` returns None and FFmpeg decides.
+FFmpeg reads a file in many small calls and decodes part of it to probe its contents, which costs as much as several
+frames of a clip. The tables (ISO/IEC 14496-12, 8.6 and 8.7) say where each frame's bytes are and when it is shown. Only
+unambiguous files are read here: one upright H.264 or HEVC track, not fragmented, shown from its first frame to its
+last. For everything else `read_track` returns None, and FFmpeg takes over.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ CODECS = {b"avc1": ("h264", b"avcC"), b"hvc1": ("hevc", b"hvcC"), b"hev1": ("hev
 """Sample entry -> codec and the box with its parameter sets."""
 
 KNOWN_IN_ENTRY = {b"avcC", b"hvcC", b"colr", b"pasp", b"btrt", b"fiel"}
-"""Others may change the picture: cropping, a second view, encryption."""
+"""Boxes that may occur in a sample entry. Others may change the picture: cropping, a second view, encryption."""
 
 ENTRY_BYTES = 86
-"""Fixed part of a visual sample entry, with its box header."""
+"""Size of the fixed part of a visual sample entry, including its box header."""
 
 UPRIGHT = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 
@@ -42,15 +42,16 @@ class Mp4Track:
     offsets: Int64Array
     sizes: Int64Array
     times: Int64Array
-    """Presentation times in ticks; the first frame shown has 0 where the file has an edit list, as in FFmpeg."""
+    """Presentation times in ticks; with an edit list the first frame shown has 0, as in FFmpeg."""
     keys: NDArray[np.bool_]
     duration_ticks: int
     colour: tuple[int, int, int, int] | None
-    """Primaries, transfer, matrix (ISO/IEC 23091-2) and whether the range is full, where the container says so."""
+    """Primaries, transfer, matrix (ISO/IEC 23091-2), and whether the range is full; None if the container does not
+    say."""
 
 
 def read_track(data: bytes) -> Mp4Track | None:
-    """The only video track, or None where FFmpeg has to look."""
+    """Return the only video track, or None if FFmpeg has to read the file."""
     if data[4:8] != b"ftyp":
         return None
     try:
@@ -66,7 +67,7 @@ def read_track(data: bytes) -> Mp4Track | None:
 
 
 def _walk(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, first byte of the content, end) of each box between two offsets."""
+    """Yield (kind, first byte of the content, end) of each box between two offsets."""
     at = begin
     while at + 8 <= end:
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -141,7 +142,7 @@ def _track(data: bytes, moov: dict[bytes, tuple[int, int]], begin: int, end: int
 
 
 def _entry(data: bytes, begin: int, end: int) -> tuple[bytes, int, int, dict[bytes, tuple[int, int]]] | None:
-    """(kind, width, height, boxes inside) of the only sample entry."""
+    """Return (kind, width, height, boxes inside) of the only sample entry."""
     entries = list(_walk(data, begin + 8, end))
     if len(entries) != 1 or entries[0][0] not in CODECS:
         return None
@@ -163,7 +164,10 @@ def _timescale(data: bytes, begin: int, _: int) -> int:
 
 
 def _table(data: bytes, begin: int, end: int, columns: int = 1, *, head: int = 4, kind: str = ">u4") -> Int64Array:
-    """The columns (c, rows) of a table: version and flags, `head` more bytes that end with the number of rows, rows."""
+    """Read the columns (c, rows) of a table.
+
+    A table is version and flags, `head` more bytes that end with the row count, and the rows.
+    """
     rows = int.from_bytes(data[begin + head : begin + head + 4], "big")
     numbers = np.frombuffer(data, dtype=kind, count=rows * columns, offset=begin + head + 4)
     if begin + head + 4 + numbers.nbytes > end:
@@ -173,7 +177,7 @@ def _table(data: bytes, begin: int, end: int, columns: int = 1, *, head: int = 4
 
 def _sizes(data: bytes, begin: int, end: int) -> Int64Array:
     if data[begin + 4 : begin + 8] != bytes(4):
-        raise ValueError("samples of one size")  # of no use for video
+        raise ValueError("samples of one size")  # useless for video
     sizes: Int64Array = _table(data, begin, end, head=8)[0]
     if len(sizes) == 0:
         raise ValueError("no samples")
@@ -181,7 +185,7 @@ def _sizes(data: bytes, begin: int, end: int) -> Int64Array:
 
 
 def _runs(data: bytes, begin: int, end: int, samples: int) -> Int64Array:
-    """One value per sample from a table of (how many, value)."""
+    """Expand a table of (count, value) to one value per sample."""
     counts, values = _table(data, begin, end, 2)
     if int(counts.sum()) != samples:
         raise ValueError("a table of another number of samples")
@@ -189,7 +193,7 @@ def _runs(data: bytes, begin: int, end: int, samples: int) -> Int64Array:
 
 
 def _offsets(data: bytes, stbl: dict[bytes, tuple[int, int]], sizes: Int64Array) -> Int64Array:
-    """Where each sample begins, from where the chunks begin and how many samples are in each."""
+    """Compute where each sample starts, from the chunk offsets and the number of samples in each chunk."""
     chunks = _table(data, *stbl[b"co64"], kind=">u8")[0] if b"co64" in stbl else _table(data, *stbl[b"stco"])[0]
     first, samples, entry = _table(data, *stbl[b"stsc"], 3)
     lasts = np.append(first[1:], len(chunks) + 1)
@@ -207,7 +211,7 @@ def _offsets(data: bytes, stbl: dict[bytes, tuple[int, int]], sizes: Int64Array)
 def _edited(
     data: bytes, edts: tuple[int, int], times: Int64Array, ticks_per_second: int, movie_ticks_per_second: int
 ) -> Int64Array | None:
-    """The times as shown, where the edit list begins with the first frame and leaves out none."""
+    """Return the times as shown if the edit list starts at the first frame and omits none; otherwise None."""
     begin, _ = _boxes(data, *edts)[b"elst"]
     wide = data[begin] == 1
     if int.from_bytes(data[begin + 4 : begin + 8], "big") != 1:

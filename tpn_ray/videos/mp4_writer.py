@@ -1,4 +1,4 @@
-"""Writing an MP4 into memory. Runs anywhere."""
+"""Writes an MP4 into memory. Runs anywhere."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from av.container import OutputContainer
 
 
 def open_mp4(file: io.BytesIO) -> OutputContainer:
-    """An MP4 writer whose index comes first: to put it there, FFmpeg reads the file while it is being written."""
+    """Open an MP4 writer that puts the index first, for which FFmpeg reads the file back while writing it."""
     options = {"movflags": "faststart", "fflags": "bitexact"}
     return av.open(file, "w", format="mp4", container_options=options, io_open=lambda *_: SecondReader(file))
 
 
 class SecondReader(io.RawIOBase):
-    """Reads a BytesIO from a position of its own."""
+    """Reads a BytesIO from its own position."""
 
     def __init__(self, file: io.BytesIO) -> None:
         self._file, self._at = file, 0

@@ -1,4 +1,4 @@
-"""A video's container: opening it safely, reading its packets, indexing its frames. Runs anywhere; decodes nothing."""
+"""A video's container: safe opening, reading packets, indexing frames. Runs anywhere; decodes nothing."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from tpn_ray.errors import BadVideo, ConfigError
 from tpn_ray.videos import bitstream
 
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,h264,hevc,m4v,mjpeg,nut,mxf,dv,rm,obu"
-"""Demuxers that FFmpeg may use: containers of frames, no playlists (hls, concat, dash), which name other files."""
+"""Demuxers that FFmpeg may use: frame containers, but no playlists (hls, concat, dash), which refer to other files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
-    """What a video may cost; beyond it is BadVideo("too_large") or BadVideo("timeout")."""
+    """Limits on what a video may cost; exceeding them raises BadVideo("too_large") or BadVideo("timeout")."""
 
     max_bytes: int = 2**30
-    """Size of the file."""
+    """Maximum file size, in bytes."""
 
     max_pixels: int = 8192 * 4320
-    """Height times width of a frame."""
+    """Maximum frame size: height times width, in pixels."""
 
     max_frames: int = 200_000
-    """Frames in the video."""
+    """Maximum number of frames in the video."""
 
     max_seconds: float = 60.0
-    """CPU time of one call, so that a busy or paused machine decides as an idle one does. It is looked at between
-    packets: code that hangs inside a decoder needs a process that can be killed (`tpn_ray.sandbox.process`)."""
+    """Maximum CPU time of one call; CPU time, so that the result does not depend on whether the machine is busy or
+    paused. It is checked between packets: code that hangs inside a decoder needs a process that can be killed
+    (`tpn_ray.sandbox.process`)."""
 
     def __post_init__(self) -> None:
         for field in ("max_bytes", "max_pixels", "max_frames", "max_seconds"):
@@ -48,18 +49,18 @@ class DecodeLimits:
 
 
 class CpuLimit:
-    """The limit of the calling thread's CPU time in one call."""
+    """The limit on the calling thread's CPU time in one call."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.restart()
 
     def restart(self) -> None:
-        """A new call begins."""
+        """Start a new call."""
         self._end = time.thread_time() + self._seconds
 
     def check(self) -> None:
-        """Raise BadVideo("timeout") when the time is over."""
+        """Raise BadVideo("timeout") if the time is up."""
         if time.thread_time() > self._end:
             raise BadVideo("timeout", f"decoding took more than {self._seconds:g} s of CPU time")
 
@@ -72,25 +73,25 @@ class FrameIndex:
     """Where the frames are, in presentation order."""
 
     times: list[int]
-    """Presentation time of each frame, rising, in the stream's unit."""
+    """Presentation time of each frame, ascending, in the stream's unit."""
 
     packets: list[int]
     """Position of each frame's packet in decoding order."""
 
     key_times: list[int]
-    """Presentation time of each keyframe, rising."""
+    """Presentation time of each keyframe, ascending."""
 
     key_packets: list[int]
     """Position of each keyframe's packet in decoding order."""
 
     def runs(self, wanted: list[int]) -> Iterator[tuple[int, list[int]]]:
-        """(first packet, wanted frames decoded from there): a new run where a keyframe spares some packets."""
+        """Yield (first packet, wanted frames decoded from there); a new run starts where a keyframe saves packets."""
         begin, end, run = 0, -1, list[int]()
         for index in wanted:
             key = self._key_before(index)
             if run and key <= end + 1:
                 run.append(index)
-                begin = min(begin, key)  # smaller only where a damaged file's times contradict its order
+                begin = min(begin, key)  # smaller only if a damaged file's times contradict its order
             else:
                 if run:
                     yield begin, run
@@ -99,7 +100,7 @@ class FrameIndex:
         yield begin, run
 
     def _key_before(self, index: int) -> int:
-        """Packet of the last keyframe that comes before frame `index` both in presentation and in decoding order."""
+        """Return the packet of the last keyframe before frame `index` in both presentation and decoding order."""
         nearest = bisect.bisect_right(self.key_times, self.times[index]) - 1
         while nearest >= 0 and self.key_packets[nearest] > self.packets[index]:
             nearest -= 1
@@ -109,9 +110,9 @@ class FrameIndex:
 def frame_index(
     packets: list[Packet[VideoStream]], stream: VideoStream, codec: str, nal_length_bytes: int, clock: CpuLimit
 ) -> FrameIndex | None:
-    """The index from the packets' times, or None where they are missing, not distinct, or guesses."""
+    """Build the index from the packets' times; None if they are missing, not distinct, or guesses."""
     if stream.container.format.name == "avi" and stream.codec_context.has_b_frames:
-        return None  # AVI stores frames in decoding order and no times: with B-frames the demuxer guesses, and errs
+        return None  # AVI stores no times: with B-frames the demuxer guesses, and gets them wrong
     keys = list[tuple[int, int]]()
     for at, packet in enumerate(packets):
         if packet.is_keyframe and packet.pts is not None:
@@ -121,12 +122,12 @@ def frame_index(
     keys = [key for number, key in enumerate(keys) if number == 0 or key[0] > keys[number - 1][0]]
     shown: list[tuple[int, int]] = []
     for at, packet in enumerate(packets):
-        # An edit list marks what is not to be shown; VP8 keeps hidden frames in packets of their own.
+        # An edit list marks packets that are not shown; VP8 keeps hidden frames in packets of their own.
         if packet.is_discard or (codec == "vp8" and not bitstream.vp8_is_shown(memoryview(packet))):
             continue
         if packet.pts is None:
             return None
-        # Before the first keyframe a stream that was cut out of a longer one cannot be decoded.
+        # In a stream cut out of a longer one, packets before the first keyframe cannot be decoded.
         if not keys or packet.pts >= keys[0][0]:
             shown.append((packet.pts, at))
     shown.sort()
@@ -142,7 +143,7 @@ def frame_index(
 
 
 def open_container(data: bytes, limits: DecodeLimits) -> InputContainer:
-    """The demuxer over bytes in memory, which can open nothing else."""
+    """Open a demuxer over bytes in memory, which can open nothing else."""
     if not data:
         raise BadVideo("empty", "the file has no bytes")
     if len(data) > limits.max_bytes:
@@ -157,8 +158,8 @@ def open_container(data: bytes, limits: DecodeLimits) -> InputContainer:
 
 
 def open_file(file: BinaryIO, limits: DecodeLimits) -> InputContainer:
-    """The demuxer over an open file, which can open nothing else: for sources too long to hold in memory."""
-    # FFmpeg gets a file object and may use no protocol and no demuxer that would open anything else.
+    """Open a demuxer over an open file, which can open nothing else: for sources too long to hold in memory."""
+    # FFmpeg gets a file object and may use no protocol or demuxer that could open anything else.
     options = {"protocol_whitelist": "none", "format_whitelist": FORMATS, "max_pixels": str(limits.max_pixels)}
     try:
         return av.open(file, mode="r", options=options, io_open=_refuse_to_open, metadata_errors="replace")
@@ -171,10 +172,10 @@ def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> Any:
 
 
 def video_stream(container: InputContainer, limits: DecodeLimits, *, strict: bool = True) -> VideoStream:
-    """Choose the video stream as FFmpeg's tool does: the one marked as the default, then the largest, then the first.
+    """Choose the video stream as the ffmpeg tool does: the one marked as default, then the largest, then the first.
 
-    The others are not even read, and cover pictures are no videos. A strict decoder refuses damage; a lenient one
-    paints it over with what was there before. Raises BadVideo where there is no video stream.
+    The other streams are not read, and cover pictures do not count as videos. A strict decoder rejects damage; a
+    lenient one conceals it with earlier content. Raises BadVideo if there is no video stream.
     """
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     videos.sort(key=lambda stream: (not stream.disposition & Disposition.default, -_picture_px(stream)))
@@ -196,17 +197,17 @@ def _picture_px(stream: VideoStream) -> int:
 
 
 def configure(context: VideoCodecContext, limits: DecodeLimits, *, strict: bool) -> None:
-    """Settings of every decoder."""
+    """Apply the settings that every decoder shares."""
     context.thread_count = 1
     context.thread_type = ThreadType.NONE
-    # The limit must also hold for sizes that stand inside the stream.
+    # The limit must also hold for sizes given inside the stream.
     context.options = {"max_pixels": str(limits.max_pixels)} | ({"err_detect": "explode"} if strict else {})
 
 
 def read_packets(
     container: InputContainer, stream: VideoStream, limits: DecodeLimits, clock: CpuLimit
 ) -> list[Packet[VideoStream]]:
-    """All packets of the stream, in decoding order: the compressed video once more in memory."""
+    """Read all packets of the stream, in decoding order, which holds the compressed video in memory once more."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.max_pixels:
         raise BadVideo("too_large", f"a frame has {width} x {height} pixels, the limit is {limits.max_pixels}")
@@ -219,7 +220,7 @@ def read_packets(
             if held > limits.max_bytes:  # an index may name the same bytes again and again
                 raise BadVideo("too_large", f"its frames have more than {limits.max_bytes} bytes together")
             if packet.size == 0 and packet.dts is None and packet.pos is None:
-                break  # the sign of the end; PyAV stumbles behind it over streams that turned up on the way
+                break  # the end marker; after it PyAV fails on streams that appeared on the way
             if packet.size > 0:
                 packets.append(packet)
             if len(packets) > limits.max_frames:
@@ -232,12 +233,12 @@ def read_packets(
 
 
 def refuse_cut(data: bytes, packets: list[Packet[VideoStream]]) -> None:
-    """Raise BadVideo("truncated") for a file shorter than it says it is."""
+    """Raise BadVideo("truncated") for a file shorter than it claims to be."""
     announced = bitstream.announced_bytes(data)
     if announced > len(data):
         raise BadVideo("truncated", f"the file has {len(data)} of {announced} bytes and {len(packets)} frames")
 
 
 def said(error: BaseException) -> str:
-    """What FFmpeg says, without its error number."""
+    """Return FFmpeg's message without its error number."""
     return getattr(error, "strerror", None) or str(error).partition(":")[0]

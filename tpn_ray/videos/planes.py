@@ -1,4 +1,4 @@
-"""Frames as a decoder gives them: planes of brightness and colour, half the bytes of RGB. Runs anywhere."""
+"""Frames as a decoder yields them: luma and chroma planes, half the bytes of RGB. Runs anywhere."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tpn_ray.errors import BadVideo
 from tpn_ray.videos.packets import said
 
 PLANAR = {"yuv420p": False, "yuvj420p": True}
-"""Pixel formats that are taken -> whether the range is full whatever the stream says."""
+"""Supported pixel formats -> whether the range is full regardless of what the stream says."""
 
 MATRICES = {1: 1, 2: 5, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
-"""What a stream says of its colour matrix (ISO/IEC 23091-2) -> the one that swscale converts by."""
+"""Color matrix that a stream declares (ISO/IEC 23091-2) -> the one that swscale converts with."""
 
 Box = tuple[int, int, int, int]
-"""top, left, bottom, right in pixels; the last two are behind the edge."""
+"""top, left, bottom, right in pixels; the last two are exclusive."""
 
 Cut = Callable[[int, int], Box | None]
-"""Frames' height and width -> what to keep of them, top and left even; None: no planes are wanted of such frames."""
+"""Height and width of the frames -> what to keep of them, with top and left even, or None if planes are not wanted."""
 
 
 class Planes(NamedTuple):
@@ -39,30 +39,30 @@ class Planes(NamedTuple):
     matrix: int
     """A value of MATRICES."""
     full: bool
-    """Whether black is 0 and white 255; else 16 and 235."""
+    """Whether black is 0 and white 255; otherwise they are 16 and 235."""
 
 
 def whole(height: int, width: int) -> Box:
-    """The cut that keeps everything."""
+    """Return the cut that keeps everything."""
     return 0, 0, height, width
 
 
 def plane_rows(plane: VideoPlane) -> NDArray[np.uint8]:
-    """A plane's memory as it is, (lines, bytes of a line); what is behind the picture's edge is filling."""
+    """View a plane's memory as (lines, bytes per line), including the padding beyond the picture's edge."""
     return np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload, no-any-return]
 
 
 def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, width: int, height: int) -> VideoFrame:
-    """A frame as RGB in the given size. Raises BadVideo for colours that swscale does not know, such as YCgCo."""
+    """Convert a frame to RGB in the given size. Raises BadVideo for colors unknown to swscale, such as YCgCo."""
     try:
         return reformatter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
     except av.FFmpegError as error:
         why = f"matrix {frame.colorspace} of {frame.format.name}: {said(error)}"
-        raise BadVideo("no_picture", f"its colours cannot be converted to RGB ({why})") from error
+        raise BadVideo("no_picture", f"its colors cannot be converted to RGB ({why})") from error
 
 
 class PlaneCollector:
-    """Copies decoded frames to their places in several clips, each with a cut of its own."""
+    """Copies decoded frames to their places in several clips, each with its own cut."""
 
     def __init__(self, lengths: Sequence[int], cuts: Sequence[Cut]) -> None:
         self._lengths, self._cuts = lengths, cuts
@@ -71,8 +71,10 @@ class PlaneCollector:
         self._slices: list[tuple[tuple[slice, slice], ...]] = []
 
     def add(self, frame: VideoFrame, places: Sequence[tuple[int, int]]) -> bool:
-        """Copy a frame to its (clip, place in the clip)s. False where it is no plain 4:2:0 of 8 bits, upright and even,
-        or is not of the form of the first one."""
+        """Copy a frame to its places, given as (clip, place in the clip).
+
+        Return False if it is not plain, upright 8-bit 4:2:0 of even height, or differs in form from the first frame.
+        """
         form = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range)
         if self._form is None and not self._begin(frame):
             return False
@@ -86,11 +88,11 @@ class PlaneCollector:
         return True
 
     def clips(self) -> list[Planes]:
-        """All of them, when every place was filled."""
+        """Return all clips, once every place has been filled."""
         return self._clips
 
     def _begin(self, frame: VideoFrame) -> bool:
-        # Of an odd height, swscale makes RGB in another way.
+        # swscale converts odd heights to RGB differently.
         if frame.format.name not in PLANAR or frame.rotation or frame.height % 2 or frame.colorspace not in MATRICES:
             return False
         matrix = MATRICES[frame.colorspace]

@@ -1,4 +1,4 @@
-"""Frames of a stored video, or of a segment of a long one, one after the other. Runs in a sandbox."""
+"""Yields the frames of a stored video, or of a segment of a long one, one by one. Runs in a sandbox."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tpn_ray.videos.decode import open_video
 from tpn_ray.videos.packets import DecodeLimits
 
 HEADERS_WITH_LENGTH = ("mov", "matroska", "avi", "flv", "asf")
-"""Containers whose header tells how long the video is; of the others, FFmpeg guesses it."""
+"""Containers whose header states the length of the video; for others, FFmpeg guesses it."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class Segment:
 
 
 TimedFrames = Iterator[tuple[int, VideoFrame, Fraction]]
-"""(time in ticks, frame as decoded, seconds in a tick) in presentation order."""
+"""(time in ticks, frame as decoded, seconds per tick) in presentation order."""
 
 
 def whole_frames(data: bytes, limits: DecodeLimits) -> TimedFrames:
-    """Every frame of a video in memory. Raises BadVideo unless each can be decoded."""
+    """Yield every frame of a video in memory. Raises BadVideo unless each can be decoded."""
     with open_video(data, limits) as video:
         for ticks, frame in video.all_frames():
             yield ticks, frame, video.tick_seconds
 
 
 def segment_frames(source: BinaryIO, segment: Segment, limits: DecodeLimits) -> TimedFrames:
-    """The frames of a segment, read from a file that may be too long for the memory, from the keyframe before it."""
+    """Yield the frames of a segment, starting at the keyframe before it; the file may be too long for memory."""
     with packets.open_file(source, limits) as container:
         stream = packets.video_stream(container, limits)
         if stream.time_base is None:
@@ -66,12 +66,12 @@ def segment_frames(source: BinaryIO, segment: Segment, limits: DecodeLimits) -> 
 def _packets_between(
     container: InputContainer, stream: VideoStream, begin: int, end: int, limits: DecodeLimits
 ) -> list[Packet[VideoStream]]:
-    """From the last keyframe at or before `begin` to the last packet that a frame before `end` can need."""
+    """Read from the last keyframe at or before `begin` to the last packet that a frame before `end` can need."""
     try:
         container.seek(begin, stream=stream, backward=True)
         found = _packets_before(container, stream, end, limits)
         if not found or found[0].pts is None or found[0].pts > begin or not found[0].is_keyframe:
-            # The seek table is wrong, or there is none.
+            # The seek table is wrong or missing.
             container.seek(stream.start_time or 0, stream=stream, backward=True)
             found = _packets_before(container, stream, end, limits)
     except av.FFmpegError as error:
@@ -84,7 +84,7 @@ def _packets_between(
 def _packets_before(
     container: InputContainer, stream: VideoStream, end: int, limits: DecodeLimits
 ) -> list[Packet[VideoStream]]:
-    """From where the container stands to the first packet that is decoded at or after `end`."""
+    """Read from the current position to the first packet that is decoded at or after `end`, which is left out."""
     found: list[Packet[VideoStream]] = []
     for packet in container.demux(stream):
         if packet.size > 0:
@@ -102,7 +102,7 @@ def _decode(
     context = stream.codec_context
     length_bytes = bitstream.nal_length_bytes(context.name, context.extradata)
     if context.name == "h264" and not bitstream.h264_is_idr(memoryview(found[0]), length_bytes):
-        # As in decode.py: a strict decoder refuses an open GOP that is entered in its middle.
+        # As in decode.py: a strict decoder rejects an open GOP that is entered in its middle.
         source.seek(0)
         with packets.open_file(source, limits) as again:
             yield from _decoded(found, packets.video_stream(again, limits, strict=False).codec_context)
@@ -120,10 +120,10 @@ def _decoded(found: list[Packet[VideoStream]], context: VideoCodecContext) -> It
 
 
 def refuse_false_length(data: bytes, limits: DecodeLimits) -> None:
-    """Raise BadVideo("truncated") where the header announces clearly more seconds or frames than are in the file.
+    """Raise BadVideo("truncated") if the header announces clearly more seconds or frames than the file holds.
 
-    A tenth and half a second are allowed, and two frames: the last frame's duration and hidden frames make headers
-    inexact. MP4 counts its frames one by one, so it can only lie in seconds.
+    A tenth and half a second of time, or a tenth and two frames, are tolerated: the last frame's duration and hidden
+    frames make headers inexact. MP4 counts its frames one by one, so it can only be wrong about the seconds.
     """
     with packets.open_container(data, limits) as container:
         stream = packets.video_stream(container, limits)
@@ -142,7 +142,7 @@ def refuse_false_length(data: bytes, limits: DecodeLimits) -> None:
 
 
 def _announced_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """What the header says of this stream alone; of the whole file only where nothing else is in it."""
+    """Return the announced length of this stream; that of the whole file only if it holds nothing else."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     if len(container.streams) == 1 and container.duration is not None:

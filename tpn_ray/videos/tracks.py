@@ -1,7 +1,7 @@
-"""A video's packets and what decodes them, by one of two ways with the same result. Runs anywhere; decodes nothing.
+"""A video's packets and their decoders, by one of two ways with the same result. Runs anywhere; decodes nothing.
 
-`TableTrack` reads the tables of a plain MP4 itself, which is many times as fast; `DemuxedTrack` has FFmpeg read any
-container. Packets are the same bytes with the same times either way.
+`TableTrack` reads the tables of a plain MP4 itself, which is many times faster; `DemuxedTrack` has FFmpeg read any
+container. Either way, the packets hold the same bytes with the same times.
 """
 
 from __future__ import annotations
@@ -29,37 +29,38 @@ class Track(Protocol):
     index: FrameIndex | None
     """Where the frames are; None for a file without usable times."""
     first_key: int
-    """The first packet flagged as a keyframe: where plain decoding begins, since those before it lack their past."""
+    """The first packet flagged as a keyframe, where plain decoding starts: the packets before it lack their
+    references."""
     tick_seconds: Fraction | None
     frames_per_second: Fraction | None
 
     def __len__(self) -> int:
-        """Packets."""
+        """Return the number of packets."""
 
     def packet(self, at: int) -> Packet[VideoStream]:
-        """Packet `at` in decoding order."""
+        """Return packet `at` in decoding order."""
 
     def payload(self, at: int) -> Payload:
-        """Its bytes."""
+        """Return the bytes of packet `at`."""
 
     def time(self, at: int) -> int | None:
-        """Its presentation time in ticks."""
+        """Return the presentation time of packet `at` in ticks."""
 
     def is_key(self, at: int) -> bool:
-        """Whether the container calls it a keyframe."""
+        """Return whether the container flags packet `at` as a keyframe."""
 
     def at_a_glance(self) -> list[bool | None]:
-        """Whether nothing refers to the frame of each packet, where one look at all of them tells; None where not."""
+        """Return for each packet whether its frame is unreferenced; None where a quick scan cannot tell."""
 
     def decoder(self, *, strict: bool) -> VideoCodecContext:
-        """A decoder that refuses damage (strict) or paints it over."""
+        """Return a decoder that rejects damage (strict) or conceals it."""
 
     def close(self) -> None:
-        """Free what is held."""
+        """Free the decoders and the packets."""
 
 
 def open_track(data: bytes, limits: DecodeLimits, clock: CpuLimit) -> Track:
-    """The first video stream. Raises BadVideo with the reason why there is none that can be used."""
+    """Open the first video stream. Raises BadVideo with the reason if none can be used."""
     track = mp4.read_track(data) if len(data) <= limits.max_bytes else None
     if track and len(track.sizes) <= limits.max_frames and track.width * track.height <= limits.max_pixels:
         clock.check()
@@ -68,7 +69,7 @@ def open_track(data: bytes, limits: DecodeLimits, clock: CpuLimit) -> Track:
 
 
 class TableTrack:
-    """The packets where the tables of an MP4 say they are."""
+    """Packets located by the tables of an MP4."""
 
     def __init__(self, data: bytes, track: Mp4Track, limits: DecodeLimits) -> None:
         self._view, self._track, self._limits = memoryview(data), track, limits
@@ -116,7 +117,7 @@ class TableTrack:
         return bool(self._track.keys[at])
 
     def at_a_glance(self) -> list[bool | None]:
-        """H.264 packets of one slice and nothing else: most of the frames that nothing refers to."""
+        """Scan H.264 packets of a single slice, which covers most of the unreferenced frames."""
         if self.codec != "h264" or self.nal_length_bytes != 4:
             return [None] * len(self)
         data, begins = np.frombuffer(self._view, dtype=np.uint8), self._track.offsets
@@ -137,7 +138,7 @@ class TableTrack:
                 context.color_primaries, context.color_trc, context.colorspace, full = self._track.colour
                 context.color_range = 2 if full else 1
             packets.configure(context, self._limits, strict=strict)
-            # A stream that does not say how far its frames are reordered: assume the most, instead of guessing first.
+            # A stream that does not state its reordering depth: assume the maximum instead of guessing first.
             context.options = {**context.options, "strict": "1"}
             self._decoders[strict] = context
         return self._decoders[strict]
@@ -147,7 +148,7 @@ class TableTrack:
 
 
 class DemuxedTrack:
-    """All packets as FFmpeg's demuxer gives them, read at once."""
+    """All packets from FFmpeg's demuxer, read at once."""
 
     def __init__(self, data: bytes, limits: DecodeLimits, clock: CpuLimit) -> None:
         self._data, self._limits = data, limits
