@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.plain_run import Settings
 from tpn_ray import storage
 from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError, TrainingError
@@ -25,7 +27,6 @@ from tpn_ray.recipe import Recipe, replace_fields, to_plain
 from tpn_ray.resources import Decoding, PerWorker
 from tpn_ray.training.events import Committed, Event
 from tpn_ray.training.machines import Machines
-from tpn_ray.training.plain_run import Settings
 from tpn_ray.training.run import train
 from tpn_ray.training.run_plan import make_plan, recipe_for
 from tpn_ray.training.saving import Saving
@@ -210,8 +211,10 @@ def without_ray(recipe: Recipe, bench: TrainBench, folder: Path) -> Measured:
     )
     (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(bench.workers)]
-    command += ["-m", "tpn_ray.training.plain_run", str(folder / "settings.json")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PLAIN_SECONDS)
+    command += ["-m", "benchmarks.plain_run", str(folder / "settings.json")]
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PLAIN_SECONDS, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise TrainingError("torchrun failed:\n  " + "\n  ".join(lines[-15:]))

@@ -1,6 +1,6 @@
 """A run without Ray, as a baseline for `bench`: the same steps on the same clips under torchrun, fed by a DataLoader.
 
-`torchrun --nproc-per-node 2 -m tpn_ray.training.plain_run SETTINGS.json`; rank 0 writes its measurements to the file
+`torchrun --nproc-per-node 2 -m benchmarks.plain_run SETTINGS.json`; rank 0 writes its measurements to the file
 named in the settings.
 """
 
