@@ -16,9 +16,9 @@ from tpn_ray.datasets.toy import ToyConfig, write_toy
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-KILLS, SEED = 3, 1
-"""Of some kinds of process; 200 of all kinds are a command, whose last figures stand in docs/faults.md."""
-EPOCHS = kills.epochs_for(KILLS)
+KILLS, SEED, EPOCHS = 3, 1, 16
+"""A controller, a data worker, and a driver. 200 kills of all kinds, with Ctrl-C between, are a command, whose last
+figures are in docs/faults.md. That Ctrl-C and SIGTERM end in a resumable run is also in tests/jobs."""
 
 
 @pytest.mark.long
@@ -83,8 +83,7 @@ def test_kills_at_random(tmp_path: Path) -> None:
     report.check()
     assert sum(report.killed.values()) == KILLS
     assert len(report.killed) >= 2, report
-    assert report.interrupted
-    assert report.outcome.starts > 2
+    assert report.outcome.starts >= 2
     flags = ["toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "under-fire"]
     fields = {**kills.FIELDS, "loop.epochs": EPOCHS}
     given = [part for name, value in fields.items() for part in (f"--{name}", str(value))]

@@ -97,6 +97,7 @@ def test_the_time_that_is_left() -> None:
     assert spot_notice.seconds_left(notice, now + datetime.timedelta(minutes=5)) == 1
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_ray_knows_when_the_node_goes() -> None:
     machine = Machine()

@@ -70,13 +70,20 @@ def without_ray() -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, "COLUMNS": "200"}
 
 
-def run_on(head: RayHead, job: str, *arguments: object, seconds: float = 600) -> tuple[int, str]:
-    """Exit status and output of a job that joins `head`, by its `main` in a fork of a process that has imported what
-    jobs import: a process of its own, with a Ray of its own, takes a dozen seconds to begin. Those are in
-    tests/jobs/test_submit.py and tests/chaos. What a job leaves behind in its process goes with it."""
+def run_on(head: RayHead, job: str, *arguments: object) -> tuple[int, str]:
+    """Exit status and output of a job that joins `head`, by its `main` in a fork. Jobs with a Ray instance of their own
+    are in tests/jobs/test_submit.py and tests/chaos."""
     joined = {**head.environment, "RAY_ADDRESS": head.address, "COLUMNS": "200"}
+    return in_a_fork(job, [str(one) for one in arguments], joined)
+
+
+def in_a_fork(
+    job: str, arguments: Sequence[str], environment: Mapping[str, str], seconds: float = 600
+) -> tuple[int, str]:
+    """Exit status and output of a job's `main` in a fork of a process that has imported what jobs import, which takes
+    a new one six seconds. What a job leaves behind in its process goes with it."""
     ours, theirs = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=_answer, args=(theirs, job, [str(one) for one in arguments], joined))
+    process = FORKS.Process(target=_answer, args=(theirs, job, arguments, environment))
     process.start()
     theirs.close()
     try:

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.processes import refusal, start
+from tests.jobs.processes import in_a_fork, refusal, start, without_ray
 from tests.servers import S3Server, free_port
 
 pytestmark = pytest.mark.cluster
+
+
+def refused_with(environment: dict[str, str], *arguments: str) -> str:
+    """What `jobs/train.py ...` prints in a process with these variables, which must refuse."""
+    status, said = in_a_fork("train", arguments, {**without_ray(), **environment})
+    assert status == 2, said
+    return said
 
 
 def refused(cases: list[list[str]], environment: dict[str, str] | None = None) -> list[str]:
@@ -51,10 +58,10 @@ def test_videos_that_are_not_there(tmp_path: Path, toy_folder: Path) -> None:
 
 
 def test_object_storage(s3: S3Server) -> None:
-    (missing,) = refused([["toy", "--data", "s3://nobucket/videos"]], s3.environment)
+    missing = refused_with(s3.environment, "toy", "--data", "s3://nobucket/videos")
     assert "NoSuchBucket" in missing
     wrong = {**s3.environment, "AWS_SECRET_ACCESS_KEY": "wrong-and-secret"}
-    (output,) = refused([["toy", "--data", f"s3://{s3.bucket}/videos"]], wrong)
+    output = refused_with(wrong, "toy", "--data", f"s3://{s3.bucket}/videos")
     assert "SignatureDoesNotMatch" in output
     assert "AWS_SECRET_ACCESS_KEY" in output
     assert "wrong-and-secret" not in output
@@ -67,7 +74,7 @@ def test_machines_and_servers(toy_folder: Path, tmp_path: Path) -> None:
     common = ["toy", "--data", str(toy_folder), "--storage", str(tmp_path)]
     wrong = (["--workers", "500"], ["--cpus-per-worker", "500"], ["--views", "3x7"])
     workers, cores, views = (refusal("train", *common, *flags) for flags in wrong)
-    (server,) = refused([[*common, "--tracking-uri", "http://127.0.0.1:9"]])
+    server = refused_with({}, *common, "--tracking-uri", "http://127.0.0.1:9")
     assert "500 workers cannot share the 2 micro-batches of a step" in workers
     assert "too few cores: the workers need 1000 CPUs" in cores
     assert "views '3x7' are not known" in views

@@ -41,14 +41,14 @@ def results(rows: list[dict[str, str]]) -> dict[str, str]:
 
 
 def test_a_sound_cluster(
-    head: RayHead, s3: S3Server, mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: RayHead, s3: S3Server, mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     data = f"s3://{s3.bucket}/doctor-toy"
     write_toy(data, ToyConfig(train_per_class=1, val_per_class=1))
     places = ["--storage", f"s3://{s3.bucket}/doctor", "--data", data, "--tracking-uri", mlflow_url]
-    status, output, rows = examine(head, tmp_path / "rows.json", *places)
+    status, output, rows = examine(cluster, tmp_path / "rows.json", *places)
     assert status == 0, output
     found = results(rows)
     steps = ("write", "list", "read", "ranged read", "conditional write", "multipart upload", "clock", "delete")
@@ -62,6 +62,7 @@ def test_a_sound_cluster(
     assert s3.secret_key not in output + (tmp_path / "rows.json").read_text()
 
 
+@pytest.mark.long
 def test_a_node_that_is_not_like_the_others(head: RayHead, s3: S3Server, tmp_path: Path) -> None:
     """It has another av (by its metadata), and nobody told it the store's keys."""
     info = tmp_path / "site" / "av-0.0.1.dist-info"
@@ -99,11 +100,11 @@ def test_a_node_that_is_not_like_the_others(head: RayHead, s3: S3Server, tmp_pat
     assert "where the node starts" in blind["remedy"]
 
 
-def test_what_is_wrong_is_a_row_with_its_remedy(head: RayHead, s3: S3Server, tmp_path: Path) -> None:
+def test_what_is_wrong_is_a_row_with_its_remedy(cluster: RayHead, s3: S3Server, tmp_path: Path) -> None:
     nobody = f"http://someone:planted-password@127.0.0.1:{free_port()}"
     places = ["--storage", f"s3://{s3.bucket}/doctor", "--data", "s3://nobucket/x", "--tracking-uri", nobody]
     wrong = {"AWS_SECRET_ACCESS_KEY": "planted-and-wrong", "RAY_AUTH_TOKEN": "badc0de0" * 8, "RAY_AUTH_MODE": "token"}
-    status, output, rows = examine(head, tmp_path / "rows.json", *places, **wrong)
+    status, output, rows = examine(cluster, tmp_path / "rows.json", *places, **wrong)
     assert status == 1, output
     by_check = {row["check"]: row for row in rows}
     failing: dict[str, tuple[str, str]] = {

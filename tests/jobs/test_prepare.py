@@ -126,6 +126,7 @@ def test_the_job_outlives_the_actor_that_is_told_of_every_video(toy_folder: Path
     assert "videos       48 (32 train, 16 val)" in output
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_training_from_a_prepared_dataset(cluster: RayHead, prepared: Path, s3: S3Server, tmp_path: Path) -> None:
     arguments = ["toy", "--data", str(prepared), "--storage", str(tmp_path), "--name", "r", "--loop.epochs", "1"]

@@ -25,8 +25,7 @@ from tpn_ray.training import run_folder
 pytestmark = pytest.mark.cluster
 
 SUBMIT = [str(BIN / "ray"), "job", "submit"]
-EPOCHS = 40
-"""Of one step each."""
+EPOCHS, STEPS = 20, 40
 
 
 def test_train_from_s3_on_a_cluster(
@@ -50,7 +49,8 @@ def test_train_from_s3_on_a_cluster(
         "--register",
         "toy_actions",
     ]
-    job += ["--loop.epochs", str(EPOCHS), "--loop.evaluate-every-epochs", str(EPOCHS // 2), "--max-bad", "0.05"]
+    job += ["--loop.batch-clips", "16", "--loop.micro-batch-clips", "8", "--loop.epochs", str(EPOCHS)]
+    job += ["--loop.evaluate-every-epochs", str(EPOCHS // 2), "--max-bad", "0.05"]
     job += ["--saving.every-steps", "2", "--storage-seconds", "240"]
     with ray_head(4, s3.environment) as head:
         client = {**head.environment, "RAY_ADDRESS": head.jobs_url}
@@ -78,15 +78,15 @@ def _stop_after_a_checkpoint(job: list[str], environment: dict[str, str], run: s
     command = [str(BIN / "ray"), "job", "stop", "first"]
     stopped = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert run_folder.committed_steps(run)[-1] < EPOCHS, "it was over before it was stopped"
+    assert run_folder.committed_steps(run)[-1] < STEPS, "it was over before it was stopped"
     logs = [str(BIN / "ray"), "job", "logs", "first"]
     said = subprocess.run(logs, check=True, env=environment, capture_output=True, text=True, timeout=60).stdout
     assert "stopped; the same command with --name submitted resumes where this one stopped" in said, said
 
 
 def _check_checkpoint(run: str) -> None:
-    saved = checkpoints.load(f"{run}/step-{EPOCHS:08d}")
-    assert saved.step == EPOCHS
+    saved = checkpoints.load(f"{run}/step-{STEPS:08d}")
+    assert saved.step == STEPS
     assert len(saved.label_sets["action"]) == 8
 
 
@@ -120,13 +120,13 @@ def _check_mlflow(url: str) -> None:
     client, run = MlflowClient(url), _tracked(url)
     experiment = client.get_experiment_by_name("tpn_ray")
     assert run.info.status == "FINISHED"
-    steps = list(range(2, EPOCHS + 1, 2))  # each once, though the run was stopped in between
+    steps = list(range(2, STEPS + 1, 2))  # each once, though the run was stopped in between
     assert run.data.params["model.backbone"] == "slowonly_toy"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == steps
     assert {"val/top1", "test/top1", "train/lr", "train/waiting_for_data"} <= set(run.data.metrics)
     assert experiment.tags[tracking.KIND_TAG] == tracking.KIND
     assert "TPN over res(4, 5)" in run.data.tags["mlflow.note.content"]
-    assert run.data.tags["best_checkpoint"].endswith((f"step-{EPOCHS // 2:08d}", f"step-{EPOCHS:08d}"))
+    assert run.data.tags["best_checkpoint"].endswith((f"step-{STEPS // 2:08d}", f"step-{STEPS:08d}"))
     assert len(run.data.tags["code_sha256"]) == 64
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"recipe.json", "classes.json", "scores.json", "bad.json"} <= files

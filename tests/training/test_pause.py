@@ -79,6 +79,7 @@ def test_a_pause_changes_no_bit(recipe: Recipe, manifest: Manifest, undisturbed:
     assert all(torch.equal(one, other) for one, other in zip(whole, paused, strict=True))
 
 
+@pytest.mark.long
 def test_another_runs_checkpoint_and_other_settings(
     recipe: Recipe, manifest: Manifest, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_an_error_that_would_come_again_takes_one_group_of_workers(
     assert len(fits) == groups
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_controller_that_ends_with_a_worker_is_replaced_and_its_places_are_freed(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch

@@ -83,6 +83,7 @@ def searched(campaign: Campaign, searcher: str, *varied: str) -> Search:
     return campaigns.search_for(campaign, fields, searcher=searcher, samples=2, seed=0, wave=0, objectives="top1")
 
 
+@pytest.mark.long
 def test_a_promoted_trial_goes_on_with_more_frames_and_videos_beside_one_that_fails(campaign: Campaign) -> None:
     how = How(rungs=2, reduction_factor=2, max_concurrent=2, fidelity=("clip.frames=8,16", "videos=0.5,1"))
     campaign = dataclasses.replace(campaign, fidelity=campaigns.fidelity_of(campaign.recipe, how))
