@@ -16,7 +16,7 @@ def test_the_flags_are_those_of_the_jobs() -> None:
     spot = dataclasses.replace(GPUS, per_worker=PerWorker(resources=("spot=1", "accelerator_type:H100=0.001")))
     assert "--worker-resources spot=1 accelerator_type:H100=0.001 --decode" in plan_text.train_flags(spot, PLAN)
     tune = plan_text.tune_flags(GPUS, Trials(samples=9, max_concurrent=2), PLAN)
-    assert tune == f"--samples 9 --rungs 3 --reduction-factor 3 --min_promoted 1 --max-concurrent 2 {flags}"
+    assert tune == f"--samples 9 --rungs 3 --reduction-factor 3 --min-promoted 1 --max-concurrent 2 {flags}"
     assert plan_text.store_flags(PLAN) == [
         "nodes that train:  ray start ... --object-store-memory 1920000000",
         "nodes that decode: ray start ... --object-store-memory 3360000000",

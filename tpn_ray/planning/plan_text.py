@@ -124,7 +124,7 @@ def tune_flags(hardware: Hardware, trials: Trials, advice: Advice) -> str:
     """Return the flags for jobs/tune.py."""
     return (
         f"--samples {trials.samples} --rungs {trials.rungs} --reduction-factor {trials.reduction_factor} "
-        f"--min_promoted {trials.min_promoted} --max-concurrent {trials.max_concurrent} "
+        f"--min-promoted {trials.min_promoted} --max-concurrent {trials.max_concurrent} "
         f"{train_flags(hardware, advice)}"
     )
 
