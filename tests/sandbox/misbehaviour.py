@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tpn_ray.errors import BadVideo
+from tpn_ray.videos import pixels
 
 
 def sleeps(_: bytes) -> None:
@@ -45,6 +46,23 @@ def hoards(_: bytes) -> int:
 
 def answers(_: bytes) -> list[object]:
     return [None, True, 1, 0.1, "text", b"bytes", [], {"a": np.arange(6).reshape(2, 3), "b": [b"", np.zeros((0, 3))]}]
+
+
+def paints(_: bytes, shape: tuple[int, ...], color: int) -> list[object]:
+    """Make two arrays of pixels, one where the caller reads it, and return its middle rows as well."""
+    made = pixels.empty(shape)
+    made[:] = color
+    return [made, np.full(shape, color + 1, np.uint8), made[1:-1]]
+
+
+def paints_each(_: bytes, shape: tuple[int, ...]) -> Iterator[object]:
+    """Keep what was made before."""
+    first = pixels.empty(shape)
+    first[:] = 1
+    yield first
+    second = pixels.empty(shape)
+    second[:] = 2
+    yield [first, second]
 
 
 def counts(_: bytes, most: int) -> Iterator[int]:

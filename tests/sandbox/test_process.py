@@ -165,6 +165,40 @@ def test_a_stream_comes_one_by_one_and_can_be_left() -> None:
     assert psutil.Process().children() == before
 
 
+@pytest.mark.parametrize("rows", [4, 256, 40_000], ids=["copied", "in place", "more than is kept"])
+def test_pixels_stay_what_they_are_for_as_long_as_they_are_held(rows: int) -> None:
+    """Later videos are decoded into the same memory, and the child may be ended."""
+    shape, held = (rows, 1000), []
+    with closing(Sandbox(SOON)) as box:
+        for color in range(80 if rows < 1000 else 3):
+            arrays = box.call(misbehaviour.paints, b"", shape, color)
+            held.append(arrays[:: 1 if color % 2 else 2])
+            if color % 7 == 3:  # leave gaps
+                held[color // 2] = []
+    for color, arrays in enumerate(held):
+        colors = [color, color + 1, color] if color % 2 else [color, color]
+        assert [set(np.unique(array)) for array in arrays] == [{one} for one in colors[: len(arrays)]]
+    assert [array.shape[0] for array in held[-1]] == ([rows, rows - 2] if len(held) % 2 else [rows, rows, rows - 2])
+
+
+def test_memory_of_pixels_that_are_no_longer_held_is_used_again() -> None:
+    shape = (1000, 1000)
+    with closing(Sandbox(SOON)) as box:
+        places = set()
+        for color in range(200):  # far more than is kept
+            made, _, part = box.call(misbehaviour.paints, b"", shape, color % 250)
+            places.add(made.__array_interface__["data"][0])
+            del made  # a view of it is still held
+            assert set(np.unique(part)) == {color % 250}
+        assert len(places) < 5
+
+
+def test_a_stream_may_keep_its_pixels() -> None:
+    with closing(Sandbox(SOON)) as box:
+        first, (again, second) = box.stream(misbehaviour.paints_each, b"", (300, 1000))
+        assert [set(np.unique(array)) for array in (first, again, second)] == [{1}, {1}, {2}]
+
+
 def test_a_large_video_does_not_stay_in_memory() -> None:
     def shared() -> dict[str, int]:
         """Blocks of each piece of shared memory that this process has open."""

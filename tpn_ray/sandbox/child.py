@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import Any, BinaryIO
 
 from tpn_ray.errors import BadVideo
-from tpn_ray.sandbox.channel import END, ITEM, REFUSED, REPLY, REQUEST, RESULT, SHARED_BYTES, pack
+from tpn_ray.sandbox.channel import END, ITEM, REFUSED, REPLY, REQUEST, RESULT, SHARED_BYTES, Pixels, pack
 from tpn_ray.sandbox.confinement import confine
-from tpn_ray.videos import packets
+from tpn_ray.videos import packets, pixels
 
 
 def serve() -> None:
@@ -40,6 +40,8 @@ class _Server:
     def __init__(self, parent: int, channel: int, requests: int, replies: int, memory_gb: float) -> None:
         self._socket, self._requests, self._memory_gb = socket.socket(fileno=channel), requests, memory_gb
         self._memory = mmap.mmap(replies, SHARED_BYTES)
+        self._pixels = Pixels(self._memory)
+        pixels.allocate_with(self._pixels.empty)
         self._status = os.open("/proc/self/status", os.O_RDONLY)
         self._most = self._address_space("VmSize") + int(memory_gb * 1024**3)
         resource.setrlimit(resource.RLIMIT_AS, (self._most, self._most))
@@ -53,7 +55,8 @@ class _Server:
             head, files, _, _ = socket.recv_fds(self._socket, REQUEST.size, 1)
             if not head:
                 return
-            call_bytes, video_bytes, _ = REQUEST.unpack(head)
+            call_bytes, video_bytes, free, limit, _ = REQUEST.unpack(head)
+            self._pixels.begin(free, limit)
             function, arguments = pickle.loads(os.pread(self._requests, call_bytes, 0))  # noqa: S301 - the parent's
             try:
                 if files:
@@ -82,7 +85,7 @@ class _Server:
         self._send(END, None)
 
     def _send(self, kind: bytes, value: Any) -> None:
-        packed, begin = pack(value, self._memory)
+        packed, begin = pack(value, self._memory, self._pixels)
         text = json.dumps({"value": packed, "near_limit": self._is_near_limit()}).encode()
         if begin + len(text) > SHARED_BYTES:
             raise MemoryError

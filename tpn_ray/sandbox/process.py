@@ -32,8 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tpn_ray.errors import BadVideo, ConfigError, ResourceError, TpnRayError
-from tpn_ray.sandbox.channel import END, REFUSED, REPLY, REQUEST, SHARED_BYTES, unpack
+from tpn_ray.sandbox.channel import END, PIXEL_BYTES, REFUSED, REPLY, REQUEST, SHARED_BYTES, aligned, unpack
 from tpn_ray.sandbox.child import serve, unforeseen
 from tpn_ray.sandbox.confinement import Confinement, child_environment
 from tpn_ray.videos.packets import DecodeLimits
@@ -42,13 +45,14 @@ Function = Callable[..., Any]
 """A function of an importable module. Its first argument is the video; it returns or yields nested lists, dicts with
 string keys, numbers, strings, bytes, and arrays."""
 
+KEPT_BYTES = 64 * 1024**2
+"""Shared memory beyond this, not counting that for pixels, is freed after each video."""
+
 LOOK_SECONDS = 0.5
 """Interval at which a child that has not answered is checked."""
 PROCESS_CLOCK = 2
 """Lowest bits of the id of the clock for a process's CPU time (clock_getcpuclockid); the bits above name the
 process."""
-KEPT_BYTES = 64 * 1024**2
-"""Shared memory beyond this is freed after each video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,7 @@ class Sandbox:
         request = pickle.dumps((function, arguments))
         with contextlib.closing(Sandbox(self.limits)) as alone:
             alone._load(function)
-            child = alone._send(request, video)
+            child = alone._send(request, video, lend=False)  # its function may keep what it has made
             while (reply := alone._reply(self.limits))[0] != END:
                 yield reply[1]
                 child.go_on()
@@ -166,11 +170,11 @@ class Sandbox:
             if child.near_limit:
                 self.close()  # its peak would count against the next video
 
-    def _send(self, request: bytes, video: bytes | Path) -> _Child:
+    def _send(self, request: bytes, video: bytes | Path, *, lend: bool = True) -> _Child:
         if self._child is None:
             self._child = _Child(self.limits, sorted(self._modules))
             _, self._held = self._reply(START_LIMITS)
-        self._child.send(request, video)
+        self._child.send(request, video, lend=lend)
         return self._child
 
     def _reply(self, limits: SandboxLimits) -> tuple[bytes, Any]:
@@ -200,6 +204,7 @@ class _Child:
         # Reading memory that the other side has truncated would end this process.
         fcntl.fcntl(self._replies, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._memory = mmap.mmap(self._replies, SHARED_BYTES)
+        self._lent: dict[int, int] = {}  # beginning -> end of the pixels that are in use
         self.near_limit = False
         descriptors = (theirs.fileno(), self._requests, self._replies)
         settings = json.dumps([os.getpid(), descriptors, limits.memory_gb, modules])
@@ -221,14 +226,18 @@ class _Child:
         """Whether the child was ended, by `kill` or because no usable reply came."""
         return not self._end.alive
 
-    def send(self, request: bytes, video: bytes | Path) -> None:
-        """Send a call to the child, which starts on it at once."""
+    def send(self, request: bytes, video: bytes | Path, *, lend: bool) -> None:
+        """Send a call to the child, which starts on it at once.
+
+        With `lend`, it makes pixels where this process reads them, in a place that is not in use.
+        """
+        free, limit = self._gap() if lend else (0, 0)
         with contextlib.ExitStack() as stack:
             files = []
             if isinstance(video, Path):
                 files, video = [stack.enter_context(video.open("rb")).fileno()], b""
             _write_all(self._requests, request, video)
-            head = REQUEST.pack(len(request), len(video), bool(files))
+            head = REQUEST.pack(len(request), len(video), free, limit, bool(files))
             # A child that has just died is detected by the missing reply.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 socket.send_fds(self._socket, [head], files)
@@ -255,7 +264,7 @@ class _Child:
         kind, begin, end = REPLY.unpack(head)
         try:
             header = json.loads(self._memory[begin:end])
-            value = unpack(header["value"], memoryview(self._memory)[:begin])
+            value = unpack(header["value"], memoryview(self._memory)[:begin], self._lend)
             self.near_limit = bool(header["near_limit"])
             refusal = BadVideo(value["reason"], value["message"]) if kind == REFUSED else None
         except Exception as error:  # a decoder that was taken over may answer anything
@@ -310,9 +319,27 @@ class _Child:
                 return f"no reply within {limits.wall_seconds:g} s"
         return ""
 
+    def _lend(self, array: NDArray[np.uint8], begin: int) -> None:
+        """Reserve an array's place for as long as it, or any view of it, is in use."""
+        self._lent[begin] = begin + aligned(array.nbytes)
+        weakref.finalize(array, self._lent.pop, begin, None).atexit = False
+
+    def _gap(self) -> tuple[int, int]:
+        """Return beginning and end of a free place: the first that would hold what is in use now, or the largest.
+
+        So a caller that drops its clips uses the same few pages over and over.
+        """
+        lent = sorted(self._lent.items())
+        gaps, begin = [], 0
+        for first, last in [*lent, (PIXEL_BYTES, PIXEL_BYTES)]:
+            gaps.append((begin, first))
+            begin = max(begin, last)
+        in_use = sum(last - first for first, last in lent)
+        return next((gap for gap in gaps if gap[1] - gap[0] > in_use), max(gaps, key=lambda gap: gap[1] - gap[0]))
+
     def _give_back(self, used: int) -> None:
-        if used > KEPT_BYTES:
-            self._memory.madvise(mmap.MADV_REMOVE)
+        if used > PIXEL_BYTES + KEPT_BYTES:
+            self._memory.madvise(mmap.MADV_REMOVE, PIXEL_BYTES, SHARED_BYTES - PIXEL_BYTES)
         if os.fstat(self._requests).st_size > KEPT_BYTES:
             os.truncate(self._requests, 0)
 

@@ -25,7 +25,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from tpn_ray.errors import BadVideo
-from tpn_ray.videos import bitstream, packets
+from tpn_ray.videos import bitstream, packets, pixels
 from tpn_ray.videos.packets import DecodeLimits
 from tpn_ray.videos.planes import Cut, PlaneCollector, Planes, plane_rows, to_rgb, whole
 from tpn_ray.videos.tracks import open_track
@@ -132,11 +132,11 @@ class Video:
                 shrink = shrinks[clip]
                 if clip not in shrunk:
                     shrunk[clip] = rgb if shrink is None else shrink(rgb)
-                pixels = made[clip]
-                if pixels is None:
-                    pixels = made[clip] = np.empty((len(clips[clip]), *shrunk[clip].shape), dtype=np.uint8)
-                pixels[place] = shrunk[clip]
-        whole_clips = [pixels for pixels in made if pixels is not None]
+                target = made[clip]
+                if target is None:
+                    target = made[clip] = pixels.empty((len(clips[clip]), *shrunk[clip].shape))
+                target[place] = shrunk[clip]
+        whole_clips = [one for one in made if one is not None]
         if places or len(whole_clips) < len(clips):
             raise _not_decoded(places)
         return whole_clips
@@ -313,8 +313,8 @@ class Video:
         """Convert one frame to RGB (h, w, 3) as displayed. If the size changes mid-video, the first frame's is used."""
         self._stored = height, width = self._stored or (frame.height, frame.width)
         rgb = to_rgb(self._reformatter, frame, width, height)
-        pixels = plane_rows(rgb.planes[0])[:height, : width * 3].reshape(height, width, 3)
-        return np.rot90(pixels, _quarter_turns(frame)) if frame.rotation else pixels
+        upright = plane_rows(rgb.planes[0])[:height, : width * 3].reshape(height, width, 3)
+        return np.rot90(upright, _quarter_turns(frame)) if frame.rotation else upright
 
     def _displayed_shape(self) -> tuple[int, int]:
         """Return (height, width); the rotation is known only from a decoded frame."""

@@ -13,6 +13,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from tpn_ray.errors import BadVideo
+from tpn_ray.videos import pixels
 from tpn_ray.videos.packets import said
 
 PLANAR = {"yuv420p": False, "yuvj420p": True}
@@ -104,7 +105,7 @@ class PlaneCollector:
             top, left, bottom, right = box
             halves = slice(top // 2, (bottom + 1) // 2), slice(left // 2, (right + 1) // 2)
             slices = (slice(top, bottom), slice(left, right)), halves, halves
-            y, u, v = (np.empty((length, d.stop - d.start, a.stop - a.start), dtype=np.uint8) for d, a in slices)
+            y, u, v = (pixels.empty((length, d.stop - d.start, a.stop - a.start)) for d, a in slices)
             self._slices.append(slices)
             self._clips.append(Planes(y, u, v, matrix, full))
         return True
