@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -17,7 +18,7 @@ import ray
 from tests.jobs.processes import ROOT, without_ray
 from tests.ray_head import ray_head
 from tpn_ray import session
-from tpn_ray.errors import ResourceError
+from tpn_ray.errors import ConfigError, ResourceError
 
 PROGRAM = """
 import json, psutil, ray
@@ -142,6 +143,20 @@ def test_the_caller_s_own_ray_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "init", lambda **flags: pytest.fail("a second connection"))
     session.connect(None, workers_cpus=1, decode_cpus=1)
+
+
+@pytest.mark.parametrize("given", [{}, {"env_vars": {"TPN_RAY_STORAGE_SECONDS": "5"}}])
+def test_the_caller_s_own_ray_must_be_as_patient_as_asked(
+    given: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    context = SimpleNamespace(runtime_env=given)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setenv("TPN_RAY_STORAGE_SECONDS", "300")
+    with pytest.raises(ConfigError, match=r"ray\.init\(runtime_env=.*'TPN_RAY_STORAGE_SECONDS': '42'") as refused:
+        session.connect(None, workers_cpus=1, decode_cpus=1, storage_seconds=42)
+    context.runtime_env = eval(str(refused.value).split("runtime_env=")[1].split(")")[0])  # noqa: S307
+    session.connect(None, workers_cpus=1, decode_cpus=1, storage_seconds=42)
 
 
 PATIENCE = """

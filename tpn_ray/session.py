@@ -21,7 +21,7 @@ import ray.data.exceptions
 import ray.exceptions
 
 from tpn_ray import job, storage
-from tpn_ray.errors import ResourceError
+from tpn_ray.errors import ConfigError, ResourceError
 
 LOCAL_STORE_BYTES = 1024**3
 """Object store size of a Ray instance that a job starts by itself: some seconds of decoded clips."""
@@ -64,6 +64,7 @@ def connect(
     _quieten()
     if ray.is_initialized():
         if not _opened:
+            _check_environment(storage_seconds)
             return
         disconnect()
     address = address or os.environ.get("RAY_ADDRESS")
@@ -201,6 +202,19 @@ def _environment(storage_seconds: float) -> dict[str, dict[str, str]] | None:
     if storage_seconds == storage.PATIENCE_SECONDS:
         return None
     return {"env_vars": {storage.PATIENCE: f"{storage_seconds:g}"}}
+
+
+def _check_environment(storage_seconds: float) -> None:
+    """Raise ConfigError if the processes of a Ray that the caller started would not wait that long."""
+    needed = _environment(storage_seconds)
+    if needed is None:
+        return
+    given = ray.get_runtime_context().runtime_env.get("env_vars", {})
+    if given.get(storage.PATIENCE) != needed["env_vars"][storage.PATIENCE]:
+        raise ConfigError(
+            f"storage_seconds={storage_seconds:g} cannot reach the processes of a Ray that is running already: start "
+            f"it with ray.init(runtime_env={needed!r}), or leave its start to this function"
+        )
 
 
 def _knock(address: str) -> None:
