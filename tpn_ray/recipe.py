@@ -167,8 +167,9 @@ class LoopConfig:
     """Whether to compile the network with torch.compile before the first step. Dropout then draws different numbers."""
 
     weights: str = ""
-    """Initial weights: a file, folder, or URI in any known layout (this project's, mmaction2's, the official TPN's, or
-    a 2D ResNet's). A classifier with a different number of classes is initialized at random."""
+    """Initial weights: a path, s3://bucket/key, https://host/file#sha256=..., or hf://owner/name, in any layout known
+    for the backbone (this project's, mmaction2's, the official TPN's, or a 2D ResNet's). A classifier with a different
+    number of classes is initialized at random."""
 
     patience_evaluations: int = 0
     """Consecutive evaluations without a higher top-1 after which the run stops early; 0 disables early stopping."""

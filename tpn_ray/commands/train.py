@@ -17,6 +17,7 @@ from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.views import Views, parse_views
 from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.lease import Lease
+from tpn_ray.model.sources import check_source
 from tpn_ray.progress import Terminal, track
 from tpn_ray.recipe import Recipe
 from tpn_ray.storage import PATIENCE_SECONDS
@@ -110,8 +111,8 @@ def _train(
 ) -> RunResult:
     machines = job.machines
     begun = check_resumable(storage.join(folder, name), recipe, manifest)
-    if not begun and storage.is_s3(recipe.loop.weights):  # a file may exist only on the workers' nodes
-        storage.check_readable(recipe.loop.weights)
+    if not begun and recipe.loop.weights:
+        check_source(recipe.loop.weights)
     print(f"{len(manifest)} videos of {job.data}, version {manifest.version}; run {name} in {folder}", flush=True)
     session.connect(
         job.address,

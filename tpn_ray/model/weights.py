@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.model.layouts import Layout, detect, names_in
 from tpn_ray.model.recognizer import Recognizer
 from tpn_ray.model.resnet2d import Bottleneck
+from tpn_ray.model.sources import local_file
 
 State = Mapping[str, Tensor]
 
@@ -136,7 +139,7 @@ def mmaction2_state(model: Recognizer) -> dict[str, Tensor]:
 
 def read_state(source: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> tuple[State, Layout]:
     """Return a file's tensors by name, without wrappers' prefixes, and its layout."""
-    content = source if isinstance(source, Mapping) else unpickle(source)
+    content = source if isinstance(source, Mapping) else read_file(source)
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -152,9 +155,19 @@ def read_state(source: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> tu
     return state, layout
 
 
-def unpickle(source: str | os.PathLike[str] | bytes) -> object:
+def read_file(source: str | os.PathLike[str] | bytes) -> object:
+    """Read a file of torch or of safetensors."""
+    data = source if isinstance(source, bytes) else local_file(os.fspath(source)).read_bytes()
+    if data[8:9] != b"{":  # safetensors: eight bytes of length, then JSON
+        return unpickle(data, label(source))
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{label(source)} cannot be read as a file of safetensors: {error}") from None
+
+
+def unpickle(data: bytes, label: str) -> object:
     """Read only tensors. Any other class that a file names (training logs, for example) becomes an inert `Ignored`."""
-    data = source if isinstance(source, bytes) else storage.read_bytes(os.fspath(source))
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
     except (RuntimeError, ValueError, pickle.UnpicklingError):
@@ -168,7 +181,7 @@ def unpickle(source: str | os.PathLike[str] | bytes) -> object:
             reason = (
                 f"it refers to {abridge(tuple(foreign)) or 'objects'}, which are not read; save its state_dict alone"
             )
-        raise CheckpointError(f"{label(source)} cannot be read as a torch file of tensors: {reason}") from None
+        raise CheckpointError(f"{label} cannot be read as a torch file of tensors: {reason}") from None
 
 
 class Ignored:

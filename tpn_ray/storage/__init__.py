@@ -32,6 +32,7 @@ from tpn_ray.storage.files import (
     list_files,
     read_bytes,
     read_range,
+    stamp,
     write_bytes,
 )
 from tpn_ray.storage.filesystem import patient_filesystem
@@ -50,5 +51,5 @@ __all__ = [
     "CHECK_SECONDS", "CREATE_BYTES", "PATIENCE", "PATIENCE_SECONDS", "StoredFile", "absolute", "can_create",
     "check_readable", "check_writable", "clock_skew_seconds", "create", "delete_file", "delete_folder", "download",
     "exists", "is_absolute", "is_s3", "join", "list_files", "name", "parent", "patience", "patience_seconds",
-    "patient_filesystem", "read_bytes", "read_range", "set_patience", "tell_outages", "write_bytes",
+    "patient_filesystem", "read_bytes", "read_range", "set_patience", "stamp", "tell_outages", "write_bytes",
 ]  # fmt: skip

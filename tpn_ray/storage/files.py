@@ -124,6 +124,19 @@ def exists(uri: str) -> bool:
     return _is_there(uri, "look for")
 
 
+def stamp(uri: str) -> str:
+    """Return what changes when a file is written anew: its size and the time of its last change."""
+
+    def look(fs: pafs.FileSystem, path: str) -> str:
+        info = fs.get_file_info(path)
+        return "" if info.type == pafs.FileType.NotFound else f"{info.size}-{info.mtime_ns}"
+
+    found = attempt(uri, "read", look)
+    if not found:
+        raise nothing_there(absolute(uri))
+    return found
+
+
 def list_files(uri: str, *, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
     """List every file below a folder, sorted by URI; with `suffixes` (any case) only those. Raises NotFoundError."""
     root = absolute(uri)
