@@ -43,7 +43,7 @@ def test_every_kind_of_convolution_is_tried_at_its_own_shape() -> None:
     assert kinds["backbone.stem.conv"] == (16, 3, 48, 48)
     assert kinds["neck.temporal.0"] == (2, 256, 8, 4)
     assert kinds["backbone.stages.res4.0.conv1.conv"] == (2, 64, 8, 36)
-    assert kinds["neck.spatial.0.0.conv"] == (16, 128, 3, 3)
+    assert kinds["auxiliary.0.deepen.conv"] == (16, 128, 3, 3)
 
 
 def test_shapes_of_something_else_are_refused() -> None:

@@ -104,6 +104,6 @@ def gradient_norms(model: Recognizer, names: Container[str]) -> dict[str, float]
     norms = {}
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None
-        name = next(name for name in names_in("mmaction2", key, top_auxiliary=0) if name in names)
+        name = next(name for name in names_in("mmaction2", model.config.spec, key, top_auxiliary=0) if name in names)
         norms[name] = parameter.grad.norm().item()
     return norms

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpn_ray.model.backbones.spec import Stage
 from tpn_ray.model.layers import ConvNorm
 from tpn_ray.model.tpn import TemporalPyramid, bottom_up, top_down
 
@@ -37,8 +38,11 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def neck(**options: Any) -> TemporalPyramid:
+    channels = options.pop("channels", (32, 64))
+    depth = len(set(channels))
+    stages = [Stage(count, space=2 ** (6 - depth + i)) for i, count in enumerate(sorted(set(channels)))]
     defaults = {
-        "channels": (32, 64),
+        "stages": [stages[sorted(set(channels)).index(count)] for count in channels],
         "flow": "cascade",
         "rates": (1, 1),
         "alpha": (2, 4),

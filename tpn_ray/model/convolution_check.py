@@ -1,12 +1,13 @@
 """Checks before training whether low-precision convolutions can be trusted here. Runs where the network will run.
 
 Some cuDNN versions (9.10.2 among them) silently return wrong numbers from bf16 3D convolutions at large shapes; torch's
-CPU kernels have had similar faults. This network makes no 3D convolution, but its 3x1 and 3x3 convolutions go through
-the same libraries, so one of each kind is compared with float32 at the shapes that training will use.
+CPU kernels have had similar faults. So one convolution of each kind is compared with float32 at the shapes that
+training will use.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ import torch
 from torch import nn
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.recognizer import Recognizer
+from tpn_ray.model.recognizer import Recognizer, build_model
+
+Convolution = nn.Conv2d | nn.Conv3d
 
 TOLERANCE = 0.03
 """Largest credible error of one convolution, relative to its largest result; rounding to bf16 gives 0.5%."""
@@ -60,42 +63,38 @@ def convolution_self_test(
 
 def largest_of_each_kind(
     model: Recognizer, clips_shape: Sequence[int]
-) -> list[tuple[str, nn.Conv2d, tuple[int, int, int, int]]]:
+) -> list[tuple[str, Convolution, tuple[int, ...]]]:
     """List, for every kernel size, stride, and grouping, the convolution with the most work and its input shape."""
-    seen: dict[tuple[object, ...], tuple[int, str, nn.Conv2d, tuple[int, int, int, int]]] = {}
-    n, _, t, height, width = clips_shape
-    for name, convolution in model.named_modules():
-        if not isinstance(convolution, nn.Conv2d):
-            continue
-        reduction = reduction_before(name)
-        high, wide = -(-height // reduction), -(-width // reduction)
-        columns = convolution.weight.shape[2:] == (3, 1)
-        channels = convolution.in_channels
-        shape = (n, channels, t, high * wide) if columns else (n * t, channels, high, wide)
-        work = convolution.weight.numel() * n * t * high * wide
+    convolutions = dict(model.named_modules())
+    seen: dict[tuple[object, ...], tuple[int, str, Convolution, tuple[int, ...]]] = {}
+    for name, shape in input_shapes(model, clips_shape).items():
+        convolution = convolutions[name]
+        assert isinstance(convolution, Convolution)
+        work = convolution.weight.numel() * math.prod(shape) // shape[1]
         kind = (*convolution.weight.shape[2:], convolution.stride, convolution.groups > 1)
         if kind not in seen or work > seen[kind][0]:
             seen[kind] = (work, name, convolution, shape)
     return [entry[1:] for entry in seen.values()]
 
 
-def reduction_before(name: str) -> int:
-    """Return the factor by which space at the input of a convolution of the network is smaller than in the clip."""
-    if name.startswith("backbone.stem"):
-        return 1
-    if name.startswith("backbone.stages.res"):
-        stage, block, part = name.split(".")[2:5]
-        own: int = 2 ** int(stage.removeprefix("res"))
-        enters = block == "0" and stage != "res2" and part in ("conv1", "conv2", "shortcut")
-        return own // 2 if enters else own
-    return 16 if name.startswith(("neck.spatial", "auxiliary")) else 32
+def input_shapes(model: Recognizer, clips_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of what enters each convolution in training, by its name. Nothing is computed."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    with torch.device("meta"):
+        shadow, clips = build_model(model.config), torch.empty(*clips_shape)
+    for name, module in shadow.named_modules():
+        if isinstance(module, Convolution):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: shapes.update({name: tuple(inputs[0].shape)}))
+    shadow(clips)
+    return shapes
 
 
-def disagreement(convolution: nn.Conv2d, shape: tuple[int, int, int, int], precision: torch.dtype) -> float:
+def disagreement(convolution: Convolution, shape: tuple[int, ...], precision: torch.dtype) -> float:
     """Return the largest relative difference of result and gradients between the precision and float32."""
     device = convolution.weight.device
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+    memory = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = torch.randn(shape, generator=generator).to(device).contiguous(memory_format=memory)
     results = []
     for enabled in (False, True):
         leaf = x.clone().requires_grad_()

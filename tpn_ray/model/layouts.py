@@ -1,26 +1,21 @@
 """Names of the same weights in other code bases, as substitutions on ours. Runs anywhere.
 
-Note that the official code's `level_fusion_op2` is the top-down pyramid and `level_fusion_op` the bottom-up one;
-mmaction2 numbers them 1 and 2. Both have one auxiliary head, on the second-highest level. mmaction2 wraps the first
-convolution of a shifted block (`.net`). Before 2020-04-30 the official auxiliary convolution was in a list (`convs.0`).
+Every backbone names its own part (`BackboneSpec.names`); pyramid and heads are named here. Note that the official
+code's `level_fusion_op2` is the top-down pyramid and `level_fusion_op` the bottom-up one; mmaction2 numbers them 1 and
+2. Both have one auxiliary head, on the second-highest level. mmaction2 wraps the first convolution of a shifted block
+(`.net`). Before 2020-04-30 the official auxiliary convolution was in a list (`convs.0`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Collection, Iterable
 
-Layout = Literal["tpn_ray", "mmaction2", "official", "resnet2d"]
+from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
 
-Substitutions = tuple[tuple[str, str], ...]
-
-BLOCK = r"^backbone\.stages\.res(\d)\.(\d+)\."
+OURS = "tpn_ray"
 
 MMACTION2: Substitutions = (
-    (r"^backbone\.stem\.", "backbone.conv1."),
-    (BLOCK + r"shortcut\.", r"backbone.layer<\1>.\2.downsample."),
-    (BLOCK, r"backbone.layer<\1>.\2."),
     (r"^neck\.spatial\.", "neck.spatial_modulation.spatial_modulation."),
     (r"^neck\.temporal\.(\d)\.", r"neck.temporal_modulation_ops.\1.conv.conv."),
     (r"^neck\.down\.(\d)\.", r"neck.downsample_ops.\1.conv.conv."),
@@ -35,12 +30,6 @@ MMACTION2: Substitutions = (
 )
 
 OFFICIAL: Substitutions = (
-    (r"^backbone\.stem\.conv\.", "backbone.conv1."),
-    (r"^backbone\.stem\.norm\.", "backbone.bn1."),
-    (BLOCK + r"conv(\d)\.conv\.", r"backbone.layer<\1>.\2.conv\3."),
-    (BLOCK + r"conv(\d)\.norm\.", r"backbone.layer<\1>.\2.bn\3."),
-    (BLOCK + r"shortcut\.conv\.", r"backbone.layer<\1>.\2.downsample.0."),
-    (BLOCK + r"shortcut\.norm\.", r"backbone.layer<\1>.\2.downsample.1."),
     (r"^neck\.spatial\.(\d)\.(\d)\.norm\.", r"necks.spatial_modulation.spatial_modulation.\1.\2.bn."),
     (r"^neck\.spatial\.", "necks.spatial_modulation.spatial_modulation."),
     (r"^neck\.temporal\.(\d)\.", r"necks.temporal_modulation_ops.\1.conv."),
@@ -58,38 +47,40 @@ OFFICIAL: Substitutions = (
     (r"^head\.linear\.", "cls_head.fc_cls."),
 )
 
-SIGNS: dict[str, Layout] = {
-    "backbone.stem.conv.weight": "tpn_ray",
-    "backbone.conv1.conv.weight": "mmaction2",
-    "backbone.conv1.weight": "official",
-    "layer1.0.conv1.weight": "resnet2d",
-}
-"""An entry that one layout has and no other."""
+HEADS: dict[str, Substitutions] = {"mmaction2": MMACTION2, "official": OFFICIAL}
+"""Names of pyramid and heads, in the code bases that have them."""
 
 
-def detect(keys: Iterable[str]) -> Layout | None:
-    """Return the layout that these names belong to; None if unknown."""
-    present = set(keys)
-    return next((layout for sign, layout in SIGNS.items() if sign in present), None)
+def detect(spec: BackboneSpec, keys: Iterable[str], present: Collection[str]) -> str | None:
+    """Return the layout that has most of our `keys` among the names that are present; None if no name is known."""
+    counts = {
+        layout: sum(any(name in present for name in names_in(layout, spec, key, top_auxiliary=0)) for key in keys)
+        for layout in (OURS, *spec.names)
+    }
+    best = max(counts, key=lambda layout: counts[layout])
+    return best if counts[best] else None
 
 
-def names_in(layout: Layout, key: str, *, top_auxiliary: int) -> tuple[str, ...]:
+def names_in(layout: str, spec: BackboneSpec, key: str, *, top_auxiliary: int) -> tuple[str, ...]:
     """Return the possible names of our entry `key` in a layout; empty if it has no counterpart there.
 
     `top_auxiliary` is the index of the auxiliary head on the second-highest level, the only one that others have.
     """
-    if layout == "tpn_ray":
+    if layout == OURS:
         return (key,)
-    key = key.replace(f"auxiliary.{top_auxiliary}.", "auxiliary.top.", 1)
-    if layout == "mmaction2":
-        name = substitute(MMACTION2, key)
-        return (
-            (name, name.replace(".conv1.conv.", ".conv1.conv.net.")) if name.startswith("backbone.layer") else (name,)
-        )
-    name = substitute(OFFICIAL, key)
-    if layout == "official":
-        return (name, name.replace(".aux_head.convs.", ".aux_head.convs.0."))
-    return (name.removeprefix("backbone."),) if name.startswith("backbone.") else ()
+    part = key.partition(".")[0]
+    if part == "backbone":
+        name = substitute(spec.names[layout], key.removeprefix("backbone."))
+        if layout not in HEADS:
+            return (name,)
+        name = f"backbone.{name}"
+        # mmaction2 wraps the convolutions before which it shifts
+        return (name, name.replace(".conv1.conv.", ".conv1.conv.net.")) if spec.frames == "shift" else (name,)
+    if layout not in HEADS:
+        name = substitute(spec.names[layout], key)
+        return (name,) if part == "head" and name != key else ()
+    name = substitute(HEADS[layout], key.replace(f"auxiliary.{top_auxiliary}.", "auxiliary.top.", 1))
+    return (name, name.replace(".aux_head.convs.", ".aux_head.convs.0."))
 
 
 def substitute(substitutions: Substitutions, key: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -12,28 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.frames import fold, unfold
+from tpn_ray.model.backbones import BACKBONES
+from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Shift
 from tpn_ray.model.heads import AuxiliaryHead, ClassificationHead
-from tpn_ray.model.resnet2d import R50, R101, TOY, ResNet, tsm, tsn
-from tpn_ray.model.resnet3d import slowonly
 from tpn_ray.model.tpn import PYRAMIDS, Flow, TemporalPyramid
-
-Shift = Literal["residual", "inplace"]
-
-BACKBONES: dict[str, Callable[[int, Shift], ResNet]] = {
-    "slowonly_r50": lambda top, shift: slowonly(R50, top),
-    "slowonly_r101": lambda top, shift: slowonly(R101, top),
-    "slowonly_toy": lambda top, shift: slowonly(TOY, top),
-    "tsn_r50": lambda top, shift: tsn(R50, top),
-    "tsn_r101": lambda top, shift: tsn(R101, top),
-    "tsn_toy": lambda top, shift: tsn(TOY, top),
-    "tsm_r50": lambda top, shift: tsm(R50, top, shift),
-    "tsm_r101": lambda top, shift: tsm(R101, top, shift),
-    "tsm_toy": lambda top, shift: tsm(TOY, top, shift),
-}
-"""Name -> function of the highest stage needed and of TSM's placement. The toys are for tests and first experiments."""
-
-STAGES = (2, 3, 4, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +22,7 @@ class ModelConfig:
     """The network: everything that determines the shapes of its weights and what it computes."""
 
     backbone: str = "slowonly_r50"
-    """Name of the backbone: slowonly_* ("I3D" in the paper), tsn_*, or tsm_*, each as r50, r101, or toy."""
+    """Name of the backbone and its size, such as slowonly_r50 ("I3D" in the paper)."""
 
     classes: int | tuple[int, ...] = 400
     """Number of classes; several numbers for several label sets, such as verbs and nouns."""
@@ -87,7 +68,7 @@ class ModelConfig:
             raise ConfigError(f"dropout={self.dropout!r} must be at least 0 and below 1")
         if self.shift not in ("residual", "inplace"):
             raise ConfigError(f"shift={self.shift!r} must be residual or inplace")
-        if self.shift == "inplace" and not self.backbone.startswith("tsm"):
+        if self.shift == "inplace" and self.spec.frames != "shift":
             raise ConfigError(f"shift='inplace' is for tsm backbones; {self.backbone} shifts nothing")
         if self.neck not in ("tpn", "none"):
             raise ConfigError(f"neck={self.neck!r} must be tpn or none")
@@ -97,8 +78,12 @@ class ModelConfig:
     def _check_pyramid(self) -> None:
         if self.flow not in PYRAMIDS:
             raise ConfigError(f"unknown flow {self.flow!r}; known: {', '.join(PYRAMIDS)}")
-        if not set(self.levels) <= set(STAGES) or list(self.levels) != sorted(set(self.levels)) or not self.levels:
-            raise ConfigError(f"levels={self.levels!r} must be stages out of {STAGES}, lowest first, each once")
+        stages = self.spec.stages
+        if not set(self.levels) <= set(stages) or list(self.levels) != sorted(set(self.levels)) or not self.levels:
+            raise ConfigError(
+                f"levels={self.levels!r} must be stages of {self.backbone}, out of {tuple(stages)}, lowest first, each "
+                "once"
+            )
         if self.rates and len(self.levels) > 1:
             raise ConfigError(f"rates={self.rates!r} go with one stage in levels, not with levels={self.levels!r}")
         if len(self.levels) == 1 and len(self.rates) < 2:
@@ -112,13 +97,32 @@ class ModelConfig:
             raise ConfigError(f"alpha={self.alpha!r} has {len(self.alpha)} entries, the pyramid has {depth} levels")
         if min(self.alpha) < 1 or any(pool % 1 for pool in self.alpha):
             raise ConfigError(f"alpha={self.alpha!r} must be whole numbers from 1")
-        strides = [rate * pool for rate, pool in zip(self.rates or (1,) * depth, self.alpha, strict=True)]
+        strides = [rate * pool for rate, pool in zip(self.time_strides, self.alpha, strict=True)]
         if any(upper % lower for lower, upper in pairwise(strides)):
             # A level's time resolution is that of the level below or coarser; its frames cover whole frames of that
             # one.
             raise ConfigError(
                 f"alpha={self.alpha!r} pools {strides} frames into one: each level needs a multiple of the one before"
             )
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """What is known about the backbone."""
+        return BACKBONES[self.backbone]
+
+    @property
+    def used_stages(self) -> tuple[int, ...]:
+        """The stages whose outputs are used: the pyramid's levels, or the highest."""
+        return self.levels if self.neck == "tpn" else (max(self.spec.stages),)
+
+    @property
+    def time_strides(self) -> tuple[int, ...]:
+        """Number of clip frames per frame of each level, before alpha: the sampling rates, or the backbone's strides.
+
+        These are relative to the lowest level.
+        """
+        strides = [self.spec.stages[level].time for level in self.levels]
+        return self.rates or tuple(stride // strides[0] for stride in strides)
 
     @property
     def label_sets(self) -> tuple[int, ...]:
@@ -153,16 +157,16 @@ class Recognizer(nn.Module):
         super().__init__()
         self.config = config
         classes = sum(config.label_sets)
-        levels = config.levels if config.neck == "tpn" else (STAGES[-1],)
-        self.levels = levels
-        self.backbone = BACKBONES[config.backbone](levels[-1], config.shift)
-        channels = [self.backbone.channels[level] for level in levels]
+        self.levels = config.used_stages
+        self.backbone = config.spec.build(self.levels[-1], config.shift)
+        stages = [config.spec.stages[level] for level in self.levels]
+        channels = [stage.channels for stage in stages]
         self.neck: TemporalPyramid | None = None
         if config.neck == "tpn":
             self.neck = TemporalPyramid(
-                channels * (len(config.rates) or 1),
+                stages * (len(config.rates) or 1),
                 flow=config.flow,
-                rates=config.rates or (1,) * len(levels),
+                rates=config.rates or (1,) * len(stages),
                 alpha=config.alpha,
                 spatial_modulation=config.spatial_modulation,
                 temporal_modulation=config.temporal_modulation,
@@ -173,11 +177,10 @@ class Recognizer(nn.Module):
         self.head = ClassificationHead(channels[-1], classes, config.dropout)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Scores:
-        """Score normalized clips; for tsn and tsm their frames are the segments."""
+        """Score normalized clips; where frames are sampled from segments, a clip's frames are these."""
         check_clips(self.config, clips)
-        t = clips.shape[2]
-        stages = self.backbone(fold(clips), t)
-        levels = [unfold(stages[level], t) for level in self.levels]
+        stages = self.backbone(clips)
+        levels = [stages[level] for level in self.levels]
         heads = zip(self.auxiliary, levels, strict=False) if self.training else ()
         auxiliary = tuple(head(level) for head, level in heads)
         feature = levels[-1] if self.neck is None else self.neck(levels * (len(self.config.rates) or 1))
@@ -188,7 +191,11 @@ def build_model(config: ModelConfig) -> Recognizer:
     """Build a network with fresh weights, in the memory format it works in."""
     model = Recognizer(config)
     initialise_backbone(model.backbone)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            flat = isinstance(module, nn.Conv2d)
+            module.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)  # type: ignore[call-overload]
+    return model
 
 
 def set_alpha(model: Recognizer, alpha: tuple[int, ...]) -> None:
@@ -207,10 +214,10 @@ def split_label_sets(scores: Float[Tensor, "n k"], classes: int | tuple[int, ...
     return torch.split(scores, list(sizes), dim=1)
 
 
-def initialise_backbone(backbone: ResNet) -> None:
+def initialise_backbone(backbone: Backbone) -> None:
     """Initialize convolutions Kaiming-normal and residual branches at zero (mmaction2's choice without pretraining)."""
     for name, module in backbone.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if name.endswith("conv3.norm"):
             nn.init.zeros_(module.weight)
@@ -219,10 +226,16 @@ def initialise_backbone(backbone: ResNet) -> None:
 def check_clips(config: ModelConfig, clips: Float[Tensor, "n c t h w"]) -> None:
     """Raise ConfigError for clips that the network cannot process."""
     _, c, t, h, w = clips.shape
+    spec = config.spec
     if c != 3:
         raise ConfigError(f"clips of shape {tuple(clips.shape)}: dimension 1 must be the 3 colour channels, it is {c}")
     needed = max(config.rates, default=1) if config.neck == "tpn" else 1
     if t < needed:
         raise ConfigError(f"clips of {t} frames are too short: rates={config.rates!r} need at least {needed}")
-    if min(h, w) < 1:
-        raise ConfigError(f"clips of {h} x {w} pixels: the network needs at least 1 x 1")
+    if t < spec.least_frames or t % spec.frames_multiple:
+        raise ConfigError(
+            f"clips of {t} frames: {config.backbone} needs at least {spec.least_frames}, in multiples of "
+            f"{spec.frames_multiple}"
+        )
+    if min(h, w) < (least := spec.least_px):
+        raise ConfigError(f"clips of {h} x {w} pixels: {config.backbone} needs at least {least} x {least}")

@@ -18,6 +18,7 @@ Alpha changes no weight's shape, so a built network can be given another one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -26,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpn_ray.model.backbones.spec import Stage
 from tpn_ray.model.frames import along_time, max_pool_time, per_frame, stretch_time
 from tpn_ray.model.layers import ConvNorm, conv
 
@@ -63,7 +65,7 @@ class TemporalPyramid(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int],
+        stages: Sequence[Stage],
         *,
         flow: Flow,
         rates: Sequence[int],
@@ -75,15 +77,17 @@ class TemporalPyramid(nn.Module):
         super().__init__()
         self.flow = flow
         self.rates = tuple(rates)
+        self.times = tuple(stage.time // stages[0].time for stage in stages)
+        channels = [stage.channels for stage in stages]
         self.alpha = tuple(alpha)
         self.temporal_modulation = temporal_modulation
         depth, outputs = len(channels), channels[-1]
         width = outputs // 2
-        groups = min(32, width // 8)  # 32 in every published network; fewer only where toys have too few channels
         self.spatial = nn.ModuleList(
-            lift(level, outputs) if spatial_modulation else nn.Sequential() for level in channels
+            lift(stage, stages[-1]) if spatial_modulation else nn.Sequential() for stage in stages
         )
-        entering = [outputs] * depth if spatial_modulation else list(channels)
+        entering = [outputs] * depth if spatial_modulation else channels
+        groups = group_count(width, entering)
         # With temporal modulation off (table 6b; the paper does not say how), a 1x1x1 of the same groups still brings
         # every level to the pyramid's width, so that only the mixing and pooling of frames is missing.
         kernel = (3, 1) if temporal_modulation else 1
@@ -118,9 +122,9 @@ class TemporalPyramid(nn.Module):
         return per_frame(self.pyramid_fusion, torch.cat(fused, dim=1))
 
     def strides(self) -> tuple[int, ...]:
-        """Return the number of backbone frames per frame of each level."""
+        """Return the number of the lowest level's frames per frame of each level."""
         pooled = self.alpha if self.temporal_modulation else (1,) * len(self.alpha)
-        return tuple(rate * pool for rate, pool in zip(self.rates, pooled, strict=True))
+        return tuple(math.prod(level) for level in zip(self.times, self.rates, pooled, strict=True))
 
     def modulate(self, index: int, level: Level) -> Level:
         """Apply spatial, then temporal modulation to one level (the paper's F_i)."""
@@ -130,13 +134,29 @@ class TemporalPyramid(nn.Module):
         return max_pool_time(along_time(self.temporal[index], sampled), self.alpha[index])
 
 
-def lift(channels: int, outputs: int) -> nn.Sequential:
-    """Build the spatial modulation: convolutions that double channels and halve size until both are the top's."""
+def lift(stage: Stage, top: Stage) -> nn.Sequential:
+    """Build the spatial modulation: convolutions that halve the size until it is the top's, and double the channels.
+
+    In published networks, the last doubling gives the top's channels. Where it does not, the last convolution leads to
+    them.
+    """
     steps = []
-    while channels < outputs:
-        steps.append(ConvNorm(conv(channels, 2 * channels, 3, stride=2)))
-        channels *= 2
+    channels, space = stage.channels, stage.space
+    while space < top.space:
+        space *= 2
+        outputs = 2 * channels if space < top.space else top.channels
+        steps.append(ConvNorm(conv(channels, outputs, 3, stride=2)))
+        channels = outputs
     return nn.Sequential(*steps)
+
+
+def group_count(width: int, entering: Iterable[int]) -> int:
+    """Return the number of groups of the grouped convolutions.
+
+    It is 32 in every published network; fewer only where channels are too few or no multiple of 32.
+    """
+    common = math.gcd(width, *entering)
+    return max(count for count in range(1, min(32, max(1, width // 8)) + 1) if common % count == 0)
 
 
 def top_down(levels: Sequence[Level]) -> list[Level]:

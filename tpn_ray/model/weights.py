@@ -22,9 +22,9 @@ from torch import Tensor
 
 from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, ConfigError
-from tpn_ray.model.layouts import Layout, detect, names_in
+from tpn_ray.model.backbones.resnet2d import Bottleneck
+from tpn_ray.model.layouts import OURS, detect, names_in
 from tpn_ray.model.recognizer import Recognizer
-from tpn_ray.model.resnet2d import Bottleneck
 from tpn_ray.model.sources import local_file
 
 State = Mapping[str, Tensor]
@@ -34,7 +34,7 @@ State = Mapping[str, Tensor]
 class LoadReport:
     """The outcome of loading a file. `used` and `unused` hold the file's names, the others ours."""
 
-    layout: Layout
+    layout: str
     """Code base whose names the file uses; resnet2d is torchvision's and timm's."""
 
     used: tuple[str, ...]
@@ -77,7 +77,7 @@ def load_weights(
     provides only the backbone, and so does any other file if `backbone_only` is set. `replace_classifier` keeps the
     fresh final layers, main and auxiliary. Nothing is changed unless everything fits.
     """
-    state, layout = read_state(source)
+    state, layout = read_state(model, source)
     backbone_only = backbone_only or layout == "resnet2d"
     found = match(model, state, layout)
     replaced = [key for key in model.state_dict() if is_classifier(key)] if replace_classifier else []
@@ -119,7 +119,9 @@ def mmaction2_state(model: Recognizer) -> dict[str, Tensor]:
         )
     if config.shift == "inplace" or not config.temporal_modulation:
         raise ConfigError("mmaction2 has neither shift='inplace' nor temporal_modulation=False")
-    flat_backbone = not config.backbone.startswith("slowonly")
+    if "mmaction2" not in config.spec.names:
+        raise ConfigError(f"mmaction2 has no {config.backbone}")
+    flat_backbone = config.spec.frames != "convolve"
     shifted = {
         f"{name}.conv1.conv.weight"
         for name, module in model.named_modules()
@@ -129,7 +131,7 @@ def mmaction2_state(model: Recognizer) -> dict[str, Tensor]:
     for key, value in model.state_dict().items():
         if key.startswith("auxiliary.") and not key.startswith(f"auxiliary.{config.auxiliary_count - 1}."):
             continue
-        names = names_in("mmaction2", key, top_auxiliary=config.auxiliary_count - 1)
+        names = names_in("mmaction2", config.spec, key, top_auxiliary=config.auxiliary_count - 1)
         flat = value.ndim != 4 or (flat_backbone and key.startswith("backbone."))
         # A kernel that is not square is (3, 1): time and height. Any other is height and width.
         deep = value if flat else value.unsqueeze(2 if value.shape[2] == value.shape[3] else 4)
@@ -137,7 +139,7 @@ def mmaction2_state(model: Recognizer) -> dict[str, Tensor]:
     return state
 
 
-def read_state(source: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> tuple[State, Layout]:
+def read_state(model: Recognizer, source: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> tuple[State, str]:
     """Return a file's tensors by name, without wrappers' prefixes, and its layout."""
     content = source if isinstance(source, Mapping) else read_file(source)
     for wrapper in ("state_dict", "model"):
@@ -146,11 +148,12 @@ def read_state(source: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> tu
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{label(source)} holds a {type(content).__name__}, not named weights")
     state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
-    layout = detect(state)
+    layout = detect(model.config.spec, model.state_dict(), state)
     if layout is None:
+        known = ", ".join((OURS, *model.config.spec.names))
         raise CheckpointError(
-            f"{label(source)} is no known layout (ours, mmaction2, official TPN, torchvision or timm 2D ResNet); "
-            f"its entries: {abridge(tuple(state)) or 'no tensors'}"
+            f"{label(source)} is in no known layout of {model.config.backbone} ({known}); its entries: "
+            f"{abridge(tuple(state)) or 'no tensors'}"
         )
     return state, layout
 
@@ -194,11 +197,11 @@ class Ignored:
         """Discard the state."""
 
 
-def match(model: Recognizer, state: State, layout: Layout) -> dict[str, str]:
+def match(model: Recognizer, state: State, layout: str) -> dict[str, str]:
     """Map our entries to the file's names for them, for those that the file has."""
     found = {}
     for key in model.state_dict():
-        names = names_in(layout, key, top_auxiliary=model.config.auxiliary_count - 1)
+        names = names_in(layout, model.config.spec, key, top_auxiliary=model.config.auxiliary_count - 1)
         name = next((name for name in names if name in state), None)
         if name is not None:
             found[key] = name
@@ -236,7 +239,7 @@ def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
 
 
 def refuse_leftovers(
-    model: Recognizer, missing: list[str], unused: list[str], layout: Layout, backbone_only: bool
+    model: Recognizer, missing: list[str], unused: list[str], layout: str, backbone_only: bool
 ) -> None:
     """Raise CheckpointError for a file of another network. `load_weights` states the rules."""
     lacking = [
@@ -279,12 +282,12 @@ def is_classifier(name: str) -> bool:
     return re.search(r"head\.linear\.|\.fc_cls\.|aux_head\.fc\.", name) is not None
 
 
-def notes_on(model: Recognizer, layout: Layout) -> list[str]:
+def notes_on(model: Recognizer, layout: str) -> list[str]:
     """List choices that change what the network computes and that no file records."""
     config, notes = model.config, []
     if layout in ("official", "mmaction2") and config.neck == "tpn" and config.flow == "parallel":
         notes.append("published TPN weights were trained with flow='cascade', this network has 'parallel'")
-    if layout == "official" and config.backbone.startswith("tsm") and config.shift == "residual":
+    if layout == "official" and config.spec.frames == "shift" and config.shift == "residual":
         notes.append("the official code shifts in place by default, this network has shift='residual'")
     if layout == "mmaction2" and config.shift == "inplace":
         notes.append("mmaction2 shifts in the residual branch, this network has shift='inplace'")

@@ -40,7 +40,7 @@ def read_checkpoint(uri: str) -> tuple[Recipe, LabelSets]:
 def check_frames(checkpoint: str) -> None:
     """Raise ConfigError for a checkpoint whose network cannot score single frames."""
     model = read_checkpoint(checkpoint)[0].model
-    if model.neck != "none" or not model.backbone.startswith("tsn"):
+    if model.neck != "none" or model.spec.frames != "apart":
         raise ConfigError(
             f"{checkpoint} is {model.backbone} with neck {model.neck}; single frames are for a tsn backbone without "
             "pyramid, such as the recipe toy_frames"

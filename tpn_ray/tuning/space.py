@@ -17,7 +17,6 @@ import numpy as np
 from optuna.distributions import FloatDistribution
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.recognizer import STAGES
 from tpn_ray.model.tpn import Flow
 from tpn_ray.recipe import Recipe, flat, from_plain, replace_fields
 from tpn_ray.tuning.distributions import Distribution, at, choice, edges, from_json, parse, written
@@ -67,7 +66,7 @@ def flow_and_levels(recipe: Recipe) -> Space:
         raise ConfigError("flow_and_levels varies the pyramid, and model.neck='none' has none")
     space: Space = {"model.flow": choice(get_args(Flow))}
     if not recipe.model.rates:
-        below = [stage for stage in STAGES if stage < recipe.model.levels[-1]]
+        below = [stage for stage in recipe.model.spec.stages if stage < recipe.model.levels[-1]]
         space["model.levels"] = choice(tuple((*below[i:], recipe.model.levels[-1]) for i in range(len(below))))
     return space
 

@@ -1,6 +1,6 @@
 """ResNet over frames: TSN (every frame alone) and TSM (channels shifted between frames). Runs anywhere, torch only.
 
-The residual network itself is shared with `resnet3d`: blocks differ only in how their first convolution treats time.
+The residual network itself is shared with `slowonly`: blocks differ only in how their first convolution treats time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Shift, Stage, Substitutions
 from tpn_ray.model.frames import along_time, fold, unfold
 from tpn_ray.model.layers import ConvNorm, conv
 
@@ -28,6 +29,7 @@ convolve       it is 3x1x1
 
 EXPANSION = 4
 FIRST_STAGE = 2  # stages carry the paper's names: res2, res3, res4, res5
+STAGE_NUMBERS = (2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Bottleneck(nn.Module):
         return F.relu(inner.add_(kept), inplace=True)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """A stem and the stages res2 to `top`, returning the output of every stage. No stage strides in time."""
 
     def __init__(self, size: Size, top: int, time_of: Callable[[int, int], Time]) -> None:
@@ -92,14 +94,15 @@ class ResNet(nn.Module):
             self.stages[f"res{stage}"] = nn.ModuleList(blocks)
             self.channels[stage] = inputs
 
-    def forward(self, frames: Float[Tensor, "nt c h w"], t: int) -> dict[int, Float[Tensor, "nt _ _ _"]]:
-        """Return the output of every stage by its number, for the frames of clips of `t` frames."""
-        x = F.max_pool2d(self.stem(frames), 3, 2, 1)
+    def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Float[Tensor, "n _ t _ _"]]:
+        """Return the output of every stage by its number."""
+        t = clips.shape[2]
+        x = F.max_pool2d(self.stem(fold(clips)), 3, 2, 1)
         levels = {}
         for stage in self.channels:
             for block in self.stages[f"res{stage}"]:  # type: ignore[attr-defined]
                 x = block(x, t)
-            levels[stage] = x
+            levels[stage] = unfold(x, t)
         return levels
 
 
@@ -119,7 +122,7 @@ def tsn(size: Size, top: int) -> ResNet:
     return ResNet(size, top, lambda stage, block: "apart")
 
 
-def tsm(size: Size, top: int, placement: Literal["residual", "inplace"]) -> ResNet:
+def tsm(size: Size, top: int, placement: Shift) -> ResNet:
     """Build a 2D ResNet with temporal shift.
 
     `residual` is mmaction2's, which in networks of 23 or more blocks in res4 shifts only every second block; `inplace`
@@ -129,3 +132,51 @@ def tsm(size: Size, top: int, placement: Literal["residual", "inplace"]) -> ResN
         return ResNet(size, top, lambda stage, block: "shift_inplace")
     every = 2 if size.blocks[2] >= 23 else 1
     return ResNet(size, top, lambda stage, block: "shift" if block % every == 0 else "apart")
+
+
+def stages(size: Size) -> dict[int, Stage]:
+    """Return the stages of a residual network without temporal stride."""
+    return {
+        stage: Stage(EXPANSION * size.width * 2 ** (stage - FIRST_STAGE), space=2**stage) for stage in STAGE_NUMBERS
+    }
+
+
+MMACTION2: Substitutions = (
+    (r"^stem\.", "conv1."),
+    (r"^stages\.res(\d)\.(\d+)\.shortcut\.", r"layer<\1>.\2.downsample."),
+    (r"^stages\.res(\d)\.(\d+)\.", r"layer<\1>.\2."),
+    (r"\.norm\.", ".bn."),
+)
+TORCHVISION: Substitutions = (
+    (r"^stem\.conv\.", "conv1."),
+    (r"^stem\.norm\.", "bn1."),
+    (r"^stages\.res(\d)\.(\d+)\.conv(\d)\.conv\.", r"layer<\1>.\2.conv\3."),
+    (r"^stages\.res(\d)\.(\d+)\.conv(\d)\.norm\.", r"layer<\1>.\2.bn\3."),
+    (r"^stages\.res(\d)\.(\d+)\.shortcut\.conv\.", r"layer<\1>.\2.downsample.0."),
+    (r"^stages\.res(\d)\.(\d+)\.shortcut\.norm\.", r"layer<\1>.\2.downsample.1."),
+)
+NAMES = {"mmaction2": MMACTION2, "official": TORCHVISION, "resnet2d": TORCHVISION}
+APACHE = "Apache-2.0 (mmaction2, official TPN); ImageNet weights of torchvision: BSD-3-Clause"
+
+SIZES = {"r50": R50, "r101": R101, "toy": TOY}
+SPECS: dict[str, BackboneSpec] = {
+    f"tsn_{name}": BackboneSpec(
+        build=lambda top, shift, size=size: tsn(size, top),  # type: ignore[misc]
+        stages=stages(size),
+        frames="apart",
+        sampling="segments",
+        names=NAMES,
+        licence=APACHE,
+    )
+    for name, size in SIZES.items()
+} | {
+    f"tsm_{name}": BackboneSpec(
+        build=lambda top, shift, size=size: tsm(size, top, shift),  # type: ignore[misc]
+        stages=stages(size),
+        frames="shift",
+        sampling="segments",
+        names=NAMES,
+        licence=APACHE,
+    )
+    for name, size in SIZES.items()
+}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from tpn_ray.model.resnet2d import R50, R101, TOY, Bottleneck, ResNet, shift, tsm, tsn
+from tpn_ray.model.backbones.resnet2d import R50, R101, TOY, Bottleneck, ResNet, shift, tsm, tsn
 
 
 def times(net: ResNet) -> list[list[str]]:
@@ -50,20 +50,21 @@ def test_in_place_shifts_what_the_shortcut_sees() -> None:
 
 def test_frames_are_apart_without_shift() -> None:
     net = tsn(TOY, 5).eval()
-    frames = torch.randn(4, 3, 32, 32)
-    torch.testing.assert_close(net(frames, 4)[5][2:3], net(frames[2:3], 1)[5], rtol=1e-4, atol=1e-5)
+    clips = torch.randn(1, 3, 4, 32, 32)
+    alone = clips[:, :, 2:3]
+    torch.testing.assert_close(net(clips)[5][:, :, 2:3], net(alone)[5], rtol=1e-4, atol=1e-5)
 
 
 def test_stages_above_the_top_are_not_built() -> None:
     net = tsn(TOY, 3)
-    assert list(net(torch.randn(2, 3, 32, 32), 2)) == [2, 3]
+    assert list(net(torch.randn(1, 3, 2, 32, 32))) == [2, 3]
     assert not any("res4" in name for name in net.state_dict())
 
 
 def test_strides_and_channels_of_the_stages() -> None:
     with torch.device("meta"):
-        outputs = tsn(R50, 5)(torch.empty(1, 3, 224, 224), 1)
-    assert {stage: tuple(x.shape[1:]) for stage, x in outputs.items()} == {
+        outputs = tsn(R50, 5)(torch.empty(1, 3, 1, 224, 224))
+    assert {stage: tuple(x[:, :, 0].shape[1:]) for stage, x in outputs.items()} == {
         2: (256, 56, 56),
         3: (512, 28, 28),
         4: (1024, 14, 14),

@@ -6,7 +6,8 @@ the network is the 2D ResNet with those convolutions looking one frame back and 
 
 from __future__ import annotations
 
-from tpn_ray.model.resnet2d import ResNet, Size
+from tpn_ray.model.backbones.resnet2d import APACHE, NAMES, SIZES, ResNet, Size, stages
+from tpn_ray.model.backbones.spec import BackboneSpec
 
 INFLATED_STAGES = (4, 5)
 
@@ -14,3 +15,16 @@ INFLATED_STAGES = (4, 5)
 def slowonly(size: Size, top: int) -> ResNet:
     """Build a SlowOnly of the given size, up to stage res`top`."""
     return ResNet(size, top, lambda stage, block: "convolve" if stage in INFLATED_STAGES else "apart")
+
+
+SPECS: dict[str, BackboneSpec] = {
+    f"slowonly_{name}": BackboneSpec(
+        build=lambda top, shift, size=size: slowonly(size, top),  # type: ignore[misc]
+        stages=stages(size),
+        frames="convolve",
+        sampling="clip",
+        names=NAMES,
+        licence=APACHE,
+    )
+    for name, size in SIZES.items()
+}

@@ -1,0 +1,78 @@
+"""What the rest of the project knows about a backbone. Runs anywhere, torch only.
+
+A backbone is a module that maps clips n c t h w to the outputs of its stages, {stage: n c t h w}. Its `channels` gives
+the channels of every stage that it was built with. Its file lists one `BackboneSpec` per name in `SPECS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Shift = Literal["residual", "inplace"]
+Substitutions = tuple[tuple[str, str], ...]
+"""Pairs of a regular expression and its replacement, applied in order."""
+
+
+class Backbone(nn.Module):
+    """The interface of a backbone."""
+
+    channels: dict[int, int]
+    """Channels of the output of every stage, by its number, lowest first."""
+
+    def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Float[Tensor, "n _ _ _ _"]]:
+        """Return the output of every stage by its number."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The output of a stage, relative to the clip."""
+
+    channels: int
+    """Number of channels; paths of different speeds are concatenated."""
+
+    space: int
+    """Stride in height and width."""
+
+    time: int = 1
+    """Stride in frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """One kind of backbone in one size."""
+
+    build: Callable[[int, Shift], Backbone]
+    """Builds the stages up to the given one; the placement of the temporal shift is for TSM."""
+
+    stages: Mapping[int, Stage]
+    """The stages by number, lowest first. Stage s halves the clip's height and width s times: res2 to res5 in a
+    ResNet. The highest is what the network without a pyramid classifies."""
+
+    frames: Literal["apart", "shift", "convolve"]
+    """How frames meet inside the backbone. apart: not at all; shift: channels move between them; convolve: through
+    convolutions over time."""
+
+    sampling: Literal["clip", "segments"]
+    """Sampling of frames that it was published with: consecutive ones (at a stride), or one of each segment."""
+
+    names: Mapping[str, Substitutions] = field(default_factory=dict)
+    """For each code base that publishes weights of it: substitutions that turn our names (without "backbone.") into its
+    names."""
+
+    licence: str = ""
+    """Licence of the published weights, with their source."""
+
+    least_frames: int = 1
+    """Shortest clip, in frames."""
+
+    frames_multiple: int = 1
+    """The number of frames must be a multiple of this."""
+
+    least_px: int = 1
+    """Smallest height and width, in pixels."""
