@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from tpn_ray import storage
@@ -164,8 +164,8 @@ def read_file(source: str | os.PathLike[str] | bytes) -> object:
     if data[8:9] != b"{":  # safetensors: eight bytes of length, then JSON
         return unpickle(data, label(source))
     try:
-        return safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+        return load_safetensors(data)
+    except SafetensorError as error:
         raise CheckpointError(f"{label(source)} cannot be read as a file of safetensors: {error}") from None
 
 
