@@ -1,4 +1,7 @@
-"""Plan machines and cost of runs and campaigns from a one-minute measurement. `python jobs/plan.py RECIPE --data D`"""
+"""Plan machines and cost of runs and campaigns from a one-minute measurement. `python jobs/plan.py RECIPE --data D`
+
+`python jobs/plan.py --models` lists the backbones instead, with their costs and what was published of them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from rich.console import Console
 
 from tpn_ray import command_line, recipes, session, storage
 from tpn_ray.datasets.manifest import load_manifest
-from tpn_ray.planning import figures, measurement, plan_text
+from tpn_ray.planning import figures, measurement, model_card, plan_text
 from tpn_ray.planning.figures import Hardware, Trials
 from tpn_ray.planning.measurement import Measurement
 from tpn_ray.recipe import Recipe
@@ -24,6 +27,8 @@ from tpn_ray.training.run_plan import recipe_for
 from tpn_ray.tuning.space import as_flags
 
 PROGRAM = "python jobs/plan.py"
+WIDTH = 160
+"""Columns of a table where there is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,9 @@ class Arguments:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--models"]:
+        Console(width=None if sys.stdout.isatty() else WIDTH).print(model_card.table())
+        return
     name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Plan runs of {name}.")

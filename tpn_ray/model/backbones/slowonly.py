@@ -7,7 +7,7 @@ the network is the 2D ResNet with those convolutions looking one frame back and 
 from __future__ import annotations
 
 from tpn_ray.model.backbones.resnet2d import APACHE, NAMES, SIZES, ResNet, Size, stages
-from tpn_ray.model.backbones.spec import BackboneSpec
+from tpn_ray.model.backbones.spec import BackboneSpec, Published
 
 INFLATED_STAGES = (4, 5)
 
@@ -17,6 +17,11 @@ def slowonly(size: Size, top: int) -> ResNet:
     return ResNet(size, top, lambda stage, block: "convolve" if stage in INFLATED_STAGES else "apart")
 
 
+PUBLISHED = {
+    "r50": Published(frames=8, stride_frames=8, top1="75.6 % on Kinetics-400", source="mmaction2, from ImageNet"),
+    "r101": Published(frames=8, stride_frames=8, top1="76.5 % on Kinetics-400", source="mmaction2"),
+    "toy": Published(),
+}
 SPECS: dict[str, BackboneSpec] = {
     f"slowonly_{name}": BackboneSpec(
         build=lambda top, shift, size=size: slowonly(size, top),  # type: ignore[misc]
@@ -25,6 +30,7 @@ SPECS: dict[str, BackboneSpec] = {
         sampling="clip",
         names=NAMES,
         licence=APACHE,
+        published=PUBLISHED[name],
     )
     for name, size in SIZES.items()
 }

@@ -44,6 +44,29 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """What was published of a backbone, without the pyramid."""
+
+    frames: int = 8
+    """Frames of a clip."""
+
+    stride_frames: int = 1
+    """Distance between them; 1 where they are sampled from segments."""
+
+    crop_px: int = 224
+    """Height and width of a clip."""
+
+    top1: str = ""
+    """Accuracy, with the dataset."""
+
+    source: str = ""
+    """Where it was published."""
+
+    def __str__(self) -> str:
+        return f"{self.top1} ({self.source})" if self.top1 else ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
     """One kind of backbone in one size."""
 
@@ -67,6 +90,9 @@ class BackboneSpec:
 
     licence: str = ""
     """Licence of the published weights, with their source."""
+
+    published: Published = Published()
+    """What was published of it, and with which clips."""
 
     least_frames: int = 1
     """Shortest clip, in frames."""
