@@ -15,7 +15,8 @@ from rich.table import Table
 
 from tpn_ray import names, storage
 from tpn_ray.predict import compare, plots
-from tpn_ray.predict.table import read_scores
+from tpn_ray.predict.fusion import fuse
+from tpn_ray.predict.table import VIDEOS, read_scores, write_scores
 
 PROGRAM = "python jobs/compare.py"
 
@@ -31,14 +32,24 @@ class Arguments:
     """The same for the checkpoint that is expected to be better."""
 
     out: str = ""
-    """Folder for comparison.json and a plot of each class's gain; if empty, nothing is written."""
+    """Folder for comparison.json and a plot of each class's gain, and for fused scores; if empty, nothing is
+    written."""
+
+    fuse: float = 0.0
+    """Weight of the second's scores in their weighted mean with the first's, such as 1.5 for flow beside RGB. Above 0,
+    the fused scores are what the first is compared with."""
 
 
 def main() -> None:
     flags = tyro.cli(Arguments, prog=PROGRAM, description="Compare two checkpoints, with intervals and exact tests.")
     both = read_scores(flags.first), read_scores(flags.second)
+    second = "second"
+    if flags.fuse:
+        for one in compare.compare(*both):
+            print(f"{one.name}: {one.second:.2%} for the second alone")
+        both, second = (both[0], fuse(*both, flags.fuse)), "fused"
     found = compare.compare(*both)
-    table = Table("", "first", "second", "difference", "95 %", "only first", "only second", "McNemar p", "bootstrap p")
+    table = Table("", "first", second, "difference", "95 %", "only first", f"only {second}", "McNemar p", "bootstrap p")
     for one in found:
         low, high = one.interval
         counts = [str(one.only_first), str(one.only_second), f"{one.p_mcnemar:.3g}", f"{one.p_bootstrap:.3g}"]
@@ -46,21 +57,23 @@ def main() -> None:
         table.add_row(f"{one.name} top-1", *top, *counts)
     Console(width=120).print(table)
     for one in found:
-        print(f"{one.name}: {compare.verdict(one)}")
+        print(f"{one.name}: {compare.verdict(one, second)}")
         gains = [f"{cls.name} {cls.gain:+.1%} ({cls.videos})" for cls in one.classes]
         print(f"  most gained: {', '.join(gains[:5])}\n  least: {', '.join(gains[:-6:-1])}")
     for line in compare.left_out(*both):
         print(line)
     if flags.out:
         folder = storage.absolute(flags.out)
+        if flags.fuse:
+            write_scores(both[1][0], storage.join(folder, VIDEOS))
         content = json.dumps([{**dataclasses.asdict(one), "difference": one.difference} for one in found], indent=1)
         storage.write_bytes(storage.join(folder, "comparison.json"), content.encode())
         for one in found:
-            title = f"{one.name}: {one.difference:+.1%} in all, {compare.verdict(one)}"
+            title = f"{one.name}: {one.difference:+.1%} in all, {compare.verdict(one, second)}"
             storage.write_bytes(
                 storage.join(folder, f"gains_{names.file_name(one.name)}.png"), plots.class_gains(one.classes, title)
             )
-        print(f"comparison.json and plots in {folder}")
+        print(f"comparison.json, plots{', and fused scores' if flags.fuse else ''} in {folder}")
 
 
 if __name__ == "__main__":

@@ -136,9 +136,9 @@ def _reasons(table: pa.Table) -> list[tuple[str, str]]:
     return list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
-def verdict(found: Comparison) -> str:
-    """State the result in words, at the 5 % level."""
+def verdict(found: Comparison, second: str = "second") -> str:
+    """State the result in words, at the 5 % level. `second` is what the second is called."""
     if found.p_mcnemar >= 0.05:
         return f"no significant difference on {found.videos} videos (p = {found.p_mcnemar:.2g})"
-    better = "second" if found.difference > 0 else "first"
+    better = second if found.difference > 0 else "first"
     return f"the {better} is better (p = {found.p_mcnemar:.2g})"
