@@ -152,8 +152,9 @@ class LoopConfig:
     seed: int = 0
     """Seed for the data order, augmentation, initial weights, and dropout."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Compute precision. bf16: autocast; weights, optimizer state, and loss stay float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Compute precision. tf32: on GPUs, factors of products are rounded to 10 bits, as PyTorch's convolutions do by
+    default; bf16: autocast; weights, optimizer state, and loss stay float32."""
 
     deterministic: bool = False
     """Whether to use only kernels that give the same bits on every run; slower on GPUs. (On CPUs, all kernels do.)"""
@@ -198,8 +199,8 @@ class LoopConfig:
             raise ConfigError(f"patience_evaluations={self.patience_evaluations} must not be negative")
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} must not be negative")
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision={self.precision!r} must be fp32 or bf16")
+        if self.precision not in ("fp32", "tf32", "bf16"):
+            raise ConfigError(f"precision={self.precision!r} must be fp32, tf32, or bf16")
         refuse_credentials("weights", self.weights)
 
     @property

@@ -8,7 +8,7 @@ from tpn_ray.clips.cut import all_views
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.clips.seen import columns, of_row
 from tpn_ray.clips.views import ViewFrames, parse_views
-from tpn_ray.model.pixels import normalise
+from tpn_ray.model.pixels import Normalise
 from tpn_ray.predict.scorer import SCORES, VIEW_SCORES, Scorer
 
 VIEWS = parse_views("3x1")
@@ -32,7 +32,7 @@ def test_a_score_is_the_mean_softmax_over_views_and_bad_videos_have_none(untrain
     assert rows.PIXELS not in scored
     views = all_views(of_row(made, 0), VIEWS, scorer.predictor.recipe.augment)
     with torch.inference_mode():
-        outputs = scorer.predictor.model(normalise(torch.tensor(views))).action
+        outputs = scorer.predictor.model(Normalise()(torch.tensor(views))).action
     np.testing.assert_allclose(scored[SCORES][0, 0], outputs.softmax(1).mean(0).numpy(), rtol=1e-5)
     np.testing.assert_allclose(scored[VIEW_SCORES][0, 0], outputs.softmax(1).numpy(), rtol=1e-5)
     assert not scored[SCORES][1].any()

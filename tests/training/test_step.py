@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.pixels import normalise
+from tpn_ray.model.pixels import Normalise
 from tpn_ray.model.recognizer import ModelConfig
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
 from tpn_ray.training.step import MicroBatch, Training, random_seed
@@ -257,7 +257,7 @@ def test_statistics_are_the_mean_over_the_micro_batches() -> None:
     for micro_batch in step_of(0):
         alone = training()
         torch.manual_seed(random_seed(LOOP.seed, 0, micro_batch.number))
-        alone.model.train()(normalise(micro_batch.clips))
+        alone.model.train()(Normalise()(micro_batch.clips))
         reached.append(alone.statistics.clone())
     trained = training()
     begin = trained.statistics.clone()
@@ -270,7 +270,7 @@ def test_evaluation_counts_every_clip() -> None:
     trained = training()
     batch = step_of(0)[0]
     sums = trained.evaluate(batch.clips, batch.labels)
-    scores = trained.model.eval()(normalise(batch.clips)).action.detach()
+    scores = trained.model.eval()(Normalise()(batch.clips)).action.detach()
     assert sums[3] == 2
     assert sums[1] == (scores.argmax(1) == batch.labels[:, 0]).sum()
     assert sums[2] == 2  # five classes: the right one is always among the first five

@@ -145,7 +145,7 @@ def draw_crop(config: AugmentConfig, height_px: int, width_px: int, random: np.r
     return CropDraw(left, top, width, height, mirrored)
 
 
-_LUMA = np.array([0.299, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
@@ -165,7 +165,7 @@ def draw_jitter(config: AugmentConfig, random: np.random.Generator) -> JitterDra
     order = random.permutation(4)
     if not (config.brightness or config.contrast or config.saturation or config.hue):
         return NO_JITTER
-    grey = np.tile(_LUMA, (3, 1))
+    grey = np.tile(LUMA, (3, 1))
     maps = (brightness * np.eye(3), contrast * np.eye(3), saturation * np.eye(3) + (1 - saturation) * grey, _hue(turns))
     matrix, grey_share, grey_gain = np.eye(3), 0.0, 1.0
     for step in order:
@@ -203,7 +203,7 @@ def apply_jitter(frames: Frames, jitter: JitterDraw) -> Frames:
     # All frames as one tall picture: Pillow's color matrix takes a fifth of the time of a numpy product.
     tall = Image.fromarray(frames.reshape(-1, frames.shape[2], 3))
     counts = np.array(tall.histogram(), dtype=np.int64).reshape(3, 256)
-    mean_grey = float(counts @ np.arange(256) @ _LUMA) / (frames.size // 3)
+    mean_grey = float(counts @ np.arange(256) @ LUMA) / (frames.size // 3)
     shift = jitter.grey_share * mean_grey
     rows = tuple(value for row in jitter.matrix for value in (*row, shift))
     jittered: Frames = np.array(tall.convert("RGB", rows)).reshape(frames.shape)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tpn_ray.clips import rows
+from tpn_ray.clips.augment import LUMA, NO_JITTER
 from tpn_ray.clips.notes import NOTHING, PLANES, Note, from_array
 from tpn_ray.clips.rows import Rows
 from tpn_ray.clips.transfer import upload
@@ -35,26 +36,50 @@ def develop(stored: UInt8[Tensor, " bytes"], notes: list[Note], size_px: int) ->
     frames = notes[0].frames
     height = max(note.height + note.height % 2 for note in notes)
     width = max(note.width + note.width % 2 for note in notes)
+    todo = _todo(notes, size_px, stored.device)
     # Clips of different sizes are padded to form one batch; the padding has weight 0.
     luma = stored.new_zeros(len(notes), frames, height, width)
     chroma = stored.new_zeros(2, len(notes), frames, height // 2, width // 2)
     for place, note in enumerate(notes):
         if note.kind == PLANES:
             _place_planes(stored, note, luma[place], chroma[:, place])
-    matrices, full = [note.matrix for note in notes], [note.full for note in notes]
-    rgb = pixels.rgb_from_planes(luma, chroma[0], chroma[1], matrices, full)
+    rgb = pixels.rgb_from_planes(luma, chroma[0], chroma[1], todo.shares)
     for place, note in enumerate(notes):
         if note.kind != PLANES:
             part = stored[note.begin : note.begin + 3 * frames * note.height * note.width]
             whole = part.view(frames, note.height, note.width, 3).permute(3, 0, 1, 2)
             rgb[place, :, :, : note.height, : note.width] = whole
-    crops = torch.tensor([(note.top, note.left, note.crop_height, note.crop_width) for note in notes])
-    mirrored = torch.tensor([note.mirrored for note in notes])
-    clips = pixels.crop_and_resize(rgb, crops, mirrored, size_px)
-    jitter = torch.tensor([note.jitter for note in notes], dtype=torch.float64)
-    shares = torch.tensor([note.grey_share for note in notes], dtype=torch.float64)
-    identity = (jitter == torch.eye(3, dtype=torch.float64)).all() and (shares == 0).all()
-    return clips if identity else pixels.apply_jitter(clips, jitter, shares)
+    clips = pixels.crop_and_resize(rgb, todo, size_px)
+    identity = all(note.jitter == NO_JITTER.matrix and note.grey_share == 0 for note in notes)
+    return clips if identity else pixels.apply_jitter(clips, todo)
+
+
+def _todo(notes: list[Note], size_px: int, device: torch.device) -> pixels.ToDo:
+    """Send what the notes say to the device, in one piece."""
+    first = [pixels.columns_first(note.crop_height, note.crop_width, size_px) for note in notes]
+    order = np.argsort(first, kind="stable")
+    columns = [
+        np.array([pixels.color_shares(note.matrix, note.full) for note in notes]),
+        np.array([(note.top, note.left, note.crop_height, note.crop_width) for note in notes]),
+        np.array([note.mirrored for note in notes])[:, None],
+        np.stack([order, np.argsort(order)], axis=1),
+        np.array([note.jitter for note in notes]).reshape(len(notes), 9),
+        np.array([note.grey_share for note in notes])[:, None],
+        np.tile(LUMA, (len(notes), 1)),
+    ]
+    table = upload(np.concatenate(columns, axis=1, dtype=np.float64), str(device))
+    shares, crops, mirrored, places, jitter, grey, luma = torch.split(table, [part.shape[1] for part in columns], dim=1)
+    return pixels.ToDo(
+        shares=shares.int(),
+        crops=crops.long(),
+        mirrored=mirrored[:, 0].bool(),
+        order=places[:, 0].long(),
+        back=places[:, 1].long(),
+        rows_first=len(first) - sum(first),
+        jitter=jitter.view(-1, 3, 3),
+        grey_shares=grey[:, 0],
+        luma=luma[0],
+    )
 
 
 def _place_planes(stored: Tensor, note: Note, luma: Tensor, chroma: Tensor) -> None:

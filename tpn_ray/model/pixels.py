@@ -6,11 +6,11 @@ to a clip on a CPU, with the same roundings at the same places, so that the pixe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -18,19 +18,42 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 them."""
 
 
-def normalise(
-    clips: UInt8[Tensor, "n t h w c"],
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-    dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "n c t h w"]:
-    """Return (pixel - mean) / std. Memory stays in the order n t h w c, in which the network works."""
-    channels = clips.shape[-1]
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"clips have {channels} channels, mean has {len(mean)} and std {len(std)}")
-    shift = torch.tensor(mean, device=clips.device)
-    scale = torch.tensor(std, device=clips.device)
-    return ((clips.float() - shift) / scale).to(dtype).permute(0, 4, 1, 2, 3)
+class Normalise(nn.Module):
+    """(pixel - mean) / std per channel. Memory stays in the order n t h w c, in which the network works."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
+        super().__init__()
+        # Buffers, because a constant that is sent to a GPU at every call waits for all work queued there.
+        self.register_buffer("shift", torch.tensor(mean), persistent=False)
+        self.register_buffer("scale", torch.tensor(std), persistent=False)
+
+    def forward(self, clips: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
+        if clips.shape[-1] != len(self.shift):
+            raise ValueError(f"clips have {clips.shape[-1]} channels, the mean has {len(self.shift)}")
+        return ((clips.float() - self.shift) / self.scale).permute(0, 4, 1, 2, 3)
+
+
+class ToDo(NamedTuple):
+    """What remains to be done to a batch of clips, on their device."""
+
+    shares: Int[Tensor, "n 6"]
+    """`color_shares` of each clip."""
+    crops: Int[Tensor, "n 4"]
+    """Top, left, height, and width of each crop."""
+    mirrored: Bool[Tensor, " n"]
+    order: Int[Tensor, " n"]
+    """The clips whose rows are resized first, then those whose columns are."""
+    back: Int[Tensor, " n"]
+    """The inverse of `order`."""
+    rows_first: int
+    """Number of clips whose rows are resized first."""
+    jitter: Float[Tensor, "n 3 3"]
+    grey_shares: Float[Tensor, " n"]
+    luma: Float[Tensor, "3"]
+    """Share of each color in gray."""
 
 
 # --- planes -> RGB
@@ -50,12 +73,10 @@ def rgb_from_planes(
     y: UInt8[Tensor, "n t h w"],
     u: UInt8[Tensor, "n t hh hw"],
     v: UInt8[Tensor, "n t hh hw"],
-    matrices: Sequence[int],
-    full: Sequence[bool],
+    shares: Int[Tensor, "n 6"],
 ) -> UInt8[Tensor, "n c t h w"]:
     """Convert 4:2:0 planes of even size to RGB, in swscale's 16-bit arithmetic on x86: chroma serves 2 x 2 pixels."""
-    shares = torch.tensor([_shares(m, f) for m, f in zip(matrices, full, strict=True)], device=y.device)
-    gain, black, red_of_v, blue_of_u, green_of_u, green_of_v = shares.to(torch.int32).T.view(6, -1, 1, 1, 1)
+    gain, black, red_of_v, blue_of_u, green_of_u, green_of_v = shares.T.reshape(6, -1, 1, 1, 1)
     light = ((y.int() * 8 - black) * gain) >> 16
     u8, v8 = u.int() * 8 - 1024, v.int() * 8 - 1024
     red, blue = (v8 * red_of_v) >> 16, (u8 * blue_of_u) >> 16
@@ -64,7 +85,7 @@ def rgb_from_planes(
     return torch.stack(parts, dim=1)
 
 
-def _shares(matrix: int, full: bool) -> tuple[int, int, int, int, int, int]:
+def color_shares(matrix: int, full: bool) -> tuple[int, int, int, int, int, int]:
     """Return gain and offset of brightness and the four shares of chroma, in 8192ths."""
     gain = 65536 if full else 65536 * 255 // 219
     shares = COLOURS.get(matrix, COLOURS[5])
@@ -80,28 +101,28 @@ def _doubled(half: Int[Tensor, "n t hh hw"]) -> Int[Tensor, "n t h w"]:
 # --- augmentation
 
 
-def crop_and_resize(
-    frames: UInt8[Tensor, "n c t h w"], crops: Int[Tensor, "n 4"], mirrored: Bool[Tensor, " n"], size_px: int
-) -> UInt8[Tensor, "n t s s c"]:
-    """Crop each clip to (top, left, height, width), resize it antialiased bilinear as Pillow does, and mirror if asked.
+def columns_first(height: int, width: int, size_px: int) -> bool:
+    """Return whether Pillow resizes the columns of a crop first, because that leaves less to do."""
+    return height > size_px and height + size_px > 2 * width
 
-    The result is bit for bit Pillow's, in its order: columns come first where that leaves less to do.
+
+def crop_and_resize(frames: UInt8[Tensor, "n c t h w"], todo: ToDo, size_px: int) -> UInt8[Tensor, "n t s s c"]:
+    """Crop each clip, resize it antialiased bilinear as Pillow does, and mirror it if asked.
+
+    The result is bit for bit Pillow's, in its order.
     """
-    height, width = crops[:, 2], crops[:, 3]
-    columns_first = (height > size_px) & (height + size_px > 2 * width)
-    small = frames.new_empty(*frames.shape[:3], size_px, size_px)
-    for transposed in (False, True):
-        chosen = (columns_first == transposed).nonzero()[:, 0]
+    made = []
+    for transposed, chosen in enumerate((todo.order[: todo.rows_first], todo.order[todo.rows_first :])):
         if len(chosen) == 0:
             continue
-        top, left, high, wide = crops[chosen].to(frames.device).T
-        part = frames[chosen.to(frames.device)]
+        top, left, high, wide = todo.crops[chosen].T
+        part = frames[chosen]
         if transposed:
-            made = _shrink(part.mT, (left, wide), (top, high), size_px).mT
+            made.append(_shrink(part.mT, (left, wide), (top, high), size_px).mT)
         else:
-            made = _shrink(part, (top, high), (left, wide), size_px)
-        small[chosen.to(frames.device)] = made
-    turned = torch.where(mirrored.to(frames.device)[:, None, None, None, None], small.flip(-1), small)
+            made.append(_shrink(part, (top, high), (left, wide), size_px))
+    small = torch.cat(made)[todo.back]
+    turned = torch.where(todo.mirrored[:, None, None, None, None], small.flip(-1), small)
     return turned.permute(0, 2, 3, 4, 1).contiguous()
 
 
@@ -147,13 +168,10 @@ def _weights(begin: Int[Tensor, " n"], length: Int[Tensor, " n"], pixels: int, s
     return whole
 
 
-def apply_jitter(
-    clips: UInt8[Tensor, "n t h w c"], matrices: Float[Tensor, "n 3 3"], grey_shares: Float[Tensor, " n"]
-) -> UInt8[Tensor, "n t h w c"]:
+def apply_jitter(clips: UInt8[Tensor, "n t h w c"], todo: ToDo) -> UInt8[Tensor, "n t h w c"]:
     """Compute rgb' = matrix @ rgb + grey_share * (the clip's mean gray), rounded and clipped, as in `augment`."""
     flat = clips.flatten(1, 3)
-    luma = torch.tensor([0.299, 0.587, 0.114], device=clips.device, dtype=torch.float64)
-    mean_grey = flat.sum(dim=1, dtype=torch.int64).double() @ luma / flat.shape[1]
-    shift = (grey_shares.to(clips.device) * mean_grey).float()
-    turned = torch.bmm(flat.float(), matrices.to(clips.device).float().mT) + shift[:, None, None]
+    mean_grey = flat.sum(dim=1, dtype=torch.int64).double() @ todo.luma / flat.shape[1]
+    shift = (todo.grey_shares * mean_grey).float()
+    turned = torch.bmm(flat.float(), todo.jitter.float().mT) + shift[:, None, None]
     return (turned + 0.5).floor_().clamp_(0, 255).to(torch.uint8).view(clips.shape)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tpn_ray import storage
 from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import probabilities
-from tpn_ray.model.pixels import normalise
+from tpn_ray.model.pixels import Normalise
 from tpn_ray.predict.predictor import Predictor
 
 SUFFIXES = {".pt2": "torch.export", ".onnx": "ONNX"}
@@ -36,9 +36,10 @@ class Program(nn.Module):
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.network, self.label_sets = predictor.model.eval(), predictor.recipe.model.label_sets
+        self.normalise = Normalise()
 
     def forward(self, clips: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k"]:
-        return probabilities(self.network(normalise(clips)).action, self.label_sets)
+        return probabilities(self.network(self.normalise(clips)).action, self.label_sets)
 
 
 def check_out(out: str) -> None:

@@ -25,7 +25,7 @@ from tpn_ray.clips.transfer import upload
 from tpn_ray.clips.views import ViewFrames, Views, Window, parse_views, squares
 from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.metrics import average_views, probabilities
-from tpn_ray.model.pixels import normalise
+from tpn_ray.model.pixels import Normalise
 from tpn_ray.model.recognizer import Recognizer, build_model, set_alpha
 from tpn_ray.recipe import Recipe, from_plain
 
@@ -60,6 +60,7 @@ class Predictor:
         self.model, self.recipe, self.label_sets = model.eval(), recipe, label_sets
         self.threads = threads
         self.device = next(model.parameters()).device
+        self.normalise = Normalise().to(self.device)
         self.trained_alpha: Alpha = recipe.model.alpha
 
     def predict(self, path: str, views: str = "1x1") -> Prediction:
@@ -93,7 +94,7 @@ class Predictor:
         frames, places = (upload(array, str(self.device)) for array in (seen.frames, seen.places))
         portions = [wanted[at : at + at_once] for at in range(0, len(wanted), at_once)]
         with _threads(self.threads):
-            outputs = [self.model(normalise(cut(frames, places, part, side))).action for part in portions]
+            outputs = [self.model(self.normalise(cut(frames, places, part, side))).action for part in portions]
             return probabilities(torch.cat(outputs), self.recipe.model.label_sets).cpu().numpy()
 
     def _read(self, path: str) -> bytes:

@@ -7,6 +7,7 @@ random numbers wherever it is computed, and gradients and BatchNorm statistics a
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,16 +17,20 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import top_k_hits
 from tpn_ray.model.layers import SharedStatistics
-from tpn_ray.model.pixels import normalise
+from tpn_ray.model.pixels import Normalise
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
+from tpn_ray.training.average import Average
 from tpn_ray.training.loss import cross_entropy, total_loss
 from tpn_ray.training.optim import frozen_modules, learning_rate, make_optimizer
+
+SYNC_BUFFERS = "forward_sync_buffers"
+if SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    SYNC_BUFFERS = "broadcast_buffers"  # before torch 2.13
 
 
 class MicroBatch(NamedTuple):
@@ -54,6 +59,10 @@ class Training:
         # Read by cuBLAS at startup. Without it, cuBLAS may choose kernels that sum in no fixed order.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(loop.deterministic)
+        # Every element is written before it is read, so filling new memory would only take time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = not loop.deterministic
+        use_tf32(loop.precision == "tf32")
         self.loss_config, self.optim, self.loop, self.device = loss, optim, loop, device
         self.model: Recognizer = build_model(model).to(device)
         self.classes = model.label_sets
@@ -61,18 +70,16 @@ class Training:
         self.frozen = frozen_modules(optim, self.model)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.statistics, self.counters = join_batch_norm_statistics(self.model)
-        self.average = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay))  # type: ignore[no-untyped-call]
-            if optim.ema_decay
-            else None
-        )
+        self.average = Average(self.model, optim.ema_decay) if optim.ema_decay else None
+        self.normalise = Normalise().to(device)
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.shared = share_statistics(self.model, loop.sync_batch_norm) if loop.sync_batch_norm > 1 else None
         if loop.compile:
             self.model.compile()
-        # Buffers are not broadcast: `train_step` averages the statistics over all micro-batches instead.
+        # Buffers are not synchronized: `train_step` averages the statistics over all micro-batches instead.
+        settings: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
         self.parallel: nn.Module = (
-            DistributedDataParallel(self.model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallel(self.model, **settings)
             if self.workers > 1 and not loop.ordered_reduction
             else self.model
         )
@@ -87,8 +94,8 @@ class Training:
         """Return the state dict of `scored`, and what else is needed to resume from here."""
         rest: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
         if self.average:
-            self._refresh_average()
-            rest |= {"model": self.model.state_dict(), "averaged": self.average.n_averaged}
+            self.average.take_buffers(self.model)
+            rest |= {"model": self.model.state_dict(), "averaged": torch.tensor(self.average.steps)}
         return self.scored.state_dict(), rest
 
     def load(self, weights: dict[str, Any], rest: dict[str, Any], step: int) -> None:
@@ -96,7 +103,7 @@ class Training:
         self.scored.load_state_dict(weights)
         if self.average:
             self.model.load_state_dict(rest["model"])
-            self.average.n_averaged.copy_(rest["averaged"])
+            self.average.steps = int(rest["averaged"])
         self.optimizer.load_state_dict(rest["optimizer"])
         self.step = step
 
@@ -127,7 +134,7 @@ class Training:
         self.optimizer.step()
         self.step += 1
         if self.average:
-            self.average.update_parameters(self.model)
+            self.average.follow(self.model)
         return StepSums(losses, hits, sum(len(m.labels) for m in micro_batches))
 
     def _forward(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
@@ -138,26 +145,20 @@ class Training:
         if len(micro_batch.labels) == 0:
             return self._forward_nothing(micro_batch)
         with self.autocast():
-            scores = self.parallel(normalise(micro_batch.clips))
+            scores = self.parallel(self.normalise(micro_batch.clips))
         return total_loss(scores, micro_batch.labels, self.classes, self.loss_config), scores.action
 
     def _forward_nothing(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
         """Handle a micro-batch of bad videos only: no loss and no gradient, but DDP still meets every parameter."""
         shape = (2, *micro_batch.clips.shape[1:])
         with self.autocast():
-            scores = self.parallel(normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
+            scores = self.parallel(self.normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
         nothing = sum((part.sum() for part in scores.auxiliary), scores.action.sum()) * 0.0
         return nothing, scores.action[:0].float()
 
     def statistics_after(self, micro_batch: MicroBatch, before: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
         """Return BatchNorm's statistics after a micro-batch, or those before it if it had no usable clips anywhere."""
         return self.statistics if self.shared or len(micro_batch.labels) else before
-
-    def _refresh_average(self) -> None:
-        """Give the averaged network the current BatchNorm statistics, since only its parameters are averaged."""
-        if self.average:
-            for mine, its in zip(self.average.module.buffers(), self.model.buffers(), strict=True):
-                mine.copy_(its)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Keep gradients local while accumulating."""
@@ -173,17 +174,18 @@ class Training:
     @torch.no_grad()
     def evaluate(self, clips: UInt8[Tensor, "n t h w c"], labels: Int[Tensor, "n s"]) -> Float[Tensor, "4"]:
         """Return sums over the clips: loss, top-1 hits, top-5 hits, count. All label sets must be right for a hit."""
-        self._refresh_average()
+        if self.average:
+            self.average.take_buffers(self.model)
         self.scored.eval()
         with self.autocast():
-            scores = self.scored(normalise(clips)).action.float()
+            scores = self.scored(self.normalise(clips)).action.float()
         loss = cross_entropy(scores, labels, self.classes) * len(labels)
         parts = split_label_sets(scores, self.classes)
         hits = [
             torch.stack([top_k_hits(part, labels[:, i], k) for i, part in enumerate(parts)]).all(dim=0).sum()
             for k in (1, 5)
         ]
-        return torch.stack([loss, *(h.float() for h in hits), torch.tensor(float(len(labels)), device=self.device)])
+        return torch.stack([loss, *(h.float() for h in hits), loss.new_full((), len(labels))])
 
 
 class FastReduction:
@@ -247,6 +249,14 @@ class OrderedReduction:
         for parameter, gradient in zip(training.trained, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return statistics
+
+
+def use_tf32(allowed: bool) -> None:
+    """Let float32 convolutions and products on a GPU round their inputs to TF32, or not.
+
+    Convolutions would by default, and products would not.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def first_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...]) -> Int[Tensor, ""]:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from tpn_ray.clips import rows
 from tpn_ray.clips.develop import clips_of_block
 from tpn_ray.clips.rows import Rows
+from tpn_ray.clips.transfer import upload
 from tpn_ray.data.plan import Int64Array, PlannedMicroBatch
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.errors import TrainingError
@@ -99,10 +99,8 @@ class Stream:
             found = ((int(block[rows.SAMPLE][i]), str(block[rows.REASON][i]), str(block[rows.MESSAGE][i])) for i in bad)
             self._tell(BadVideos(split=split, found=tuple(found)))
         good = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
-        labels = torch.as_tensor(block[rows.LABELS][good]).to(self._device)
+        labels = upload(block[rows.LABELS][good], self._device)
         if rows.PIXELS in block:
             return MicroBatch(number, clips_of_block(block, good, self._crop_px, self._device), labels)
-        # The block is a read-only view of the object store. The copy to the device (or this one, on a CPU) makes it
-        # writable.
-        clips = block[rows.CLIP] if good.all() and self._device != "cpu" else block[rows.CLIP][good]
-        return MicroBatch(number, torch.as_tensor(clips).to(self._device), labels)
+        clips = block[rows.CLIP] if good.all() else block[rows.CLIP][good]
+        return MicroBatch(number, upload(clips, self._device), labels)
