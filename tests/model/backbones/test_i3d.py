@@ -51,7 +51,7 @@ def test_a_non_local_block_starts_as_the_identity() -> None:
 def test_positions_are_weighed_as_defined(affinity) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     block = NonLocal(8, affinity).eval()
-    torch.nn.init.uniform_(block.out.norm.weight)
+    torch.nn.init.uniform_(block.out.norm.weight)  # type: ignore[union-attr]
     clips = torch.randn(1, 8, 2, 4, 4)
 
     def embed(layer: torch.nn.Module | None) -> torch.Tensor:

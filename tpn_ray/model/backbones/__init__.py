@@ -5,11 +5,12 @@ Names end in the size; those of toys are for tests and first experiments.
 
 from __future__ import annotations
 
-from tpn_ray.model.backbones import i3d, resnet2d, slowonly
+from tpn_ray.model.backbones import i3d, resnet2d, slowfast, slowonly
 from tpn_ray.model.backbones.spec import BackboneSpec
 
 BACKBONES: dict[str, BackboneSpec] = {
     **slowonly.SPECS,
     **resnet2d.SPECS,
     **i3d.SPECS,
+    **slowfast.SPECS,
 }

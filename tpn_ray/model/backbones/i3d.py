@@ -53,6 +53,7 @@ class NonLocal(nn.Module):
             self.query = conv3d(channels, inner, (1, 1, 1), bias=True)
             self.key = conv3d(channels, inner, (1, 1, 1), bias=True)
         self.out = ConvNorm3d(inner, channels, (1, 1, 1), relu=False)
+        assert self.out.norm is not None
         nn.init.zeros_(self.out.norm.weight)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n c t h w"]:
@@ -106,13 +107,13 @@ def i3d(
     return ResNet3d(plan(size), top, stem, block)
 
 
-NONLOCAL: Substitutions = (
+ATTENTION: Substitutions = (
     (r"\.attention\.query\.", ".non_local_block.theta.conv."),
     (r"\.attention\.key\.", ".non_local_block.phi.0.conv."),
     (r"\.attention\.value\.", ".non_local_block.g.0.conv."),
     (r"\.attention\.out\.", ".non_local_block.conv_out."),
-    *NAMES_3D,
 )
+"""mmaction2's names for the layers of a non-local block."""
 
 
 def spec(
@@ -124,7 +125,7 @@ def spec(
         stages=plan(size).stages(),
         frames="convolve",
         sampling="clip",
-        names={"mmaction2": NONLOCAL},
+        names={"mmaction2": (*ATTENTION, *NAMES_3D)},
         licence=APACHE,
         least_frames=LEAST_FRAMES,
         least_px=1 if attends is nowhere else 32,  # 2 pixels of res4, for the pool
