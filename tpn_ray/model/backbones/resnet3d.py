@@ -26,6 +26,9 @@ SPACE_AND_TIME: tuple[Triple, ...] = (POINT, (2, 2, 2), (2, 2, 2), (2, 2, 2))
 NAMES_3D: Substitutions = ((r"\.branch\.", "."), *MMACTION2)
 """mmaction2's names for these networks."""
 
+BARE = "mmaction2_backbone"
+"""The layout of mmaction2's files that hold a pretrained backbone alone, whose names have no prefix."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -61,6 +61,9 @@ class BackboneSpec:
     sampling: Literal["clip", "segments"]
     """Sampling of frames that it was published with: consecutive ones (at a stride), or one of each segment."""
 
+    hidden: int = 0
+    """Width of the layer between the mean and the classifier, in the network without a pyramid; 0 for none."""
+
     names: Mapping[str, Substitutions] = field(default_factory=dict)
     """For each code base that publishes weights of it: substitutions that turn our names (without "backbone.") into its
     names."""
