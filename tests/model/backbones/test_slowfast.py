@@ -8,6 +8,8 @@ import torch
 from tests.model.backbones.comparison import check
 from tpn_ray.model.backbones import BACKBONES
 from tpn_ray.model.backbones.slowfast import SPECS, SlowFast, together
+from tpn_ray.model.recognizer import ModelConfig, build_model
+from tpn_ray.model.weights import load_weights, mmaction2_state
 
 
 def both_paths(backbone: torch.nn.Module, clips: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -68,6 +70,14 @@ def test_numbers_of_the_published_configs(name, kernel, frames, blocks, paramete
     assert (len(net.slow.stages["res4"]), len(net.fast.stages["res4"])) == blocks  # type: ignore[arg-type]
     assert SPECS[name].stages[5].time == SPECS[name].frames_multiple == frames
     assert parameters in (None, sum(p.numel() for p in net.parameters()))
+
+
+def test_a_lower_pyramid_loads_a_whole_file() -> None:
+    whole = build_model(ModelConfig(backbone="slowfast_toy", classes=3, neck="none"))
+    lower = build_model(ModelConfig(backbone="slowfast_toy", classes=3, levels=(3, 4), alpha=(1, 2)))
+    report = load_weights(lower, mmaction2_state(whole), backbone_only=True)
+    assert "backbone.slow_path.layer3_lateral.conv.weight" in report.unused
+    assert not any(key.startswith("backbone.") for key in report.missing)
 
 
 def test_non_local_blocks_are_in_the_slow_path_only() -> None:

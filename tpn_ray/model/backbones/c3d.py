@@ -7,7 +7,7 @@ fully connected layer, takes only clips of the published shape.
 
 Unlike the published ones, pools include a shorter last window, and the fifth is padded only where its input's size is
 odd. So a stage always halves what the one below has, rounded up, as a pyramid's convolutions do. At the published shape
-there is no difference.
+there is no difference. The published weights were trained on pixels less (104, 117, 128), not divided.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Clips are reduced to an eighth of their frames before res3: by the stem, by the pool after it, and by a pool after res2.
 Then time is kept. All blocks of res2, every second one of res3 and res4, and the middle one of res5 look along time.
+With fresh weights, residual branches start at zero, as elsewhere here but not in mmaction2's configs of these networks.
 
 Non-local blocks (Wang et al., "Non-local Neural Networks", section 3) follow two blocks of res3 and three of res4.
 mmaction2 publishes two placements. `nonlocal_*` has the one of its SlowOnly and TSM configs, after the first of every
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpn_ray.model.backbones.resnet2d import APACHE, R50, R101, TOY, Size
-from tpn_ray.model.backbones.resnet3d import NAMES_3D, Place, Plan, ResNet3d, bottleneck
+from tpn_ray.model.backbones.resnet3d import NAMES_3D, Design, Place, ResNet3d, bottleneck
 from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
 from tpn_ray.model.frames import per_frame
 from tpn_ray.model.layers import ConvNorm3d, conv3d
@@ -88,9 +89,9 @@ def second_of_two(place: Place) -> bool:
     return place.stage in (3, 4) and place.block % 2 == 1
 
 
-def plan(size: Size) -> Plan:
+def design(size: Size) -> Design:
     """Return the numbers of an I3D."""
-    return Plan(size=size, stem_stride=2, pool=2, halve=True)
+    return Design(size=size, stem_stride=2, pool=2, halve=True)
 
 
 def i3d(
@@ -104,7 +105,7 @@ def i3d(
         return bottleneck(place, convolve_time=looks, attention=attention)
 
     stem = ConvNorm3d(3, size.width, (5, 7, 7), stride=(2, 2, 2))
-    return ResNet3d(plan(size), top, stem, block)
+    return ResNet3d(design(size), top, stem, block)
 
 
 ATTENTION: Substitutions = (
@@ -122,7 +123,7 @@ def spec(
     """Return the entry of an I3D."""
     return BackboneSpec(
         build=lambda top, shift: i3d(size, top, affinity, attends),
-        stages=plan(size).stages(),
+        stages=design(size).stages(),
         frames="convolve",
         sampling="clip",
         names={"mmaction2": (*ATTENTION, *NAMES_3D)},

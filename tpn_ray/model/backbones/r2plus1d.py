@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tpn_ray.model.backbones.resnet2d import TOY, Size
-from tpn_ray.model.backbones.resnet3d import NAMES_3D, SPACE_AND_TIME, Place, Plan, Residual, ResNet3d, shortcut
+from tpn_ray.model.backbones.resnet3d import NAMES_3D, SPACE_AND_TIME, Design, Place, ResidualBlock, ResNet3d, shortcut
 from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
 from tpn_ray.model.layers import POINT, ConvNorm3d, Triple
 
@@ -61,40 +61,41 @@ def channels_inside(inputs: int, outputs: int, pixels: int) -> int:
     return 3 * area * inputs * outputs // (area * inputs + 3 * outputs)
 
 
-def plan(size: Size, pool: int | None) -> Plan:
+def design(size: Size, pool: int | None) -> Design:
     """Return the numbers of an R(2+1)D."""
-    return Plan(size=size, expansion=1, strides=SPACE_AND_TIME, pool=pool)
+    return Design(size=size, expansion=1, strides=SPACE_AND_TIME, pool=pool)
 
 
 def mmaction2(size: Size, top: int) -> ResNet3d:
     """Build mmaction2's R(2+1)D up to stage res`top`."""
 
-    def block(place: Place) -> Residual:
+    def block(place: Place) -> ResidualBlock:
         inputs, outputs, stride = place.inputs, place.outputs, place.stride
         branch: dict[str, nn.Module] = {
             "conv1": Pair(inputs, outputs, (3, 3, 3), stride=stride, eps=EPS),
             "conv2": Pair(outputs, outputs, (3, 3, 3), eps=EPS, relu=False),
         }
-        changes = stride != POINT or inputs != outputs
-        return Residual(branch, Pair(inputs, outputs, POINT, stride=stride, eps=EPS, relu=False) if changes else None)
+        if stride == POINT and inputs == outputs:
+            return ResidualBlock(branch, None)
+        return ResidualBlock(branch, Pair(inputs, outputs, POINT, stride=stride, eps=EPS, relu=False))
 
     stem = Pair(3, size.width, (3, 7, 7), stride=(1, 2, 2), eps=EPS)
-    return ResNet3d(plan(size, pool=1), top, stem, block)
+    return ResNet3d(design(size, pool=1), top, stem, block)
 
 
 def torchvision(size: Size, top: int) -> ResNet3d:
     """Build torchvision's R(2+1)D up to stage res`top`."""
 
-    def block(place: Place) -> Residual:
+    def block(place: Place) -> ResidualBlock:
         inside = channels_inside(place.inputs, place.outputs, 3)
         branch: dict[str, nn.Module] = {
             "conv1": Pair(place.inputs, place.outputs, (3, 3, 3), stride=place.stride, inside=inside),
             "conv2": Pair(place.outputs, place.outputs, (3, 3, 3), inside=inside, relu=False),
         }
-        return Residual(branch, shortcut(place))
+        return ResidualBlock(branch, shortcut(place))
 
     stem = Pair(3, size.width, (3, 7, 7), stride=(1, 2, 2), inside=TORCHVISION_STEM)
-    return ResNet3d(plan(size, pool=None), top, stem, block)
+    return ResNet3d(design(size, pool=None), top, stem, block)
 
 
 MMACTION2: Substitutions = (
@@ -124,7 +125,7 @@ def mmaction2_spec(size: Size) -> BackboneSpec:
     """Return the entry of mmaction2's kind."""
     return BackboneSpec(
         build=lambda top, shift: mmaction2(size, top),
-        stages=plan(size, pool=1).stages(),
+        stages=design(size, pool=1).stages(),
         frames="convolve",
         sampling="clip",
         names={"mmaction2": MMACTION2},
@@ -136,7 +137,7 @@ SPECS: dict[str, BackboneSpec] = {
     "r2plus1d_r34": mmaction2_spec(R34),
     "r2plus1d_18": BackboneSpec(
         build=lambda top, shift: torchvision(R18, top),
-        stages=plan(R18, pool=None).stages(),
+        stages=design(R18, pool=None).stages(),
         frames="convolve",
         sampling="clip",
         names={"torchvision": TORCHVISION},

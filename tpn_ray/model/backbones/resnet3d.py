@@ -1,7 +1,7 @@
 """Residual networks whose blocks convolve time, and may stride in it: what I3D, SlowFast, CSN, R(2+1)D, and X3D share.
 Runs anywhere, torch only.
 
-A network is a `Plan` (its numbers), a stem, and a function that builds the block at a `Place`.
+A network is a `Design` (its numbers), a stem, and a function that builds the block at a `Place`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BARE = "mmaction2_backbone"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Design:
     """The numbers of a network."""
 
     size: Size
@@ -90,7 +90,7 @@ class Place:
     """Stride of the block."""
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """A branch and a shortcut, added; then ReLU, then whatever follows in the block."""
 
     def __init__(
@@ -112,20 +112,20 @@ class Residual(nn.Module):
 class ResNet3d(Backbone):
     """A stem and the stages res2 to `top`, returning the output of every stage."""
 
-    def __init__(self, plan: Plan, top: int, stem: nn.Module, build: Callable[[Place], nn.Module]) -> None:
+    def __init__(self, design: Design, top: int, stem: nn.Module, build: Callable[[Place], nn.Module]) -> None:
         super().__init__()
-        self.plan = plan
+        self.design = design
         self.stem = stem
         self.stages = nn.ModuleDict()
         self.channels: dict[int, int] = {}
-        inputs = plan.size.width
+        inputs = design.size.width
         for stage in range(FIRST_STAGE, top + 1):
-            width = plan.size.width * 2 ** (stage - FIRST_STAGE)
-            inputs += plan.fused.get(stage, 0)
+            width = design.size.width * 2 ** (stage - FIRST_STAGE)
+            inputs += design.fused.get(stage, 0)
             self.stages[f"res{stage}"] = blocks = nn.Sequential()
-            for block in range(plan.size.blocks[stage - FIRST_STAGE]):
-                stride = POINT if block else plan.strides[stage - FIRST_STAGE]
-                outputs = plan.expansion * width
+            for block in range(design.size.blocks[stage - FIRST_STAGE]):
+                stride = POINT if block else design.strides[stage - FIRST_STAGE]
+                outputs = design.expansion * width
                 place = Place(stage=stage, block=block, inputs=inputs, width=width, outputs=outputs, stride=stride)
                 blocks.append(build(place))
                 inputs = outputs
@@ -142,19 +142,19 @@ class ResNet3d(Backbone):
     def enter(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k s i j"]:
         """Apply the stem and its pool."""
         x: Tensor = self.stem(clips)
-        if self.plan.pool is None:
+        if self.design.pool is None:
             return x
-        return per_frame(lambda frames: F.max_pool2d(frames, 3, 2, 1), x[:, :, :: self.plan.pool])
+        return per_frame(lambda frames: F.max_pool2d(frames, 3, 2, 1), x[:, :, :: self.design.pool])
 
     def advance(self, stage: int, x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k s i j"]:
         """Apply a stage to the output of the previous one."""
         y: Tensor = self.stages[f"res{stage}"](x)
-        if stage == FIRST_STAGE and self.plan.halve:
+        if stage == FIRST_STAGE and self.design.halve:
             return along_time(lambda columns: F.max_pool2d(columns, (2, 1), (2, 1)), y)
         return y
 
 
-def bottleneck(place: Place, *, convolve_time: bool, attention: nn.Module | None = None) -> Residual:
+def bottleneck(place: Place, *, convolve_time: bool, attention: nn.Module | None = None) -> ResidualBlock:
     """Build the block of 1x1x1 (3x1x1 if `convolve_time`), 1x3x3, 1x1x1; the 1x3x3 carries the stride."""
     kernel = (3, 1, 1) if convolve_time else POINT
     branch: dict[str, nn.Module] = {
@@ -162,7 +162,7 @@ def bottleneck(place: Place, *, convolve_time: bool, attention: nn.Module | None
         "conv2": ConvNorm3d(place.width, place.width, (1, 3, 3), stride=place.stride),
         "conv3": ConvNorm3d(place.width, place.outputs, POINT, relu=False),
     }
-    return Residual(branch, shortcut(place), attention)
+    return ResidualBlock(branch, shortcut(place), attention)
 
 
 def shortcut(place: Place, eps: float = 1e-5) -> ConvNorm3d | None:

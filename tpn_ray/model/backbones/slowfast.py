@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tpn_ray.model.backbones.i3d import ATTENTION, NonLocal, nowhere, second_of_two
 from tpn_ray.model.backbones.resnet2d import APACHE, FIRST_STAGE, R50, R101, TOY, Size
-from tpn_ray.model.backbones.resnet3d import Place, Plan, ResNet3d, bottleneck
+from tpn_ray.model.backbones.resnet3d import Design, Place, ResNet3d, bottleneck
 from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Stage, Substitutions
 from tpn_ray.model.layers import ConvNorm3d
 
@@ -30,7 +30,7 @@ WIDTH_RATIO = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class TwoPaths:
     """The numbers of a SlowFast."""
 
     slow: Size
@@ -52,20 +52,20 @@ class Kind:
     """Whether the slow path has non-local blocks, at the places of PySlowFast's NLN configs and with their
     dot products. Pooling after the embedding, not before it, is mmaction2's."""
 
-    def slow_plan(self) -> Plan:
+    def slow_design(self) -> Design:
         """Return the numbers of the slow path."""
         # Lateral connections double the fast path's channels, which a stage multiplies by the expansion.
-        stem = 2 * self.fast_plan().size.width
+        stem = 2 * self.fast_design().size.width
         fused = {stage: stem * (4 * 2 ** (stage - 3) if stage > FIRST_STAGE else 1) for stage in (2, 3, 4, 5)}
-        return Plan(size=self.slow, fused=fused)
+        return Design(size=self.slow, fused=fused)
 
-    def fast_plan(self) -> Plan:
+    def fast_design(self) -> Design:
         """Return the numbers of the fast path."""
-        return Plan(size=replace(self.fast, width=self.fast.width // WIDTH_RATIO))
+        return Design(size=replace(self.fast, width=self.fast.width // WIDTH_RATIO))
 
     def stages(self) -> dict[int, Stage]:
         """Return the channels and strides of the stages, both paths together."""
-        slow, fast = self.slow_plan().stages(), self.fast_plan().stages()
+        slow, fast = self.slow_design().stages(), self.fast_design().stages()
         return {
             number: replace(stage, channels=fast[number].channels + stage.channels, time=self.rate)
             for number, stage in slow.items()
@@ -75,24 +75,24 @@ class Kind:
 class SlowFast(Backbone):
     """Both paths and their lateral connections, up to stage res`top`."""
 
-    def __init__(self, kind: Kind, top: int) -> None:
+    def __init__(self, paths: TwoPaths, top: int) -> None:
         super().__init__()
-        self.rate = kind.rate
-        attends = second_of_two if kind.attends else nowhere
+        self.rate = paths.rate
+        attends = second_of_two if paths.attends else nowhere
 
         def slow_block(place: Place) -> nn.Module:
             attention = NonLocal(place.outputs, "dot_product") if attends(place) else None
             return bottleneck(place, convolve_time=place.stage > 3, attention=attention)
 
-        slow, fast = kind.slow_plan(), kind.fast_plan()
+        slow, fast = paths.slow_design(), paths.fast_design()
         slow_stem = ConvNorm3d(3, slow.size.width, (1, 7, 7), stride=(1, 2, 2))
         fast_stem = ConvNorm3d(3, fast.size.width, (5, 7, 7), stride=(1, 2, 2))
         self.slow = ResNet3d(slow, top, slow_stem, slow_block)
         self.fast = ResNet3d(fast, top, fast_stem, lambda place: bottleneck(place, convolve_time=True))
         self.channels = {stage: self.fast.channels[stage] + slow for stage, slow in self.slow.channels.items()}
-        self.laterals = nn.ModuleDict({"stem": lateral(kind, fast.size.width)})
+        self.laterals = nn.ModuleDict({"stem": lateral(paths, fast.size.width)})
         for stage in range(FIRST_STAGE, top):
-            self.laterals[f"res{stage}"] = lateral(kind, self.fast.channels[stage])
+            self.laterals[f"res{stage}"] = lateral(paths, self.fast.channels[stage])
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Float[Tensor, "n _ _ _ _"]]:
         """Return the output of every stage by its number, both paths together."""
@@ -111,10 +111,10 @@ class SlowFast(Backbone):
         return outputs
 
 
-def lateral(kind: Kind, channels: int) -> ConvNorm3d:
+def lateral(paths: TwoPaths, channels: int) -> ConvNorm3d:
     """Build a lateral connection, which brings the fast path to the slow path's frames and doubles its channels."""
-    kernel, stride = (kind.kernel, 1, 1), (kind.rate, 1, 1)
-    normed = kind.lateral_norm
+    kernel, stride = (paths.kernel, 1, 1), (paths.rate, 1, 1)
+    normed = paths.lateral_norm
     return ConvNorm3d(channels, 2 * channels, kernel, stride=stride, eps=1e-5 if normed else None, relu=normed)
 
 
@@ -136,23 +136,23 @@ NAMES: Substitutions = (
 )
 
 
-def spec(kind: Kind) -> BackboneSpec:
+def spec(paths: TwoPaths) -> BackboneSpec:
     """Return the entry of a SlowFast."""
     return BackboneSpec(
-        build=lambda top, shift: SlowFast(kind, top),
-        stages=kind.stages(),
+        build=lambda top, shift: SlowFast(paths, top),
+        stages=paths.stages(),
         frames="convolve",
         sampling="clip",
         names={"mmaction2": NAMES},
         licence=APACHE,
-        least_frames=kind.rate,
-        frames_multiple=kind.rate,
-        least_px=32 if kind.attends else 1,  # 2 pixels of res4, for the pool
+        least_frames=paths.rate,
+        frames_multiple=paths.rate,
+        least_px=32 if paths.attends else 1,  # 2 pixels of res4, for the pool
     )
 
 
-R50_4X16 = Kind(slow=R50, fast=R50, rate=8, kernel=5)
-R50_8X8 = Kind(slow=R50, fast=R50, rate=4, kernel=7)
+R50_4X16 = TwoPaths(slow=R50, fast=R50, rate=8, kernel=5)
+R50_8X8 = TwoPaths(slow=R50, fast=R50, rate=4, kernel=7)
 # oneDNN (torch 2.13, CPU) corrupts memory in the backward of a strided 1x1 convolution of fewer than 8 channels, which
 # the fast path would have at half this width.
 WIDE_TOY = replace(TOY, width=16)
@@ -164,5 +164,5 @@ SPECS: dict[str, BackboneSpec] = {
     "slowfast_r50_8x8_nl": spec(replace(R50_8X8, kernel=5, attends=True)),
     "slowfast_r101_r50_4x16": spec(replace(R50_4X16, slow=R101)),
     "slowfast_r101_8x8": spec(replace(R50_8X8, slow=R101, fast=R101)),
-    "slowfast_toy": spec(Kind(slow=WIDE_TOY, fast=WIDE_TOY, rate=4, kernel=5)),
+    "slowfast_toy": spec(TwoPaths(slow=WIDE_TOY, fast=WIDE_TOY, rate=4, kernel=5)),
 }

@@ -51,8 +51,8 @@ class BackboneSpec:
     """Builds the stages up to the given one; the placement of the temporal shift is for TSM."""
 
     stages: Mapping[int, Stage]
-    """The stages by number, lowest first. Stage s halves the clip's height and width s times: res2 to res5 in a
-    ResNet. The highest is what the network without a pyramid classifies."""
+    """The stages by number, lowest first. Stage s halves the clip's height and width s times, unless its file says
+    otherwise: res2 to res5 in a ResNet. The highest is what the network without a pyramid classifies."""
 
     frames: Literal["apart", "shift", "convolve"]
     """How frames meet inside the backbone. apart: not at all; shift: channels move between them; convolve: through

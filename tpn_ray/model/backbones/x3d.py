@@ -4,7 +4,8 @@ only.
 
 Blocks have 2.25 times as many channels inside as outside. No stage strides in time. The output of res5 includes the
 1x1x1 convolution that the published network ends in. S and M are the same network, published for different clips: 13
-frames of stride 6 at 160 pixels, and 16 frames of stride 5 at 224.
+frames of stride 6 at 160 pixels, and 16 frames of stride 5 at 224. The published weights were trained on pixels less
+114.75, divided by 57.38, in every channel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpn_ray.model.backbones.resnet2d import Size
-from tpn_ray.model.backbones.resnet3d import NAMES_3D, Place, Plan, Residual, ResNet3d, shortcut
+from tpn_ray.model.backbones.resnet3d import NAMES_3D, Design, Place, ResidualBlock, ResNet3d, shortcut
 from tpn_ray.model.backbones.spec import BackboneSpec, Stage, Substitutions
 from tpn_ray.model.layers import POINT, ConvNorm3d, conv3d
 
@@ -58,7 +59,7 @@ class X3D(ResNet3d):
         stem = nn.Sequential()
         stem.add_module("space", ConvNorm3d(3, size.width, (1, 3, 3), stride=(1, 2, 2), eps=None, relu=False))
         stem.add_module("time", ConvNorm3d(size.width, size.width, (5, 1, 1), groups=size.width))
-        super().__init__(plan(size), top, stem, block)
+        super().__init__(design(size), top, stem, block)
         self.last: ConvNorm3d | None = None
         if top == TOP:
             channels = self.channels[TOP]
@@ -71,7 +72,7 @@ class X3D(ResNet3d):
         return y if stage < TOP or self.last is None else self.last(y)
 
 
-def block(place: Place) -> Residual:
+def block(place: Place) -> ResidualBlock:
     """Build a block; the depthwise convolution carries the stride."""
     inner = widened(place.width)
     branch: dict[str, nn.Module] = {
@@ -82,7 +83,7 @@ def block(place: Place) -> Residual:
         branch["squeeze"] = SqueezeExcite(inner)
     branch["swish"] = nn.SiLU()
     branch["conv3"] = ConvNorm3d(inner, place.outputs, POINT, relu=False)
-    return Residual(branch, shortcut(place))
+    return ResidualBlock(branch, shortcut(place))
 
 
 def widened(channels: int) -> int:
@@ -90,14 +91,14 @@ def widened(channels: int) -> int:
     return int(2.25 * channels)
 
 
-def plan(size: Size) -> Plan:
+def design(size: Size) -> Design:
     """Return the numbers of an X3D, without the convolution at the end."""
-    return Plan(size=size, expansion=1, strides=((1, 2, 2),) * 4, pool=None)
+    return Design(size=size, expansion=1, strides=((1, 2, 2),) * 4, pool=None)
 
 
 def stages(size: Size) -> dict[int, Stage]:
     """Return the channels and strides of the stages."""
-    table = plan(size).stages()
+    table = design(size).stages()
     return table | {TOP: replace(table[TOP], channels=widened(table[TOP].channels))}
 
 
