@@ -5,24 +5,33 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tpn_ray.model.frames import per_frame
 from tpn_ray.model.layers import ConvNorm, conv
 
 
 class ClassificationHead(nn.Module):
-    """Mean over time and space, dropout, and one linear layer."""
+    """Mean over time and space, a hidden layer with ReLU in some networks, dropout, and one linear layer."""
 
-    def __init__(self, channels: int, classes: int, dropout: float) -> None:
+    def __init__(self, channels: int, classes: int, dropout: float, hidden: int = 0) -> None:
+        """Build the head; `hidden` is the width of the hidden layer (X3D's, which has no bias), 0 for none."""
         super().__init__()
+        self.hidden: nn.Linear | None = None
+        if hidden:
+            self.hidden = nn.Linear(channels, hidden, bias=False)
+            nn.init.normal_(self.hidden.weight, std=0.01)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(channels, classes)
+        self.linear = nn.Linear(hidden or channels, classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k"]:
         # mean(), because AdaptiveAvgPool3d's backward on CUDA is not deterministic
-        scores: Tensor = self.linear(self.dropout(features.mean(dim=(2, 3, 4))))
+        means = features.mean(dim=(2, 3, 4))
+        if self.hidden is not None:
+            means = F.relu(self.hidden(means))
+        scores: Tensor = self.linear(self.dropout(means))
         return scores.to(torch.promote_types(scores.dtype, torch.float32))  # float32 under autocast; float64 is kept
 
 

@@ -79,6 +79,8 @@ def names_in(layout: str, spec: BackboneSpec, key: str, *, top_auxiliary: int) -
     if layout not in HEADS:
         name = substitute(spec.names[layout], key)
         return (name,) if part == "head" and name != key else ()
+    if part == "head" and (name := substitute(spec.names[layout], key)) != key:
+        return (name,)
     name = substitute(HEADS[layout], key.replace(f"auxiliary.{top_auxiliary}.", "auxiliary.top.", 1))
     return (name, name.replace(".aux_head.convs.", ".aux_head.convs.0."))
 

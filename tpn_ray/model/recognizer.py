@@ -174,7 +174,8 @@ class Recognizer(nn.Module):
         self.auxiliary = nn.ModuleList(
             AuxiliaryHead(channels[i], classes, config.dropout) for i in range(config.auxiliary_count)
         )
-        self.head = ClassificationHead(channels[-1], classes, config.dropout)
+        hidden = config.spec.hidden if config.neck == "none" else 0
+        self.head = ClassificationHead(channels[-1], classes, config.dropout, hidden)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Scores:
         """Score normalized clips; where frames are sampled from segments, a clip's frames are these."""

@@ -211,7 +211,7 @@ def match(model: Recognizer, state: State, layout: str) -> dict[str, str]:
 def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: bool) -> dict[str, Tensor]:
     """Reshape the file's tensors to ours. Kernels of 1xkxk and 3x1x1 are two-dimensional here (see frames.py)."""
     ours = model.state_dict()
-    fitted, misfits = {}, []
+    fitted, misfits = {}, {}
     for key, name in wanted.items():
         value, shape = state[name], ours[key].shape
         if same_but_for_ones(value.shape, shape):
@@ -219,14 +219,14 @@ def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: 
         elif inflate and value.ndim == 4 and shape[2:] == (3, 1) and value.shape == (*shape[:2], 1, 1):
             fitted[key] = value.expand(shape) / 3
         else:
-            misfits.append(f"{name} {tuple(value.shape)}, here {tuple(shape)}")
-    if misfits and all(is_classifier(line.split()[0]) for line in misfits):
+            misfits[key] = f"{name} {tuple(value.shape)}, here {tuple(shape)}"
+    if misfits and all(is_classifier(key) for key in misfits):
         raise CheckpointError(
-            f"the file was trained for another number of classes: {abridge(tuple(misfits))}; "
+            f"the file was trained for another number of classes: {abridge(tuple(misfits.values()))}; "
             "set `classes` to the file's number, or ask for replace_classifier=True"
         )
     if misfits:
-        raise CheckpointError(f"{len(misfits)} entries have another shape: {abridge(tuple(misfits))}")
+        raise CheckpointError(f"{len(misfits)} entries have another shape: {abridge(tuple(misfits.values()))}")
     return fitted
 
 
@@ -255,12 +255,13 @@ def refuse_leftovers(
             f"neck={model.config.neck!r}): {abridge(tuple(lacking))}"
             + ("" if backbone_only or lacking[0].startswith("backbone.") else "; backbone_only=True takes the rest")
         )
+    places = whole_backbone(model, layout)
     foreign = [
         name
         for name in unused
         if re.match(r"(backbone|necks?|layer\d)\.", name)
         and not re.match(r"necks?\.aux_head\.", name)
-        and not above_top(model, name)
+        and name not in places
         and not (backbone_only and name.startswith("neck"))
     ]
     if foreign:
@@ -270,16 +271,18 @@ def refuse_leftovers(
         )
 
 
-def above_top(model: Recognizer, name: str) -> bool:
-    """Return whether a file's entry belongs to a stage above this network's highest."""
-    layer = re.search(r"(?:^|\.)(?:layer(\d)|stages\.res(\d))\.", name)
-    stage = 0 if layer is None else int(layer[1]) + 1 if layer[1] else int(layer[2])
-    return stage > max(model.backbone.channels)
+def whole_backbone(model: Recognizer, layout: str) -> set[str]:
+    """Return a layout's names for the entries of all the backbone's stages, also those above this network's highest."""
+    config = model.config
+    with torch.device("meta"):
+        whole = config.spec.build(max(config.spec.stages), config.shift)
+    keys = (f"backbone.{key}" for key in whole.state_dict())
+    return {name for key in keys for name in names_in(layout, config.spec, key, top_auxiliary=0)}
 
 
-def is_classifier(name: str) -> bool:
-    """Return whether an entry, ours or theirs, belongs to a final linear layer."""
-    return re.search(r"head\.linear\.|\.fc_cls\.|aux_head\.fc\.", name) is not None
+def is_classifier(key: str) -> bool:
+    """Return whether our entry `key` belongs to a final linear layer."""
+    return "head.linear." in key
 
 
 def notes_on(model: Recognizer, layout: str) -> list[str]:

@@ -74,8 +74,8 @@ class BackboneSpec:
     """Builds the stages up to the given one; the placement of the temporal shift is for TSM."""
 
     stages: Mapping[int, Stage]
-    """The stages by number, lowest first. Stage s halves the clip's height and width s times: res2 to res5 in a
-    ResNet. The highest is what the network without a pyramid classifies."""
+    """The stages by number, lowest first. Stage s halves the clip's height and width s times, unless its file says
+    otherwise: res2 to res5 in a ResNet. The highest is what the network without a pyramid classifies."""
 
     frames: Literal["apart", "shift", "convolve"]
     """How frames meet inside the backbone. apart: not at all; shift: channels move between them; convolve: through
@@ -83,6 +83,9 @@ class BackboneSpec:
 
     sampling: Literal["clip", "segments"]
     """Sampling of frames that it was published with: consecutive ones (at a stride), or one of each segment."""
+
+    hidden: int = 0
+    """Width of the layer between the mean and the classifier, in the network without a pyramid; 0 for none."""
 
     names: Mapping[str, Substitutions] = field(default_factory=dict)
     """For each code base that publishes weights of it: substitutions that turn our names (without "backbone.") into its
