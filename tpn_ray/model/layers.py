@@ -1,4 +1,7 @@
-"""Convolution and batch norm over frames or columns, optionally across workers (SyncBN). Runs anywhere, torch only."""
+"""Convolution and batch norm over frames, columns, or clips, optionally across workers (SyncBN).
+
+Runs anywhere, torch only.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,36 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from tpn_ray.model.frames import fold, unfold
+
 
 class ConvNorm(nn.Module):
     """Convolution, batch norm, and ReLU (omitted at the end of a residual branch), over frames or columns."""
 
-    def __init__(self, convolution: nn.Conv2d, *, relu: bool = True) -> None:
+    def __init__(self, convolution: nn.Conv2d, *, relu: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.conv = convolution
-        self.norm = nn.BatchNorm2d(convolution.out_channels)
+        self.norm = nn.BatchNorm2d(convolution.out_channels, eps, momentum)
         self.relu = relu
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
         y = batch_norm(self.norm, self.conv(x))
         return F.relu(y, inplace=True) if self.relu else y
+
+
+class ConvNorm3d(nn.Module):
+    """Convolution over time and space, batch norm, and ReLU (omitted at the end of a residual branch), over clips."""
+
+    def __init__(self, convolution: nn.Conv3d, *, relu: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.conv = convolution
+        self.norm = nn.BatchNorm2d(convolution.out_channels, eps, momentum)
+        self.relu = relu
+
+    def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k u i j"]:
+        convolved: Tensor = self.conv(clips)
+        y = batch_norm(self.norm, fold(convolved))
+        return unfold(F.relu(y, inplace=True) if self.relu else y, convolved.shape[2])
 
 
 def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -198,7 +198,7 @@ def match(model: Recognizer, state: State, layout: str) -> dict[str, str]:
 def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: bool) -> dict[str, Tensor]:
     """Reshape the file's tensors to ours. Kernels of 1xkxk and 3x1x1 are two-dimensional here (see frames.py)."""
     ours = model.state_dict()
-    fitted, misfits = {}, []
+    fitted, misfits = {}, {}
     for key, name in wanted.items():
         value, shape = state[name], ours[key].shape
         if same_but_for_ones(value.shape, shape):
@@ -206,23 +206,26 @@ def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: 
         elif inflate and value.ndim == 4 and shape[2:] == (3, 1) and value.shape == (*shape[:2], 1, 1):
             fitted[key] = value.expand(shape) / 3
         else:
-            misfits.append(f"{name} {tuple(value.shape)}, here {tuple(shape)}")
-    if misfits and all(is_classifier(line.split()[0]) for line in misfits):
+            misfits[key] = f"{name} {tuple(value.shape)}, here {tuple(shape)}"
+    if misfits and all(is_classifier(key) for key in misfits):
         raise CheckpointError(
-            f"the file was trained for another number of classes: {abridge(tuple(misfits))}; "
+            f"the file was trained for another number of classes: {abridge(tuple(misfits.values()))}; "
             "set `classes` to the file's number, or ask for replace_classifier=True"
         )
     if misfits:
-        raise CheckpointError(f"{len(misfits)} entries have another shape: {abridge(tuple(misfits))}")
+        raise CheckpointError(f"{len(misfits)} entries have another shape: {abridge(tuple(misfits.values()))}")
     return fitted
 
 
 def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Return whether shapes are equal, or those of kernels that differ only in dimensions of size 1."""
+    """Return whether shapes are equal, or those of kernels that differ only in dimensions of size 1.
+
+    A linear layer equals a 1x1x1 convolution of its features.
+    """
     if theirs == ours:
         return True
     kernels = ([size for size in shape[2:] if size != 1] for shape in (theirs, ours))
-    return min(len(theirs), len(ours)) >= 4 and theirs[:2] == ours[:2] and next(kernels) == next(kernels)
+    return min(len(theirs), len(ours)) >= 2 and theirs[:2] == ours[:2] and next(kernels) == next(kernels)
 
 
 def refuse_leftovers(
@@ -259,7 +262,7 @@ def refuse_leftovers(
 
 def above_top(model: Recognizer, name: str) -> bool:
     """Return whether a file's entry belongs to a stage above this network's highest."""
-    layer = re.search(r"(?:^|\.)(?:layer(\d)|stages\.res(\d))\.", name)
+    layer = re.search(r"(?:^|\.)(?:layer(\d)|stages\.[a-z]+(\d))\.", name)
     stage = 0 if layer is None else int(layer[1]) + 1 if layer[1] else int(layer[2])
     return stage > max(model.backbone.channels)
 

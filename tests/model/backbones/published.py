@@ -1,0 +1,83 @@
+"""Backbones against what published code computed in double precision, on weights that only their names decide."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.model.conftest import REFERENCE
+from tpn_ray.model.layouts import names_in
+from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model
+from tpn_ray.model.weights import load_weights
+
+
+def drawn(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The weight of an entry, from its name in the published code and its shape."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.long)
+    random = np.random.RandomState(zlib.crc32(key.encode()))
+    if key.endswith("running_mean"):
+        value = 0.1 * random.randn(*shape)
+    elif key.endswith("running_var"):
+        value = random.uniform(0.5, 1.5, shape)
+    elif len(shape) >= 3:
+        value = random.randn(*shape) * math.sqrt(2 / math.prod(shape[1:]))
+    elif len(shape) == 2:
+        value = random.randn(*shape) * math.sqrt(1 / shape[1])
+    elif key.endswith(".weight"):
+        value = random.uniform(0.5, 1.5, shape) * (0.3 if ".conv3.bn." in key else 1)
+    else:
+        value = 0.1 * random.randn(*shape)
+    return torch.from_numpy(np.asarray(value, dtype=np.float64))
+
+
+def recording(name: str) -> dict[str, Any]:
+    """Names, shapes, and outputs of a published network."""
+    recorded: dict[str, Any] = json.loads((REFERENCE / f"{name}.json").read_text())
+    return recorded
+
+
+def loaded(name: str, recorded: dict[str, Any], dtype: torch.dtype = torch.float64) -> Recognizer:
+    """The network without a pyramid, with the published code's weights, in evaluation mode."""
+    model = build_model(ModelConfig(backbone=name, neck="none")).to(dtype).eval()
+    state = {key: drawn(key, tuple(shape)) for key, shape in recorded["keys"].items()}
+    load_weights(model, state, backbone_only=True)
+    return model
+
+
+def clips(recorded: dict[str, Any], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    values = np.random.RandomState(recorded["input"]["seed"]).standard_normal(recorded["input"]["shape"])
+    return torch.from_numpy(values).to(dtype)
+
+
+def check_outputs(name: str, recorded: dict[str, Any]) -> None:
+    """Same parameters, same shapes, and the same numbers in double and single precision."""
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        model = loaded(name, recorded, dtype)
+        assert sum(p.numel() for p in model.backbone.parameters()) == recorded["parameters"]
+        with torch.no_grad():
+            outputs = model.backbone(clips(recorded, dtype))
+        assert set(map(str, outputs)) == set(recorded["stages"])
+        for stage, expected in recorded["stages"].items():
+            output = outputs[int(stage)]
+            assert list(output.shape) == expected["shape"]
+            pooled = torch.tensor(expected["pooled"], dtype=torch.float64)
+            error = (output.double().mean(dim=(2, 3, 4)).flatten() - pooled).abs().max() / pooled.abs().max()
+            assert error < tolerance, f"stage {stage}: {error:.1e}"
+
+
+def names_of(name: str, layout: str) -> dict[str, tuple[int, ...]]:
+    """The names of backbone and head in a layout, with our shapes."""
+    config = ModelConfig(backbone=name, neck="none")
+    with torch.device("meta"):
+        state = build_model(config).state_dict()
+    return {
+        found: tuple(value.shape)
+        for key, value in state.items()
+        for found in names_in(layout, config.spec, key, top_auxiliary=0)
+    }
