@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.recognizer import BACKBONES, ModelConfig, build_model, set_alpha, split_label_sets
+from tpn_ray.model.backbones import BACKBONES
+from tpn_ray.model.recognizer import ModelConfig, build_model, set_alpha, split_label_sets
 
 TOY = ModelConfig(backbone="slowonly_toy", classes=7, alpha=(4, 8))
 
@@ -167,6 +168,7 @@ def test_several_label_sets_share_one_layer() -> None:
     ("changes", "message"),
     [
         ({"backbone": "resnet"}, "unknown backbone 'resnet'; known: slowonly_r50"),
+        ({"backbone": "slow_only_r50"}, "unknown backbone .*; nearest: slowonly_r50"),
         ({"classes": 0}, "classes=0"),
         ({"classes": ()}, r"classes=\(\)"),
         ({"neck": "fpn"}, "neck='fpn'"),

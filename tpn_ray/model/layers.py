@@ -1,6 +1,5 @@
-"""Convolution and batch norm over frames, columns, or clips, optionally across workers (SyncBN).
-
-Runs anywhere, torch only.
+"""Convolution and batch norm over frames, columns, or clips, optionally across workers (SyncBN). Runs anywhere, torch
+only.
 """
 
 from __future__ import annotations
@@ -13,16 +12,20 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from tpn_ray.model.frames import fold, unfold
+from tpn_ray.model.frames import along_time, fold, per_frame, unfold
+
+Triple = tuple[int, int, int]
+"""Frames, height, and width."""
+POINT: Triple = (1, 1, 1)
 
 
 class ConvNorm(nn.Module):
     """Convolution, batch norm, and ReLU (omitted at the end of a residual branch), over frames or columns."""
 
-    def __init__(self, convolution: nn.Conv2d, *, relu: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(self, convolution: nn.Conv2d, *, relu: bool = True) -> None:
         super().__init__()
         self.conv = convolution
-        self.norm = nn.BatchNorm2d(convolution.out_channels, eps, momentum)
+        self.norm = nn.BatchNorm2d(convolution.out_channels)
         self.relu = relu
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
@@ -30,25 +33,66 @@ class ConvNorm(nn.Module):
         return F.relu(y, inplace=True) if self.relu else y
 
 
-class ConvNorm3d(nn.Module):
-    """Convolution over time and space, batch norm, and ReLU (omitted at the end of a residual branch), over clips."""
-
-    def __init__(self, convolution: nn.Conv3d, *, relu: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.conv = convolution
-        self.norm = nn.BatchNorm2d(convolution.out_channels, eps, momentum)
-        self.relu = relu
-
-    def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k u i j"]:
-        convolved: Tensor = self.conv(clips)
-        y = batch_norm(self.norm, fold(convolved))
-        return unfold(F.relu(y, inplace=True) if self.relu else y, convolved.shape[2])
-
-
 def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Make a convolution without bias that keeps the size (except for its stride)."""
     high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
     return nn.Conv2d(inputs, outputs, (high, wide), stride, (high // 2, wide // 2), groups=groups, bias=False)
+
+
+class ConvNorm3d(nn.Module):
+    """Convolution over time and space, batch norm, and ReLU (omitted at the end of a residual branch), over clips."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Triple,
+        *,
+        stride: Triple = POINT,
+        groups: int = 1,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = conv3d(inputs, outputs, kernel, stride=stride, groups=groups)
+        self.norm = nn.BatchNorm2d(outputs, eps=eps, momentum=momentum)
+        self.time_stride = stride[0]
+        self.relu = relu
+
+    def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k s i j"]:
+        convolved = convolve(self.conv, clips, self.time_stride)
+        y = batch_norm(self.norm, fold(convolved))
+        return unfold(F.relu(y, inplace=True) if self.relu else y, convolved.shape[2])
+
+
+def conv3d(
+    inputs: int, outputs: int, kernel: Triple, *, stride: Triple = POINT, groups: int = 1, bias: bool = False
+) -> nn.Conv2d | nn.Conv3d:
+    """Make a convolution that keeps the size (except for its stride), for `convolve`.
+
+    It is two-dimensional where the kernel is: over frames if 1xkxk, over columns if kx1x1 (see frames.py).
+    """
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    if kernel[0] == 1:
+        return nn.Conv2d(inputs, outputs, kernel[1:], stride[1:], padding[1:], groups=groups, bias=bias)
+    if kernel[1:] == stride[1:] == (1, 1):
+        return nn.Conv2d(inputs, outputs, kernel[:2], stride[:2], padding[:2], groups=groups, bias=bias)
+    return nn.Conv3d(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
+
+
+def convolve(
+    convolution: nn.Conv2d | nn.Conv3d, clips: Float[Tensor, "n c t h w"], time_stride: int = 1
+) -> Float[Tensor, "n k s i j"]:
+    """Apply a convolution of `conv3d`; one over frames takes every `time_stride`-th frame, the others stride on their
+    own.
+    """
+    if isinstance(convolution, nn.Conv3d):
+        return convolution(clips)  # type: ignore[no-any-return]
+    high, wide = convolution.kernel_size
+    if high > wide:
+        return along_time(convolution, clips)
+    return per_frame(convolution, clips[:, :, ::time_stride])
 
 
 def batch_norm(norm: nn.BatchNorm2d, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -5,7 +5,10 @@ Names end in the size; those of toys are for tests and first experiments.
 
 from __future__ import annotations
 
-from tpn_ray.model.backbones import inception_i3d, resnet2d, s3d, slowonly
+import difflib
+
+from tpn_ray.errors import ConfigError
+from tpn_ray.model.backbones import inception_i3d, resnet2d, s3d, slowonly, timm2d
 from tpn_ray.model.backbones.spec import BackboneSpec
 
 BACKBONES: dict[str, BackboneSpec] = {
@@ -14,3 +17,16 @@ BACKBONES: dict[str, BackboneSpec] = {
     **s3d.SPECS,
     **inception_i3d.SPECS,
 }
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """Return the spec of a backbone; raise ConfigError if there is none of this name."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name.startswith((timm2d.APART, timm2d.SHIFTED)):
+        return timm2d.timm_spec(name)
+    near = difflib.get_close_matches(name, BACKBONES, n=3)
+    raise ConfigError(
+        f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}, and timm/<model> and timm_tsm/<model>"
+        + (f"; nearest: {', '.join(near)}" if near else "")
+    )

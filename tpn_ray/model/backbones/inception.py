@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpn_ray.model.backbones.spec import Backbone, Stage
-from tpn_ray.model.frames import along_time, fold, per_frame, unfold
-from tpn_ray.model.layers import ConvNorm, conv
+from tpn_ray.model.frames import along_time, fold, unfold
+from tpn_ray.model.layers import POINT, ConvNorm3d
 
 Clips = Float[Tensor, "n _ _ _ _"]
 Pads = Callable[[int, int, int], tuple[int, int]]
@@ -92,8 +92,8 @@ LETTERS = [f"{stage}{letter}" for stage, mixes in FULL.mixes.items() for letter 
 class Kind:
     """What tells the networks apart."""
 
-    convolve: Callable[[int, int], nn.Module]
-    """Builds a 3x3x3 convolution with norm and ReLU, from inputs and outputs."""
+    separable: bool
+    """Whether a 3x3x3 convolution is a 1x3x3 and a 3x1x1 one, each with norm and ReLU."""
 
     pads: Pads
     """Padding of the max-pools."""
@@ -107,31 +107,30 @@ class Kind:
     gated: bool = False
     """Whether self-gating follows conv2c and every branch of the mixed blocks."""
 
+    def point(self, inputs: int, outputs: int) -> ConvNorm3d:
+        """Build a 1x1x1 convolution."""
+        return ConvNorm3d(inputs, outputs, POINT, eps=self.eps, momentum=self.momentum)
 
-class Pointwise(ConvNorm):
-    """1x1x1 convolution with norm and ReLU, over clips."""
-
-    def __init__(self, inputs: int, outputs: int, kind: Kind) -> None:
-        super().__init__(conv(inputs, outputs, 1), eps=kind.eps, momentum=kind.momentum)
-
-    def forward(self, clips: Clips) -> Clips:
-        return per_frame(super().forward, clips)
+    def cube(self, inputs: int, outputs: int) -> nn.Module:
+        """Build a 3x3x3 convolution."""
+        if self.separable:
+            return Separable(inputs, outputs, 3, 1, self)
+        return ConvNorm3d(inputs, outputs, (3, 3, 3), eps=self.eps, momentum=self.momentum)
 
 
 class Separable(nn.Module):
     """1xkxk, then kx1x1 convolution, each with norm and ReLU, and each with its part of the stride."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, eps: float, momentum: float, kernel: int = 3, stride: int = 1
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, kind: Kind) -> None:
         super().__init__()
-        half = kernel // 2
-        over_time = nn.Conv2d(outputs, outputs, (kernel, 1), (stride, 1), (half, 0), bias=False)
-        self.space = ConvNorm(conv(inputs, outputs, kernel, stride=stride), eps=eps, momentum=momentum)
-        self.time = ConvNorm(over_time, eps=eps, momentum=momentum)
+        eps, momentum = kind.eps, kind.momentum
+        self.space = ConvNorm3d(
+            inputs, outputs, (1, kernel, kernel), stride=(1, stride, stride), eps=eps, momentum=momentum
+        )
+        self.time = ConvNorm3d(outputs, outputs, (kernel, 1, 1), stride=(stride, 1, 1), eps=eps, momentum=momentum)
 
     def forward(self, clips: Clips) -> Clips:
-        return along_time(self.time, per_frame(self.space, clips))
+        return self.time(self.space(clips))  # type: ignore[no-any-return]
 
 
 class SelfGating(nn.Module):
@@ -152,12 +151,12 @@ class Mixed(nn.Module):
     def __init__(self, inputs: int, mix: Mix, kind: Kind) -> None:
         super().__init__()
         self.pads = kind.pads
-        self.branch0 = Pointwise(inputs, mix.plain, kind)
-        self.reduce1 = Pointwise(inputs, mix.first[0], kind)
-        self.branch1 = kind.convolve(*mix.first)
-        self.reduce2 = Pointwise(inputs, mix.second[0], kind)
-        self.branch2 = kind.convolve(*mix.second)
-        self.branch3 = Pointwise(inputs, mix.pooled, kind)
+        self.branch0 = kind.point(inputs, mix.plain)
+        self.reduce1 = kind.point(inputs, mix.first[0])
+        self.branch1 = kind.cube(*mix.first)
+        self.reduce2 = kind.point(inputs, mix.second[0])
+        self.branch2 = kind.cube(*mix.second)
+        self.branch3 = kind.point(inputs, mix.pooled)
         widths = (mix.plain, mix.first[1], mix.second[1], mix.pooled)
         self.gates = nn.ModuleList(SelfGating(width) for width in widths) if kind.gated else None
 
@@ -180,8 +179,8 @@ class Inception(Backbone):
         super().__init__()
         self.pads = kind.pads
         self.stem = stem
-        self.conv2b = Pointwise(size.stem, size.stem, kind)
-        self.conv2c = kind.convolve(size.stem, size.entry)
+        self.conv2b = kind.point(size.stem, size.stem)
+        self.conv2c = kind.cube(size.stem, size.entry)
         self.gate2c = SelfGating(size.entry) if kind.gated else None
         self.channels: dict[int, int] = {}
         self.stages = nn.ModuleDict()

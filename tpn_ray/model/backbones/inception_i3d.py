@@ -7,36 +7,32 @@ TensorFlow does, and batch norm has its constants. The stem's input channels are
 from __future__ import annotations
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tpn_ray.model.backbones.inception import FULL, TOY, Inception, Kind, Size, same, stages
 from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
 from tpn_ray.model.layers import ConvNorm3d
 
-EPS, MOMENTUM = 1e-3, 1e-2
+I3D = Kind(separable=False, pads=same, eps=1e-3, momentum=1e-2)
 KERNEL, STRIDE = 7, 2
 
 
 class Stem(ConvNorm3d):
-    """7x7x7 convolution of stride 2."""
+    """7x7x7 convolution of stride 2. All others have a stride of 1, where TensorFlow pads both sides alike."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(nn.Conv3d(inputs, outputs, KERNEL, STRIDE, bias=False), eps=EPS, momentum=MOMENTUM)
+        super().__init__(inputs, outputs, (KERNEL,) * 3, stride=(STRIDE,) * 3, eps=I3D.eps, momentum=I3D.momentum)
+        self.conv.padding = (0, 0, 0)  # depends on the clip's size
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k u i j"]:
         time, height, width = (same(size, KERNEL, STRIDE) for size in clips.shape[2:])
         return super().forward(F.pad(clips, (*width, *height, *time)))
 
 
-def convolve(inputs: int, outputs: int) -> ConvNorm3d:
-    """Build a 3x3x3 convolution, whose padding at a stride of 1 is the same on both sides."""
-    return ConvNorm3d(nn.Conv3d(inputs, outputs, 3, padding=1, bias=False), eps=EPS, momentum=MOMENTUM)
-
-
 def inception_i3d(size: Size, top: int, inputs: int = 3) -> Inception:
     """Build Inception-I3D up to stage `top`, for clips of `inputs` channels."""
-    return Inception(size, top, Kind(convolve, same, EPS, MOMENTUM), Stem(inputs, size.stem))
+    return Inception(size, top, I3D, Stem(inputs, size.stem))
 
 
 PYTORCH_I3D: Substitutions = (

@@ -7,10 +7,8 @@ channels. Its batch norm has other constants than torchvision's, and its max-poo
 
 from __future__ import annotations
 
-from functools import partial
-
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tpn_ray.model.backbones.inception import FULL, LETTERS, TOY, Inception, Kind, Separable, Size, stages, symmetric
@@ -26,15 +24,15 @@ def ceil(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2 + (kernel - size - total) % stride
 
 
-S3D = Kind(partial(Separable, eps=1e-3, momentum=1e-3), symmetric, eps=1e-3, momentum=1e-3)
-S3DG = Kind(partial(Separable, eps=1e-5, momentum=0.1), ceil, eps=1e-5, momentum=0.1, gated=True)
+S3D = Kind(separable=True, pads=symmetric, eps=1e-3, momentum=1e-3)
+S3DG = Kind(separable=True, pads=ceil, eps=1e-5, momentum=0.1, gated=True)
 
 
 class CubeStem(ConvNorm3d):
     """2x4x4 convolution over cubes of 2x2x2 pixels; with their insides, it spans 4x8x8 pixels at a stride of 2."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(nn.Conv3d(CUBE**3 * inputs, outputs, (2, 4, 4), bias=False))
+        super().__init__(CUBE**3 * inputs, outputs, (2, 4, 4), eps=S3DG.eps, momentum=S3DG.momentum)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k u i j"]:
         # The published code refuses odd numbers of frames or pixels; here they get a zero.
@@ -42,14 +40,13 @@ class CubeStem(ConvNorm3d):
         clips = F.pad(clips, (0, rests[2], 0, rests[1], 0, rests[0]))
         n, c, t, h, w = (*clips.shape[:2], *(size // CUBE for size in clips.shape[2:]))
         cubes = clips.reshape(n, c, t, CUBE, h, CUBE, w, CUBE).permute(0, 3, 5, 7, 1, 2, 4, 6)
-        # The published code pads by (1, 2, 2) on both sides and drops the first outputs; this never computes them.
-        return super().forward(F.pad(cubes.reshape(n, CUBE**3 * c, t, h, w), (1, 2, 1, 2, 0, 1)))
+        # A kernel of even size has one output too many, which the published code drops after norm.
+        return super().forward(cubes.reshape(n, CUBE**3 * c, t, h, w))[:, :, 1:, 1:, 1:]
 
 
 def s3d(size: Size, top: int, inputs: int = 3) -> Inception:
     """Build S3D up to stage `top`, for clips of `inputs` channels."""
-    stem = Separable(inputs, size.stem, eps=S3D.eps, momentum=S3D.momentum, kernel=7, stride=2)
-    return Inception(size, top, S3D, stem)
+    return Inception(size, top, S3D, Separable(inputs, size.stem, 7, 2, S3D))
 
 
 def s3dg(size: Size, top: int, inputs: int = 3) -> Inception:

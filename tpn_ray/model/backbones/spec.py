@@ -24,6 +24,9 @@ class Backbone(nn.Module):
     channels: dict[int, int]
     """Channels of the output of every stage, by its number, lowest first."""
 
+    own_weights: bool = False
+    """Whether fresh weights are drawn while it is built; otherwise `recognizer.build_model` draws them."""
+
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Float[Tensor, "n _ _ _ _"]]:
         """Return the output of every stage by its number."""
         raise NotImplementedError
