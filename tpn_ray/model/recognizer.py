@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones import backbone_spec
 from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Shift
-from tpn_ray.model.heads import AuxiliaryHead, ClassificationHead
+from tpn_ray.model.heads import AuxiliaryHead
 from tpn_ray.model.tpn import PYRAMIDS, Flow, TemporalPyramid
 
 
@@ -174,7 +174,7 @@ class Recognizer(nn.Module):
         self.auxiliary = nn.ModuleList(
             AuxiliaryHead(channels[i], classes, config.dropout) for i in range(config.auxiliary_count)
         )
-        self.head = ClassificationHead(channels[-1], classes, config.dropout)
+        self.head = config.spec.head(channels[-1], classes, config.dropout)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Scores:
         """Score normalized clips; where frames are sampled from segments, a clip's frames are these."""

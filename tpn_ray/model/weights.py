@@ -269,7 +269,7 @@ def above_top(model: Recognizer, name: str) -> bool:
 
 def is_classifier(name: str) -> bool:
     """Return whether an entry, ours or theirs, belongs to a final linear layer."""
-    return re.search(r"head\.linear\.|\.fc_cls\.|aux_head\.fc\.", name) is not None
+    return re.search(r"head\.(relations\.\d\.)?linear\.|\.fc_cls\.|aux_head\.fc\.", name) is not None
 
 
 def notes_on(model: Recognizer, layout: str) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tpn_ray.model.heads import ClassificationHead
+
 Shift = Literal["residual", "inplace"]
 Substitutions = tuple[tuple[str, str], ...]
 """Pairs of a regular expression and its replacement, applied in order."""
@@ -63,6 +65,10 @@ class BackboneSpec:
 
     sampling: Literal["clip", "segments"]
     """Sampling of frames that it was published with: consecutive ones (at a stride), or one of each segment."""
+
+    head: Callable[[int, int, float], nn.Module] = ClassificationHead
+    """Builds the head, from the number of channels, the number of classes, and dropout; it maps features n c t h w to
+    scores n k."""
 
     names: Mapping[str, Substitutions] = field(default_factory=dict)
     """For each code base that publishes weights of it: substitutions that turn our names (without "backbone.") into its
