@@ -50,12 +50,13 @@ class ConvNorm3d(nn.Module):
         *,
         stride: Triple = POINT,
         groups: int = 1,
+        bias: bool = False,
         eps: float = 1e-5,
         momentum: float = 0.1,
         relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = conv3d(inputs, outputs, kernel, stride=stride, groups=groups)
+        self.conv = conv3d(inputs, outputs, kernel, stride=stride, groups=groups, bias=bias)
         self.norm = nn.BatchNorm2d(outputs, eps=eps, momentum=momentum)
         self.time_stride = stride[0]
         self.relu = relu
