@@ -64,7 +64,7 @@ def test_multiplications_per_view_are_the_published_number(
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name.endswith("toy")])
 def test_training_gives_auxiliary_scores_and_evaluation_none(backbone: str) -> None:
     model = build_model(replace(TOY, backbone=backbone, alpha=(1, 1)))
-    clips = torch.randn(2, 3, 8, 32, 32)
+    clips = torch.randn(2, 3, 16, 32, 32)
     training = model(clips)
     assert training.action.shape == (2, 7)
     assert [scores.shape for scores in training.auxiliary] == [(2, 7)]

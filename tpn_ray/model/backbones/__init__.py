@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.backbones import eco, inception_i3d, resnet2d, s3d, slowonly, timm2d, trn
+from tpn_ray.model.backbones import eco, inception_i3d, resnet2d, s3d, slowonly, stc, timm2d, trn
 from tpn_ray.model.backbones.spec import BackboneSpec
 
 BACKBONES: dict[str, BackboneSpec] = {
@@ -18,6 +18,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     **inception_i3d.SPECS,
     **trn.SPECS,
     **eco.SPECS,
+    **stc.SPECS,
 }
 
 

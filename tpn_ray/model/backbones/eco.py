@@ -28,7 +28,7 @@ STRIDE = (2, 2, 2)
 
 
 @dataclass(frozen=True)
-class Mix:
+class EcoMix:
     """Widths of a block of BN-Inception."""
 
     one: int
@@ -48,45 +48,45 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Size:
+class EcoSize:
     """Widths of the stem, of the residual stages, and of the blocks; the 3D network starts inside of 3c."""
 
     stem: tuple[int, int]
     stages: tuple[int, int, int]
-    below: dict[str, Mix]
-    beside: dict[str, Mix]
+    below: dict[str, EcoMix]
+    beside: dict[str, EcoMix]
 
 
-FULL = Size(
+FULL = EcoSize(
     stem=(64, 192),
     stages=(128, 256, 512),
     below={
-        "3a": Mix(64, (64, 64), (64, 96, 96), 32),
-        "3b": Mix(64, (64, 96), (64, 96, 96), 64),
-        "3c": Mix(0, (128, 160), (64, 96, 96)),
+        "3a": EcoMix(64, (64, 64), (64, 96, 96), 32),
+        "3b": EcoMix(64, (64, 96), (64, 96, 96), 64),
+        "3c": EcoMix(0, (128, 160), (64, 96, 96)),
     },
     beside={
-        "4a": Mix(224, (64, 96), (96, 128, 128), 128),
-        "4b": Mix(192, (96, 128), (96, 128, 128), 128),
-        "4c": Mix(160, (128, 160), (128, 160, 160), 128),
-        "4d": Mix(96, (128, 192), (160, 192, 192), 128),
-        "4e": Mix(0, (128, 192), (192, 256, 256)),
-        "5a": Mix(352, (192, 320), (160, 224, 224), 128),
-        "5b": Mix(352, (192, 320), (192, 224, 224), 128, "max"),
+        "4a": EcoMix(224, (64, 96), (96, 128, 128), 128),
+        "4b": EcoMix(192, (96, 128), (96, 128, 128), 128),
+        "4c": EcoMix(160, (128, 160), (128, 160, 160), 128),
+        "4d": EcoMix(96, (128, 192), (160, 192, 192), 128),
+        "4e": EcoMix(0, (128, 192), (192, 256, 256)),
+        "5a": EcoMix(352, (192, 320), (160, 224, 224), 128),
+        "5b": EcoMix(352, (192, 320), (192, 224, 224), 128, "max"),
     },
 )
-TOY = Size(
+TOY = EcoSize(
     stem=(8, 24),
     stages=(16, 32, 64),
-    below={"3b": Mix(8, (8, 12), (8, 12, 12), 8), "3c": Mix(0, (16, 20), (8, 12, 12))},
-    beside={"4e": Mix(0, (16, 24), (24, 32, 32)), "5b": Mix(44, (24, 40), (24, 28, 28), 16, "max")},
+    below={"3b": EcoMix(8, (8, 12), (8, 12, 12), 8), "3c": EcoMix(0, (16, 20), (8, 12, 12))},
+    beside={"4e": EcoMix(0, (16, 24), (24, 32, 32)), "5b": EcoMix(44, (24, 40), (24, 28, 28), 16, "max")},
 )
 
 
 class Block(nn.Module):
     """A block of BN-Inception. One without its branches `whole` ends in the middle of the double branch."""
 
-    def __init__(self, inputs: int, mix: Mix, *, whole: bool = True) -> None:
+    def __init__(self, inputs: int, mix: EcoMix, *, whole: bool = True) -> None:
         super().__init__()
         self.halves = mix.one == 0
         stride = 2 if self.halves else 1
@@ -146,7 +146,7 @@ class Residual(nn.Module):
 class Eco(Backbone):
     """BN-Inception up to the middle of 3c, and the residual stages 3 to `top`; the rest of BN-Inception if `full`."""
 
-    def __init__(self, size: Size, top: int, *, full: bool) -> None:
+    def __init__(self, size: EcoSize, top: int, *, full: bool) -> None:
         super().__init__()
         first, second = size.stem
         self.stem = nn.ModuleDict(
@@ -203,7 +203,7 @@ def norm_relu(norm: nn.BatchNorm2d, clips: Clips) -> Clips:
     return unfold(F.relu(batch_norm(norm, fold(clips)), inplace=True), clips.shape[2])
 
 
-def stages(size: Size, *, full: bool) -> dict[int, Stage]:
+def stages(size: EcoSize, *, full: bool) -> dict[int, Stage]:
     """Return the stages; the fourth and the fifth halve time."""
     widths = list(size.stages)
     if full:

@@ -24,7 +24,7 @@ Pads = Callable[[int, int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Mix:
+class MixedWidths:
     """Widths of a mixed block."""
 
     plain: int
@@ -46,42 +46,42 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Size:
+class InceptionSize:
     """Width of the stem and of the convolution before the stages, and the mixed blocks by stage and letter."""
 
     stem: int
     entry: int
-    mixes: dict[int, dict[str, Mix]]
+    mixes: dict[int, dict[str, MixedWidths]]
 
 
-FULL = Size(
+FULL = InceptionSize(
     stem=64,
     entry=192,
     mixes={
         3: {
-            "b": Mix(64, (96, 128), (16, 32), 32),
-            "c": Mix(128, (128, 192), (32, 96), 64),
+            "b": MixedWidths(64, (96, 128), (16, 32), 32),
+            "c": MixedWidths(128, (128, 192), (32, 96), 64),
         },
         4: {
-            "b": Mix(192, (96, 208), (16, 48), 64),
-            "c": Mix(160, (112, 224), (24, 64), 64),
-            "d": Mix(128, (128, 256), (24, 64), 64),
-            "e": Mix(112, (144, 288), (32, 64), 64),
-            "f": Mix(256, (160, 320), (32, 128), 128),
+            "b": MixedWidths(192, (96, 208), (16, 48), 64),
+            "c": MixedWidths(160, (112, 224), (24, 64), 64),
+            "d": MixedWidths(128, (128, 256), (24, 64), 64),
+            "e": MixedWidths(112, (144, 288), (32, 64), 64),
+            "f": MixedWidths(256, (160, 320), (32, 128), 128),
         },
         5: {
-            "b": Mix(256, (160, 320), (32, 128), 128),
-            "c": Mix(384, (192, 384), (48, 128), 128),
+            "b": MixedWidths(256, (160, 320), (32, 128), 128),
+            "c": MixedWidths(384, (192, 384), (48, 128), 128),
         },
     },
 )
-TOY = Size(
+TOY = InceptionSize(
     stem=8,
     entry=24,
     mixes={
-        3: {"c": Mix(16, (16, 24), (4, 12), 8)},
-        4: {"f": Mix(32, (20, 40), (4, 16), 16)},
-        5: {"c": Mix(48, (24, 48), (6, 16), 16)},
+        3: {"c": MixedWidths(16, (16, 24), (4, 12), 8)},
+        4: {"f": MixedWidths(32, (20, 40), (4, 16), 16)},
+        5: {"c": MixedWidths(48, (24, 48), (6, 16), 16)},
     },
 )
 LETTERS = [f"{stage}{letter}" for stage, mixes in FULL.mixes.items() for letter in mixes]
@@ -89,7 +89,7 @@ LETTERS = [f"{stage}{letter}" for stage, mixes in FULL.mixes.items() for letter 
 
 
 @dataclass(frozen=True)
-class Kind:
+class InceptionKind:
     """What tells the networks apart."""
 
     separable: bool
@@ -121,7 +121,7 @@ class Kind:
 class Separable(nn.Module):
     """1xkxk, then kx1x1 convolution, each with norm and ReLU, and each with its part of the stride."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, kind: Kind) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, kind: InceptionKind) -> None:
         super().__init__()
         eps, momentum = kind.eps, kind.momentum
         self.space = ConvNorm3d(
@@ -148,7 +148,7 @@ class SelfGating(nn.Module):
 class Mixed(nn.Module):
     """Four branches of the same input, concatenated: 1x1x1, twice 1x1x1 and 3x3x3, and max-pool and 1x1x1."""
 
-    def __init__(self, inputs: int, mix: Mix, kind: Kind) -> None:
+    def __init__(self, inputs: int, mix: MixedWidths, kind: InceptionKind) -> None:
         super().__init__()
         self.pads = kind.pads
         self.branch0 = kind.point(inputs, mix.plain)
@@ -175,7 +175,7 @@ class Mixed(nn.Module):
 class Inception(Backbone):
     """The given stem, two convolutions, and the mixed blocks of the stages 3 to `top`."""
 
-    def __init__(self, size: Size, top: int, kind: Kind, stem: nn.Module) -> None:
+    def __init__(self, size: InceptionSize, top: int, kind: InceptionKind, stem: nn.Module) -> None:
         super().__init__()
         self.pads = kind.pads
         self.stem = stem
@@ -232,7 +232,7 @@ def same(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def stages(size: Size) -> dict[int, Stage]:
+def stages(size: InceptionSize) -> dict[int, Stage]:
     """Return the stages; each of them halves time, and so does the stem."""
     outputs = {stage: [mix.outputs for mix in mixes.values()][-1] for stage, mixes in size.mixes.items()}
     return {stage: Stage(channels, space=2**stage, time=2 ** (stage - 2)) for stage, channels in outputs.items()}

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpn_ray.model.backbones.inception import FULL, TOY, Inception, Kind, Size, same, stages
+from tpn_ray.model.backbones.inception import FULL, TOY, Inception, InceptionKind, InceptionSize, same, stages
 from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
 from tpn_ray.model.layers import ConvNorm3d
 
-I3D = Kind(separable=False, pads=same, eps=1e-3, momentum=1e-2)
+I3D = InceptionKind(separable=False, pads=same, eps=1e-3, momentum=1e-2)
 KERNEL, STRIDE = 7, 2
 
 
@@ -30,7 +30,7 @@ class Stem(ConvNorm3d):
         return super().forward(F.pad(clips, (*width, *height, *time)))
 
 
-def inception_i3d(size: Size, top: int, inputs: int = 3) -> Inception:
+def inception_i3d(size: InceptionSize, top: int, inputs: int = 3) -> Inception:
     """Build Inception-I3D up to stage `top`, for clips of `inputs` channels."""
     return Inception(size, top, I3D, Stem(inputs, size.stem))
 

@@ -11,7 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpn_ray.model.backbones.inception import FULL, LETTERS, TOY, Inception, Kind, Separable, Size, stages, symmetric
+from tpn_ray.model.backbones.inception import (
+    FULL,
+    LETTERS,
+    TOY,
+    Inception,
+    InceptionKind,
+    InceptionSize,
+    Separable,
+    stages,
+    symmetric,
+)
 from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
 from tpn_ray.model.layers import ConvNorm3d
 
@@ -24,8 +34,8 @@ def ceil(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2 + (kernel - size - total) % stride
 
 
-S3D = Kind(separable=True, pads=symmetric, eps=1e-3, momentum=1e-3)
-S3DG = Kind(separable=True, pads=ceil, eps=1e-5, momentum=0.1, gated=True)
+S3D = InceptionKind(separable=True, pads=symmetric, eps=1e-3, momentum=1e-3)
+S3DG = InceptionKind(separable=True, pads=ceil, eps=1e-5, momentum=0.1, gated=True)
 
 
 class CubeStem(ConvNorm3d):
@@ -44,12 +54,12 @@ class CubeStem(ConvNorm3d):
         return super().forward(cubes.reshape(n, CUBE**3 * c, t, h, w))[:, :, 1:, 1:, 1:]
 
 
-def s3d(size: Size, top: int, inputs: int = 3) -> Inception:
+def s3d(size: InceptionSize, top: int, inputs: int = 3) -> Inception:
     """Build S3D up to stage `top`, for clips of `inputs` channels."""
     return Inception(size, top, S3D, Separable(inputs, size.stem, 7, 2, S3D))
 
 
-def s3dg(size: Size, top: int, inputs: int = 3) -> Inception:
+def s3dg(size: InceptionSize, top: int, inputs: int = 3) -> Inception:
     """Build S3D-G up to stage `top`, for clips of `inputs` channels."""
     return Inception(size, top, S3DG, CubeStem(inputs, size.stem))
 
