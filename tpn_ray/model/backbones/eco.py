@@ -187,7 +187,7 @@ class Eco(Backbone):
             x = last.finish(x, middle)  # type: ignore[operator]
             for block in self.beside.values():
                 x = block(x)
-            n, (groups, high, wide) = len(clips), y.shape[2:]
+            n, _, groups, high, wide = y.shape
             apart = unfold(x, t).reshape(n, -1, groups, t // groups, high, wide).mean(dim=3)
             levels[max(levels)] = torch.cat((apart, y), dim=1)
         return levels
