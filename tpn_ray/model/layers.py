@@ -40,7 +40,10 @@ def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: in
 
 
 class ConvNorm3d(nn.Module):
-    """Convolution over time and space, batch norm, and ReLU (omitted at the end of a residual branch), over clips."""
+    """Convolution over time and space, batch norm, and ReLU, over clips.
+
+    ReLU is omitted at the end of a residual branch, batch norm where `eps` is None.
+    """
 
     def __init__(
         self,
@@ -51,19 +54,21 @@ class ConvNorm3d(nn.Module):
         stride: Triple = POINT,
         groups: int = 1,
         bias: bool = False,
-        eps: float = 1e-5,
+        eps: float | None = 1e-5,
         momentum: float = 0.1,
         relu: bool = True,
     ) -> None:
         super().__init__()
         self.conv = conv3d(inputs, outputs, kernel, stride=stride, groups=groups, bias=bias)
-        self.norm = nn.BatchNorm2d(outputs, eps=eps, momentum=momentum)
+        self.norm = None if eps is None else nn.BatchNorm2d(outputs, eps, momentum)
         self.time_stride = stride[0]
         self.relu = relu
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k s i j"]:
         convolved = convolve(self.conv, clips, self.time_stride)
-        y = batch_norm(self.norm, fold(convolved))
+        y = fold(convolved)
+        if self.norm is not None:
+            y = batch_norm(self.norm, y)
         return unfold(F.relu(y, inplace=True) if self.relu else y, convolved.shape[2])
 
 

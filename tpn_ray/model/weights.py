@@ -245,12 +245,13 @@ def refuse_leftovers(
             f"neck={model.config.neck!r}): {abridge(tuple(lacking))}"
             + ("" if backbone_only or lacking[0].startswith("backbone.") else "; backbone_only=True takes the rest")
         )
+    places = whole_backbone(model, layout)
     foreign = [
         name
         for name in unused
         if re.match(r"(backbone|necks?|layer\d)\.", name)
         and not re.match(r"necks?\.aux_head\.", name)
-        and not above_top(model, name)
+        and name not in places
         and not (backbone_only and name.startswith("neck"))
     ]
     if foreign:
@@ -260,16 +261,18 @@ def refuse_leftovers(
         )
 
 
-def above_top(model: Recognizer, name: str) -> bool:
-    """Return whether a file's entry belongs to a stage above this network's highest."""
-    layer = re.search(r"(?:^|\.)(?:layer(\d)|stages\.[a-z]+(\d))\.", name)
-    stage = 0 if layer is None else int(layer[1]) + 1 if layer[1] else int(layer[2])
-    return stage > max(model.backbone.channels)
+def whole_backbone(model: Recognizer, layout: str) -> set[str]:
+    """Return a layout's names for the entries of all the backbone's stages, also those above this network's highest."""
+    config = model.config
+    with torch.device("meta"):
+        whole = config.spec.build(max(config.spec.stages), config.shift)
+    keys = (f"backbone.{key}" for key in whole.state_dict())
+    return {name for key in keys for name in names_in(layout, config.spec, key, top_auxiliary=0)}
 
 
-def is_classifier(name: str) -> bool:
-    """Return whether an entry, ours or theirs, belongs to a final linear layer."""
-    return re.search(r"head\.(relations\.\d\.)?linear\.|\.fc_cls\.|aux_head\.fc\.", name) is not None
+def is_classifier(key: str) -> bool:
+    """Return whether our entry `key` belongs to a final linear layer."""
+    return re.search(r"head\.(relations\.\d\.)?linear\.", key) is not None
 
 
 def notes_on(model: Recognizer, layout: str) -> list[str]:
