@@ -121,7 +121,7 @@ class Block(nn.Module):
         return self.finish(frames, self.start(frames))
 
 
-class Residual(nn.Module):
+class EcoResidual(nn.Module):
     """Two residual blocks that keep what precedes norm; the first of stage 3 is only a convolution."""
 
     def __init__(self, inputs: int, outputs: int, *, halves: bool) -> None:
@@ -162,7 +162,7 @@ class Eco(Backbone):
         self.stages = nn.ModuleDict()
         entering = size.below["3c"].double[1]
         for stage, outputs in zip(range(3, top + 1), size.stages, strict=False):
-            self.stages[f"res{stage}"] = Residual(entering, outputs, halves=stage > 3)
+            self.stages[f"res{stage}"] = EcoResidual(entering, outputs, halves=stage > 3)
             self.channels[stage] = entering = outputs
         self.beside = nn.ModuleDict()
         for name, mix in size.beside.items() if self.full else ():
