@@ -20,10 +20,11 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import build_model
 from tpn_ray.planning.step_time import rehearse, time_scoring, time_training
 from tpn_ray.recipe import Recipe
+from tpn_ray.training.step import use_tf32
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class StepBench:
     """Compute device: cpu, cuda, or cuda:1."""
 
     precisions: tuple[Precision, ...] = ("fp32",)
-    """Precisions to compare: fp32, and bf16 by autocast."""
+    """Precisions to compare: fp32, tf32 (on GPUs), and bf16 by autocast."""
 
     compiled: tuple[bool, ...] = (False,)
     """Modes to run the network in: False for eager, True for torch.compile."""
@@ -65,7 +66,7 @@ def measure_step(recipe: Recipe, bench: StepBench) -> str:
     first, *_ = recipes.values()
     base_train, base_score = zip(*seconds[next(iter(recipes))], strict=True)
     flops, clips = training_flops(first), first.loop.micro_batch_clips
-    rates = {precision: matmul_rate(torch.device(bench.device), DTYPES[precision]) for precision in bench.precisions}
+    rates = {precision: matmul_rate(torch.device(bench.device), precision) for precision in bench.precisions}
     lines = [describe(first, bench.device), f"training step: {flops / 1e9:.1f} GFLOP"]
     lines += [f"matrix product, {precision}: {rate / 1e9:.0f} GFLOP/s" for precision, rate in rates.items()]
     lines.append("variant           train clips/s     x       spread  of product  score clips/s     x       spread")
@@ -87,6 +88,7 @@ def measure_in_turns(recipes: dict[str, Recipe], bench: StepBench) -> dict[str, 
     for turn in range(-1, bench.rounds):  # the first turn warms up
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
+            use_tf32(recipes[name].loop.precision == "tf32")  # holds for the process
             times = time_training(*rehearsed[name]), time_scoring(*rehearsed[name])
             if turn >= 0:
                 seconds[name].append(times)
@@ -123,8 +125,10 @@ def training_flops(recipe: Recipe) -> float:
     return float(counter.get_total_flops())
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_rate(device: torch.device, precision: Precision) -> float:
     """Measure the operations per second of a large matrix product."""
+    use_tf32(precision == "tf32")
+    dtype = DTYPES[precision]
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = []

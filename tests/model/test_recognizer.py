@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.recognizer import BACKBONES, ModelConfig, build_model, set_alpha, split_label_sets
+from tpn_ray.model.backbones import BACKBONES
+from tpn_ray.model.recognizer import ModelConfig, build_model, set_alpha, split_label_sets
 
 TOY = ModelConfig(backbone="slowonly_toy", classes=7, alpha=(4, 8))
 
@@ -62,8 +63,8 @@ def test_multiplications_per_view_are_the_published_number(
 
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name.endswith("toy")])
 def test_training_gives_auxiliary_scores_and_evaluation_none(backbone: str) -> None:
-    model = build_model(replace(TOY, backbone=backbone))
-    clips = torch.randn(2, 3, 8, 32, 32)
+    model = build_model(replace(TOY, backbone=backbone, alpha=(1, 1)))
+    clips = torch.randn(2, 3, 16, 32, 32)
     training = model(clips)
     assert training.action.shape == (2, 7)
     assert [scores.shape for scores in training.auxiliary] == [(2, 7)]
@@ -166,7 +167,8 @@ def test_several_label_sets_share_one_layer() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone": "resnet"}, "unknown backbone 'resnet'; known: slowonly_r50"),
+        ({"backbone": "resnet"}, "unknown backbone 'resnet'; nearest: .*plan.py --models"),
+        ({"backbone": "slow_only_r50"}, "unknown backbone .*; nearest: slowonly_r50, "),
         ({"classes": 0}, "classes=0"),
         ({"classes": ()}, r"classes=\(\)"),
         ({"neck": "fpn"}, "neck='fpn'"),

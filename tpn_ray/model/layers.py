@@ -55,11 +55,12 @@ class ConvNorm3d(nn.Module):
         groups: int = 1,
         bias: bool = False,
         eps: float | None = 1e-5,
+        momentum: float = 0.1,
         relu: bool = True,
     ) -> None:
         super().__init__()
         self.conv = conv3d(inputs, outputs, kernel, stride=stride, groups=groups, bias=bias)
-        self.norm = None if eps is None else nn.BatchNorm2d(outputs, eps=eps)
+        self.norm = None if eps is None else nn.BatchNorm2d(outputs, eps, momentum)
         self.time_stride = stride[0]
         self.relu = relu
 

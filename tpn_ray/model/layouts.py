@@ -25,7 +25,9 @@ MMACTION2: Substitutions = (
     (r"\.fuse\.", ".fusion_conv."),
     (r"^auxiliary\.top\.deepen\.", "neck.aux_head.conv."),
     (r"^auxiliary\.top\.head\.linear\.", "neck.aux_head.fc."),
-    (r"^head\.linear\.", "cls_head.fc_cls."),
+    (r"^head\.(?:linear|frame)\.", "cls_head.fc_cls."),
+    (r"^head\.relations\.(\d)\.mix\.", r"cls_head.consensus.fc_fusion_scales.\1.1."),
+    (r"^head\.relations\.(\d)\.linear\.", r"cls_head.consensus.fc_fusion_scales.\1.3."),
     (r"\.norm\.", ".bn."),
 )
 

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.backbones import BACKBONES
+from tpn_ray.model.backbones import backbone_spec
 from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Shift
-from tpn_ray.model.heads import AuxiliaryHead, ClassificationHead
+from tpn_ray.model.heads import AuxiliaryHead
 from tpn_ray.model.tpn import PYRAMIDS, Flow, TemporalPyramid
 
 
@@ -22,7 +22,8 @@ class ModelConfig:
     """The network: everything that determines the shapes of its weights and what it computes."""
 
     backbone: str = "slowonly_r50"
-    """Name of the backbone and its size, such as slowonly_r50 ("I3D" in the paper)."""
+    """Name of the backbone and its size, such as slowonly_r50 ("I3D" in the paper); with timm installed, also
+    timm/resnet34 and timm_tsm/resnet34 for any of its image networks, frames apart or with temporal shift."""
 
     classes: int | tuple[int, ...] = 400
     """Number of classes; several numbers for several label sets, such as verbs and nouns."""
@@ -60,8 +61,7 @@ class ModelConfig:
     Something-Something weights need."""
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise ConfigError(f"unknown backbone {self.backbone!r}; known: {', '.join(BACKBONES)}")
+        backbone_spec(self.backbone)
         if not self.label_sets or min(self.label_sets) < 1:
             raise ConfigError(f"classes={self.classes!r}: every label set needs at least one class")
         if not 0 <= self.dropout < 1:
@@ -108,7 +108,7 @@ class ModelConfig:
     @property
     def spec(self) -> BackboneSpec:
         """What is known about the backbone."""
-        return BACKBONES[self.backbone]
+        return backbone_spec(self.backbone)
 
     @property
     def used_stages(self) -> tuple[int, ...]:
@@ -174,8 +174,7 @@ class Recognizer(nn.Module):
         self.auxiliary = nn.ModuleList(
             AuxiliaryHead(channels[i], classes, config.dropout) for i in range(config.auxiliary_count)
         )
-        hidden = config.spec.hidden if config.neck == "none" else 0
-        self.head = ClassificationHead(channels[-1], classes, config.dropout, hidden)
+        self.head = config.spec.head(channels[-1], classes, config.dropout)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Scores:
         """Score normalized clips; where frames are sampled from segments, a clip's frames are these."""
@@ -217,6 +216,8 @@ def split_label_sets(scores: Float[Tensor, "n k"], classes: int | tuple[int, ...
 
 def initialise_backbone(backbone: Backbone) -> None:
     """Initialize convolutions Kaiming-normal and residual branches at zero (mmaction2's choice without pretraining)."""
+    if backbone.own_weights:
+        return
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -231,11 +231,14 @@ def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: 
 
 
 def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Return whether shapes are equal, or those of kernels that differ only in dimensions of size 1."""
+    """Return whether shapes are equal, or those of kernels that differ only in dimensions of size 1.
+
+    A linear layer equals a 1x1x1 convolution of its features.
+    """
     if theirs == ours:
         return True
     kernels = ([size for size in shape[2:] if size != 1] for shape in (theirs, ours))
-    return min(len(theirs), len(ours)) >= 4 and theirs[:2] == ours[:2] and next(kernels) == next(kernels)
+    return min(len(theirs), len(ours)) >= 2 and theirs[:2] == ours[:2] and next(kernels) == next(kernels)
 
 
 def refuse_leftovers(
@@ -282,7 +285,7 @@ def whole_backbone(model: Recognizer, layout: str) -> set[str]:
 
 def is_classifier(key: str) -> bool:
     """Return whether our entry `key` belongs to a final linear layer."""
-    return "head.linear." in key
+    return re.search(r"head\.(relations\.\d\.)?linear\.", key) is not None
 
 
 def notes_on(model: Recognizer, layout: str) -> list[str]:

@@ -17,8 +17,8 @@ CLASSES = 400
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Cost of one network for one clip."""
+class NetworkCost:
+    """NetworkCost of one network for one clip."""
 
     parameters: int
     """Number of parameters in training, auxiliary heads included."""
@@ -30,14 +30,16 @@ class Cost:
     """Bytes that a training step keeps of the clip for the backward pass, in float32."""
 
 
-def cost(config: ModelConfig, frames: int, crop_px: int) -> Cost:
+def cost(config: ModelConfig, frames: int, crop_px: int) -> NetworkCost:
     """Count the cost of a network for clips of `frames` frames of crop_px x crop_px pixels."""
     with torch.device("meta"):
         model, clips = build_model(config), torch.empty(2, 3, frames, crop_px, crop_px)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(clips[:1])
         kept = kept_bytes(model.train(), clips)
-    return Cost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9, kept // 2)
+    return NetworkCost(
+        sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9, kept // 2
+    )
 
 
 def kept_bytes(model: torch.nn.Module, clips: Tensor) -> int:

@@ -24,7 +24,8 @@ from tpn_ray.model.weights import load_weights, mmaction2_state
 Outputs = Callable[[torch.nn.Module, torch.Tensor], Sequence[torch.Tensor]]
 
 
-def weight(name: str, shape: Sequence[int]) -> torch.Tensor:
+def drawn(name: str, shape: Sequence[int]) -> torch.Tensor:
+    """The weight of an entry, from its name in the published code and its shape."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros((), dtype=torch.long)
     random = np.random.RandomState(zlib.crc32(name.encode()))
@@ -38,7 +39,13 @@ def weight(name: str, shape: Sequence[int]) -> torch.Tensor:
         value = random.uniform(0.5, 1.5, shape) * (0.3 if ".conv3.bn." in name else 1)
     else:
         value = 0.1 * random.randn(*shape)
-    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+    return torch.from_numpy(np.asarray(value, dtype=np.float64))
+
+
+def rounded(name: str, shape: Sequence[int]) -> torch.Tensor:
+    """The same in single precision, which is what mmaction2's networks were given."""
+    value = drawn(name, shape)
+    return value.float() if value.is_floating_point() else value
 
 
 @functools.cache
@@ -59,7 +66,7 @@ def check(name: str, case: str, layout: str = "mmaction2", outputs: Outputs = to
     assert sum(p.numel() for p in model.backbone.parameters()) == expected["parameters"]
     assert published_shapes(model, layout) == expected["keys"]
     prefix = "backbone." if layout in HEADS else ""
-    weights = {prefix + key: weight(key, shape) for key, shape in expected["keys"].items()}
+    weights = {prefix + key: rounded(key, shape) for key, shape in expected["keys"].items()}
     load_weights(model.double(), weights, backbone_only=True)
     clips = noise(expected["input"])
     assert distance(outputs(model.eval().backbone, clips.double()), expected["pooled"]) < 1e-9

@@ -49,8 +49,8 @@ def test_the_plain_network_has_the_published_head() -> None:
     torch.testing.assert_close(head(features), expected)
 
 
-def test_a_pyramid_has_a_plain_head() -> None:
-    assert build_model(ModelConfig(backbone="x3d_toy", classes=3, alpha=(1, 2))).head.hidden is None
+def test_a_pyramid_has_the_network_s_own_head() -> None:
+    assert build_model(ModelConfig(backbone="x3d_toy", classes=3, alpha=(1, 2))).head.hidden is not None
 
 
 def test_another_number_of_classes_is_said_to_be_the_reason() -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tpn_ray.model.heads import ClassificationHead
+
 Shift = Literal["residual", "inplace"]
 Substitutions = tuple[tuple[str, str], ...]
 """Pairs of a regular expression and its replacement, applied in order."""
@@ -23,6 +25,9 @@ class Backbone(nn.Module):
 
     channels: dict[int, int]
     """Channels of the output of every stage, by its number, lowest first."""
+
+    own_weights: bool = False
+    """Whether fresh weights are drawn while it is built; otherwise `recognizer.build_model` draws them."""
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Float[Tensor, "n _ _ _ _"]]:
         """Return the output of every stage by its number."""
@@ -84,8 +89,9 @@ class BackboneSpec:
     sampling: Literal["clip", "segments"]
     """Sampling of frames that it was published with: consecutive ones (at a stride), or one of each segment."""
 
-    hidden: int = 0
-    """Width of the layer between the mean and the classifier, in the network without a pyramid; 0 for none."""
+    head: Callable[[int, int, float], nn.Module] = ClassificationHead
+    """Builds the head, from the number of channels, the number of classes, and dropout; it maps features n c t h w to
+    scores n k."""
 
     names: Mapping[str, Substitutions] = field(default_factory=dict)
     """For each code base that publishes weights of it: substitutions that turn our names (without "backbone.") into its

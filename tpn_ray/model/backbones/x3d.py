@@ -11,6 +11,7 @@ frames of stride 6 at 160 pixels, and 16 frames of stride 5 at 224. The publishe
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from tpn_ray.model.backbones.resnet2d import Size
 from tpn_ray.model.backbones.resnet3d import NAMES_3D, Design, Place, ResidualBlock, ResNet3d, shortcut
 from tpn_ray.model.backbones.spec import BackboneSpec, Stage, Substitutions
+from tpn_ray.model.heads import ClassificationHead
 from tpn_ray.model.layers import POINT, ConvNorm3d, conv3d
 
 TOP = 5
@@ -119,7 +121,7 @@ def spec(size: Size, hidden: int) -> BackboneSpec:
     return BackboneSpec(
         build=lambda top, shift: X3D(size, top),
         stages=stages(size),
-        hidden=hidden,
+        head=partial(ClassificationHead, hidden=hidden),
         frames="convolve",
         sampling="clip",
         names={"mmaction2": NAMES},
