@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from tpn_ray import storage
 from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import probabilities
-from tpn_ray.model.pixels import Normalise
 from tpn_ray.predict.predictor import Predictor
 
 SUFFIXES = {".pt2": "torch.export", ".onnx": "ONNX"}
@@ -36,7 +35,7 @@ class Program(nn.Module):
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.network, self.label_sets = predictor.model.eval(), predictor.recipe.model.label_sets
-        self.normalise = Normalise()
+        self.normalise = predictor.normalise
 
     def forward(self, clips: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k"]:
         return probabilities(self.network(self.normalise(clips)).action, self.label_sets)

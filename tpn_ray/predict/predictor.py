@@ -60,7 +60,8 @@ class Predictor:
         self.model, self.recipe, self.label_sets = model.eval(), recipe, label_sets
         self.threads = threads
         self.device = next(model.parameters()).device
-        self.normalise = Normalise().to(self.device)
+        spec = recipe.model.spec
+        self.normalise = Normalise(spec.mean, spec.std).to(self.device)
         self.trained_alpha: Alpha = recipe.model.alpha
 
     def predict(self, path: str, views: str = "1x1") -> Prediction:

@@ -71,7 +71,7 @@ class Training:
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.statistics, self.counters = join_batch_norm_statistics(self.model)
         self.average = Average(self.model, optim.ema_decay) if optim.ema_decay else None
-        self.normalise = Normalise().to(device)
+        self.normalise = Normalise(model.spec.mean, model.spec.std).to(device)
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.shared = share_statistics(self.model, loop.sync_batch_norm) if loop.sync_batch_norm > 1 else None
         if loop.compile:

@@ -8,6 +8,7 @@ fresh weights, residual branches start at zero, as elsewhere here but not in mma
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import nn
@@ -23,7 +24,7 @@ from tpn_ray.model.backbones.resnet3d import (
     ResNet3d,
     shortcut,
 )
-from tpn_ray.model.backbones.spec import BackboneSpec
+from tpn_ray.model.backbones.spec import KINETICS_MEAN, KINETICS_STD, BackboneSpec, Published
 from tpn_ray.model.layers import POINT, ConvNorm3d
 
 Interaction = Literal["ir", "ip"]
@@ -53,7 +54,7 @@ def csn(size: Size, top: int, interaction: Interaction) -> ResNet3d:
     return ResNet3d(design(size), top, ConvNorm3d(3, size.width, (3, 7, 7), stride=(1, 2, 2), eps=EPS), block)
 
 
-def spec(size: Size, interaction: Interaction) -> BackboneSpec:
+def spec(size: Size, interaction: Interaction, published: Published) -> BackboneSpec:
     """Return the entry of a CSN."""
     return BackboneSpec(
         build=lambda top, shift: csn(size, top, interaction),
@@ -62,11 +63,22 @@ def spec(size: Size, interaction: Interaction) -> BackboneSpec:
         sampling="clip",
         names={"mmaction2": NAMES_3D, BARE: NAMES_3D},
         licence="Apache-2.0 (mmaction2)",
+        published=published,
+        mean=KINETICS_MEAN,
+        std=KINETICS_STD,
     )
 
 
 SIZES = {"r50": R50, "r101": R101, "r152": R152, "toy": TOY}
 KINDS: tuple[Interaction, ...] = ("ir", "ip")
+CLIP = Published(frames=32, stride_frames=2)
+PUBLISHED = {
+    "ircsn_r152": replace(CLIP, top1="82.8 % on Kinetics-400", source="mmaction2, from IG-65M"),
+    "ipcsn_r101": replace(CLIP, top1="76.7 % on Kinetics-400", source="the TPN paper's CSN-101"),
+    "ipcsn_r152": replace(CLIP, top1="77.8 % on Kinetics-400", source="the TPN paper's CSN-152"),
+}
 SPECS: dict[str, BackboneSpec] = {
-    f"{interaction}csn_{name}": spec(size, interaction) for interaction in KINDS for name, size in SIZES.items()
+    f"{kind}csn_{name}": spec(size, kind, PUBLISHED.get(f"{kind}csn_{name}", CLIP))
+    for kind in KINDS
+    for name, size in SIZES.items()
 }

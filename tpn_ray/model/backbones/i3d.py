@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from tpn_ray.model.backbones.resnet2d import APACHE, R50, R101, TOY, Size
 from tpn_ray.model.backbones.resnet3d import NAMES_3D, Design, Place, ResNet3d, bottleneck
-from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
+from tpn_ray.model.backbones.spec import BackboneSpec, Published, Substitutions
 from tpn_ray.model.frames import per_frame
 from tpn_ray.model.layers import ConvNorm3d, conv3d
 
@@ -118,7 +118,7 @@ ATTENTION: Substitutions = (
 
 
 def spec(
-    size: Size, affinity: Affinity = "embedded_gaussian", attends: Callable[[Place], bool] = nowhere
+    size: Size, affinity: Affinity = "embedded_gaussian", attends: Callable[[Place], bool] = nowhere, top1: str = ""
 ) -> BackboneSpec:
     """Return the entry of an I3D."""
     return BackboneSpec(
@@ -128,15 +128,21 @@ def spec(
         sampling="clip",
         names={"mmaction2": (*ATTENTION, *NAMES_3D)},
         licence=APACHE,
+        published=Published(frames=32, stride_frames=2, top1=top1, source="mmaction2"),
         least_frames=LEAST_FRAMES,
         least_px=1 if attends is nowhere else 32,  # 2 pixels of res4, for the pool
     )
 
 
 SIZES = {"r50": R50, "r101": R101, "toy": TOY}
-AFFINITIES: tuple[Affinity, ...] = ("dot_product", "embedded_gaussian", "gaussian")
+AFFINITIES: dict[Affinity, str] = {
+    "dot_product": "73.9 % on Kinetics-400",
+    "embedded_gaussian": "74.7 % on Kinetics-400",
+    "gaussian": "73.4 % on Kinetics-400",
+}
+I3D_PUBLISHED = {"r50": "73.3 % on Kinetics-400"}
 SPECS: dict[str, BackboneSpec] = {
-    **{f"i3d_{name}": spec(size) for name, size in SIZES.items()},
+    **{f"i3d_{name}": spec(size, top1=I3D_PUBLISHED.get(name, "")) for name, size in SIZES.items()},
     **{f"nonlocal_{name}": spec(size, attends=first_of_two) for name, size in SIZES.items()},
-    **{f"i3d_r50_nl_{affinity}": spec(R50, affinity, second_of_two) for affinity in AFFINITIES},
+    **{f"i3d_r50_nl_{affinity}": spec(R50, affinity, second_of_two, top1) for affinity, top1 in AFFINITIES.items()},
 }

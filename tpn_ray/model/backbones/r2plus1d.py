@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tpn_ray.model.backbones.resnet2d import TOY, Size
 from tpn_ray.model.backbones.resnet3d import NAMES_3D, SPACE_AND_TIME, Design, Place, ResidualBlock, ResNet3d, shortcut
-from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
+from tpn_ray.model.backbones.spec import KINETICS_MEAN, KINETICS_STD, NOTHING, BackboneSpec, Published, Substitutions
 from tpn_ray.model.layers import POINT, ConvNorm3d, Triple
 
 R18 = Size(blocks=(2, 2, 2, 2), width=64)
@@ -121,7 +121,7 @@ TORCHVISION: Substitutions = (
 )
 
 
-def mmaction2_spec(size: Size) -> BackboneSpec:
+def mmaction2_spec(size: Size, published: Published = NOTHING) -> BackboneSpec:
     """Return the entry of mmaction2's kind."""
     return BackboneSpec(
         build=lambda top, shift: mmaction2(size, top),
@@ -130,11 +130,14 @@ def mmaction2_spec(size: Size) -> BackboneSpec:
         sampling="clip",
         names={"mmaction2": MMACTION2},
         licence="Apache-2.0 (mmaction2)",
+        published=published,
     )
 
 
 SPECS: dict[str, BackboneSpec] = {
-    "r2plus1d_r34": mmaction2_spec(R34),
+    "r2plus1d_r34": mmaction2_spec(
+        R34, Published(frames=32, stride_frames=2, top1="74.6 % on Kinetics-400", source="mmaction2")
+    ),
     "r2plus1d_18": BackboneSpec(
         build=lambda top, shift: torchvision(R18, top),
         stages=design(R18, pool=None).stages(),
@@ -142,6 +145,9 @@ SPECS: dict[str, BackboneSpec] = {
         sampling="clip",
         names={"torchvision": TORCHVISION},
         licence="BSD-3-Clause (torchvision)",
+        published=Published(frames=16, crop_px=112, top1="67.5 % on Kinetics-400", source="torchvision"),
+        mean=KINETICS_MEAN,
+        std=KINETICS_STD,
     ),
     "r2plus1d_toy": mmaction2_spec(TOY),
 }

@@ -14,6 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tpn_ray.model.heads import ClassificationHead
+from tpn_ray.model.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+Color = tuple[float, float, float]
+KINETICS_MEAN: Color = (110.2008, 100.63983, 95.99475)
+KINETICS_STD: Color = (58.14765, 56.46975, 55.332)
+"""Of Kinetics' pixels, as in VMZ and torchvision."""
 
 Shift = Literal["residual", "inplace"]
 Substitutions = tuple[tuple[str, str], ...]
@@ -71,6 +77,9 @@ class Published:
         return f"{self.top1} ({self.source})" if self.top1 else ""
 
 
+NOTHING = Published()
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
     """One kind of backbone in one size."""
@@ -100,8 +109,14 @@ class BackboneSpec:
     licence: str = ""
     """Licence of the published weights, with their source."""
 
-    published: Published = Published()
+    published: Published = NOTHING
     """What was published of it, and with which clips."""
+
+    mean: Color = IMAGENET_MEAN
+    """Mean of the pixels that the published weights were trained with, on the scale 0 to 255: red, green, blue."""
+
+    std: Color = IMAGENET_STD
+    """Their standard deviation."""
 
     least_frames: int = 1
     """Shortest clip, in frames."""

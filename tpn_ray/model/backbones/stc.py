@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpn_ray.model.backbones.inception import max_pool, symmetric
-from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Stage
+from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Published, Stage
 from tpn_ray.model.layers import POINT, ConvNorm3d
 
 FRAMES = 16
@@ -138,6 +138,9 @@ def stages(size: StcSize) -> dict[int, Stage]:
     }
 
 
+PUBLISHED = {
+    "x101": Published(frames=32, crop_px=112, top1="68.7 % on Kinetics-400", source="the TPN paper's STC-X101")
+}
 SPECS: dict[str, BackboneSpec] = {
     f"stc_{name}": BackboneSpec(
         build=lambda top, shift, size=size: Stc(size, top),  # type: ignore[misc]
@@ -145,6 +148,7 @@ SPECS: dict[str, BackboneSpec] = {
         frames="convolve",
         sampling="clip",
         licence="no published weights",
+        published=PUBLISHED.get(name, Published(frames=32, crop_px=112)),
         least_frames=FRAMES,
         frames_multiple=FRAMES,
     )

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones.resnet2d import APACHE, MMACTION2, R50, TORCHVISION, TOY, stages, tsn
-from tpn_ray.model.backbones.spec import BackboneSpec, Substitutions
+from tpn_ray.model.backbones.spec import BackboneSpec, Published, Substitutions
 
 FRAMES = 8  # of the published networks
 MOST_RELATIONS = 3
@@ -92,6 +92,7 @@ SPECS: dict[str, BackboneSpec] = {
         head=partial(RelationHead, width=width),
         names={"mmaction2": MMACTION2, "resnet2d": TORCHVISION, "trn_pytorch": TRN_PYTORCH},
         licence=f"{APACHE}; BSD-2-Clause (zhoubolei/TRN-pytorch)",
+        published=Published(frames=8, top1="31.6 % on Something-Something V1", source="mmaction2"),
         least_frames=FRAMES,
         frames_multiple=FRAMES,
     )
