@@ -40,7 +40,7 @@ class Arguments:
     """Scale. toy: the toy recipe with each row's change; full: the published recipe."""
 
     rows: tuple[str, ...] = ()
-    """Names of the rows to run; if empty, all that the scale has. The first row is always included as the baseline."""
+    """Names of the rows to run; if empty, all that the scale has. The baseline is always included."""
 
     seeds: int = 3
     """Number of runs of each row."""

@@ -68,9 +68,15 @@ def table() -> Table:
         if name.endswith("_toy"):
             continue
         shape = spec.published
+        # A head that relates frames needs those that alpha would pool.
+        alpha = (1, 1) if spec.sampling == "segments" and spec.least_frames > 1 else (8, 8)
         levels = tuple(stage for stage in spec.stages if spec.stages[stage].space <= LARGEST_STRIDE)[-2:]
         plain, pyramid = (
-            cost(ModelConfig(backbone=name, classes=CLASSES, neck=neck, levels=levels), shape.frames, shape.crop_px)
+            cost(
+                ModelConfig(backbone=name, classes=CLASSES, neck=neck, levels=levels, alpha=alpha),
+                shape.frames,
+                shape.crop_px,
+            )
             for neck in ("none", "tpn")
         )
         made.add_row(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,14 +67,13 @@ class Reproduction:
 
 
 def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
-    """Return the table with the named rows, or all of the scale. The first row stays, since the others are compared
-    with it."""
+    """Return the table with the named rows, or all of the scale. The baseline stays."""
     known = [row.name for row in table.rows]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"the table has no row {unknown[0]!r}; it has: {', '.join(known)}")
     usual = [row.name for row in table.rows if scale == "full" or not row.only_full]
     kept = [row for row in table.rows if row.name in (names or usual) or row is table.baseline]
-    return Table(title=table.title, data=table.data, views=table.views, rows=tuple(kept), toy_shows=table.toy_shows)
+    return replace(table, rows=tuple(kept))
 
 
 def run(

@@ -27,7 +27,7 @@ def trained(name: str, checkpoint: str) -> None:
 
 
 def as_tables(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> list[Grid]:
-    """Return a table per label set: mean and spread over seeds, gain over the first row with its interval, and the
+    """Return a table per label set: mean and spread over seeds, gain over the baseline with its interval, and the
     paper's numbers."""
     title = campaign.table.title
     return [
@@ -37,12 +37,11 @@ def as_tables(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> 
 
 
 def _as_table(table: Table, outcomes: list[RowOutcome], title: str) -> Grid:
-    grid = Grid("", "top-1", "top-5", "over the first row", "95 %", "paper", "elsewhere", title=title)
+    grid = Grid("", "top-1", "top-5", "over the baseline", "95 %", "paper", "elsewhere", title=title)
     for row, one in zip(table.rows, outcomes, strict=True):
         low, high = one.gain_interval
         spread = f" ± {one.spread:.1%}" if len(one.top1) > 1 else ""
-        first = row is table.baseline
-        gain = ("", "") if first else (f"{one.gain:+.1%}", f"{low:+.1%} to {high:+.1%}")
+        gain = ("", "") if row is table.baseline else (f"{one.gain:+.1%}", f"{low:+.1%} to {high:+.1%}")
         grid.add_row(row.name, f"{one.mean:.1%}{spread}", f"{one.mean_top5:.1%}", *gain, row.paper, row.elsewhere)
     return grid
 
@@ -57,7 +56,9 @@ def remarks(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> li
     for name, rows in outcomes.items():
         better = ", ".join(one.name for one in rows if one.is_better) or "none"
         prefix = f"{name}: " if len(outcomes) > 1 else ""
-        lines.append(f"{prefix}better than {rows[0].name} with every seed and outside the interval: {better}")
+        lines.append(
+            f"{prefix}better than {campaign.table.baseline.name} with every seed and outside the interval: {better}"
+        )
     return lines + caveats(campaign)
 
 
