@@ -16,7 +16,7 @@ from tpn_ray.reproduce.tables import FIGURES, FRAMES, TABLES, figure, table
 def test_rows_are_recipes_whose_networks_can_be_built(name: str) -> None:
     made = table(name)
     assert made.baseline.name == {"2": "TPN-R50 32x2", "3": "TSN-50", "4": "TSN-50", "5": "TSN"}.get(
-        name, "r50 8x8" if name == "6d" else "none (I3D-50)"
+        name, {"6d": "r50 8x8", "backbones": "i3d"}.get(name, "none (I3D-50)")
     )
     assert len({row.name for row in made.rows}) == len(made.rows)
     recipes = [row.recipe("toy", seed=5) for row in made.rows]
@@ -62,6 +62,14 @@ def test_networks_of_figures_can_be_built(name: str) -> None:
 def test_speeds_of_figure_5_are_the_papers() -> None:
     assert played(8) == (2, 4, 6, 8, 10, 12, 14, 16)
     assert played(2) == (1, 2, 3, 4)
+
+
+def test_every_backbone_is_compared_with_itself() -> None:
+    made = table("backbones")
+    assert {row.name: made.baseline_of(row).name for row in made.rows if row.against} == {
+        row.name: row.name.removesuffix(" + TPN") for row in made.rows
+    }
+    assert [row.name for row in rows_named(made, ["tsm + TPN"], "toy").rows] == ["i3d", "tsm", "tsm + TPN"]
 
 
 def test_unknown_table() -> None:

@@ -67,12 +67,14 @@ class Reproduction:
 
 
 def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
-    """Return the table with the named rows, or all of the scale. The baseline stays."""
+    """Return the table with the named rows, or all of the scale. Their baselines stay."""
     known = [row.name for row in table.rows]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"the table has no row {unknown[0]!r}; it has: {', '.join(known)}")
     usual = [row.name for row in table.rows if scale == "full" or not row.only_full]
-    kept = [row for row in table.rows if row.name in (names or usual) or row is table.baseline]
+    chosen = [row for row in table.rows if row.name in (names or usual)]
+    needed = [table.baseline, *(table.baseline_of(row) for row in chosen)]
+    kept = [row for row in table.rows if row in chosen or row in needed]
     return replace(table, rows=tuple(kept))
 
 
@@ -89,8 +91,9 @@ def run(
             for name, places in found.items():
                 ranks[name].setdefault(row.name, []).append(places)
             on_run(campaign.run_name(row, seed), {name: float((places == 0).mean()) for name, places in found.items()})
+    baselines = {row.name: campaign.table.baseline_of(row).name for row in campaign.table.rows}
     return {
-        name: [outcome(row, np.array(one), np.array(rows[campaign.table.baseline.name])) for row, one in rows.items()]
+        name: [outcome(row, np.array(one), np.array(rows[baselines[row]])) for row, one in rows.items()]
         for name, rows in ranks.items()
     }
 

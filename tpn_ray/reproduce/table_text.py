@@ -41,7 +41,7 @@ def _as_table(table: Table, outcomes: list[RowOutcome], title: str) -> Grid:
     for row, one in zip(table.rows, outcomes, strict=True):
         low, high = one.gain_interval
         spread = f" ± {one.spread:.1%}" if len(one.top1) > 1 else ""
-        gain = ("", "") if row is table.baseline else (f"{one.gain:+.1%}", f"{low:+.1%} to {high:+.1%}")
+        gain = ("", "") if table.baseline_of(row) is row else (f"{one.gain:+.1%}", f"{low:+.1%} to {high:+.1%}")
         grid.add_row(row.name, f"{one.mean:.1%}{spread}", f"{one.mean_top5:.1%}", *gain, row.paper, row.elsewhere)
     return grid
 
@@ -56,9 +56,8 @@ def remarks(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> li
     for name, rows in outcomes.items():
         better = ", ".join(one.name for one in rows if one.is_better) or "none"
         prefix = f"{name}: " if len(outcomes) > 1 else ""
-        lines.append(
-            f"{prefix}better than {campaign.table.baseline.name} with every seed and outside the interval: {better}"
-        )
+        than = campaign.table.baseline.name if campaign.table.one_baseline else "its baseline"
+        lines.append(f"{prefix}better than {than} with every seed and outside the interval: {better}")
     return lines + caveats(campaign)
 
 

@@ -38,6 +38,8 @@ class TableRow:
     """Recipe at full scale."""
     full: dict[str, Any] = field(default_factory=dict)
     """Fields changed from `base`."""
+    against: str = ""
+    """Name of the row that this one is compared with; empty: the table's baseline."""
     only_full: bool = False
     """Whether the toy has nothing of its own for this row, such as a deeper network. It is then left out at toy scale
     unless named."""
@@ -76,6 +78,15 @@ class Table:
     def baseline(self) -> TableRow:
         """The row that the others are compared with."""
         return next(row for row in self.rows if self.baseline_name in ("", row.name))
+
+    def baseline_of(self, row: TableRow) -> TableRow:
+        """Return the row that a row is compared with; itself if it is a baseline."""
+        return next(one for one in self.rows if one.name == (row.against or self.baseline.name))
+
+    @property
+    def one_baseline(self) -> bool:
+        """Whether all rows are compared with the same one."""
+        return not any(row.against for row in self.rows)
 
 
 KINETICS, THREE_CROPS = "Kinetics-400", "10x3 random"
@@ -343,6 +354,41 @@ def table6d() -> Table:
     )
 
 
+def backbones() -> Table:
+    """Return the claim of the paper's title, for backbones that it does not try: each alone, and with the pyramid."""
+    rows = []
+    for name, full in (
+        ("i3d", "i3d_r50"),
+        ("slowfast", "slowfast_r50_4x16"),
+        ("r2plus1d", "r2plus1d_r34"),
+        ("ircsn", "ircsn_r50"),
+        ("s3d", "s3d"),
+        ("tsm", "tsm_r50"),
+    ):
+        small: dict[str, Any] = {"model.backbone": f"{name}_toy"}
+        large: dict[str, Any] = {"model.backbone": full, "clip.frames": 32, "clip.stride_frames": 2}
+        if name == "tsm":
+            small, large = TSM, {**SEGMENTS, "model.backbone": full}
+        rows += [
+            TableRow(name=name, paper="-", full={**large, **PLAIN}, toy={**small, **PLAIN}, against=name),
+            TableRow(
+                name=f"{name} + TPN",
+                paper="-",
+                full={**large, **PARALLEL, "model.alpha": (4, 8)},
+                toy={**small, **PARALLEL},
+                against=name,
+            ),
+        ]
+    return Table(
+        title="Backbones without and with the pyramid",
+        data=KINETICS,
+        views="1x1",
+        rows=tuple(rows),
+        toy_shows="what the pyramid adds to each small backbone where only the tempo reveals the class. Backbones that "
+        "stride in time lose some of the tempo before the pyramid sees it",
+    )
+
+
 # --- what the figures are made of
 
 
@@ -383,6 +429,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "6b": table6b,
     "6c": table6c,
     "6d": table6d,
+    "backbones": backbones,
 }
 
 

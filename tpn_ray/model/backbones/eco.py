@@ -241,7 +241,7 @@ SPECS: dict[str, BackboneSpec] = {
         sampling="segments",
         names={"eco_pytorch": ECO_PYTORCH},
         licence="BSD-2-Clause (code of zhang-can/ECO-pytorch, of which mzolfaghi/ECO-pytorch is a fork)",
-        published=Published(frames=8, top1="39.6 % on Something-Something V1", source="the TPN paper"),
+        published=Published(frames=8, top1="" if full else "39.6 % on Something-Something V1", source="the TPN paper"),
         frames_multiple=4 if full else 1,
         least_px=7,
     )
