@@ -15,7 +15,7 @@ from tests.servers import S3Server
 from tpn_ray.errors import CheckpointError, ConfigError, NotFoundError
 from tpn_ray.model.layouts import names_in
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model
-from tpn_ray.model.weights import LoadReport, load_weights, mmaction2_state, save_mmaction2
+from tpn_ray.model.weights import LoadReport, load_weights, load_what_fits, mmaction2_state, save_mmaction2
 
 TOY = ModelConfig(backbone="slowonly_toy", classes=7, alpha=(4, 8))
 TSM = replace(TOY, backbone="tsm_toy")
@@ -161,6 +161,32 @@ def test_an_inflated_network_sees_a_still_clip_as_the_2d_network_sees_its_frame(
     a, b = (net.backbone(still)[5] for net in (deep, flat))
     # Only the middle frame: the ends see zeros beyond the clip.
     torch.testing.assert_close(a[:, :, 4], b[:, :, 4], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["i3d_toy", "nonlocal_toy"])
+def test_kernels_of_an_image_network_are_spread_over_time(backbone: str) -> None:
+    model = build_model(replace(TOY, backbone=backbone))
+    state = resnet2d_state(model)
+    report = load_weights(model, state)
+    assert report.layout == "resnet2d"
+    stem = model.state_dict()["backbone.stem.conv.weight"]
+    assert stem.shape[2:] == (5, 7, 7)
+    torch.testing.assert_close(stem.sum(2), state["conv1.weight"])
+    assert {"backbone.stem.conv.weight", "backbone.stages.res2.0.branch.conv1.conv.weight"} <= set(report.inflated)
+    fresh = [key for key in report.missing if key.startswith("backbone.")]
+    assert bool(fresh) == (backbone == "nonlocal_toy") and all(".attention." in key for key in fresh)
+
+
+def test_what_fits_of_a_file_is_loaded_and_the_rest_is_named() -> None:
+    plain = mmaction2_state(build_model(replace(TOY, neck="none")))
+    model = build_model(TOY)
+    report = load_what_fits(model, plain)  # of the backbone alone, with a classifier
+    assert torch.equal(model.state_dict()["backbone.stem.conv.weight"], plain["backbone.conv1.conv.weight"][:, :, 0])
+    assert any(key.startswith("neck.") for key in report.missing) and "cls_head.fc_cls.weight" in report.unused
+    assert load_what_fits(build_model(replace(TOY, classes=5)), mmaction2_state(model)).replaced
+    assert load_what_fits(build_model(TOY), mmaction2_state(model)).missing == ()
+    with pytest.raises(CheckpointError, match="85 entries have another shape"):
+        load_what_fits(build_model(replace(TOY, backbone="slowonly_r50")), plain)
 
 
 def test_a_2d_resnet_is_copied_into_2d_backbones() -> None:

@@ -7,6 +7,7 @@ would fit into a ResNet-50 if extra entries were ignored.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -47,7 +48,7 @@ class LoadReport:
     """Entries of the network that the file does not have and that keep their previous value."""
 
     inflated: tuple[str, ...]
-    """3x1x1 convolutions made from 1x1 ones: repeated along time and divided by 3."""
+    """Convolutions made from those of an image network: repeated along time and divided by the number of frames."""
 
     replaced: tuple[str, ...]
     """Classifier entries that keep their fresh value on request."""
@@ -93,9 +94,20 @@ def load_weights(
         model, missing, [name for name in unused if name not in set(found.values())], layout, backbone_only
     )
     model.load_state_dict(fitted, strict=False)
-    inflated = [key for key, value in fitted.items() if value.ndim == 4 and state[wanted[key]].numel() < value.numel()]
-    lists = (wanted.values(), unused, missing, inflated, replaced, notes_on(model, layout))
+    deepened = [key for key, value in fitted.items() if value.ndim > 3 and state[wanted[key]].numel() < value.numel()]
+    lists = (wanted.values(), unused, missing, deepened, replaced, notes_on(model, layout))
     return LoadReport(layout, *(tuple(entries) for entries in lists))
+
+
+def load_what_fits(model: Recognizer, source: str | Mapping[str, Any]) -> LoadReport:
+    """Load a file that may have a classifier for other classes, or belong to the backbone alone.
+
+    Raises CheckpointError if not even the backbone fits. What stays fresh is in the report.
+    """
+    for replace_classifier in (False, True):
+        with contextlib.suppress(CheckpointError):
+            return load_weights(model, source, replace_classifier=replace_classifier)
+    return load_weights(model, source, backbone_only=True)
 
 
 def save_mmaction2(model: Recognizer, uri: str) -> None:
@@ -216,8 +228,8 @@ def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: 
         value, shape = state[name], ours[key].shape
         if same_but_for_ones(value.shape, shape):
             fitted[key] = value.reshape(shape)
-        elif inflate and value.ndim == 4 and shape[2:] == (3, 1) and value.shape == (*shape[:2], 1, 1):
-            fitted[key] = value.expand(shape) / 3
+        elif inflate and (deep := inflated(value, shape)) is not None:
+            fitted[key] = deep
         else:
             misfits[key] = f"{name} {tuple(value.shape)}, here {tuple(shape)}"
     if misfits and all(is_classifier(key) for key in misfits):
@@ -228,6 +240,18 @@ def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: 
     if misfits:
         raise CheckpointError(f"{len(misfits)} entries have another shape: {abridge(tuple(misfits.values()))}")
     return fitted
+
+
+def inflated(kernel: Tensor, shape: torch.Size) -> Tensor | None:
+    """Return an image network's kernel repeated along time and divided by the number of repetitions (paper, section
+    4); None if it does not have this shape but for time."""
+    if kernel.ndim != 4:
+        return None
+    if len(shape) == 5 and kernel.shape == (*shape[:2], *shape[3:]):
+        return kernel[:, :, None].expand(shape) / shape[2]
+    if len(shape) == 4 and shape[3] == 1 and kernel.shape == (*shape[:2], 1, 1):
+        return kernel.expand(shape) / shape[2]
+    return None
 
 
 def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
@@ -250,6 +274,7 @@ def refuse_leftovers(
         for key in missing
         if not key.endswith("num_batches_tracked")  # missing in files from before torch 0.4.1
         and not key.startswith("auxiliary.")
+        and not (layout == "resnet2d" and model.config.spec.added and re.search(model.config.spec.added, key))
         and (key.startswith("backbone.") or not backbone_only)
     ]
     if lacking:

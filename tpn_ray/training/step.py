@@ -302,6 +302,9 @@ def join_batch_norm_statistics(model: nn.Module) -> tuple[Float[Tensor, " s"], I
     The statistics of a step are then one copy and one all-reduce.
     """
     norms = batch_norms(model)
+    if not norms:
+        device = next(model.parameters()).device
+        return torch.zeros(0, device=device), torch.zeros(0, dtype=torch.long, device=device)
     statistics = _join([(norm, name) for norm in norms for name in ("running_mean", "running_var")])
     return statistics, _join([(norm, "num_batches_tracked") for norm in norms])
 

@@ -40,7 +40,7 @@ from tpn_ray.errors import (
 )
 from tpn_ray.lease import Token
 from tpn_ray.model.convolution_check import convolution_self_test
-from tpn_ray.model.weights import load_weights
+from tpn_ray.model.weights import load_what_fits
 from tpn_ray.recipe import Recipe, to_plain
 from tpn_ray.resources import Decoding
 from tpn_ray.training import run_folder
@@ -306,10 +306,7 @@ def _choose(job: Job) -> Beginning:
 
 def _begin_with_weights(training: Training, job: Job, rank: int) -> None:
     uri = job.recipe.loop.weights
-    try:
-        report = load_weights(training.model, uri)
-    except CheckpointError:  # a different number of classes, or none
-        report = load_weights(training.model, uri, replace_classifier=True)
+    report = load_what_fits(training.model, uri)
     if rank == 0:
         job.tell(Notice(text=f"starting from the weights of {uri}: {report}"))
 

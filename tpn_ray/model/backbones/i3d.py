@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpn_ray.model.backbones.resnet2d import APACHE, R50, R101, TOY, Size
+from tpn_ray.model.backbones.resnet2d import APACHE, R50, R101, TORCHVISION, TOY, Size
 from tpn_ray.model.backbones.resnet3d import NAMES_3D, Design, Place, ResNet3d, bottleneck
 from tpn_ray.model.backbones.spec import BackboneSpec, Published, Substitutions
 from tpn_ray.model.frames import per_frame
@@ -126,7 +126,8 @@ def spec(
         stages=design(size).stages(),
         frames="convolve",
         sampling="clip",
-        names={"mmaction2": (*ATTENTION, *NAMES_3D)},
+        names={"mmaction2": (*ATTENTION, *NAMES_3D), "resnet2d": ((r"\.branch\.", "."), *TORCHVISION)},
+        added=r"\.attention\.",
         licence=APACHE,
         published=Published(frames=32, stride_frames=2, top1=top1, source="mmaction2"),
         least_frames=LEAST_FRAMES,

@@ -106,6 +106,10 @@ class BackboneSpec:
     """For each code base that publishes weights of it: substitutions that turn our names (without "backbone.") into its
     names."""
 
+    added: str = ""
+    """Regular expression of entries that start fresh beside the weights of an image network, which has no such
+    layers."""
+
     licence: str = ""
     """Licence of the published weights, with their source."""
 
