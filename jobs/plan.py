@@ -50,8 +50,17 @@ class Arguments:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A list instead of a plan."""
+
+    models: bool = False
+    """Whether to list the backbones with their costs and published accuracy."""
+
+
 def main() -> None:
-    if sys.argv[1:] == ["--models"]:
+    if "--models" in sys.argv[1:]:
+        command_line.parse(Listing(), sys.argv[1:], program=PROGRAM, description="List the backbones.")
         Console(width=None if sys.stdout.isatty() else WIDTH).print(model_card.table())
         return
     name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
