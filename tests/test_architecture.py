@@ -188,3 +188,27 @@ def test_the_mailbox_begins_without_torch() -> None:
         "import sys, tpn_ray.mailbox, tpn_ray.training.events; sys.exit(bool({'torch', 'pyarrow'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+WITHOUT = ("ray", "av", "mlflow", "tyro", "boto3", "botocore", "optuna", "plotly", "rich", "scipy")
+PLAIN = (
+    *("recipes", "checkpoint", "clips.develop", "clips.cut", "model.weights", "model.convolution_check"),
+    *("training.step", "training.stream", "training.writer", "predict.predictor"),
+)
+
+
+def test_training_and_prediction_need_little_more_than_torch() -> None:
+    """On a machine with a GPU and hardly anything else, for jobs/device.py."""
+    program = f"""
+import importlib, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {WITHOUT!r}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Absent())
+for name in {PLAIN!r}:
+    importlib.import_module("tpn_ray." + name)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ from tpn_ray.clips import augment, sampling
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.errors import ConfigError
-from tpn_ray.videos.decode import Video
+
+if TYPE_CHECKING:  # views of decoded frames are cut where there may be no decoder
+    from tpn_ray.videos.decode import Video
 
 Pixels = NDArray[np.uint8]
 

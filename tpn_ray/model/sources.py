@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import filelock
-
 from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, ConfigError, NotFoundError, StorageError
 from tpn_ray.redaction import redacted
@@ -118,6 +116,8 @@ def hub_file(uri: str) -> Hub:
 
 def _kept(key: str, fetch: Callable[[Path], None]) -> Path:
     """Return the file of a key, made by `fetch` unless this node has it."""
+    import filelock
+
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / hashlib.sha256(key.encode()).hexdigest()

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from tpn_ray import storage
@@ -175,6 +173,9 @@ def read_file(source: str | os.PathLike[str] | bytes) -> object:
     data = source if isinstance(source, bytes) else local_file(os.fspath(source)).read_bytes()
     if data[8:9] != b"{":  # safetensors: eight bytes of length, then JSON
         return unpickle(data, label(source))
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_safetensors
+
     try:
         return load_safetensors(data)
     except SafetensorError as error:

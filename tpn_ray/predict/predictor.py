@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
-from tpn_ray.clips import decoding
 from tpn_ray.clips.cut import cut
 from tpn_ray.clips.transfer import upload
 from tpn_ray.clips.views import ViewFrames, Views, Window, parse_views, squares
@@ -74,6 +73,8 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Score each window of a long video as it is decoded. Windows follow each other without a gap unless
         `hop_seconds` is given."""
+        from tpn_ray.clips import decoding
+
         data, chosen, recipe = self._read(path), parse_views(views), self.recipe
         settings = (chosen, recipe.clip, recipe.augment, window_seconds, hop_seconds or window_seconds)
         for seen, window in decoding.each_window(False, data, *settings):
@@ -81,6 +82,8 @@ class Predictor:
 
     def see(self, path: str, views: Views) -> ViewFrames:
         """Decode what all views of a video show. Raises BadVideo with the reason."""
+        from tpn_ray.clips import decoding
+
         decode = decoding.decoder_of(prepared=False)
         *fields, _ = decode(decoding.seen, self._read(path), views, self.recipe.clip, self.recipe.augment)
         return ViewFrames(*fields)
