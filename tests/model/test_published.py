@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.model.conftest import noise, reference
+from tests.model.vectors import noise, reference
 from tpn_ray.model.layouts import names_in
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model
 from tpn_ray.model.weights import load_weights

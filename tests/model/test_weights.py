@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.conftest import weights_by_name
+from tests.model.vectors import weights_by_name
 from tests.servers import S3Server
 from tpn_ray.errors import CheckpointError, ConfigError, NotFoundError
 from tpn_ray.model.layouts import names_in

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.model.conftest import REFERENCE, noise
+from tests.model.vectors import REFERENCE, noise
 from tpn_ray.model.layouts import HEADS, names_in
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model
 from tpn_ray.model.weights import load_weights, mmaction2_state

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.model.backbones.comparison import drawn
-from tests.model.conftest import REFERENCE
+from tests.model.vectors import REFERENCE
 from tpn_ray.model.layouts import names_in
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model
 from tpn_ray.model.weights import load_weights
