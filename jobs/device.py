@@ -1,6 +1,6 @@
 """Check and measure the project on one GPU within minutes. `python jobs/device.py --out device.json`
 
-It needs torch and numpy, but neither Ray nor a decoder, so that it runs on a bare machine with a GPU.
+It needs torch, numpy, jaxtyping, and pillow, but neither Ray nor a decoder: a bare machine with a GPU will do.
 """
 
 from __future__ import annotations

@@ -195,20 +195,26 @@ PLAIN = (
     *("recipes", "checkpoint", "clips.develop", "clips.cut", "model.weights", "model.convolution_check"),
     *("training.step", "training.stream", "training.writer", "predict.predictor"),
 )
+WITHOUT_MORE = (*WITHOUT, "pyarrow", "pydantic", "safetensors", "filelock", "huggingface_hub", "psutil", "tqdm")
 
 
-def test_training_and_prediction_need_little_more_than_torch() -> None:
-    """On a machine with a GPU and hardly anything else, for jobs/device.py."""
+@pytest.mark.parametrize(
+    ("absent", "modules"),
+    [(WITHOUT, [f"tpn_ray.{name}" for name in PLAIN]), (WITHOUT_MORE, ["benchmarks.device_sections"])],
+    ids=["training and prediction", "jobs/device.py"],
+)
+def test_what_needs_little_more_than_torch(absent: tuple[str, ...], modules: list[str]) -> None:
+    """On a machine with a GPU and hardly anything else."""
     program = f"""
 import importlib, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {WITHOUT!r}:
+        if name.split(".")[0] in {absent!r}:
             raise ImportError(name)
 
 sys.meta_path.insert(0, Absent())
-for name in {PLAIN!r}:
-    importlib.import_module("tpn_ray." + name)
+for name in {modules!r}:
+    importlib.import_module(name)
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

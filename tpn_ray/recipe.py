@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
 
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.sampling import ClipConfig
@@ -228,19 +227,25 @@ class Recipe:
             )
 
 
-_ADAPTER = TypeAdapter(Recipe)
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter  # imported here: a recipe is trained where there is no pydantic
+
+    return TypeAdapter(Recipe)
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """Convert a recipe to nested dicts of JSON values."""
-    plain: dict[str, Any] = _ADAPTER.dump_python(recipe, mode="json")
+    plain: dict[str, Any] = _adapter().dump_python(recipe, mode="json")
     return plain
 
 
 def from_plain(plain: dict[str, Any]) -> Recipe:
     """Invert `to_plain`. Raises ConfigError for unknown fields or invalid values."""
+    from pydantic import ValidationError
+
     try:
-        recipe = _ADAPTER.validate_python(plain)
+        recipe: Recipe = _adapter().validate_python(plain)
     except ValidationError as error:
         raise ConfigError(f"not a recipe: {error}") from error
     return recipe

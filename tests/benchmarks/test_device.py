@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import device, device_sections
-from benchmarks.device_sections import Bench
+from benchmarks import device, device_bits
+from benchmarks.device_bench import Bench
 from benchmarks.plain_network import plain_copy
 from tpn_ray.model.recognizer import ModelConfig, build_model
 
@@ -36,15 +36,15 @@ def checks_of(bench: Bench) -> dict[str, bool | None]:
 
 def test_one_changed_weight_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench("bits", "cpu", tmp_path / "results", small=True)
-    load = device_sections.Training.load
+    load = device_bits.Training.load
 
-    def faulty(training: device_sections.Training, *state: object) -> None:
+    def faulty(training: device_bits.Training, *state: object) -> None:
         load(training, *state)  # type: ignore[arg-type]
         with torch.no_grad():
             next(training.model.parameters())[0, 0, 0, 0] += 1e-6
 
-    monkeypatch.setattr(device_sections.Training, "load", faulty)
-    device_sections.bits(bench)
+    monkeypatch.setattr(device_bits.Training, "load", faulty)
+    device_bits.bits(bench)
     assert checks_of(bench) == {
         "fp32 eager, killed after three steps": True,
         "fp32 eager, resumed": False,

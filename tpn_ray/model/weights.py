@@ -19,12 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.model.backbones.resnet2d import Bottleneck
 from tpn_ray.model.layouts import OURS, detect, names_in
 from tpn_ray.model.recognizer import Recognizer
-from tpn_ray.model.sources import local_file
 
 State = Mapping[str, Tensor]
 
@@ -110,6 +108,8 @@ def load_what_fits(model: Recognizer, source: str | Mapping[str, Any]) -> LoadRe
 
 def save_mmaction2(model: Recognizer, uri: str) -> None:
     """Write the network's weights in the layout that mmaction2 (0.x and 1.x) loads."""
+    from tpn_ray import storage  # imported here: weights are loaded where there is no pyarrow
+
     buffer = io.BytesIO()
     torch.save({"meta": {}, "state_dict": mmaction2_state(model)}, buffer)
     storage.write_bytes(uri, buffer.getvalue())
@@ -170,7 +170,12 @@ def read_state(model: Recognizer, source: str | os.PathLike[str] | bytes | Mappi
 
 def read_file(source: str | os.PathLike[str] | bytes) -> object:
     """Read a file of torch or of safetensors."""
-    data = source if isinstance(source, bytes) else local_file(os.fspath(source)).read_bytes()
+    if isinstance(source, bytes):
+        data = source
+    else:
+        from tpn_ray.model.sources import local_file  # imported here: bytes are read where there is no pyarrow
+
+        data = local_file(os.fspath(source)).read_bytes()
     if data[8:9] != b"{":  # safetensors: eight bytes of length, then JSON
         return unpickle(data, label(source))
     from safetensors import SafetensorError
