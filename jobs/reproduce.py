@@ -30,7 +30,7 @@ class Arguments:
     """Which table to reproduce, at which scale, and on which machines."""
 
     table: tyro.conf.Positional[str]
-    """Table or figure: 2, 3, 4, 5, 6a, 6b, 6c, 6d, figure1, figure4, or figure5."""
+    """Table or figure: 2, 3, 4, 5, 6a, 6b, 6c, 6d, backbones, figure1, figure4, or figure5."""
 
     data: str
     """Dataset. toy: the output of jobs/toy.py; for figures use --kind actions, and for table 5 use --kind kitchen and
