@@ -12,12 +12,17 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.servers import S3Server
 from tpn_ray.errors import CheckpointError, ConfigError, NotFoundError, StorageError
@@ -71,14 +76,32 @@ class Server(http.server.ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
 
 
+def write_certificate(key: Path, certificate: Path) -> None:
+    """Write a key and a certificate for localhost that nobody signed."""
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(secret.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(secret, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    key.write_bytes(secret.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+
+
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """An HTTPS server on localhost whose certificate this process trusts, and an empty cache."""
     monkeypatch.setenv("TPN_RAY_WEIGHTS_CACHE", str(tmp_path / "cache"))
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    write_certificate(key, certificate)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with Server() as running:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
