@@ -329,7 +329,7 @@ class _Child:
 
         So a caller that drops its clips uses the same few pages over and over.
         """
-        lent = sorted(self._lent.items())
+        lent = sorted(self._lent.copy().items())  # the garbage collector may take entries out meanwhile
         gaps, begin = [], 0
         for first, last in [*lent, (PIXEL_BYTES, PIXEL_BYTES)]:
             gaps.append((begin, first))
