@@ -38,7 +38,8 @@ class Arguments:
     """Folder with one subfolder per class (below train/ and val/, or split automatically), or CSV uri,label[,split]."""
 
     format: str = ""
-    """Format of published annotations: kinetics, something-v1, something-v2, epic, or mmaction."""
+    """Format of published annotations: kinetics, something-v1, something-v2, jester, epic, ucf101, hmdb51, diving48,
+    finegym, or mmaction."""
 
     annotations: tuple[str, ...] = ()
     """Annotation files for --format, such as train.csv val.csv. Without a split column, the file names give the

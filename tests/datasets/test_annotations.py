@@ -227,3 +227,130 @@ def test_values_that_cannot_be_are_named(
     maps = [write(tmp_path / f"map{number}", text) for number, text in enumerate(label_maps)]
     with pytest.raises(ManifestError, match=message):
         load_annotated(format, [write(tmp_path / "train", text)], videos, maps)
+
+
+@pytest.mark.parametrize("classes", [600, 700])
+def test_kinetics_600_and_700(classes: int, tmp_path: Path) -> None:
+    """Their lists have no column is_cc; the test list has labels too."""
+    videos = put(tmp_path / "videos", "washing feet/--GkrdYZ9Tc_000000_000010.mp4")
+    header = "label,youtube_id,time_start,time_end,split\n"
+    lists = [
+        write(tmp_path / f"k{classes}_train.csv", f"{header}washing feet,--GkrdYZ9Tc,0,10,train\n"),
+        write(tmp_path / f"k{classes}_test.csv", f"{header}washing feet,--nQbRBEz2s,104,114,test\n"),
+    ]
+    assert rows(load_annotated("kinetics", lists, videos)) == {
+        "--GkrdYZ9Tc_000000_000010": ("--GkrdYZ9Tc_000000_000010.mp4", ("washing feet",), "train"),
+        "--nQbRBEz2s_000104_000114": ("--nQbRBEz2s_000104_000114.mp4", ("washing feet",), "test"),
+    }
+
+
+def test_jester(tmp_path: Path) -> None:
+    videos = put(tmp_path / "20bn-jester-v1", "34870.mp4", "56557.mp4")
+    train = write(tmp_path / "jester-v1-train.csv", "34870;Drumming Fingers\n")
+    val = write(tmp_path / "jester-v1-validation.csv", "56557;Sliding Two Fingers Right\n")
+    labels = write(tmp_path / "jester-v1-labels.csv", "Sliding Two Fingers Right\nDrumming Fingers\n")
+    manifest = load_annotated("jester", [train, val], videos, [labels])
+    assert manifest.labels[:, 0].tolist() == [1, 0]
+    assert manifest.splits == ["train", "val"]
+
+
+def test_ucf101(tmp_path: Path) -> None:
+    """The folder of one class is spelled otherwise than its videos."""
+    videos = put(
+        tmp_path / "UCF-101", "HandstandPushups/v_HandStandPushups_g08_c01.avi", "Archery/v_Archery_g01_c01.avi"
+    )
+    train = write(tmp_path / "trainlist01.txt", "HandstandPushups/v_HandStandPushups_g08_c01.avi 2\r\n")
+    test = write(tmp_path / "testlist01.txt", "Archery/v_Archery_g01_c01.avi\n")
+    with pytest.raises(ManifestError, match="1 of 2 classes of 'action' .* have no training video: Archery"):
+        load_annotated("ucf101", [train, test], videos)
+    classes = write(tmp_path / "classInd.txt", "2 HandstandPushups\r\n1 Archery\r\n")
+    manifest = load_annotated("ucf101", [train, test], videos, [classes])
+    assert manifest.label_sets == {"action": ("Archery", "HandstandPushups")}
+    assert rows(manifest) == {
+        "Archery/v_Archery_g01_c01.avi": ("v_Archery_g01_c01.avi", ("Archery",), "val"),
+        "HandstandPushups/v_HandStandPushups_g08_c01.avi": (
+            *("v_HandStandPushups_g08_c01.avi", ("HandstandPushups",), "train"),
+        ),
+    }
+
+
+def test_hmdb51(tmp_path: Path) -> None:
+    videos = put(tmp_path / "hmdb51", "brush_hair/a_0.avi", "wave/b&c_0.avi", "wave/d_0.avi", "wave/e_0.avi")
+    brush = write(tmp_path / "brush_hair_test_split1.txt", "a_0.avi 1 \n")
+    wave = write(tmp_path / "wave_test_split1.txt", "b&c_0.avi 1 \nd_0.avi 2 \ne_0.avi 0 \n")
+    manifest = load_annotated("hmdb51", [brush, wave], videos)
+    assert rows(manifest) == {
+        "brush_hair/a_0.avi": ("a_0.avi", ("brush_hair",), "train"),
+        "wave/b&c_0.avi": ("b&c_0.avi", ("wave",), "train"),
+        "wave/d_0.avi": ("d_0.avi", ("wave",), "val"),
+    }
+    with pytest.raises(ManifestError, match=r"endings 1\.txt, 2\.txt"):
+        load_annotated("hmdb51", [brush, write(tmp_path / "wave_test_split2.txt", "d_0.avi 1\n")], videos)
+
+
+def test_diving48(tmp_path: Path) -> None:
+    videos = put(tmp_path / "rgb", "-mmq0PT-u8k_00155.mp4", "x_1.mp4")
+    one = {"vid_name": "-mmq0PT-u8k_00155", "label": 1, "start_frame": 0, "end_frame": 48}
+    train = write(tmp_path / "Diving48_V2_train.json", json.dumps([one]))
+    test = write(tmp_path / "Diving48_V2_test.json", json.dumps([{**one, "vid_name": "x_1", "label": 0}]))
+    vocabulary = [["Back", "15som", "05Twis", "FREE"], ["Back", "15som", "15Twis", "FREE"]]
+    words = write(tmp_path / "Diving48_vocab.json", json.dumps(vocabulary))
+    assert rows(load_annotated("diving48", [train, test], videos, [words])) == {
+        "-mmq0PT-u8k_00155": ("-mmq0PT-u8k_00155.mp4", ("Back 15som 15Twis FREE",), "train"),
+        "x_1": ("x_1.mp4", ("Back 15som 05Twis FREE",), "val"),
+    }
+    assert load_annotated("diving48", [train, test], videos).label_sets == {"action": ("0", "1")}
+
+
+GYM_TIMES = {
+    "0LtLS9wROrk": {
+        "E_002407_002435": {
+            "event": 4,
+            "timestamps": [[2407.32, 2435.28]],
+            "segments": {
+                "A_0003_0005": {"stages": 1, "timestamps": [[3.45, 5.64]]},
+                "A_0006_0010": {"stages": 2, "timestamps": [[6.0, 7.5], [7.5, 10.0]]},
+            },
+        }
+    }
+}
+
+
+def test_finegym(tmp_path: Path) -> None:
+    event = "0LtLS9wROrk_E_002407_002435"
+    train = write(tmp_path / "gym99_train_element_v1.1.txt", f"{event}_A_0003_0005 1\n{event}_A_0006_0010 0\n")
+    categories = (
+        "Clabel:   0; set:   1; Glabel:   1; (VT) round-off, flic-flac\nClabel:   1; set: 12; Glabel: 9; (UB) x\n"
+    )
+    names = write(tmp_path / "gym99_categories.txt", categories)
+    times = write(tmp_path / "finegym_annotation_info_v1.1.json", json.dumps(GYM_TIMES))
+    whole = put(tmp_path / "whole", "0LtLS9wROrk.mp4")
+    manifest = load_annotated("finegym", [train, times], whole, [names])
+    assert manifest.label_sets == {"action": ("(VT) round-off, flic-flac", "(UB) x")}
+    assert manifest.labels[:, 0].tolist() == [1, 0]
+    assert manifest.segments_seconds == pytest.approx(np.array([[2410.77, 2412.96], [2413.32, 2417.32]]))
+    of_event = load_annotated("finegym", [train, times], put(tmp_path / "events", f"{event}.mp4"), [names])
+    assert of_event.segments_seconds == pytest.approx(np.array([[3.45, 5.64], [6.0, 10.0]]))
+    cut = load_annotated("finegym", [train], put(tmp_path / "cut", f"{event}_A_0003_0005.mp4"), [names])
+    assert cut.segments_seconds is None
+    assert cut.sizes_bytes.tolist() == [len(f"{event}_A_0003_0005.mp4"), -1]
+    with pytest.raises(ManifestError, match="add finegym_annotation_info_v1.1.json to --annotations"):
+        load_annotated("finegym", [train], whole, [names])
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "text", "message"),
+    [
+        ("ucf101", "trainlist01.txt", "v_Archery_g01_c01.avi 1\n", "'class/video.avi' was expected"),
+        ("hmdb51", "wave_test_split1.txt", "a.avi 3\n", "'video.avi' and 0, 1, or 2 were expected"),
+        ("hmdb51", "train.txt", "a.avi 1\n", "is not named <class>_test_split<number>.txt"),
+        ("diving48", "train.json", '[{"label": 1}]', "an entry without vid_name or label"),
+        ("diving48", "train.json", '[{"vid_name": "a", "label": -1}]', "has label '-1' in a row"),
+        ("finegym", "gym99_train.txt", "abc 1\n", "'video_E_..._A_... number' was expected"),
+        ("finegym", "gym99_train.txt", "a_E_1_2_A_3_4 1\n", "is a part of; add finegym_annotation_info"),
+    ],
+)
+def test_lines_that_cannot_be_are_named(format: str, name: str, text: str, message: str, tmp_path: Path) -> None:
+    videos = put(tmp_path / "videos", "a.mp4")
+    with pytest.raises(ManifestError, match=message):
+        load_annotated(format, [write(tmp_path / name, text)], videos)

@@ -1,9 +1,14 @@
 """Converts published annotations to a manifest. Runs on the driver.
 
-    kinetics       CSV with label, youtube_id, time_start, time_end, and optionally split
+    kinetics       CSV with label, youtube_id, time_start, time_end, and optionally split (400, 600, or 700 classes)
     something-v1   CSV "id;template"; label map: one template per line
     something-v2   JSON with id and template; label map: JSON from template to number
     epic           CSV of EPIC-KITCHENS 55 or 100: segments of long videos, label sets verb and noun
+    jester         CSV "id;class"; label map: one class per line
+    ucf101         lists "class/video number"; label map: classInd.txt
+    hmdb51         lists "video flag", one for each class
+    diving48       JSON with vid_name and label; label map: Diving48_vocab.json
+    finegym        lists "id number" of Gym99 or Gym288; label map: gym99_categories.txt
     mmaction       lists "path number"; label map: one name per line
 
 A video that is listed but missing stays in the manifest (`sizes_bytes` is -1) and goes to quarantine: some videos of
@@ -15,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tpn_ray import storage
-from tpn_ray.datasets import epic, kinetics, mmaction, something
+from tpn_ray.datasets import diving48, epic, finegym, kinetics, mmaction, something, ucf_hmdb
 from tpn_ray.datasets.entries import Annotated, AnnotationFile, some_of
 from tpn_ray.datasets.manifest import Manifest, build
 from tpn_ray.datasets.video_folder import VideoFolder
@@ -30,6 +35,11 @@ FORMATS: dict[str, Reader] = {
     "something-v1": something.read_v1,
     "something-v2": something.read_v2,
     "epic": epic.read,
+    "jester": something.read_v1,
+    "ucf101": ucf_hmdb.read_ucf101,
+    "hmdb51": ucf_hmdb.read_hmdb51,
+    "diving48": diving48.read,
+    "finegym": finegym.read,
     "mmaction": mmaction.read,
 }
 

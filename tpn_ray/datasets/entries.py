@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tpn_ray.errors import ManifestError
 
@@ -68,6 +70,16 @@ class AnnotationFile:
             )
         return [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in table]
 
+    def json(self, kind: type) -> Any:
+        """Parse JSON whose outermost value is of a kind. Raises ManifestError."""
+        try:
+            value = json.loads(self.text)
+        except ValueError as error:
+            raise ManifestError(f"{self.uri} is not JSON: {error}") from error
+        if not isinstance(value, kind):
+            raise ManifestError(f"{self.uri} holds a JSON {type(value).__name__}, a {kind.__name__} was expected")
+        return value
+
     def seconds(self, row: dict[str, str], column: str) -> float:
         """Parse a time in seconds. Raises ManifestError."""
         try:
@@ -117,6 +129,12 @@ def split_by_name(uri: str) -> str:
         told = f"tells the splits {' and '.join(sorted(found))}" if found else "does not tell its split"
         raise ManifestError(f"{uri} {told}; put one of {', '.join(SPLITS)} into the file's name")
     return found.pop()
+
+
+def published_split(uri: str) -> str:
+    """Return the split in a file's name, "val" for a test list: of datasets with no third list, on which the published
+    figures are those of the test list."""
+    return "train" if split_by_name(uri) == "train" else "val"
 
 
 def class_names(files: Sequence[AnnotationFile], label_sets: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:

@@ -1,14 +1,13 @@
-"""Annotations of Something-Something V1 and V2, whose classes are templates. Runs on the driver.
+"""Annotations of Something-Something V1 and V2, whose classes are templates, and of Jester. Runs on the driver.
 
-V1 is published as folders of JPEG pictures: convert them to videos first, at 12 frames per second.
+In Jester, a class stands where V1 has a template. V1 and Jester are published as folders of JPEG pictures: convert them
+to videos first, at 12 frames per second.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from tpn_ray.datasets.entries import Annotated, AnnotationFile, Entry, class_names, split_by_name
 from tpn_ray.datasets.video_folder import VideoFolder
@@ -34,7 +33,7 @@ def read_v2(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Seq
     """Read JSON objects with id and template; the label map goes from template to number."""
     entries = []
     for file in files:
-        for video in _json(file, list):
+        for video in file.json(list):
             if not isinstance(video, dict) or "id" not in video or not isinstance(video.get("template"), str):
                 raise ManifestError(
                     f"{file.uri} has an entry without id or template: {str(video)[:80]};"
@@ -44,20 +43,10 @@ def read_v2(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Seq
             entries.append(_entry(str(video["id"]), template, file, videos))
     classes = None
     if label_map:
-        given = {name: str(number) for name, number in _json(label_map[0], dict).items()}
+        given = {name: str(number) for name, number in label_map[0].json(dict).items()}
         numbers = {name: label_map[0].class_number(given, name) for name in given}
         classes = {"action": tuple(sorted(numbers, key=lambda name: numbers[name]))}
     return Annotated(entries, ("action",), classes)
-
-
-def _json(file: AnnotationFile, kind: type) -> Any:
-    try:
-        value = json.loads(file.text)
-    except ValueError as error:
-        raise ManifestError(f"{file.uri} is not JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise ManifestError(f"{file.uri} holds a JSON {type(value).__name__}, a {kind.__name__} was expected")
-    return value
 
 
 def _entry(id: str, label: str, file: AnnotationFile, videos: VideoFolder) -> Entry:
