@@ -64,6 +64,8 @@ def test_nonsense_machines() -> None:
         Machines(workers=2, min_workers=3)
     with pytest.raises(ConfigError, match="resize_seconds=0"):
         Machines(resize_seconds=0)
+    with pytest.raises(ConfigError, match="collective_minutes=0.5"):
+        Machines(collective_minutes=0.5)
 
 
 def test_scoring_takes_as_much_as_training() -> None:

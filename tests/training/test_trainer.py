@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -8,11 +9,13 @@ import ray.train
 import ray.util
 
 from tests.training.small_runs import ledger_of
-from tpn_ray import mailbox, session
+from tpn_ray import mailbox, session, storage
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import CheckpointError, StorageError, TrainingError
+from tpn_ray.resources import GROW_SECONDS, PATIENCE_SECONDS, Decoding
 from tpn_ray.training import placement, trainer
 from tpn_ray.training.events import Event, Failed
+from tpn_ray.training.machines import Machines
 from tpn_ray.training.trainer import explain, fit
 
 
@@ -57,6 +60,15 @@ def test_an_error_that_would_come_again_takes_one_group_of_workers(
     with pytest.raises((CheckpointError, TrainingError), match=str(error)):
         fit(Trainer, None, ledger_of(manifest, []), 60.0, 2)  # type: ignore[arg-type]
     assert len(fits) == groups
+
+
+def test_workers_wait_for_each_other_longer_than_one_of_them_may_wait_for_clips_and_storage() -> None:
+    machines = Machines(collective_minutes=2, decoding=Decoding(may_grow=True))
+    seconds = trainer.collective_seconds(machines)
+    assert seconds == 120 + GROW_SECONDS + storage.patience_seconds()
+    fixed = dataclasses.replace(machines, decoding=Decoding())
+    assert trainer.collective_seconds(fixed) == 120 + PATIENCE_SECONDS + storage.patience_seconds()
+    assert trainer.environment(machines)["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == "120"
 
 
 @pytest.mark.long

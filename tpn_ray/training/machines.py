@@ -31,6 +31,11 @@ class Machines:
     per_worker: Annotated[PerWorker, tyro.conf.arg(name="")] = field(default_factory=PerWorker)
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
 
+    collective_minutes: float = 5.0
+    """Longest time in minutes that a worker waits for the others in a step, in addition to what one of them may wait
+    for clips (5 minutes; with --may-grow 30) and storage (--storage-seconds). Then the workers restart from the last
+    checkpoint, as after a broken link between two of them."""
+
     share_clips_gb: float = 0.0
     """Local disk per node for decoded clips that other trials of a campaign also need; 0 shares nothing."""
 
@@ -39,6 +44,11 @@ class Machines:
             raise ConfigError(f"workers={self.workers} must be at least 1")
         if not 0 <= self.min_workers <= self.workers:
             raise ConfigError(f"min_workers={self.min_workers} must be between 0 and workers={self.workers}")
+        if self.collective_minutes < 1:
+            raise ConfigError(
+                f"collective_minutes={self.collective_minutes:g} must be at least 1: workers start and compile at "
+                "different speeds"
+            )
         if self.share_clips_gb < 0:
             raise ConfigError(f"share_clips_gb={self.share_clips_gb} must not be negative")
         if self.resize_seconds <= 0:

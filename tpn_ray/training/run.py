@@ -30,7 +30,7 @@ from tpn_ray.training.goodput import Goodput
 from tpn_ray.training.machines import Machines, check_division, check_feasible
 from tpn_ray.training.run_plan import check_resumable, make_plan, make_schedule
 from tpn_ray.training.saving import Saving
-from tpn_ray.training.trainer import fit, make_trainer
+from tpn_ray.training.trainer import collective_seconds, fit, make_trainer
 
 WAIT_SECONDS = 600.0
 """Longest time without workers on a cluster of fixed size. By default, Ray Train waits forever."""
@@ -132,6 +132,7 @@ def train(
                 saving=saving or Saving(),
                 mailbox=mail,
                 threads=machines.per_worker.threads,
+                collective_seconds=collective_seconds(machines),
                 start_from=stretch.start_from,
                 start_step=stretch.start_epoch * plan.steps_per_epoch,
                 order_ledger=order_ledger,

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,16 @@ class StepSums(NamedTuple):
 class Training:
     """A network being trained: weights, optimizer, and BatchNorm statistics. `step` counts the completed steps."""
 
-    def __init__(self, model: ModelConfig, loss: LossConfig, optim: OptimConfig, loop: LoopConfig, device: str) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        loss: LossConfig,
+        optim: OptimConfig,
+        loop: LoopConfig,
+        device: str,
+        longest: timedelta | None = None,
+    ) -> None:
+        """Build the network; `longest` is the wait for other workers in groups made here, torch's own if None."""
         torch.manual_seed(loop.seed)
         # Read by cuBLAS at startup. Without it, cuBLAS may choose kernels that sum in no fixed order.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -73,7 +83,7 @@ class Training:
         self.average = Average(self.model, optim.ema_decay) if optim.ema_decay else None
         self.normalise = Normalise(model.spec.mean, model.spec.std).to(device)
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
-        self.shared = share_statistics(self.model, loop.sync_batch_norm) if loop.sync_batch_norm > 1 else None
+        self.shared = share_statistics(self.model, loop.sync_batch_norm, longest) if loop.sync_batch_norm > 1 else None
         if loop.compile:
             self.model.compile()
         # Buffers are not synchronized: `train_step` averages the statistics over all micro-batches instead.
@@ -274,7 +284,7 @@ def random_seed(seed: int, step: int, number: int) -> int:
     return (value ^ (value >> 31)) >> 1
 
 
-def share_statistics(model: nn.Module, together: int) -> SharedStatistics:
+def share_statistics(model: nn.Module, together: int, longest: timedelta | None = None) -> SharedStatistics:
     """Let BatchNorm see the micro-batches of `together` workers as one. All workers must call it.
 
     Worker i has slots i, i + workers, ... of a step, so adjacent workers have adjacent slots, and the grouping of slots
@@ -284,7 +294,8 @@ def share_statistics(model: nn.Module, together: int) -> SharedStatistics:
     workers = dist.get_world_size() if dist.is_initialized() else 1
     if workers % together:
         raise ConfigError(f"{workers} workers cannot form groups of sync_batch_norm={together}")
-    groups = [dist.new_group(list(range(first, first + together))) for first in range(0, workers, together)]
+    members = [list(range(first, first + together)) for first in range(0, workers, together)]
+    groups = [dist.new_group(each, timeout=longest) for each in members]
     shared = SharedStatistics(groups[dist.get_rank() // together])
     for norm in batch_norms(model):
         norm.shared = shared  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -29,8 +30,6 @@ TAKE_SECONDS = 0.5
 START_ATTEMPTS = 5
 """Times that Ray Train may fail to place its workers (60 s each) before a run of fixed size on a fixed cluster gives
 up. Other runs are limited by time only: Ray counts over the whole run, and every lost node may cost an attempt."""
-COLLECTIVE_SECONDS = 1800
-"""Longest wait of a worker for the others, in addition to what one of them may wait for storage."""
 ELASTIC_START_SECONDS = 20
 """Longest time that Ray Train waits for the workers of an elastic run before it tries with fewer."""
 DATA_SHARE_SECONDS = 45
@@ -50,7 +49,7 @@ def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer
     return TorchTrainer(
         worker.train,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS + int(storage.patience_seconds())),
+        torch_config=TorchConfig(timeout_s=job.collective_seconds),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(machines.min_workers, workers) if machines.min_workers else workers,
             use_gpu=each.gpus > 0,
@@ -62,13 +61,32 @@ def make_trainer(job: worker.Job, machines: Machines, name: str) -> TorchTrainer
             storage_path="ray-train",
             storage_filesystem=nothing_kept,
             callbacks=[_FailureCallback(job.mailbox)],
-            worker_runtime_env={"env_vars": {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_SHARE_SECONDS)}},
+            worker_runtime_env={"env_vars": environment(machines)},
             failure_config=ray.train.FailureConfig(
                 max_failures=0,  # Ray counts over a trainer's whole life; `losses.decide` starts new ones
                 controller_failure_limit=-1 if machines.min_workers or machines.decoding.may_grow else START_ATTEMPTS,
             ),
         ),
     )
+
+
+def collective_seconds(machines: Machines) -> int:
+    """Return how long a worker waits for the others: while one of them waits for clips or for storage, all do."""
+    patience = machines.decoding.patience_seconds + storage.patience_seconds()
+    return math.ceil(60 * machines.collective_minutes + patience)
+
+
+def environment(machines: Machines) -> dict[str, str]:
+    """Return the environment variables of the workers."""
+    return {
+        "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_SHARE_SECONDS),
+        # A collective operation that times out must end the process: 3 does so without tidying up first, which may hang
+        # on the very link that is broken. If the thread that looks for timeouts hangs itself, another one ends the
+        # process after this many seconds.
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+        "TORCH_NCCL_ENABLE_MONITORING": "1",
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(math.ceil(60 * machines.collective_minutes)),
+    }
 
 
 class _FailureCallback(ray.train.UserCallback):  # type: ignore[misc]  # Ray's classes are untyped here

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -83,6 +84,8 @@ class Job:
     mailbox: Any
     """Handle of a `mailbox.Mailbox`."""
     threads: int
+    collective_seconds: int
+    """Longest wait of a worker for the others."""
     start_from: str = ""
     """Checkpoint from which a new run starts: another run's, possibly with other settings."""
     start_step: int = 0
@@ -137,7 +140,8 @@ def train(config: dict[str, Any]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
     recipe = job.recipe
-    training = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device)
+    longest = timedelta(seconds=job.collective_seconds)
+    training = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device, longest)
     beginning = _begin(training, job, rank)
     if rank == 0:
         group = ray.util.get_current_placement_group()
