@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from tpn_ray.model.precision import use_tf32
 from tpn_ray.model.recognizer import ModelConfig
-from tpn_ray.training.step import use_tf32
 
 
 @dataclass(frozen=True)

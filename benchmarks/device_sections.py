@@ -23,9 +23,9 @@ from tests.model.vectors import noise, reference
 from tpn_ray.clips.develop import develop
 from tpn_ray.clips.notes import NO_CLIP, PLANES, Note
 from tpn_ray.model.convolution_check import TOLERANCE, convolution_self_test
+from tpn_ray.model.precision import use_tf32
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model
 from tpn_ray.model.weights import load_weights
-from tpn_ray.training.step import use_tf32
 
 CASES = {"slowonly_r50_k400_cascade": ModelConfig(dropout=0.0)}
 CASES["tsm_r50_sthv1_cascade"] = ModelConfig(backbone="tsm_r50", classes=174, dropout=0.0)

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from benchmarks.device_bench import Bench, in_turns, product_rate
 from benchmarks.plain_network import plain_copy
+from tpn_ray.model.precision import use_tf32
 from tpn_ray.model.recognizer import build_model
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
-from tpn_ray.training.step import MicroBatch, Training, use_tf32
+from tpn_ray.training.step import MicroBatch, Training
 
 TRAINING_FLOPS, SCORING_FLOPS = 344.16e9, 131.3e9
 """Of k400_r50_8x8: for one clip of 8x224x224 in training, and for one view of 8x256x256 in a test."""

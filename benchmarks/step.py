@@ -17,10 +17,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tpn_ray.errors import ConfigError
+from tpn_ray.model.precision import use_tf32
 from tpn_ray.model.recognizer import build_model
 from tpn_ray.planning.step_time import rehearse, time_scoring, time_training
 from tpn_ray.recipe import Recipe
-from tpn_ray.training.step import use_tf32
 
 Precision = Literal["fp32", "tf32", "bf16"]
 

@@ -42,12 +42,16 @@ class Arguments:
     alpha: str = ""
     """Temporal rates to use instead of the checkpoint's, such as 4,8."""
 
+    fold_norms: bool = False
+    """Whether batch norm is folded into the convolutions before it, as for jobs/evaluate.py."""
+
 
 def main() -> None:
     default = Arguments(checkpoint=tyro.MISSING, out=tyro.MISSING, videos=tyro.MISSING)
     flags = command_line.parse(default, sys.argv[1:], program=PROGRAM, description=Arguments.__doc__ or "")
     export.check_out(flags.out)
-    predictor, views = load(flags.checkpoint, device="cpu"), parse_views(" ".join(flags.views))
+    predictor = load(flags.checkpoint, device="cpu", fold_norms=flags.fold_norms)
+    views = parse_views(" ".join(flags.views))
     for alpha in parse_alphas([flags.alpha] if flags.alpha else [], predictor.recipe):
         set_alpha(predictor.model, alpha)
     recipe, clips = predictor.recipe, []

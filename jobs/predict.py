@@ -13,6 +13,7 @@ import tyro
 from tpn_ray import checkpoint, command_line, session, storage
 from tpn_ray.clips.views import parse_views
 from tpn_ray.predict import answers, scoring
+from tpn_ray.predict.predictor import Arithmetic
 from tpn_ray.predict.videos import find_videos
 from tpn_ray.recipe import from_plain
 from tpn_ray.resources import Resources
@@ -39,6 +40,8 @@ class Arguments:
 
     hop_seconds: float = 0.0
     """Time between the starts of two windows; 0: they follow each other without a gap."""
+
+    arithmetic: Annotated[Arithmetic, tyro.conf.arg(name="")] = field(default_factory=Arithmetic)
 
     top: int = 5
     """Number of classes in an answer."""
@@ -77,10 +80,17 @@ def main() -> None:
     if flags.window_seconds:
         hop = flags.hop_seconds or flags.window_seconds
         blocks = scoring.score_windows(
-            uri, recipe, manifest, views, resources, window_seconds=flags.window_seconds, hop_seconds=hop
+            uri,
+            recipe,
+            manifest,
+            views,
+            resources,
+            window_seconds=flags.window_seconds,
+            hop_seconds=hop,
+            arithmetic=flags.arithmetic,
         )
     else:
-        blocks = scoring.score(uri, recipe, manifest, views, resources)
+        blocks = scoring.score(uri, recipe, manifest, views, resources, arithmetic=flags.arithmetic)
     count, bad = answers.write(answers.answers(manifest, blocks, flags.top), manifest, flags.out)
     print(f"{count} answers, {bad} of them for videos that could not be used", file=sys.stderr, flush=True)
 

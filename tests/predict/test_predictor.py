@@ -7,13 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.jobs.processes import ROOT
 from tpn_ray import recipes
 from tpn_ray.errors import BadVideo, CheckpointError, ConfigError
-from tpn_ray.predict.predictor import load, parse_alphas
+from tpn_ray.model.convolution_check import ConvolutionReport
+from tpn_ray.predict import predictor
+from tpn_ray.predict.predictor import even_portions, load, parse_alphas
 from tpn_ray.recipe import Recipe, replace_fields
 
 
@@ -45,6 +48,35 @@ def test_threads_of_the_caller_stay(untrained: str, toy_folder: Path) -> None:
     before = torch.get_num_threads()
     load(untrained, threads=before + 1).predict(video)
     assert torch.get_num_threads() == before
+
+
+def test_other_arithmetic_moves_scores_by_little(
+    untrained: str, toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor, "convolution_self_test", lambda *_: ConvolutionReport(True, "none", 0.0))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    video = str(next((toy_folder / "val" / "period_10").iterdir()))
+    exact = load(untrained).predict(video).scores
+    folded, coarse = load(untrained, fold_norms=True), load(untrained, precision="bf16")
+    np.testing.assert_allclose(folded.predict(video).scores, exact, rtol=0, atol=1e-5)
+    found = coarse.predict(video).scores
+    assert 0 < np.abs(found - exact).max() < 1e-2
+    assert found.dtype == np.float32
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_bf16_is_refused_where_it_gives_wrong_numbers(untrained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "convolution_self_test", lambda *_: ConvolutionReport(False, "stem.conv", 0.5))
+    with pytest.raises(ConfigError, match=r"precision='bf16' .* stem.conv is off by 50.0%; use fp32"):
+        load(untrained, precision="bf16")
+    with pytest.raises(ConfigError, match="precision='half' must be"):
+        load(untrained, precision="half")  # type: ignore[arg-type]
+
+
+def test_portions_are_even() -> None:
+    assert [len(part) for part in even_portions(range(30), 24)] == [15, 15]
+    assert [len(part) for part in even_portions(range(7), 3)] == [2, 2, 3]
+    assert [item for part in even_portions(range(7), 0) for item in part] == list(range(7))
 
 
 def test_foreign_weights_are_refused(untrained: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tpn_ray.clips import develop, transfer
 from tpn_ray.clips.notes import NO_CLIP, PLANES, RGB
 from tpn_ray.model.recognizer import ModelConfig
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
+from tpn_ray.training import step
 from tpn_ray.training.step import MicroBatch, Training
 
 JITTER = ((1.0, 0.1, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -66,7 +67,7 @@ def test_the_counter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"sync_batch_norm": 1, "ordered_reduction": True}], ids=["fast", "ordered"])
 def test_a_step_sends_nothing(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Training, "autocast", lambda training: contextlib.nullcontext())  # knows no meta device
+    monkeypatch.setattr(step, "autocast", lambda precision, device: contextlib.nullcontext())  # knows no meta device
     model = ModelConfig(backbone="slowonly_toy", classes=5, alpha=(1, 2), dropout=0.3)
     loop = LoopConfig(epochs=1, batch_clips=6, micro_batch_clips=2, **options)
     training = Training(model, LossConfig(lambdas=(0.5,)), OptimConfig(lr=0.05, ema_decay=0.9), loop, "meta")

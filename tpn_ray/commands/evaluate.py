@@ -12,6 +12,7 @@ from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.predict import evaluate as scoring
 from tpn_ray.predict import messages, track
 from tpn_ray.predict.evaluate import Result
+from tpn_ray.predict.predictor import Arithmetic
 from tpn_ray.resources import Resources
 from tpn_ray.storage import PATIENCE_SECONDS
 
@@ -35,6 +36,8 @@ class EvaluationJob:
 
     alpha: tuple[str, ...] = ()
     """Temporal rates to use instead of the checkpoint's, such as 4,8. Several, or `every`, are scored in one pass."""
+
+    arithmetic: Annotated[Arithmetic, tyro.conf.arg(name="")] = field(default_factory=Arithmetic)
 
     out: str = ""
     """Folder for the results, on disk or s3://; if empty, beside the checkpoint."""
@@ -65,7 +68,7 @@ def evaluate(job: EvaluationJob) -> list[Result]:
     user can fix; if too many videos are bad, only after the results are written.
     """
     views, resources, max_bad = " ".join(job.views), job.resources, parse_share(job.max_bad)
-    question = scoring.ask(job.checkpoint, job.data, job.split, views, job.alpha)
+    question = scoring.ask(job.checkpoint, job.data, job.split, views, job.alpha, job.arithmetic)
     folder = storage.absolute(job.out or scoring.default_folder(job.checkpoint, job.split, views))
     storage.check_writable(folder)
     messages.announce(question)

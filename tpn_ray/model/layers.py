@@ -25,11 +25,12 @@ class ConvNorm(nn.Module):
     def __init__(self, convolution: nn.Conv2d, *, relu: bool = True) -> None:
         super().__init__()
         self.conv = convolution
-        self.norm = nn.BatchNorm2d(convolution.out_channels)
+        self.norm: nn.BatchNorm2d | None = nn.BatchNorm2d(convolution.out_channels)
         self.relu = relu
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
-        y = batch_norm(self.norm, self.conv(x))
+        convolved = self.conv(x)
+        y = convolved if self.norm is None else batch_norm(self.norm, convolved)
         return F.relu(y, inplace=True) if self.relu else y
 
 

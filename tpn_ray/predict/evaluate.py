@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.names import file_name
 from tpn_ray.predict import plots, scoring
 from tpn_ray.predict.labels import Matched, match_classes
-from tpn_ray.predict.predictor import Alpha, parse_alphas
+from tpn_ray.predict.predictor import EXACT, Alpha, Arithmetic, parse_alphas
 from tpn_ray.predict.quarantine import Quarantined, quarantined
 from tpn_ray.predict.sheet import sheet, whole_videos
 from tpn_ray.predict.summary import by_label_set, details, scores_array, summarise
@@ -49,6 +50,7 @@ class EvaluationQuestion:
     recipe: Recipe
     matched: Matched
     quarantined: list[Quarantined]
+    arithmetic: Arithmetic = EXACT
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Result:
     numbers: dict[str, float]
 
 
-def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str]) -> EvaluationQuestion:
+def ask(
+    checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str], arithmetic: Arithmetic = EXACT
+) -> EvaluationQuestion:
     """Read the inputs, and refuse what cannot be scored, before asking a cluster for anything."""
     parse_views(views)
     uri = storage.absolute(checkpoint)
@@ -79,6 +83,7 @@ def ask(checkpoint: str, data: str, split: str, views: str, alphas: Sequence[str
         recipe=recipe,
         matched=match_classes(chosen, {name: tuple(classes) for name, classes in saved.label_sets.items()}, uri),
         quarantined=quarantined(data, set(manifest.splits) if split == ALL else {split}),
+        arithmetic=arithmetic,
     )
 
 
@@ -90,7 +95,14 @@ def evaluate(question: EvaluationQuestion, resources: Resources, folder: str) ->
     folders = [storage.join(folder, alpha_name(alpha)) if alpha else folder for alpha in alphas]
     writer = ViewWriter(manifest, views.names, folders)
     blocks = scoring.score(
-        question.checkpoint, question.recipe, manifest, views, resources, alphas=alphas, keep_views=True
+        question.checkpoint,
+        question.recipe,
+        manifest,
+        views,
+        resources,
+        alphas=alphas,
+        keep_views=True,
+        arithmetic=question.arithmetic,
     )
     tables = video_tables(manifest, map(writer, blocks), len(alphas))
     writer.flush()
@@ -149,6 +161,7 @@ def _about(question: EvaluationQuestion, alpha: Alpha) -> dict[str, Any]:
         "split": question.split,
         "views": question.views,
         "alpha": alpha or question.recipe.model.alpha,
+        **dataclasses.asdict(question.arithmetic),
     }
 
 

@@ -2,7 +2,7 @@
 
 Every video is computed by itself, in portions that depend on its views alone. A score therefore has the same bits
 whatever other videos are scored, by however many processes, and whether by jobs/evaluate.py, jobs/predict.py, or here
-(on the same kind of device and with as many threads).
+(on the same kind of device, with as many threads, and in the same arithmetic).
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
@@ -24,7 +27,10 @@ from tpn_ray.clips.transfer import upload
 from tpn_ray.clips.views import ViewFrames, Views, Window, parse_views, squares
 from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.metrics import average_views, probabilities
+from tpn_ray.model.convolution_check import convolution_self_test
+from tpn_ray.model.folding import fold_batch_norms
 from tpn_ray.model.pixels import Normalise
+from tpn_ray.model.precision import Precision, computing
 from tpn_ray.model.recognizer import Recognizer, build_model, set_alpha
 from tpn_ray.recipe import Recipe, from_plain
 
@@ -33,9 +39,29 @@ PIXELS_AT_ONCE = 32 * 8 * 224 * 224
 
 MAX_VIDEO_BYTES = 2 * 1024**3
 
+Item = TypeVar("Item")
 Alpha = tuple[int, ...]
 ViewScores = NDArray[np.float32]
 """(v, k): for each view, the softmax over the classes of each label set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How exactly a network is computed for scoring. Softmax and the mean over views are at least float32."""
+
+    precision: Precision = "fp32"
+    """Precision of scoring. tf32 and bf16 are faster on GPUs and may move a probability by about 0.001 and 0.01."""
+
+    fold_norms: bool = False
+    """Whether batch norm is folded into the convolutions before it: faster, and the same but for the last digits of
+    float32 (probabilities within 0.00001)."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "tf32", "bf16"):
+            raise ConfigError(f"precision={self.precision!r} must be fp32, tf32, or bf16")
+
+
+EXACT = Arithmetic()
 
 
 @dataclass(frozen=True)
@@ -55,9 +81,24 @@ class Prediction:
 class Predictor:
     """A network in evaluation mode, with its recipe and class names."""
 
-    def __init__(self, model: Recognizer, recipe: Recipe, label_sets: dict[str, tuple[str, ...]], threads: int) -> None:
+    def __init__(
+        self,
+        model: Recognizer,
+        recipe: Recipe,
+        label_sets: dict[str, tuple[str, ...]],
+        threads: int,
+        arithmetic: Arithmetic = EXACT,
+    ) -> None:
+        """Take over the network. Raises ConfigError if its bf16 convolutions give wrong numbers on this device."""
         self.model, self.recipe, self.label_sets = model.eval(), recipe, label_sets
-        self.threads = threads
+        self.threads, self.precision = threads, arithmetic.precision
+        if self.precision == "bf16":
+            side = recipe.augment.test_short_side_px
+            report = convolution_self_test(model, (2, 3, recipe.clip.frames, side, side))
+            if not report.trusted:
+                raise ConfigError(f"precision='bf16' cannot be used here: {report}; use fp32, or tf32 on a GPU")
+        if arithmetic.fold_norms:
+            fold_batch_norms(model)
         self.device = next(model.parameters()).device
         spec = recipe.model.spec
         self.normalise = Normalise(spec.mean, spec.std).to(self.device)
@@ -88,28 +129,35 @@ class Predictor:
         *fields, _ = decode(decoding.seen, self._read(path), views, self.recipe.clip, self.recipe.augment)
         return ViewFrames(*fields)
 
-    @torch.inference_mode()
     def view_scores(self, seen: ViewFrames, views: Views, alpha: Alpha = ()) -> ViewScores:
         """Score every view of the decoded frames, with another alpha than the trained one if given."""
+        return self.launch(seen, views, alpha).cpu().numpy()
+
+    @torch.inference_mode()
+    def launch(self, seen: ViewFrames, views: Views, alpha: Alpha = ()) -> Float[Tensor, "v k"]:
+        """Return `view_scores` on the device, which a GPU still computes: the next video can be sent to it already."""
         if self.model.neck is not None or alpha:
             set_alpha(self.model, alpha or self.trained_alpha)
         side, wanted = views.side_px(self.recipe.augment), squares(seen, views, self.recipe.augment)
-        at_once = max(1, PIXELS_AT_ONCE // (seen.places.shape[1] * side * side))
         frames, places = (upload(array, str(self.device)) for array in (seen.frames, seen.places))
-        portions = [wanted[at : at + at_once] for at in range(0, len(wanted), at_once)]
-        with _threads(self.threads):
+        portions = even_portions(wanted, PIXELS_AT_ONCE // (seen.places.shape[1] * side * side))
+        with _threads(self.threads), computing(self.precision, self.device):
             outputs = [self.model(self.normalise(cut(frames, places, part, side))).action for part in portions]
-            return probabilities(torch.cat(outputs), self.recipe.model.label_sets).cpu().numpy()
+            return probabilities(torch.cat(outputs), self.recipe.model.label_sets)
 
     def _read(self, path: str) -> bytes:
         return storage.read_bytes(storage.absolute(path), max_bytes=MAX_VIDEO_BYTES)
 
 
-def load(checkpoint_uri: str, device: str = "", threads: int = 1) -> Predictor:
+def load(
+    checkpoint_uri: str, device: str = "", threads: int = 1, precision: Precision = "fp32", fold_norms: bool = False
+) -> Predictor:
     """Load the network of a checkpoint folder, on disk or in object storage, by default on a GPU if there is one.
 
-    `threads` is the number of torch threads for computing; a different number may change the last bits of a score.
+    `threads` is the number of torch threads for computing; a different number may change the last bits of a score. See
+    `Arithmetic` for `precision` and `fold_norms`, which raise ConfigError where they cannot be used.
     """
+    arithmetic = Arithmetic(precision=precision, fold_norms=fold_norms)
     saved = checkpoints.load(storage.absolute(checkpoint_uri), parts=("weights",))
     recipe = from_plain(saved.recipe)
     model = build_model(recipe.model)
@@ -122,7 +170,13 @@ def load(checkpoint_uri: str, device: str = "", threads: int = 1) -> Predictor:
         ) from error
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     label_sets = {name: tuple(classes) for name, classes in saved.label_sets.items()}
-    return Predictor(model.to(place), recipe, label_sets, threads)
+    return Predictor(model.to(place), recipe, label_sets, threads, arithmetic)
+
+
+def even_portions(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    """Split into as few portions of at most `most` (at least 1) as possible, whose sizes differ by at most 1."""
+    count = -(-len(items) // max(1, most))
+    return [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
 
 
 def best_classes(

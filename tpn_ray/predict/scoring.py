@@ -20,7 +20,7 @@ from tpn_ray.data.tasks import ClipSource
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ResourceError, TpnRayError
 from tpn_ray.predict.labels import match_classes
-from tpn_ray.predict.predictor import Alpha
+from tpn_ray.predict.predictor import EXACT, Alpha, Arithmetic
 from tpn_ray.predict.scorer import Scorer
 from tpn_ray.predict.summary import summarise
 from tpn_ray.predict.table import video_tables, write_scores
@@ -42,6 +42,7 @@ def score(
     *,
     alphas: Sequence[Alpha] = (TRAINED,),
     keep_views: bool = False,
+    arithmetic: Arithmetic = EXACT,
 ) -> Iterator[Rows]:
     """Yield blocks of scored videos, each exactly once, in the manifest's order, with the columns of
     `scorer.Scorer`."""
@@ -49,7 +50,7 @@ def score(
     video_bytes = views.most_bytes(clip, augment)
     decoded = data.video_views(_source(recipe, manifest), views, len(manifest), video_bytes, resources.decoding)
     next_sample = 0
-    for block in _scored(decoded, checkpoint_uri, views, resources, alphas, keep_views):
+    for block in _scored(decoded, checkpoint_uri, views, resources, alphas, keep_views, arithmetic):
         expected = np.arange(next_sample, next_sample + len(block[rows.SAMPLE]))
         if not np.array_equal(block[rows.SAMPLE], expected):
             raise AssertionError(f"videos {block[rows.SAMPLE]} came where {expected} were due")
@@ -79,11 +80,12 @@ def score_windows(
     *,
     window_seconds: float,
     hop_seconds: float,
+    arithmetic: Arithmetic = EXACT,
 ) -> Iterator[Rows]:
     """Yield blocks of scored windows of long videos, in order."""
     source = _source(recipe, manifest)
     decoded = data.video_windows(source, views, window_seconds, hop_seconds, len(manifest), resources.decoding)
-    yield from _scored(decoded, checkpoint_uri, views, resources, (TRAINED,), False)
+    yield from _scored(decoded, checkpoint_uri, views, resources, (TRAINED,), False, arithmetic)
 
 
 def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
@@ -97,13 +99,14 @@ def _scored(
     resources: Resources,
     alphas: Sequence[Alpha],
     keep_views: bool,
+    arithmetic: Arithmetic,
 ) -> Iterator[Rows]:
     # Given, not detected: a worker that holds no GPU may still see those of its node.
     each = resources.per_worker
     device = "cuda" if each.gpus else "cpu"
     scored = decoded.map_batches(
         Scorer,
-        fn_constructor_args=(checkpoint_uri, views, each.threads, tuple(alphas), keep_views, device),
+        fn_constructor_args=(checkpoint_uri, views, each.threads, tuple(alphas), keep_views, device, arithmetic),
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=resources.workers),
         num_cpus=each.cpus,

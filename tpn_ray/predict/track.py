@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,6 +28,7 @@ def begin(
 def about(question: EvaluationQuestion) -> tuple[dict[str, str], dict[str, str]]:
     """Return the parameters and tags of an evaluation."""
     parameters = {name: getattr(question, name) for name in ("checkpoint", "data", "split", "views")}
+    parameters |= {name: str(value) for name, value in dataclasses.asdict(question.arithmetic).items()}
     return parameters, {"dataset_version": question.matched.manifest.version}
 
 

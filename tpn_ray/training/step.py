@@ -23,6 +23,7 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import top_k_hits
 from tpn_ray.model.layers import SharedStatistics
 from tpn_ray.model.pixels import Normalise
+from tpn_ray.model.precision import autocast, use_tf32
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
 from tpn_ray.training.average import Average
@@ -154,14 +155,14 @@ class Training:
             self.shared.counts = len(micro_batch.labels) > 0
         if len(micro_batch.labels) == 0:
             return self._forward_nothing(micro_batch)
-        with self.autocast():
+        with autocast(self.loop.precision, self.device):
             scores = self.parallel(self.normalise(micro_batch.clips))
         return total_loss(scores, micro_batch.labels, self.classes, self.loss_config), scores.action
 
     def _forward_nothing(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
         """Handle a micro-batch of bad videos only: no loss and no gradient, but DDP still meets every parameter."""
         shape = (2, *micro_batch.clips.shape[1:])
-        with self.autocast():
+        with autocast(self.loop.precision, self.device):
             scores = self.parallel(self.normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
         nothing = sum((part.sum() for part in scores.auxiliary), scores.action.sum()) * 0.0
         return nothing, scores.action[:0].float()
@@ -176,18 +177,13 @@ class Training:
             return self.parallel.no_sync()
         return contextlib.nullcontext()
 
-    def autocast(self) -> torch.autocast:
-        """Return the autocast context for the network's precision."""
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.loop.precision == "bf16")
-
     @torch.no_grad()
     def evaluate(self, clips: UInt8[Tensor, "n t h w c"], labels: Int[Tensor, "n s"]) -> Float[Tensor, "4"]:
         """Return sums over the clips: loss, top-1 hits, top-5 hits, count. All label sets must be right for a hit."""
         if self.average:
             self.average.take_buffers(self.model)
         self.scored.eval()
-        with self.autocast():
+        with autocast(self.loop.precision, self.device):
             scores = self.scored(self.normalise(clips)).action.float()
         loss = cross_entropy(scores, labels, self.classes) * len(labels)
         parts = split_label_sets(scores, self.classes)
@@ -259,14 +255,6 @@ class OrderedReduction:
         for parameter, gradient in zip(training.trained, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return statistics
-
-
-def use_tf32(allowed: bool) -> None:
-    """Let float32 convolutions and products on a GPU round their inputs to TF32, or not.
-
-    Convolutions would by default, and products would not.
-    """
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def first_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...]) -> Int[Tensor, ""]:
