@@ -6,7 +6,7 @@ import pytest
 
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError, difference
-from tpn_ray.recipe import flat, from_plain, replace_fields, to_plain
+from tpn_ray.recipe import flat, from_plain, replace_fields, to_plain, with_defaults
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -28,6 +28,13 @@ def test_a_difference_names_the_field_and_both_values() -> None:
     old, new = recipes.toy(), replace_fields(recipes.toy(), {"optim.lr": 0.25})
     assert difference(to_plain(old), to_plain(new)) == [f"optim.lr: {old.optim.lr} then, 0.25 now"]
     assert difference(to_plain(old), to_plain(old)) == []
+
+
+def test_a_recipe_of_an_older_version_is_what_it_was() -> None:
+    now = to_plain(recipes.toy())
+    before = {**now, "optim": {name: value for name, value in now["optim"].items() if name != "layer_decay"}}
+    assert with_defaults({"recipe": before, "format": 1}) == {"recipe": now, "format": 1}
+    assert with_defaults({"recipe": {"optim": {"lr": 0.25}}})["recipe"]["optim"]["lr"] == 0.25
 
 
 def test_flat_names_are_those_of_the_command_line() -> None:

@@ -32,6 +32,7 @@ class LossConfig:
 
 
 Schedule = Literal["step", "cosine", "one_cycle", "constant"]
+Optimizer = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +40,23 @@ class OptimConfig:
     """How the weights are updated. The defaults are the published Kinetics-400 recipe."""
 
     lr: float = 0.01
-    """Peak learning rate; 0.01 is tuned for batches of 64 clips."""
+    """Peak learning rate; 0.01 is tuned for SGD and batches of 64 clips. AdamW needs one of about 0.0001."""
+
+    optimizer: Optimizer = "sgd"
+    """Optimizer: sgd, as published, or adamw, which transformers are trained with."""
 
     momentum: float = 0.9
     """SGD momentum."""
 
     nesterov: bool = True
-    """Whether to use Nesterov momentum, as the published code does and the paper does not."""
+    """Whether SGD uses Nesterov momentum, as the published code does and the paper does not."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decays of the running means of gradients and of their squares."""
 
     weight_decay: float = 1e-4
-    """L2 penalty, applied to all parameters as published."""
+    """For SGD, an L2 penalty, applied to all parameters as published. For AdamW, the share that each step, times the
+    learning rate, takes off the weights (0.05 is usual)."""
 
     decay_norm_and_bias: bool = True
     """Whether weight decay also applies to BatchNorm parameters and biases (as published)."""
@@ -79,6 +87,10 @@ class OptimConfig:
     """Learning rate factors for parts of the network, such as backbone=0.1. The longest matching name prefix
     applies."""
 
+    layer_decay: float = 1.0
+    """Factor by which the learning rate falls from one stage of the backbone to the one below: layer_decay in its last
+    stage, layer_decay squared in the one before, and so on to the stem. `scales` apply on top. 1: no fall."""
+
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, such as 0.9998. Above 0, the average is what is scored and
     saved as the network."""
@@ -90,6 +102,16 @@ class OptimConfig:
             raise ConfigError(f"momentum={self.momentum} must be at least 0 and below 1")
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov=True needs a momentum above 0")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ConfigError(f"optimizer={self.optimizer!r} must be sgd or adamw")
+        if self.optimizer == "adamw" and self.momentum != OptimConfig.momentum:
+            raise ConfigError(f"momentum={self.momentum} is of sgd; the first of betas is what adamw has instead")
+        if self.optimizer == "sgd" and self.betas != OptimConfig.betas:
+            raise ConfigError(f"betas={self.betas} are of adamw; set optimizer=adamw, or momentum for sgd")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={self.betas} must be at least 0 and below 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay={self.layer_decay} must be above 0 and at most 1")
         if self.weight_decay < 0 or self.clip_norm < 0:
             raise ConfigError(f"weight_decay={self.weight_decay} and clip_norm={self.clip_norm} must not be negative")
         if self.schedule not in ("step", "cosine", "one_cycle", "constant"):
@@ -249,6 +271,17 @@ def from_plain(plain: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         raise ConfigError(f"not a recipe: {error}") from error
     return recipe
+
+
+def with_defaults(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run or a campaign is, with the fields of its recipe that it was stored without, at their defaults.
+
+    They did not exist then, and change nothing by default.
+    """
+    if "recipe" not in about:
+        return about
+    parts = {part: {**fields, **about["recipe"].get(part, {})} for part, fields in to_plain(Recipe()).items()}
+    return {**about, "recipe": parts}
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from tpn_ray.errors import ConfigError
+from tpn_ray.model.backbones import backbone_spec
+from tpn_ray.model.recognizer import ModelConfig, build_model
 from tpn_ray.recipe import OptimConfig
 from tpn_ray.training.optim import learning_rate, make_optimizer
+
+SPEC = backbone_spec("slowonly_toy")
 
 
 def test_the_published_steps() -> None:
@@ -35,7 +39,7 @@ def test_constant_stays() -> None:
 def test_every_parameter_is_in_one_group() -> None:
     model = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 1), torch.nn.BatchNorm3d(4))
     for on_all, decaying in ((True, 4), (False, 1)):
-        optimizer = make_optimizer(OptimConfig(decay_norm_and_bias=on_all), model)
+        optimizer = make_optimizer(OptimConfig(decay_norm_and_bias=on_all), model, SPEC)
         sizes = {group["weight_decay"]: len(group["params"]) for group in optimizer.param_groups}
         assert sizes[1e-4] == decaying
         assert sum(sizes.values()) == 4
@@ -56,7 +60,7 @@ def two_parts() -> torch.nn.Module:
 
 def test_frozen_parts_get_no_gradient_and_scaled_ones_their_own_rate() -> None:
     model = two_parts()
-    optimizer = make_optimizer(OptimConfig(freeze=("backbone.0",), scales=("backbone=0.1", "head.bias=2")), model)
+    optimizer = make_optimizer(OptimConfig(freeze=("backbone.0",), scales=("backbone=0.1", "head.bias=2")), model, SPEC)
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == [
         *("backbone.0.weight", "backbone.0.bias")
     ]
@@ -68,12 +72,28 @@ def test_frozen_parts_get_no_gradient_and_scaled_ones_their_own_rate() -> None:
 @pytest.mark.parametrize("fields", [{"freeze": ("backbon",)}, {"scales": ("neck=0.1",)}])
 def test_a_part_that_the_network_has_not_is_refused(fields: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ConfigError, match=r"no part .*it has: backbone.0, backbone.1, head"):
-        make_optimizer(OptimConfig(**fields), two_parts())  # type: ignore[arg-type]
+        make_optimizer(OptimConfig(**fields), two_parts(), SPEC)  # type: ignore[arg-type]
+
+
+def test_rates_fall_from_the_heads_to_the_stem() -> None:
+    config = ModelConfig(backbone="slowonly_toy", classes=3, alpha=(1, 2))
+    model = build_model(config)
+    optim = OptimConfig(optimizer="adamw", layer_decay=0.5, scales=("backbone.stages.res4=4",), weight_decay=0.05)
+    optimizer = make_optimizer(optim, model, config.spec)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    scales = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    seen = {".".join(name.split(".")[:3]): scales[id(p)] for name, p in model.named_parameters()}
+    heads = {scale for name, scale in seen.items() if not name.startswith("backbone")}
+    assert heads == {1.0}
+    assert seen["backbone.stages.res5"] == 0.5
+    assert seen["backbone.stages.res4"] == 0.25 * 4
+    assert seen["backbone.stages.res3"] == 0.125
+    assert seen["backbone.stem.conv"] == 0.5 ** (len(config.spec.stages) + 1)
 
 
 def test_something_must_be_left_to_train() -> None:
     with pytest.raises(ConfigError, match="leaves nothing"):
-        make_optimizer(OptimConfig(freeze=("backbone", "head")), two_parts())
+        make_optimizer(OptimConfig(freeze=("backbone", "head")), two_parts(), SPEC)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +108,11 @@ def test_something_must_be_left_to_train() -> None:
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"scales": ("backbone",)}, "scales='backbone'"),
         ({"scales": ("backbone=0",)}, "freeze it"),
+        ({"optimizer": "adam"}, "optimizer='adam' must be sgd or adamw"),
+        ({"optimizer": "adamw", "momentum": 0.8}, "momentum=0.8 is of sgd; the first of betas"),
+        ({"betas": (0.9, 0.95)}, "are of adamw; set optimizer=adamw"),
+        ({"optimizer": "adamw", "betas": (0.9, 1.0)}, "must be at least 0 and below 1"),
+        ({"layer_decay": 0.0}, "layer_decay=0.0 must be above 0"),
     ],
 )
 def test_nonsense_is_refused(fields: dict[str, object], message: str) -> None:

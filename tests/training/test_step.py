@@ -225,12 +225,19 @@ def test_two_runs_give_the_same_bits(device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
 
 
+OPTIMS = {
+    "sgd": OPTIM,
+    "adamw": OptimConfig(lr=1e-3, optimizer="adamw", weight_decay=0.05, decay_norm_and_bias=False, layer_decay=0.7),
+}
+
+
+@pytest.mark.parametrize("optim", OPTIMS.values(), ids=OPTIMS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_step_restored_from_its_state_dicts_gives_the_same_bits(device: str) -> None:
-    straight = training(device=device)
+def test_a_step_restored_from_its_state_dicts_gives_the_same_bits(device: str, optim: OptimConfig) -> None:
+    straight = training(device=device, optim=optim)
     straight.train_step(step_of(0, device), STEPS)
     weights, rest = copied(straight.state())
-    resumed = training(device=device)
+    resumed = training(device=device, optim=optim)
     resumed.load(weights, rest, 1)
     for step in range(1, STEPS):
         straight.train_step(step_of(step, device), STEPS)

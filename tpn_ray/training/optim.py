@@ -1,4 +1,4 @@
-"""SGD, its parameter groups, and the learning rate as a pure function of the step. Torch only."""
+"""The optimizer, its parameter groups, and the learning rate as a pure function of the step. Torch only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tpn_ray.errors import ConfigError
+from tpn_ray.model.backbones.spec import STEM, BackboneSpec
 from tpn_ray.recipe import OptimConfig
 
 
@@ -30,8 +31,22 @@ def _share(point: float, epochs: int) -> float:
     return point if point < 1 else point / epochs
 
 
-def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.SGD:
-    """Return SGD over groups of parameters with and without decay, each with one `scale`. The rate is set at each step.
+def layer_scale(name: str, spec: BackboneSpec, decay: float) -> float:
+    """Return the learning rate factor of a parameter: `decay` to the power of its distance from the network's end.
+
+    The neck and the heads have distance 0, the stages 1, 2, ... from the last to the first, and the stem one more
+    (Bao et al., "BEiT", ICLR 2022, which counts blocks; stages are what all backbones here have in common).
+    """
+    part, _, rest = name.partition(".")
+    if part != "backbone":
+        return 1.0
+    depths = {stage: depth for depth, stage in enumerate([STEM, *sorted(spec.stages)])}
+    return decay ** (len(depths) - depths[spec.stage_of(rest)])
+
+
+def make_optimizer(config: OptimConfig, model: nn.Module, spec: BackboneSpec) -> torch.optim.Optimizer:
+    """Return the optimizer over groups of parameters with and without decay, each with one `scale`. The rate is set at
+    each step.
 
     Frozen parameters stop requiring gradients. Raises ConfigError for a name that is no parameter's prefix.
     """
@@ -47,17 +62,17 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.SGD:
             continue
         fitting = [part for part in config.factors if _begins(name, part)]
         scale = config.factors[max(fitting, key=len)] if fitting else 1.0
+        scale *= layer_scale(name, spec, config.layer_decay)
         # BatchNorm's scales and all biases are vectors; weights of convolutions and linear layers are not.
         decay = config.weight_decay if parameter.ndim > 1 or config.decay_norm_and_bias else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     if not groups:
         raise ConfigError(f"freeze={config.freeze} leaves nothing to train")
-    return torch.optim.SGD(
-        [{"params": params, "weight_decay": decay, "scale": scale} for (scale, decay), params in groups.items()],
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-    )
+    listed = [{"params": params, "weight_decay": decay, "scale": scale} for (scale, decay), params in groups.items()]
+    if config.optimizer == "adamw":
+        fused = next(model.parameters()).is_cuda
+        return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas, fused=fused)
+    return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def frozen_modules(config: OptimConfig, model: nn.Module) -> list[nn.Module]:

@@ -21,6 +21,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, DamagedError, NotFoundError, TornCheckpointError, difference
 from tpn_ray.lease import Token
+from tpn_ray.recipe import with_defaults
 from tpn_ray.sealed import damaged, seal, unseal
 from tpn_ray.training.record import Record, StepMetrics
 
@@ -248,7 +249,8 @@ def settle(run_uri: str, about: dict[str, Any]) -> int:
             uri,
             "Put it back from a copy, or delete it: the same command then takes what the run is from its checkpoints",
         )
-    changed = difference(before, unseal(seal(now), uri, ""))
+    before, now = with_defaults(before), with_defaults(unseal(seal(now), uri, ""))
+    changed = difference(before, now)
     if changed:
         raise CheckpointError(
             f"{run_uri} is a run with other settings, and would not be the same run if it resumed:\n  "

@@ -77,7 +77,7 @@ class Training:
         self.loss_config, self.optim, self.loop, self.device = loss, optim, loop, device
         self.model: Recognizer = build_model(model).to(device)
         self.classes = model.label_sets
-        self.optimizer = make_optimizer(optim, self.model)
+        self.optimizer = make_optimizer(optim, self.model, model.spec)
         self.frozen = frozen_modules(optim, self.model)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.statistics, self.counters = join_batch_norm_statistics(self.model)

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, NotFoundError
 from tpn_ray.lease import Token
+from tpn_ray.recipe import with_defaults
 from tpn_ray.sealed import damaged, seal, unseal
 from tpn_ray.tuning.space import Sample
 
@@ -171,7 +172,7 @@ class Journal:
         if storage.create(place, seal(new)):
             return False
         old = unseal(storage.read_bytes(place), place, _CAMPAIGN_REMEDY)
-        before, now = _flat(_renamed(old)), _flat(new)
+        before, now = _flat(with_defaults(_renamed(old))), _flat(with_defaults(new))
         changed = [
             f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
             for name in sorted(before.keys() | now.keys())

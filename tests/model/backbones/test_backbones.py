@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tpn_ray.errors import ConfigError
 from tpn_ray.model import layers
 from tpn_ray.model.backbones import BACKBONES
+from tpn_ray.model.backbones.spec import STEM
 from tpn_ray.model.recognizer import ModelConfig, build_model
 from tpn_ray.model.weights import load_weights, save_mmaction2
 
@@ -35,6 +36,8 @@ def test_stages_have_the_channels_and_strides_of_the_spec(name: str, monkeypatch
     }
     assert {number: tuple(level.shape) for number, level in levels.items()} == expected
     assert backbone.channels == {number: stage.channels for number, stage in spec.stages.items()}
+    stages = [spec.stage_of(parameter) for parameter, _ in backbone.named_parameters()]
+    assert set(stages) == {STEM, *spec.stages}
 
 
 @pytest.mark.parametrize("name", TOYS)

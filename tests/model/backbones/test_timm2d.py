@@ -16,9 +16,9 @@ from torch import nn
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones import backbone_spec, timm2d
 from tpn_ray.model.backbones.resnet2d import shift
-from tpn_ray.model.backbones.spec import Stage
+from tpn_ray.model.backbones.spec import STEM, Stage
 from tpn_ray.model.layers import SharedStatistics
-from tpn_ray.model.recognizer import ModelConfig, build_model
+from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model
 from tpn_ray.model.weights import load_weights, mmaction2_state
 
 
@@ -136,6 +136,15 @@ def test_levels_and_a_training_step(prefix: str, name: str) -> None:
         scores = model(clips)
         sum(part.square().mean() for part in (scores.action, *scores.auxiliary)).backward()
         assert all(p.grad is not None for p in model.parameters())
+    follow_each_other(model)
+
+
+def follow_each_other(model: Recognizer) -> None:
+    """The stages that the parameters belong to, which the learning rate may depend on."""
+    spec = model.config.spec
+    stages = [spec.stage_of(name) for name, _ in model.backbone.named_parameters()]
+    assert stages == sorted(stages)
+    assert set(stages) == {STEM, *spec.stages}
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -304,6 +313,7 @@ def test_timm_itself(prefix: str, name: str) -> None:
     timm = real_timm()
     whole = timm.create_model(name, pretrained=False).eval()
     model = build_model(config(prefix + name))
+    follow_each_other(model)
     report = load_weights(model, whole.state_dict(), backbone_only=True)
     assert report.layout == "timm"
     assert not any(key.startswith("backbone.") for key in report.missing)

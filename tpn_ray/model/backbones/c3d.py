@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones.resnet3d import BARE
-from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Published, Stage, Substitutions
+from tpn_ray.model.backbones.spec import STEM, Backbone, BackboneSpec, Published, Stage, Substitutions
 from tpn_ray.model.frames import max_pool_time, per_frame
 from tpn_ray.model.layers import ConvNorm3d
 
@@ -119,11 +119,20 @@ NAMES: Substitutions = (
 )
 
 
+def stage_of(name: str) -> int:
+    """Return the stage of a parameter: that of its group of convolutions, of which the first is the stem."""
+    part, number, _ = name.split(".", 2)
+    if part == "full":
+        return 6
+    return int(number) + 1 if number != "0" else STEM
+
+
 def spec(width: int, px: int) -> BackboneSpec:
     """Return the entry of a C3D."""
     return BackboneSpec(
         build=lambda top, shift: C3D(width, top, px),
         stages=stages(width, px),
+        stage_of=stage_of,
         frames="convolve",
         sampling="clip",
         names={"mmaction2": NAMES, BARE: NAMES},

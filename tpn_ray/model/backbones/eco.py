@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Published, Stage, Substitutions
+from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Published, Stage, Substitutions, stage_in_name
 from tpn_ray.model.frames import fold, unfold
 from tpn_ray.model.layers import ConvNorm, ConvNorm3d, batch_norm, conv3d, convolve
 
@@ -237,6 +237,7 @@ SPECS: dict[str, BackboneSpec] = {
     name: BackboneSpec(
         build=lambda top, shift, size=size, full=full: Eco(size, top, full=full),  # type: ignore[misc]
         stages=stages(size, full=full),
+        stage_of=lambda name: 5 if name.startswith("beside.") else stage_in_name(name),
         frames="convolve",
         sampling="segments",
         names={"eco_pytorch": ECO_PYTORCH},

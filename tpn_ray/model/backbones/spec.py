@@ -6,6 +6,7 @@ the channels of every stage that it was built with. Its file lists one `Backbone
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -79,6 +80,15 @@ class Published:
 
 NOTHING = Published()
 
+STEM = 0
+"""Number that stands for everything below the first stage."""
+
+
+def stage_in_name(name: str) -> int:
+    """Return the stage in a parameter's name, such as stages.res4.0.conv1.weight, or `STEM`."""
+    found = re.search(r"(?:^|\.)(?:res|mixed)(\d)\.", name)
+    return int(found[1]) if found else STEM
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
@@ -105,6 +115,9 @@ class BackboneSpec:
     names: Mapping[str, Substitutions] = field(default_factory=dict)
     """For each code base that publishes weights of it: substitutions that turn our names (without "backbone.") into its
     names."""
+
+    stage_of: Callable[[str], int] = stage_in_name
+    """Returns the stage that a parameter belongs to, or `STEM`, from its name without "backbone."."""
 
     added: str = ""
     """Regular expression of entries that start fresh beside the weights of an image network, which has no such

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones.resnet2d import shift as shift_frames
-from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Shift, Stage, Substitutions
+from tpn_ray.model.backbones.spec import STEM, Backbone, BackboneSpec, Shift, Stage, Substitutions
 from tpn_ray.model.frames import fold, unfold
 from tpn_ray.model.layers import batch_norm
 
@@ -160,9 +160,34 @@ def timm_spec(name: str) -> BackboneSpec:
         stages={stage: Stage(channels[index], space=2**stage) for stage, index in indices.items()},
         frames="shift" if shifts else "apart",
         sampling="segments",
+        stage_of=stages_in_order(net, indices),
         names={"timm": names(net, model)},
         licence=licence(model),
     )
+
+
+def stages_in_order(net: Any, indices: Indices) -> Callable[[str], int]:
+    """Return a function from a parameter's name to its stage: the next whose output comes after it, else the last.
+
+    Whatever comes before the module of the first stage is the stem. Raises ConfigError where timm names a stage that is
+    no module.
+    """
+
+    @cache  # most recipes never ask
+    def stages() -> dict[str, int]:
+        modules = dict(zip(net.feature_info.out_indices, net.feature_info.module_name(), strict=True))
+        places = {id(parameter): place for place, parameter in enumerate(net.parameters())}
+        spans = []
+        for stage, index in sorted(indices.items()):
+            inside = [places[id(parameter)] for parameter in stage_of(net, modules[index]).parameters()]
+            spans += [(stage, min(inside), max(inside))] if inside else []
+        found = {}
+        for place, (name, _) in enumerate(net.named_parameters()):
+            following = next((stage for stage, _, end in spans if place <= end), spans[-1][0])
+            found[name] = STEM if place < spans[0][1] else following
+        return found
+
+    return lambda name: stages()[name.removeprefix("net.")]
 
 
 def names(net: nn.Module, model: str) -> Substitutions:
@@ -223,4 +248,4 @@ def stage_of(net: nn.Module, name: str) -> nn.Module:
     for candidate in candidates:
         if candidate in modules:
             return modules[candidate]
-    raise ConfigError(f"temporal shift finds no stage {name} in this network; choose timm/ without shift")
+    raise ConfigError(f"this network has no stage {name} of its own, and timm names it so")

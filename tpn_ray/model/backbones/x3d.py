@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tpn_ray.model.backbones.resnet2d import Size
 from tpn_ray.model.backbones.resnet3d import NAMES_3D, Design, Place, ResidualBlock, ResNet3d, shortcut
-from tpn_ray.model.backbones.spec import NOTHING, BackboneSpec, Published, Stage, Substitutions
+from tpn_ray.model.backbones.spec import NOTHING, BackboneSpec, Published, Stage, Substitutions, stage_in_name
 from tpn_ray.model.heads import ClassificationHead
 from tpn_ray.model.layers import POINT, ConvNorm3d, conv3d
 
@@ -120,6 +120,7 @@ def spec(size: Size, hidden: int, published: Published = NOTHING) -> BackboneSpe
     return BackboneSpec(
         build=lambda top, shift: X3D(size, top),
         stages=stages(size),
+        stage_of=lambda name: TOP if name.startswith("last.") else stage_in_name(name),
         head=partial(ClassificationHead, hidden=hidden),
         frames="convolve",
         sampling="clip",
