@@ -40,7 +40,7 @@ class Arguments:
 
 
 def main() -> None:
-    name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
+    name, rest = command_line.take_recipe_name(sys.argv[1:], recipes.described(), PROGRAM)
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Clips of the recipe {name}.")
     recipe, manifest = flags.recipe, load_manifest(flags.data).select("train")

@@ -16,7 +16,7 @@ PROGRAM = "python jobs/train.py"
 
 
 def main() -> None:
-    recipe, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
+    recipe, rest = command_line.take_recipe_name(sys.argv[1:], recipes.described(), PROGRAM)
     default = TrainingJob(data=tyro.MISSING, recipe=recipes.recipe(recipe))
     job = command_line.parse(default, rest, program=f"{PROGRAM} {recipe}", description=f"Train the recipe {recipe}.")
     train(dataclasses.replace(job, name=job.name or command_line.fresh_name(recipe)))

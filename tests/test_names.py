@@ -96,3 +96,13 @@ def test_different_names_make_different_files(one: str, other: str) -> None:
 
 def test_a_harmless_name_stays() -> None:
     assert [names.file_name(name) for name in ("action", "verb", "noun", "a b")] == ["action", "verb", "noun", "a b"]
+
+
+def test_a_wrong_name_is_told_the_nearest_ones() -> None:
+    few, many = ["toy", "toy_small", "k400"], [f"optim.field_{i}" for i in range(50)]
+    said = names.no_such("recipe", "tony", few)
+    assert said == "unknown recipe 'tony' (did you mean toy?); known: toy, toy_small, k400"
+    assert names.no_such("recipe", "x", few) == "unknown recipe 'x'; known: toy, toy_small, k400"
+    said = names.no_such("field", "optim.feild_7", many)
+    assert "did you mean optim.field_7 or " in said
+    assert "; known: " not in said

@@ -18,7 +18,7 @@ def test_every_recipe_survives_json(name: str) -> None:
 def test_fields_are_replaced_by_name_and_checked_again() -> None:
     recipe = replace_fields(recipes.toy(), {"optim.lr": 0.5, "model.alpha": (2, 4)})
     assert (recipe.optim.lr, recipe.model.alpha) == (0.5, (2, 4))
-    with pytest.raises(ConfigError, match=r"no field 'optim.rate'; it has: .*optim.lr"):
+    with pytest.raises(ConfigError, match=r"unknown field of a recipe 'optim.rate' .did you mean optim.lr"):
         replace_fields(recipe, {"optim.rate": 1})
     with pytest.raises(ConfigError, match=r"lambdas=.* 2 entries, the network has 1"):
         replace_fields(recipe, {"loss.lambdas": (0.1, 0.2)})
@@ -44,7 +44,7 @@ def test_flat_names_are_those_of_the_command_line() -> None:
 
 
 def test_unknown_recipe_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"unknown recipe 'k600'; known: .*toy"):
+    with pytest.raises(ConfigError, match=r"unknown recipe 'k600'.*; known: .*toy"):
         recipes.recipe("k600")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import tyro
 
 from tpn_ray import job
 from tpn_ray.errors import ConfigError
+from tpn_ray.names import no_such
 
 T = TypeVar("T")
 
@@ -20,16 +23,32 @@ def parse(default: T, arguments: Sequence[str], *, program: str, description: st
     return tyro.cli(type(default), default=default, args=list(arguments), prog=program, description=description)
 
 
-def take_recipe_name(arguments: Sequence[str], known: Sequence[str], program: str) -> tuple[str, list[str]]:
-    """Split off the recipe's name, the first argument, which sets the defaults of all flags; return it and the rest."""
+def take_recipe_name(arguments: Sequence[str], known: Mapping[str, str], program: str) -> tuple[str, list[str]]:
+    """Split off the recipe's name, the first argument, which sets the defaults of all flags; return it and the rest.
+
+    `known` maps names to descriptions.
+    """
+    usage = f"{program} RECIPE [flags]"
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            f"usage: {program} RECIPE [flags]\n\nrecipes: {', '.join(known)}\n\n{program} RECIPE --help shows the flags"
-        )
+        width = max(map(len, known))
+        recipes = "\n".join(f"  {name:{width}}  {about}" for name, about in known.items())
+        print(f"usage: {usage}\n\nrecipes:\n{recipes}\n\n{program} RECIPE --help shows the flags")
         raise SystemExit(0 if arguments else job.USER_ERROR)
-    if arguments[0] not in known:
-        raise ConfigError(f"unknown recipe {arguments[0]!r}; known: {', '.join(known)}")
-    return arguments[0], list(arguments[1:])
+    first = arguments[0]
+    if first.startswith("-"):
+        place = _place_of_recipe(arguments, known)
+        rest = shlex.join(word for i, word in enumerate(arguments) if i != place)
+        name = "RECIPE" if place is None else arguments[place]
+        raise ConfigError(f"the name of a recipe comes first: {program} {name} {rest}; known: {', '.join(known)}")
+    if first not in known:
+        raise ConfigError(no_such("recipe", first, known))
+    return first, list(arguments[1:])
+
+
+def _place_of_recipe(arguments: Sequence[str], known: Container[str]) -> int | None:
+    """Return where a recipe is named, unless the word is the value of the flag before it."""
+    pairs = enumerate(pairwise(arguments), start=1)
+    return next((i for i, (before, word) in pairs if word in known and not before.startswith("-")), None)
 
 
 def fresh_name(recipe: str) -> str:

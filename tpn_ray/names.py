@@ -7,9 +7,10 @@ character.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tpn_ray.errors import ConfigError
@@ -39,6 +40,19 @@ def checked(what: str, name: str) -> str:
     if why := problem(name):
         raise ConfigError(f"{what} {shown(name)} is not a valid name: it {why}; choose another one")
     return name
+
+
+MOST_NAMES = 20
+"""Names to list in a message. Of more, only the nearest ones help."""
+
+
+def no_such(what: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence that refuses a name which is not among the `known` ones: the nearest of them, and all if they
+    are few."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3)
+    text = f"unknown {what} {shown(name)}" + (f" (did you mean {' or '.join(near)}?)" if near else "")
+    return f"{text}; known: {', '.join(names)}" if len(names) <= MOST_NAMES or not near else text
 
 
 def label_sets_problem(label_sets: object) -> str:

@@ -11,6 +11,7 @@ from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import ModelConfig
+from tpn_ray.names import no_such
 from tpn_ray.redaction import refuse_credentials
 
 
@@ -295,7 +296,7 @@ def replace_fields(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     known = flat(recipe)
     for name in changes:
         if name not in known:
-            raise ConfigError(f"a recipe has no field {name!r}; it has: {', '.join(known)}")
+            raise ConfigError(no_such("field of a recipe", name, known))
     parts: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         part, field_name = name.split(".")

@@ -8,6 +8,7 @@ from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import ModelConfig
+from tpn_ray.names import no_such
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig, Recipe, replace_fields
 
 
@@ -149,8 +150,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
+def described() -> dict[str, str]:
+    """Return the first sentence about each recipe, by name."""
+    return {name: (function.__doc__ or "").split("\n")[0].replace("`", "") for name, function in RECIPES.items()}
+
+
 def recipe(name: str) -> Recipe:
     """Return the recipe with the given name."""
     if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+        raise ConfigError(no_such("recipe", name, RECIPES))
     return RECIPES[name]()

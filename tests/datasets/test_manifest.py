@@ -161,7 +161,7 @@ def test_videos_outside_class_folders(tmp_path: Path) -> None:
         ("uri,label\n", "names no videos"),
         ("uri,label\na.mp4,\n", "line 2 has no label"),
         ("uri,label\na.mp4\n", "line 2 has no label"),
-        ("uri,label,split\na.mp4,run,trains\n", "line 2 has split 'trains'; known: train, training, val, valid"),
+        ("uri,label,split\na.mp4,run,trains\n", r"line 2: unknown split 'trains' \(did you mean train"),
         ("uri,label,split\na.mp4,run,train\nb.mp4,run,\n", "1 videos in .* have no split, others do: b.mp4"),
         ("uri,label,split\na.mp4,run,train\nb.mp4,hop,val\n", "1 of 2 classes of 'action' .* no training video: hop"),
         ("uri,label\na.mp4,run\na.mp4,hop\n", "1 videos occur in .* more than once"),

@@ -118,4 +118,4 @@ def test_every_scheduler_to_its_end(
 
 def test_a_wrong_name_is_refused_before_any_trial(toy_folder: Path) -> None:
     said = refusal("tune", "toy", "--data", str(toy_folder), "--vary", "optim.rate=uniform(0,1)")
-    assert "a recipe has no field 'optim.rate'" in said
+    assert "unknown field of a recipe 'optim.rate'" in said

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpn_ray.errors import BadVideo, ConfigError
+from tpn_ray.names import no_such
 
 SAMPLINGS = ("dense", "segments")
 
@@ -47,7 +48,7 @@ class ClipConfig:
         if self.clips_per_video < 1:
             raise ConfigError(f"clips_per_video is {self.clips_per_video}; it must be at least 1")
         if self.sampling not in SAMPLINGS:
-            raise ConfigError(f"sampling is {self.sampling!r}; known: {', '.join(SAMPLINGS)}")
+            raise ConfigError(no_such("sampling", self.sampling, SAMPLINGS))
 
     @property
     def span_frames(self) -> int:

@@ -26,6 +26,7 @@ from tpn_ray.datasets.manifest import Manifest, build
 from tpn_ray.datasets.video_folder import VideoFolder
 from tpn_ray.datasets.video_lists import SUFFIXES
 from tpn_ray.errors import ConfigError, ManifestError
+from tpn_ray.names import no_such
 
 Reader = Callable[[Sequence[AnnotationFile], VideoFolder, Sequence[AnnotationFile]], Annotated]
 """(annotations, videos, label maps) -> entries and class names."""
@@ -50,7 +51,7 @@ def load_annotated(format: str, annotations: Sequence[str], videos: str, label_m
     `annotations` and `label_map` are files; `videos` is the folder that holds the videos, at any depth.
     """
     if format not in FORMATS:
-        raise ConfigError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+        raise ConfigError(no_such("format", format, FORMATS))
     if not annotations or not videos:
         raise ConfigError(f"--format {format} needs --annotations FILE ... and --videos FOLDER")
     files, maps = [_read(uri) for uri in annotations], [_read(uri) for uri in label_map]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tpn_ray.datasets.entries import SPLITS, Annotated, AnnotationFile, Entry, class_names, split_by_name, split_called
 from tpn_ray.datasets.video_folder import VideoFolder
 from tpn_ray.errors import ManifestError
+from tpn_ray.names import no_such
 
 
 def read(files: Sequence[AnnotationFile], videos: VideoFolder, label_map: Sequence[AnnotationFile]) -> Annotated:
@@ -23,7 +24,7 @@ def _entry(row: dict[str, str], file: AnnotationFile, videos: VideoFolder) -> En
         )
     split = split_called(row["split"]) if row.get("split") else split_by_name(file.uri)
     if split is None:
-        raise ManifestError(f"{file.uri} has split {row['split']!r}; known: {', '.join(SPLITS)}")
+        raise ManifestError(f"{file.uri}: {no_such('split', row['split'], SPLITS)}")
     begin = file.seconds(row, "time_start")
     end = file.seconds(row, "time_end") if row.get("time_end") else begin + 10
     name = f"{row['youtube_id']}_{int(begin):06d}_{int(end):06d}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from tpn_ray import storage
 from tpn_ray.datasets.entries import SPLITS, Entry, refuse_two_names, some_of, split_called
 from tpn_ray.errors import ManifestError, NotFoundError
+from tpn_ray.names import no_such
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
 """Suffixes of video files, in any case."""
@@ -77,7 +78,7 @@ def _csv_entry(row: dict[str, str | None], line: int, source: str, folder: str, 
             raise ManifestError(f"{source} line {line} has no {column}; every line needs uri and label")
     split = split_called(values["split"])
     if values["split"] and split is None:
-        raise ManifestError(f"{source} line {line} has split {values['split']!r}; known: {', '.join(SPLITS)}")
+        raise ManifestError(f"{source} line {line}: {no_such('split', values['split'], SPLITS)}")
     named = values["uri"]
     return Entry(named, _resolve(named, folder), (values["label"],), split)
 

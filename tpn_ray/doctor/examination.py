@@ -35,6 +35,7 @@ from tpn_ray.doctor.findings import (
 )
 from tpn_ray.doctor.node_checks import About
 from tpn_ray.errors import ConfigError
+from tpn_ray.names import no_such
 from tpn_ray.resources import PerWorker
 
 NODES_AT_ONCE = 32
@@ -101,7 +102,7 @@ class Examination:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
         if self.recipe not in recipes.RECIPES:
-            raise ConfigError(f"unknown recipe {self.recipe!r}; known: {', '.join(recipes.RECIPES)}")
+            raise ConfigError(no_such("recipe", self.recipe, recipes.RECIPES))
 
 
 def services(wanted: Examination) -> list[Finding]:

@@ -15,6 +15,7 @@ from tpn_ray.model.backbones import backbone_spec
 from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Shift
 from tpn_ray.model.heads import AuxiliaryHead
 from tpn_ray.model.tpn import PYRAMIDS, Flow, TemporalPyramid
+from tpn_ray.names import no_such
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class ModelConfig:
 
     def _check_pyramid(self) -> None:
         if self.flow not in PYRAMIDS:
-            raise ConfigError(f"unknown flow {self.flow!r}; known: {', '.join(PYRAMIDS)}")
+            raise ConfigError(no_such("flow", self.flow, PYRAMIDS))
         stages = self.spec.stages
         if not set(self.levels) <= set(stages) or list(self.levels) != sorted(set(self.levels)) or not self.levels:
             raise ConfigError(

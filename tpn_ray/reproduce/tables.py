@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
+from tpn_ray.names import no_such
 from tpn_ray.recipe import Recipe, replace_fields
 
 Scale = Literal["toy", "full"]
@@ -436,5 +437,5 @@ TABLES: dict[str, Callable[[], Table]] = {
 def table(name: str) -> Table:
     """Return the table with the given name."""
     if name not in TABLES:
-        raise ConfigError(f"unknown table {name!r}; known: {', '.join(TABLES)}, {', '.join(FIGURES)}")
+        raise ConfigError(no_such("table", name, [*TABLES, *FIGURES]))
     return TABLES[name]()

@@ -20,6 +20,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from tpn_ray.errors import BadVideo, ConfigError
+from tpn_ray.names import no_such
 from tpn_ray.videos import packets
 from tpn_ray.videos.decode import open_video
 from tpn_ray.videos.mp4_writer import open_mp4
@@ -69,7 +70,7 @@ class EncodeConfig:
         if not 0 <= self.crf <= 51:
             raise ConfigError(f"crf is {self.crf}; it must be between 0 and 51")
         if self.preset not in PRESETS:
-            raise ConfigError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+            raise ConfigError(no_such("preset", self.preset, PRESETS))
         if self.min_frames < 1:
             raise ConfigError(f"min_frames is {self.min_frames}; it must be at least 1")
 
