@@ -1,6 +1,7 @@
 # One command each: `make demo` runs the main job, `make test` passes the tests. Both do the set-up first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action ignore --constraint constraints.txt
 # Tests of a file share servers and a Ray, so a file stays in one process; those that start some come first.
 TOGETHER := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
 
@@ -11,8 +12,8 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[test,docs]'
 	touch $@
 
 demo: install

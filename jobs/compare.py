@@ -10,10 +10,10 @@ import sys
 from dataclasses import dataclass
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from tpn_ray import names, storage
+from tpn_ray.output import print_table
 from tpn_ray.predict import compare, plots
 from tpn_ray.predict.fusion import fuse
 from tpn_ray.predict.table import VIDEOS, read_scores, write_scores
@@ -49,17 +49,21 @@ def main() -> None:
             print(f"{one.name}: {one.second:.2%} for the second alone")
         both, second = (both[0], fuse(*both, flags.fuse)), "fused"
     found = compare.compare(*both)
-    table = Table("", "first", second, "difference", "95 %", "only first", f"only {second}", "McNemar p", "bootstrap p")
+    table = Table("", "first", second, "points", "95 %", "only first", f"only {second}", "McNemar p", "bootstrap p")
     for one in found:
         low, high = one.interval
         counts = [str(one.only_first), str(one.only_second), f"{one.p_mcnemar:.3g}", f"{one.p_bootstrap:.3g}"]
-        top = [f"{one.first:.2%}", f"{one.second:.2%}", f"{one.difference:+.2%}", f"{low:+.1%} to {high:+.1%}"]
-        table.add_row(f"{one.name} top-1", *top, *counts)
-    Console(width=120).print(table)
+        points = [f"{100 * one.difference:+.2f}", f"{100 * low:+.1f} to {100 * high:+.1f}"]
+        table.add_row(f"{one.name} top-1", f"{one.first:.2%}", f"{one.second:.2%}", *points, *counts)
+    print_table(table)
     for one in found:
         print(f"{one.name}: {compare.verdict(one, second)}")
-        gains = [f"{cls.name} {cls.gain:+.1%} ({cls.videos})" for cls in one.classes]
-        print(f"  most gained: {', '.join(gains[:5])}\n  least: {', '.join(gains[:-6:-1])}")
+        gained = [cls for cls in one.classes if cls.gain > 0][:5]
+        lost = [cls for cls in reversed(one.classes) if cls.gain < 0][:5]
+        for said, classes in (("gained", gained), ("lost", lost)):
+            if classes:
+                shown = [f"{cls.name} {100 * cls.gain:+.1f} points ({cls.videos} videos)" for cls in classes]
+                print(f"  {said} most: {', '.join(shown)}")
     for line in compare.left_out(*both):
         print(line)
     if flags.out:
@@ -69,7 +73,7 @@ def main() -> None:
         content = json.dumps([{**dataclasses.asdict(one), "difference": one.difference} for one in found], indent=1)
         storage.write_bytes(storage.join(folder, "comparison.json"), content.encode())
         for one in found:
-            title = f"{one.name}: {one.difference:+.1%} in all, {compare.verdict(one, second)}"
+            title = f"{one.name}: {100 * one.difference:+.1f} points in all, {compare.verdict(one, second)}"
             storage.write_bytes(
                 storage.join(folder, f"gains_{names.file_name(one.name)}.png"), plots.class_gains(one.classes, title)
             )

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from tpn_ray import command_line, session, storage
 from tpn_ray.doctor import examination, verdict_table
 from tpn_ray.doctor.examination import Examination
 from tpn_ray.doctor.findings import FAIL
+from tpn_ray.output import print_table
 
 PROGRAM = "python jobs/doctor.py"
 SOME_FAILED = 1
@@ -34,13 +34,14 @@ def main() -> int:
     description = "Check storage, tracking server, nodes, and network. Status 0: all passed; 1: some check failed."
     flags = command_line.parse(Arguments(), sys.argv[1:], program=PROGRAM, description=description)
     wanted = flags.examination
+    session.refuse_jobs_address(wanted.address)
     findings = examination.services(wanted)
 
     def join() -> None:
         session.connect(wanted.address, workers_cpus=1, decode_cpus=1, storage_seconds=storage.CHECK_SECONDS)
 
     findings += examination.cluster(wanted, join)
-    Console().print(verdict_table.as_table(findings))
+    print_table(verdict_table.as_table(findings))
     print(verdict_table.summary(findings), flush=True)
     if flags.json:
         storage.write_bytes(storage.absolute(flags.json), verdict_table.as_json(findings).encode())

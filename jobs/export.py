@@ -28,7 +28,7 @@ class Arguments:
     """Export a checkpoint as a standalone program: uint8 clips (n, t, h, w, c) in, probabilities (n, k) out."""
 
     checkpoint: str
-    """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
+    """Folder of a checkpoint, or of a run for its best one; on disk or s3://."""
 
     out: str
     """FILE.pt2 for torch.export, FILE.onnx for ONNX (needs the extra `export`); on disk or s3://."""
@@ -54,12 +54,13 @@ def main() -> None:
     views = parse_views(" ".join(flags.views))
     for alpha in parse_alphas([flags.alpha] if flags.alpha else [], predictor.recipe):
         set_alpha(predictor.model, alpha)
+    print(f"{flags.checkpoint}: {predictor.recipe.model.backbone} with neck {predictor.recipe.model.neck}", flush=True)
     recipe, clips = predictor.recipe, []
     for uri in find_videos(flags.videos, predictor.label_sets).uris[:CLIPS]:
         clips += list(all_views(predictor.see(uri, views), views, recipe.augment))
     if len(clips) < 2:
         raise ConfigError("the check needs two clips: give two videos, or more views such as 2x1")
-    difference = export.export(predictor, np.stack(clips[:CLIPS]), flags.out)
+    difference = export.export(predictor, np.stack(clips[:CLIPS]), flags.out, say=lambda line: print(line, flush=True))
     shape = ", ".join(map(str, clips[0].shape))
     print(f"{storage.absolute(flags.out)}: takes uint8 (n, {shape}), gives float32 (n, {sum(recipe.model.label_sets)})")
     print(f"on {len(clips[:CLIPS])} clips of real videos it differs from the network by at most {difference:.2g}")

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from tpn_ray import command_line, recipes, session, storage
 from tpn_ray.datasets.manifest import load_manifest
+from tpn_ray.output import print_table, program
 from tpn_ray.planning import figures, measurement, model_card, plan_text
 from tpn_ray.planning.figures import Hardware, Trials
 from tpn_ray.planning.measurement import Measurement
@@ -28,7 +28,7 @@ from tpn_ray.tuning.space import as_flags
 
 PROGRAM = "python jobs/plan.py"
 WIDTH = 160
-"""Columns of a table where there is no terminal."""
+"""Columns of the list of backbones where there is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class Listing:
 def main() -> None:
     if "--models" in sys.argv[1:]:
         command_line.parse(Listing(), sys.argv[1:], program=PROGRAM, description="List the backbones.")
-        Console(width=None if sys.stdout.isatty() else WIDTH).print(model_card.table())
+        print_table(model_card.table(), WIDTH)
         return
-    name, rest = command_line.take_recipe_name(sys.argv[1:], list(recipes.RECIPES), PROGRAM)
+    name, rest = command_line.take_recipe_name(sys.argv[1:], recipes.described(), PROGRAM)
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Plan runs of {name}.")
     manifest = load_manifest(flags.data)
@@ -77,13 +77,13 @@ def main() -> None:
         epochs=recipe.loop.epochs,
         evaluate_every=recipe.loop.evaluate_every_epochs,
     )
-    console = Console()
-    console.print(plan_text.as_table(f"Measured in {measured.seconds:.0f} s", plan_text.measured_rows(measured)))
-    console.print(plan_text.as_table("Advice", plan_text.advice_rows(measured, plan, hardware)))
+    print_table(plan_text.as_table(f"Measured in {measured.seconds:.0f} s", plan_text.measured_rows(measured)))
+    print_table(plan_text.as_table("Advice", plan_text.advice_rows(measured, plan, hardware)))
     print("\n".join(plan_text.shards(measured, plan, shlex.quote(flags.data))))
     chosen = f"{name} --data {shlex.quote(flags.data)} {as_flags(recipes.recipe(name), flags.recipe)}".rstrip()
-    print(f"  python jobs/train.py {chosen} {plan_text.train_flags(hardware, plan)}")
-    print(f"  python jobs/tune.py {chosen} {plan_text.tune_flags(hardware, flags.trials, plan)}")
+    python = program("python")
+    print(f"  {python} jobs/train.py {chosen} {plan_text.train_flags(hardware, plan)}")
+    print(f"  {python} jobs/tune.py {chosen} {plan_text.tune_flags(hardware, flags.trials, plan)}")
     print("\n".join(f"  {line}" for line in plan_text.store_flags(plan)), flush=True)
     if flags.json:
         content = {"measured": dataclasses.asdict(measured), "plan": dataclasses.asdict(plan)}

@@ -16,9 +16,10 @@ from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.datasets.annotations import load_annotated
 from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import ConfigError
+from tpn_ray.meter import StatusLine
 from tpn_ray.prepare import preparing
 from tpn_ray.prepare.layout import ShardConfig
-from tpn_ray.prepare.messages import ProgressPrinter, summary_lines
+from tpn_ray.prepare.messages import progress_line, summary_lines
 from tpn_ray.resources import Decoding
 from tpn_ray.sandbox.process import SandboxLimits
 from tpn_ray.storage import PATIENCE_SECONDS
@@ -94,7 +95,7 @@ def main() -> None:
         decode_cpus=flags.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
-    printer = ProgressPrinter()
+    status = StatusLine()
     try:
         summary = preparing.run(
             manifest,
@@ -104,10 +105,10 @@ def main() -> None:
             shards=flags.shards,
             decoding=flags.decoding,
             max_bad=max_bad,
-            on_progress=printer,
+            on_progress=lambda progress: status.show(progress_line(progress)),
         )
     finally:
-        printer.end()
+        status.end()
     print("\n".join(summary_lines(summary, out)))
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from tpn_ray import command_line, session, storage
 from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.datasets.toy_actions import known_tempos
 from tpn_ray.errors import ConfigError
+from tpn_ray.output import print_table
 from tpn_ray.reproduce import table_runs, table_text, tables
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.tempo import scoring as tempo
@@ -106,7 +106,7 @@ def tabulate(campaign: table_runs.Reproduction, out: str) -> None:
     """Train, score, and print the table. `out`.json holds the numbers."""
     outcomes = table_runs.run(campaign, on_run=table_text.finished, on_event=lambda event: None)
     for grid in table_text.as_tables(campaign, outcomes):
-        Console(width=120).print(grid)
+        print_table(grid)
     print("\n".join(table_text.remarks(campaign, outcomes)))
     plain = {name: [dataclasses.asdict(one) for one in rows] for name, rows in outcomes.items()}
     storage.write_bytes(f"{out}.json", json.dumps(plain, indent=1).encode())

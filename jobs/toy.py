@@ -15,6 +15,8 @@ from tpn_ray import storage
 from tpn_ray.datasets.toy import TOY_CLASSES, ToyConfig, write_toy
 from tpn_ray.datasets.toy_actions import write_actions
 from tpn_ray.datasets.toy_kitchen import write_kitchen
+from tpn_ray.meter import ProgressMeter
+from tpn_ray.output import program
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,19 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python jobs/toy.py", description="Make videos whose class is their tempo.")
     begin = time.monotonic()
     folder, toy = arguments.folder, arguments.toy
-    things, hint = "videos", ""
+    things, hint = "segments of long videos" if arguments.kind == "kitchen" else "videos", ""
+    progress = ProgressMeter(f"{things} made")
     if arguments.kind == "kitchen":
-        tables = write_kitchen(folder, toy)
-        things = "segments of long videos"
+        tables = write_kitchen(folder, toy, progress=progress)
         hint = f"--annotations {' '.join(tables.values())} --videos {storage.join(folder, 'videos')} --out FOLDER"
     elif arguments.kind == "actions":
-        write_actions(folder, toy)
+        write_actions(folder, toy, progress=progress)
     else:
-        write_toy(folder, toy)
+        write_toy(folder, toy, progress=progress)
     made = (toy.train_per_class + toy.val_per_class) * len(TOY_CLASSES)
     print(f"{made} {things} in {storage.absolute(folder)} ({time.monotonic() - begin:.0f} s)")
     if hint:
-        print(f"next: python jobs/prepare.py --format epic {hint}")
+        print(f"next: {program('python')} jobs/prepare.py --format epic {hint}")
 
 
 if __name__ == "__main__":

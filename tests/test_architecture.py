@@ -31,7 +31,7 @@ LAYERS = [
     ["job", "mailbox", "budget", "resources"],
     ["lease", "sealed"],
     ["storage"],
-    ["output"],
+    ["output", "meter"],
     ["redaction", "names"],
     ["errors"],
 ]

@@ -6,7 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tpn_ray import tracking
-from tpn_ray.progress import LOG_SECONDS, Terminal, catch_up, duration, line
+from tpn_ray.meter import LOG_SECONDS
+from tpn_ray.progress import Terminal, catch_up, line
 from tpn_ray.training.events import BadVideos, Committed, Progress, Started
 from tpn_ray.training.record import Record, StepMetrics
 
@@ -25,7 +26,7 @@ def test_a_log_gets_one_progress_line_every_few_seconds(capsys: pytest.CaptureFi
     terminal = Terminal()
     for _ in range(3):
         terminal(PROGRESS)
-    terminal.printed_at -= LOG_SECONDS
+    terminal.status.printed_at -= LOG_SECONDS
     terminal(PROGRESS)
     assert capsys.readouterr().out.count("step 30/240") == 2
 
@@ -55,8 +56,3 @@ def test_what_a_killed_driver_had_sent_of_a_commit_is_not_sent_again(tmp_path: P
     for name, expected in {"train/loss": [(2, 3.0), (4, 1.0)], "val/top1": [(4, 0.5)], "epoch": [(4, 1.0)]}.items():
         found = MlflowClient(store).get_metric_history(run.run_id, name)
         assert [(metric.step, metric.value) for metric in found] == expected
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

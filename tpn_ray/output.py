@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import shlex
+import shutil
 import sys
 import threading
+from pathlib import Path
 from typing import Any, TextIO
 
 from tpn_ray.names import CONTROL
@@ -18,6 +22,9 @@ from tpn_ray.redaction import redacted
 
 _OWN = re.compile(r"\A\r(?:\x1b\[K)?|\r(?=\n)|\x1b\[[0-9;]*m")
 """Control characters to keep: the start of a terminal's progress line, Windows line ends, and table colors."""
+
+TABLE_COLUMNS = 120
+"""Width of a table where there is no terminal."""
 
 
 def visible(text: str) -> str:
@@ -40,6 +47,24 @@ def protect() -> None:
         for handler in _stream_handlers():
             if handler.stream is stream:
                 handler.setStream(protected)
+
+
+def print_table(table: Any, columns: int = TABLE_COLUMNS) -> None:
+    """Print a table of rich: as wide as the terminal, or where there is none, as wide as COLUMNS says, or `columns`."""
+    from rich.console import Console
+
+    fixed = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    Console(width=columns if fixed else None).print(table)
+
+
+def program(name: str) -> str:
+    """Return the command by which the user's shell starts this Python, or a program that is installed with it: its name
+    if PATH leads to it, else its path."""
+    path = Path(sys.executable) if name == "python" else Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found and Path(found).absolute() == path:
+        return name
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _stream_handlers() -> list[logging.StreamHandler[Any]]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 from collections.abc import Sequence
 
+from tpn_ray.meter import StatusLine
+from tpn_ray.meter import duration as duration
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.training import run_folder
 from tpn_ray.training.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started, Stopped
 from tpn_ray.training.record import Record
-
-LOG_SECONDS = 10.0
-"""Interval between two progress lines in a log file. A terminal shows every one in place."""
 
 
 def line(event: Event) -> str:
     """Format one event as a line of text; empty if it needs none."""
     match event:
         case Started(step=0):
-            return f"training started with {event.workers} workers"
+            return f"training started with {workers(event.workers)}"
         case Started():
-            return f"training resumed from step {event.step} with {event.workers} workers"
+            return f"training resumed from step {event.step} with {workers(event.workers)}"
         case Progress():
             return (
                 f"epoch {event.epoch}/{event.epochs}  step {event.step}/{event.steps}  loss {event.loss:.3f}  "
@@ -42,16 +39,20 @@ def line(event: Event) -> str:
             return ""
 
 
+def workers(count: int) -> str:
+    """Return "1 worker" or "2 workers"."""
+    return f"{count} worker{'' if count == 1 else 's'}"
+
+
 def _restarts(starts: int) -> str:
     return f"  {starts - 1} restart(s)" if starts > 1 else ""
 
 
 class Terminal:
-    """Prints a run as it progresses: a line that is rewritten in a terminal, or a line every few seconds in a log."""
+    """Prints a run as it progresses."""
 
     def __init__(self) -> None:
-        self.rewrites = sys.stdout.isatty()
-        self.printed_at = -LOG_SECONDS
+        self.status = StatusLine()
         self.bad: set[tuple[str, int]] = set()
         self.starts = 0
 
@@ -59,32 +60,21 @@ class Terminal:
         if isinstance(event, BadVideos):
             self._bad_videos(event)
         elif isinstance(event, Failed):
-            self.say("a worker was lost; the run resumes from its last checkpoint")
+            self.status.say("a worker was lost; the run resumes from its last checkpoint")
         elif isinstance(event, Diverged | Stopped):
             pass  # the error that ends the run says it
         elif isinstance(event, Progress):
-            self._progress(line(event) + _restarts(self.starts))
+            self.status.show(line(event) + _restarts(self.starts))
         else:
             self.starts += isinstance(event, Started)
             again = f" (start {self.starts})" if isinstance(event, Started) and self.starts > 1 else ""
-            self.say(line(event) + again)
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        print(("\r\x1b[K" if self.rewrites else "") + text, flush=True)
-
-    def _progress(self, text: str) -> None:
-        if self.rewrites:
-            print("\r\x1b[K" + text, end="", flush=True)
-        elif time.monotonic() - self.printed_at >= LOG_SECONDS:
-            self.printed_at = time.monotonic()
-            print(text, flush=True)
+            self.status.say(line(event) + again)
 
     def _bad_videos(self, event: BadVideos) -> None:
         for row, reason, message in event.found:
             if (event.split, row) not in self.bad:
                 self.bad.add((event.split, row))
-                self.say(f"bad video ({reason}): {message}")
+                self.status.say(f"bad video ({reason}): {message}")
 
 
 def track(run: TrackedRun, event: Event) -> None:
@@ -116,13 +106,3 @@ def catch_up(run: TrackedRun, records: Sequence[Record], run_uri: str) -> None:
 def _metric(name: str) -> str:
     """Return the metric's name in MLflow, which shows names that start with system/ on a separate page."""
     return name if "/" in name else f"train/{name}"
-
-
-def duration(seconds: float) -> str:
-    """Format a duration: 12 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

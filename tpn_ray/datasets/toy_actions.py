@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -50,15 +50,18 @@ class Action(NamedTuple):
     """Full width at half maximum of the action."""
 
 
-def write_actions(folder_uri: str, config: ToyConfig) -> list[Action]:
+def write_actions(
+    folder_uri: str, config: ToyConfig, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Action]:
     """Write folder/{train,val}/<class>/<number>.mp4 and tempos.csv; the same bytes on every run.
 
     Videos have at least MIN_FRAMES, so that the slowest actions fit.
     """
-    made = []
+    made, total = [], (config.train_per_class + config.val_per_class) * len(ACTION_CLASSES)
     for action, data in _videos(replace(config, frames=max(config.frames, MIN_FRAMES))):
         storage.write_bytes(storage.join(folder_uri, action.id), data)
         made.append(action)
+        progress(len(made), total)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(Action._fields)

@@ -8,9 +8,10 @@ import shlex
 from rich.table import Table
 from rich.text import Text
 
+from tpn_ray.meter import duration
+from tpn_ray.output import program
 from tpn_ray.planning import figures
 from tpn_ray.planning.figures import Advice, Estimate, Hardware, Measured, Span, Trials
-from tpn_ray.progress import duration
 
 MEASURED, ASSUMED, GIVEN, COMPUTED = "measured", "assumed", "given", "computed"
 
@@ -107,7 +108,7 @@ def shards(measured: Measured, advice: Advice, data: str) -> list[str]:
         f"instead of {span(advice.cores_per_worker)} (computed).",
     ]
     if found.speedup.middle > 1.1:
-        return [*lines, f"  python jobs/prepare.py --data {data} --out PREPARED"]
+        return [*lines, f"  {program('python')} jobs/prepare.py --data {data} --out PREPARED"]
     return [*lines, "For these videos, it is hardly worth it."]
 
 

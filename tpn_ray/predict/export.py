@@ -7,9 +7,13 @@ Averaging over views is left to the user: it is a mean.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
+import logging
 import tempfile
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +55,24 @@ def check_out(out: str) -> None:
         raise ConfigError(f"ONNX needs {' and '.join(missing)}: pip install 'tpn_ray[export]'")
 
 
-def export(predictor: Predictor, clips: NDArray[np.uint8], out: str) -> float:
+def export(
+    predictor: Predictor, clips: NDArray[np.uint8], out: str, *, say: Callable[[str], None] = lambda line: None
+) -> float:
     """Write the program, run the written file on real `clips` (n, t, h, w, c), n at least 2, and return its largest
-    difference from the network's own probabilities. Raises ConfigError if that is above TOLERANCE."""
+    difference from the network's own probabilities. Raises ConfigError if that is above TOLERANCE.
+
+    `say` is told each of the three steps as it begins.
+    """
     program, example = Program(predictor).cpu(), torch.tensor(clips)
     n = torch.export.Dim("n", min=1, max=4096)
-    with torch.no_grad():
+    say("1/3 tracing the network")
+    with torch.no_grad(), _quietly():
         expected = program(example).numpy()
         exported = torch.export.export(program, (example,), dynamic_shapes=({0: n},))
-    data = _onnx(exported) if out.endswith(".onnx") else _saved(exported)
+        say(f"2/3 writing the program as {SUFFIXES[Path(out).suffix]}")
+        data = _onnx(exported) if out.endswith(".onnx") else _saved(exported)
     storage.write_bytes(storage.absolute(out), data)
+    say(f"3/3 running what was written on {len(clips)} clips, together and one by one")
     run = _run_onnx if out.endswith(".onnx") else _run_saved
     # One by one as well, to catch a program with a fixed number of clips.
     found = [run(data, clips), np.concatenate([run(data, clips[i : i + 1]) for i in range(len(clips))])]
@@ -70,6 +82,20 @@ def export(predictor: Predictor, clips: NDArray[np.uint8], out: str) -> float:
             f"{out} differs from the network by {difference:.2g} on real clips, more than {TOLERANCE:g}: do not use it"
         )
     return difference
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence torch's notes on its own code and on packages that no network here needs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _saved(exported: Any) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
+from tpn_ray.names import file_name
+from tpn_ray.output import print_table
 from tpn_ray.predict.evaluate import EvaluationQuestion, Result
 from tpn_ray.predict.labels import warning
 from tpn_ray.predict.summary import JOINT
+from tpn_ray.predict.table import METRICS, VIDEOS
 
 SHOWN = 5
 
@@ -35,7 +37,7 @@ def results(question: EvaluationQuestion, found: list[Result]) -> None:
         for prefix in prefixes:
             alpha = f"alpha {','.join(map(str, result.alpha))} " if result.alpha else ""
             table.add_row(f"{alpha}{prefix.rstrip('_')}".strip() or "action", *_cells(result.numbers, prefix))
-    Console(width=100).print(table)
+    print_table(table)
     numbers = found[0].numbers
     unlabelled = int(numbers["unlabelled_videos"])
     without = f", {unlabelled} of them without a label to count by" if unlabelled else ""
@@ -46,7 +48,8 @@ def results(question: EvaluationQuestion, found: list[Result]) -> None:
     )
     _bad(found[0])
     for result in found:
-        print(f"results in {result.folder}", flush=True)
+        pictures = [f"{kind}_{file_name(name)}.png" for name in names for kind in ("confusion", "classes")]
+        print(f"results in {result.folder}: {METRICS}, {VIDEOS}, {', '.join(pictures)}, mistakes.png", flush=True)
 
 
 def _cells(numbers: dict[str, float], prefix: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +43,10 @@ def score(
     alphas: Sequence[Alpha] = (TRAINED,),
     keep_views: bool = False,
     arithmetic: Arithmetic = EXACT,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Rows]:
     """Yield blocks of scored videos, each exactly once, in the manifest's order, with the columns of
-    `scorer.Scorer`."""
+    `scorer.Scorer`. `on_progress` is called with (videos done, total videos)."""
     clip, augment = recipe.clip, recipe.augment
     video_bytes = views.most_bytes(clip, augment)
     decoded = data.video_views(_source(recipe, manifest), views, len(manifest), video_bytes, resources.decoding)
@@ -55,19 +56,27 @@ def score(
         if not np.array_equal(block[rows.SAMPLE], expected):
             raise AssertionError(f"videos {block[rows.SAMPLE]} came where {expected} were due")
         next_sample += len(expected)
+        on_progress(next_sample, len(manifest))
         yield block
     if next_sample != len(manifest):
         raise AssertionError(f"{next_sample} of {len(manifest)} videos were scored")
 
 
-def score_videos(checkpoint_uri: str, manifest: Manifest, views: Views, resources: Resources) -> pa.Table:
+def score_videos(
+    checkpoint_uri: str,
+    manifest: Manifest,
+    views: Views,
+    resources: Resources,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> pa.Table:
     """Return `score` as a table of `predict.table.video_tables`. Raises CheckpointError if the checkpoint has other
     classes."""
     saved = checkpoints.load(checkpoint_uri, parts=())
     label_sets = {name: tuple(classes) for name, classes in saved.label_sets.items()}
     matched = match_classes(manifest, label_sets, checkpoint_uri).manifest
     recipe = from_plain(saved.recipe)
-    (table,) = video_tables(matched, score(checkpoint_uri, recipe, matched, views, resources))
+    blocks = score(checkpoint_uri, recipe, matched, views, resources, on_progress=on_progress)
+    (table,) = video_tables(matched, blocks)
     return table
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 
 from tpn_ray import storage
 from tpn_ray.datasets.shards import QUARANTINE
+from tpn_ray.meter import duration
 from tpn_ray.prepare.preparing import PrepareProgress, Summary
-
-LOG_SECONDS = 10.0
-"""Interval between two progress lines in a log file. A terminal shows every one in place."""
 
 
 def progress_line(progress: PrepareProgress) -> str:
@@ -21,27 +17,7 @@ def progress_line(progress: PrepareProgress) -> str:
     done, left = progress.before + mine, progress.videos_in_all - progress.before - mine
     speed = mine / seconds
     text = f"{done}/{progress.videos_in_all} videos  {progress.bad} bad  {totals.frames / seconds:.0f} frames/s"
-    return f"{text}  {size(totals.video_bytes)} made" + (f"  {left / speed:.0f} s left" if mine and left else "")
-
-
-class ProgressPrinter:
-    """Prints progress: a line that is rewritten in a terminal, or a line every few seconds in a log."""
-
-    def __init__(self) -> None:
-        self.rewrites = sys.stdout.isatty()
-        self.printed_at = -LOG_SECONDS
-
-    def __call__(self, progress: PrepareProgress) -> None:
-        if self.rewrites:
-            print("\r\x1b[K" + progress_line(progress), end="", flush=True)
-        elif time.monotonic() - self.printed_at >= LOG_SECONDS:
-            self.printed_at = time.monotonic()
-            print(progress_line(progress), flush=True)
-
-    def end(self) -> None:
-        """Start a new line for what follows."""
-        if self.rewrites:
-            print()
+    return f"{text}  {size(totals.video_bytes)} made" + (f"  {duration(left / speed)} left" if mine and left else "")
 
 
 def summary_lines(summary: Summary, folder: str) -> list[str]:
