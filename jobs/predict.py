@@ -10,8 +10,9 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import checkpoint, command_line, session, storage
+from tpn_ray import checkpoint, command_line, session
 from tpn_ray.clips.views import parse_views
+from tpn_ray.meter import ProgressMeter
 from tpn_ray.predict import answers, scoring
 from tpn_ray.predict.predictor import Arithmetic
 from tpn_ray.predict.videos import find_videos
@@ -27,7 +28,7 @@ class Arguments:
     """What to classify, with which checkpoint, and how."""
 
     checkpoint: str
-    """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
+    """Folder of a checkpoint, or of a run for its best one; on disk or s3://."""
 
     videos: tuple[str, ...]
     """Files, folders or prefixes, lists (.txt with one URI per line, .csv with a column uri), or a prepared dataset."""
@@ -67,8 +68,9 @@ def main() -> None:
     )
     views, resources = parse_views(" ".join(flags.views)), flags.resources
     answers.check_out(flags.out)
-    saved = checkpoint.load(storage.absolute(flags.checkpoint), parts=())
-    uri, recipe = storage.absolute(flags.checkpoint), from_plain(saved.recipe)
+    uri = checkpoint.find(flags.checkpoint)
+    saved = checkpoint.load(uri, parts=())
+    recipe = from_plain(saved.recipe)
     manifest = find_videos(flags.videos, {name: tuple(classes) for name, classes in saved.label_sets.items()})
     print(f"{len(manifest)} videos, checkpoint {uri}, step {saved.step}", file=sys.stderr, flush=True)
     session.connect(
@@ -90,7 +92,10 @@ def main() -> None:
             arithmetic=flags.arithmetic,
         )
     else:
-        blocks = scoring.score(uri, recipe, manifest, views, resources, arithmetic=flags.arithmetic)
+        progress = ProgressMeter("videos classified", sys.stderr)  # the answers may be on standard output
+        blocks = scoring.score(
+            uri, recipe, manifest, views, resources, arithmetic=flags.arithmetic, on_progress=progress
+        )
     count, bad = answers.write(answers.answers(manifest, blocks, flags.top), manifest, flags.out)
     print(f"{count} answers, {bad} of them for videos that could not be used", file=sys.stderr, flush=True)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, session, storage
+from tpn_ray import checkpoint, command_line, session, storage, tracking
 from tpn_ray.datasets import toy_actions
 from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import ConfigError
@@ -78,11 +78,14 @@ def main() -> None:
     )
     if bool(flags.first) != bool(flags.second):
         raise ConfigError("give --first and --second, or neither of them")
-    scoring.check_frames(flags.frames)
+    frames = checkpoint.find(flags.frames)
+    first, second = (tuple(map(checkpoint.find, uris)) for uris in (flags.first, flags.second))
+    scoring.check_frames(frames)
     folder, resources = storage.absolute(flags.out), flags.resources
     manifest = load_manifest(flags.data, for_training=False).select(flags.split)
     storage.check_writable(folder)
-    parameters = {name: getattr(flags, name) for name in ("data", "frames", "first", "second", "split")}
+    tracking.check(flags.tracking_uri)
+    parameters = {"data": flags.data, "frames": frames, "first": first, "second": second, "split": flags.split}
     session.connect(
         flags.address,
         workers_cpus=resources.workers * resources.per_worker.cpus,
@@ -91,9 +94,9 @@ def main() -> None:
     )
     run = track.begin(flags.tracking_uri, flags.experiment, f"tempo {storage.name(folder)}", parameters, {})
     question = scoring.TempoQuestion(
-        frames=flags.frames,
-        first=flags.first,
-        second=flags.second,
+        frames=frames,
+        first=first,
+        second=second,
         samples=flags.samples,
         strides=flags.strides,
         classes_per_bin=flags.classes_per_bin,

@@ -51,6 +51,23 @@ def test_a_folder_without_manifest_is_not_whole(tmp_path: Path) -> None:
         checkpoints.load(str(tmp_path))
 
 
+def test_the_folder_of_a_run_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
+    for step, scores in ((10, {"val_top1": 0.7}), (20, {"val_top1": 0.7}), (30, {"val_top1": 0.2}), (40, {})):
+        place = tmp_path / f"step-{step:08d}"
+        checkpoints.save(place, dataclasses.replace(example(), step=step, scores=scores))
+        assert checkpoints.find(str(place)) == str(place)
+    (tmp_path / "step-00000099").mkdir()  # torn: without a manifest
+    assert checkpoints.find(str(tmp_path)) == str(tmp_path)  # not a run yet, and refused where it is read
+    (tmp_path / checkpoints.RUN).touch()
+    assert checkpoints.find(f"{tmp_path}/") == str(tmp_path / "step-00000020")
+
+
+def test_a_run_without_checkpoints_is_named(tmp_path: Path) -> None:
+    (tmp_path / checkpoints.RUN).touch()
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        checkpoints.find(str(tmp_path))
+
+
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple[object, tuple[str]]:

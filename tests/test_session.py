@@ -17,7 +17,7 @@ import ray
 
 from tests.jobs.processes import ROOT, without_ray
 from tests.ray_head import ray_head
-from tpn_ray import session
+from tpn_ray import job, session
 from tpn_ray.errors import ConfigError, ResourceError
 
 PROGRAM = """
@@ -137,6 +137,18 @@ print(cpus, sorted(left), ray.is_initialized())
 def test_a_second_job_of_a_process_has_a_ray_that_suits_it() -> None:
     """As `tpn_ray.train` after `tpn_ray.evaluate`; and none of the first is left in the environment."""
     assert only_line("-c", AGAIN) == "8 [] False"
+
+
+def test_the_address_of_a_dashboard_is_told_how_to_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["python", "jobs/train.py", "toy", "--address", "http://h:8265", "--data", "my videos"]
+    monkeypatch.setattr(job, "command", lambda: words)
+    for address, variable in (("http://h:8265", ""), ("", "http://h:8265")):
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+        with pytest.raises(ConfigError, match="http://h:8265 is where a cluster takes jobs") as refused:
+            session.connect(address, workers_cpus=1, decode_cpus=1)
+    assert str(refused.value).endswith(
+        "\n  RAY_ADDRESS=http://h:8265 ray job submit --working-dir . -- python jobs/train.py toy --data 'my videos'"
+    )
 
 
 def test_the_caller_s_own_ray_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from tpn_ray.names import label_sets_problem
 FORMAT = 1
 FILES = ("weights.pt", "training.pt", "checkpoint.json")
 MANIFEST = "manifest.json"
+RUN = "run.json"
+"""File by which the folder of a run is known (`training.run_folder`); its checkpoints are the folders step-..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,24 @@ def load(uri: str, parts: tuple[str, ...] = ("weights", "training")) -> Checkpoi
         dataset_version=described["dataset_version"],
         scores=described["scores"],
     )
+
+
+def find(uri: str) -> str:
+    """Return the checkpoint that a URI stands for: itself, or of a run's folder the one with the best validation top-1
+    (the latest in a tie; of a run without scores, the last one). Raises CheckpointError for a run without any."""
+    folder = storage.absolute(uri)
+    if storage.exists(storage.join(folder, MANIFEST)) or not storage.exists(storage.join(folder, RUN)):
+        return folder  # which is refused where it is read, if it is neither
+    places = (file.uri.removeprefix(f"{folder}/") for file in storage.list_files(folder))
+    found = [match[1] for place in places if (match := re.fullmatch(rf"(step-\d{{8,}})/{MANIFEST}", place))]
+    if not found:
+        raise CheckpointError(f"the run {folder} has no checkpoint yet")
+    return max((storage.join(folder, name) for name in found), key=_rank)
+
+
+def _rank(uri: str) -> tuple[float, int]:
+    about = json.loads(_checked(uri, "checkpoint.json"))
+    return about["scores"].get("val_top1", -1.0), about["step"]
 
 
 def verify(uri: str) -> int:

@@ -71,6 +71,12 @@ def run_job(job: Callable[[], int | None], leave: Callable[[], None]) -> None:
         _end(status)
 
 
+def command() -> list[str]:
+    """Return the words of this job's command as they are submitted to a cluster; none if this process is no job."""
+    program = Path(sys.argv[0])
+    return ["python", f"{program.parent.name}/{program.name}", *sys.argv[1:]] if _Process.is_job else []
+
+
 def goes_on(flags: str = "") -> None:
     """Note that rerunning this command with `flags` resumes the job; the job says so when it is stopped."""
     with_flags = f" with {redacted(flags)}" if flags else ""

@@ -11,14 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tpn_ray import storage, tracking
 from tpn_ray.clips.views import Views
 from tpn_ray.datasets.manifest import Manifest
+from tpn_ray.meter import ProgressMeter, duration
+from tpn_ray.output import print_table
 from tpn_ray.predict import scoring as predict
-from tpn_ray.progress import catch_up, duration
+from tpn_ray.progress import catch_up
 from tpn_ray.recipe import Recipe, flat, to_plain
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.training import run_folder
@@ -104,7 +105,7 @@ def finish(
     if not result.trained:
         print(f"the run {run_uri} is complete; its best checkpoint is scored again", flush=True)
     begun = time.monotonic()
-    table = predict.score_videos(result.best, manifest, views, machines.for_scoring)
+    table = predict.score_videos(result.best, manifest, views, machines.for_scoring, ProgressMeter("videos scored"))
     numbers = predict.summarise(table, manifest.label_sets)
     seconds = time.monotonic() - begun
     scores_uri = storage.join(run_uri, "scores.parquet")
@@ -120,7 +121,7 @@ def finish(
     if result.bad:
         tracked.log_json([dict(zip(("uri", "reason", "message"), bad, strict=True)) for bad in result.bad], "bad.json")
     lines = _lines(result, numbers, manifest, views, seconds)
-    Console(width=100).print(_table(lines))
+    print_table(_table(lines))
     # Outside the table, because text to be copied must not be wrapped.
     print(f"best checkpoint  {result.best}")
     print(f"scores           {scores_uri}")

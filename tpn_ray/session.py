@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
+import shlex
 import socket
 import sys
 import tempfile
@@ -58,6 +60,7 @@ def connect(
     An earlier connection made here is closed first. One that the caller made with `ray.init` is used as it is.
     """
     global _opened
+    refuse_jobs_address(address)
     storage.set_patience(storage_seconds)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; silences a warning
@@ -73,7 +76,7 @@ def connect(
         _opened = True
         _anchor()
         return
-    cores = os.cpu_count() or 1
+    cores = _cores()
     if workers_cpus > cores:
         raise ResourceError(
             f"too few cores: the workers need {workers_cpus:g} CPUs, this machine has {cores}; use fewer "
@@ -84,6 +87,34 @@ def connect(
     # Several Ray instances may run on this machine; code that asks for "the" Ray must find this one.
     _of_local_ray["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     os.environ.update(_of_local_ray)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def room() -> dict[str, float]:
+    """Return the resources that workers and a decoding task may take: the cluster's, or for a Ray that is started here
+    and counts more CPUs than there are, this machine's cores and a CPU for decoding, which takes turns with them."""
+    if ray.is_initialized() and not _of_local_ray:
+        return dict(ray.cluster_resources())
+    started = ray.cluster_resources() if ray.is_initialized() else {"GPU": math.inf}
+    return {**started, "CPU": _cores() + 1.0}
+
+
+def refuse_jobs_address(address: str | None) -> None:
+    """Raise ConfigError, with the command to use, for the address of a dashboard: it takes jobs, and no driver can join
+    the cluster by it."""
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        words = job.command() or ["python", "PROGRAM"]
+        if "--address" in words[:-1]:
+            place = words.index("--address")
+            del words[place : place + 2]
+        raise ConfigError(
+            f"{address} is where a cluster takes jobs, and a program that runs elsewhere cannot join by it; submit it "
+            f"with ray job submit:\n  RAY_ADDRESS={address} ray job submit --working-dir . -- {shlex.join(words)}"
+        )
 
 
 def _start(cpus: int) -> None:

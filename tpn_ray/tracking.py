@@ -8,11 +8,16 @@ kept and sent again later, so that a server outage costs neither the training no
 from __future__ import annotations
 
 import getpass
+import http.client
 import json
 import os
 import re
+import ssl
 import tempfile
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpn_ray import storage
 from tpn_ray.errors import TrackingError
+from tpn_ray.output import program
 from tpn_ray.redaction import redacted
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ _NOT_IN_KEYS = re.compile(r"[^/\w.\- :]")
 """Characters that MLflow refuses in a metric's name: one such metric would keep all others from being sent."""
 RETRY_SECONDS = 10.0
 CLOSE_SECONDS = 60.0
+KNOCK_SECONDS = 4.0
+"""Longest wait for a connection when a job begins."""
 
 
 def model_requirements() -> list[str]:
@@ -72,7 +80,7 @@ def page_command(tracking_uri: str) -> str:
     if tracking_uri.startswith("http"):
         return f"open {shown.replace('***@', '')}"
     return (
-        f".venv/bin/mlflow server --host 127.0.0.1 --backend-store-uri {shown} --port 5000"
+        f"{program('mlflow')} server --host 127.0.0.1 --backend-store-uri {shown} --port 5000"
         "   # then open http://127.0.0.1:5000"
     )
 
@@ -234,16 +242,45 @@ def begin(
             client.update_run(run_id, status="RUNNING")
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in clean.items()])
     except Exception as error:  # MlflowException, requests' and SQLAlchemy's errors
-        lines = (
-            redacted(str(error)).strip().splitlines()
-        )  # redacted before it is cut, since a cut could hide the end of a URI with a password
-        reason = lines[0][:300] if lines else type(error).__name__
-        raise TrackingError(
-            f"the MLflow store {redacted(tracking_uri)} cannot be used: {reason}\nCheck --tracking-uri and that the "
-            "server is running; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold "
-            "its credentials"
-        ) from error
+        raise _unusable(tracking_uri, error) from error
     return TrackedRun(client=client, run_id=run_id, tracking_uri=tracking_uri)
+
+
+def check(tracking_uri: str) -> None:
+    """Raise TrackingError within seconds, before anything is made, if a server cannot be used."""
+    if not tracking_uri or tracking_uri.startswith(SQLITE):
+        return
+    try:
+        if tracking_uri.startswith("http"):
+            _knock(tracking_uri)
+        _client(tracking_uri).search_experiments(max_results=1)
+    except Exception as error:  # MlflowException, requests' and SQLAlchemy's errors
+        raise _unusable(tracking_uri, error) from error
+
+
+def _knock(url: str) -> None:
+    """Raise OSError if nothing listens at a URL, where the client would keep trying. A server that is slow, or does not
+    like the request, passes."""
+    parts = urllib.parse.urlsplit(url)
+    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    try:
+        urllib.request.urlopen(plain, timeout=KNOCK_SECONDS).close()
+    except (urllib.error.HTTPError, http.client.HTTPException, TimeoutError):
+        return
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):
+            raise OSError(getattr(error.reason, "strerror", None) or str(error.reason)) from error
+
+
+def _unusable(tracking_uri: str, error: Exception) -> TrackingError:
+    # Redacted before it is cut, since a cut could hide the end of a URI with a password.
+    lines = redacted(str(error)).strip().splitlines()
+    reason = lines[0][:300] if lines else type(error).__name__
+    return TrackingError(
+        f"the MLflow store {redacted(tracking_uri)} cannot be used: {reason}\nCheck --tracking-uri and that the server "
+        "is running; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold its "
+        "credentials"
+    )
 
 
 PROBE_EXPERIMENT = "tpn_ray_doctor"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import session, storage
+from tpn_ray import session, storage, tracking
 from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.predict import evaluate as scoring
 from tpn_ray.predict import messages, track
@@ -22,7 +22,7 @@ class EvaluationJob:
     """What to score, on which data, and how."""
 
     checkpoint: str
-    """Folder of a checkpoint, as jobs/train.py prints it; on disk or s3://."""
+    """Folder of a checkpoint, or of a run for its best one; on disk or s3://."""
 
     data: str
     """Folder of videos, CSV, or prepared dataset. Its classes are matched with the checkpoint's by name."""
@@ -69,8 +69,9 @@ def evaluate(job: EvaluationJob) -> list[Result]:
     """
     views, resources, max_bad = " ".join(job.views), job.resources, parse_share(job.max_bad)
     question = scoring.ask(job.checkpoint, job.data, job.split, views, job.alpha, job.arithmetic)
-    folder = storage.absolute(job.out or scoring.default_folder(job.checkpoint, job.split, views))
+    folder = storage.absolute(job.out or scoring.default_folder(question.checkpoint, job.split, views))
     storage.check_writable(folder)
+    tracking.check(job.tracking_uri)
     messages.announce(question)
     session.connect(
         job.address,

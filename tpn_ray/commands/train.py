@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, lease, names, report, session, storage
+from tpn_ray import command_line, lease, names, report, session, storage, tracking
 from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.clips.views import Views, parse_views
 from tpn_ray.datasets.manifest import Manifest, load_manifest
@@ -23,9 +23,9 @@ from tpn_ray.recipe import Recipe
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.training import run
 from tpn_ray.training.events import Event
-from tpn_ray.training.machines import Machines, check_division
+from tpn_ray.training.machines import Machines, check_division, fitted
 from tpn_ray.training.run import RunResult
-from tpn_ray.training.run_plan import check_resumable, recipe_for
+from tpn_ray.training.run_plan import check_resumable, check_unchanged, recipe_for
 from tpn_ray.training.saving import Saving
 
 
@@ -71,7 +71,7 @@ class TrainingJob:
     order_ledger: str = ""
     """Folder in which every worker records the clips that it trains on, for jobs/chaos.py to check."""
 
-    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=Machines)
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = field(default_factory=lambda: Machines(workers=0))
     saving: Saving = field(default_factory=Saving)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     """What to train, and how."""
@@ -91,35 +91,42 @@ def train(job: TrainingJob) -> RunResult:
         names.checked("--register", job.register)
     manifest = load_manifest(job.data)
     recipe = recipe_for(job.recipe, manifest)
-    check_division(job.machines, recipe)
+    if job.machines.workers:
+        check_division(job.machines, recipe)
     folder = storage.absolute(job.storage)
     storage.check_writable(folder)
+    run_uri = storage.join(folder, name)
+    if not check_unchanged(run_uri, recipe, manifest) and recipe.loop.weights:
+        check_source(recipe.loop.weights)
+    tracking.check(job.tracking_uri)
+    print(f"{len(manifest)} videos of {job.data}, version {manifest.version}; run {name} in {folder}", flush=True)
     goes_on(f"--name {shlex.quote(name)}")
-    with lease.held(storage.join(folder, name), f"run {name}") as held:
-        return _train(job, recipe, manifest, folder, name, views, max_bad, held)
+    wanted = fitted(job.machines, recipe, session.room())
+    session.connect(
+        job.address,
+        workers_cpus=wanted.workers * wanted.per_worker.cpus,
+        decode_cpus=wanted.decoding.cpus,
+        storage_seconds=job.storage_seconds,
+    )
+    machines = fitted(job.machines, recipe, session.room())
+    run.check_machines(machines, recipe)
+    # Only now is anything written: what is refused leaves nothing behind.
+    with lease.held(run_uri, f"run {name}") as held:
+        return _train(job, recipe, manifest, machines, folder, name, views, max_bad, held)
 
 
 def _train(
     job: TrainingJob,
     recipe: Recipe,
     manifest: Manifest,
+    machines: Machines,
     folder: str,
     name: str,
     views: Views,
     max_bad: Fraction,
     held: Lease,
 ) -> RunResult:
-    machines = job.machines
-    begun = check_resumable(storage.join(folder, name), recipe, manifest)
-    if not begun and recipe.loop.weights:
-        check_source(recipe.loop.weights)
-    print(f"{len(manifest)} videos of {job.data}, version {manifest.version}; run {name} in {folder}", flush=True)
-    session.connect(
-        job.address,
-        workers_cpus=machines.workers * machines.per_worker.cpus,
-        decode_cpus=machines.decoding.cpus,
-        storage_seconds=job.storage_seconds,
-    )
+    check_resumable(storage.join(folder, name), recipe, manifest)
     tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest)
     status = "FAILED"
     try:

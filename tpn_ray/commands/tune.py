@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, lease, names, report, session, storage
+from tpn_ray import command_line, lease, names, report, session, storage, tracking
 from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError
@@ -109,6 +109,7 @@ def tune(
     searched = space(job.space or ("none" if job.vary else "all"), recipe, job.vary)
     folder = storage.absolute(job.storage)
     storage.check_writable(folder)
+    tracking.check(job.tracking_uri)
     goes_on(f"--name {shlex.quote(name)}")
     with lease.held(storage.join(folder, name), f"campaign {name}") as held:
         return _search(job, recipe, manifest, searched, folder, name, max_bad, held, recipe_name, again)

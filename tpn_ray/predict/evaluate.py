@@ -18,6 +18,7 @@ from tpn_ray import storage
 from tpn_ray.budget import check_budget
 from tpn_ray.clips.views import parse_views
 from tpn_ray.datasets.manifest import Manifest, load_manifest
+from tpn_ray.meter import ProgressMeter
 from tpn_ray.names import file_name
 from tpn_ray.predict import plots, scoring
 from tpn_ray.predict.labels import Matched, match_classes
@@ -68,7 +69,7 @@ def ask(
 ) -> EvaluationQuestion:
     """Read the inputs, and refuse what cannot be scored, before asking a cluster for anything."""
     parse_views(views)
-    uri = storage.absolute(checkpoint)
+    uri = checkpoints.find(checkpoint)
     saved = checkpoints.load(uri, parts=())
     recipe = from_plain(saved.recipe)
     manifest = load_manifest(data, for_training=False)
@@ -103,6 +104,7 @@ def evaluate(question: EvaluationQuestion, resources: Resources, folder: str) ->
         alphas=alphas,
         keep_views=True,
         arithmetic=question.arithmetic,
+        on_progress=ProgressMeter("videos scored"),
     )
     tables = video_tables(manifest, map(writer, blocks), len(alphas))
     writer.flush()

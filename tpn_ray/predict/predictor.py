@@ -152,13 +152,14 @@ class Predictor:
 def load(
     checkpoint_uri: str, device: str = "", threads: int = 1, precision: Precision = "fp32", fold_norms: bool = False
 ) -> Predictor:
-    """Load the network of a checkpoint folder, on disk or in object storage, by default on a GPU if there is one.
+    """Load the network of a checkpoint folder, on disk or in object storage, by default on a GPU if there is one. The
+    folder of a run stands for its best checkpoint.
 
     `threads` is the number of torch threads for computing; a different number may change the last bits of a score. See
     `Arithmetic` for `precision` and `fold_norms`, which raise ConfigError where they cannot be used.
     """
     arithmetic = Arithmetic(precision=precision, fold_norms=fold_norms)
-    saved = checkpoints.load(storage.absolute(checkpoint_uri), parts=("weights",))
+    saved = checkpoints.load(checkpoints.find(checkpoint_uri), parts=("weights",))
     recipe = from_plain(saved.recipe)
     model = build_model(recipe.model)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -12,13 +13,17 @@ from tpn_ray.errors import ConfigError, ResourceError
 from tpn_ray.recipe import Recipe
 from tpn_ray.resources import Decoding, PerWorker, Resources, has_labels
 
+CPU_WORKERS = 2
+"""Workers to take by default where they compute on CPUs, which decoding needs too, or on nodes that are yet to come."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
     """Cluster resources of a run."""
 
     workers: int = 2
-    """Number of Ray Train workers, each a process with one copy of the network."""
+    """Number of Ray Train workers, each a process with one copy of the network. 0: as many as a step can be shared by
+    and the cluster has GPUs for; on CPUs at most two."""
 
     min_workers: int = 0
     """Minimum number of workers. Above 0, the run continues with fewer workers, down to this many, while the cluster
@@ -40,9 +45,9 @@ class Machines:
     """Local disk per node for decoded clips that other trials of a campaign also need; 0 shares nothing."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ConfigError(f"workers={self.workers} must be at least 1")
-        if not 0 <= self.min_workers <= self.workers:
+        if self.workers < 0:
+            raise ConfigError(f"workers={self.workers} must not be negative")
+        if self.min_workers < 0 or (self.workers and self.min_workers > self.workers):
             raise ConfigError(f"min_workers={self.min_workers} must be between 0 and workers={self.workers}")
         if self.collective_minutes < 1:
             raise ConfigError(
@@ -64,10 +69,12 @@ class Machines:
 def check_division(machines: Machines, recipe: Recipe) -> None:
     """Refuse a number of workers that cannot divide the steps of `recipe`, on any cluster."""
     shares = recipe.loop.micro_batches_per_step
+    if not machines.workers:
+        raise ConfigError("--workers 0 lets a single run choose (jobs/train.py); give --workers 1 or more here")
     if machines.workers > shares:
         raise ResourceError(
-            f"{machines.workers} workers cannot share the {shares} micro-batches of a step: "
-            f"use at most {shares} workers, or smaller --loop.micro-batch-clips"
+            f"{machines.workers} workers cannot share the {shares} micro-batches of a step: give --workers {shares} or "
+            "fewer, or smaller --loop.micro-batch-clips"
         )
     together = recipe.loop.sync_batch_norm
     if machines.workers % together:
@@ -82,6 +89,29 @@ def check_division(machines: Machines, recipe: Recipe) -> None:
         )
 
 
+def fitted(machines: Machines, recipe: Recipe, total: Mapping[str, float]) -> Machines:
+    """Return the machines with a number of workers where none was given: one that can share the steps of `recipe`, and
+    that a cluster with resources `total` has room for, beside a decoding task. It is at least 1 (or the minimum), and
+    `check_feasible` says what is missing for that."""
+    if machines.workers:
+        return machines
+    each, shares, together = machines.per_worker, recipe.loop.micro_batches_per_step, recipe.loop.sync_batch_norm
+    room = [float(shares)]
+    if machines.decoding.may_grow or not each.gpus:
+        room.append(CPU_WORKERS)
+    if not machines.decoding.may_grow:
+        room += [(total.get("CPU", 0.0) - decoding_task(machines)) / each.cpus] if each.cpus else []
+        room += [total.get("GPU", 0.0) / each.gpus] if each.gpus else []
+    most = max(int(min(room)), 1)
+    busy = math.ceil(shares / math.ceil(shares / most))  # with more, some would only wait for the others
+    return replace(machines, workers=max(busy // together * together, together, machines.min_workers))
+
+
+def decoding_task(machines: Machines) -> float:
+    """Return the CPUs that decoding needs at least: Ray Data itself runs small tasks of one CPU."""
+    return max(1.0, machines.decoding.cpus)
+
+
 def check_feasible(machines: Machines, total: Mapping[str, float], nodes: Sequence[Mapping[str, str]]) -> None:
     """Refuse what the cluster, with resources `total` and nodes with these labels, can never start."""
     each, decoding = machines.per_worker, machines.decoding
@@ -89,18 +119,23 @@ def check_feasible(machines: Machines, total: Mapping[str, float], nodes: Sequen
         return
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     workers = machines.min_workers or machines.workers
-    task = max(1.0, decoding.cpus)  # Ray Data itself runs small tasks of one CPU
+    flag = "--min-workers" if machines.min_workers else "--workers"
+    task = decoding_task(machines)
     needed = workers * each.cpus + task
     if needed > cpus:
+        ways = _ways(flag, workers, each.cpus, cpus - task)
         raise ResourceError(
-            f"too few CPUs: {workers} workers of {each.cpus:g} and one decoding task of {task:g} need {needed:g}, the "
-            f"cluster has {cpus:g}; use fewer --workers, smaller --cpus-per-worker, a larger cluster, or --may-grow if "
-            "it adds nodes on demand"
+            f"too few CPUs: the cluster has {cpus:g}, and {needed:g} are needed:\n"
+            f"  {workers * each.cpus:g} for {workers} worker{'' if workers == 1 else 's'} ({flag} {workers}) of "
+            f"{each.cpus:g} (--cpus-per-worker {each.cpus:g})\n"
+            f"  {task:g} for a decoding task (--decode-cpus {decoding.cpus:g}, at least 1)\n"
+            f"Give {ways}a larger cluster, or --may-grow if it adds nodes on demand"
         )
     if workers * each.gpus > gpus:
         raise ResourceError(
-            f"too few GPUs: {workers} workers of {each.gpus:g} need {workers * each.gpus:g}, the cluster has {gpus:g}; "
-            "use fewer --workers, or --may-grow if it adds nodes on demand"
+            f"too few GPUs: the cluster has {gpus:g}, and {workers * each.gpus:g} are needed for {workers} "
+            f"worker{'' if workers == 1 else 's'} ({flag} {workers}) of {each.gpus:g} (--gpus-per-worker {each.gpus:g})"
+            "; use fewer workers, or --may-grow if the cluster adds nodes on demand"
         )
     for name, amount in each.custom.items():
         if workers * amount > total.get(name, 0.0):
@@ -113,3 +148,9 @@ def check_feasible(machines: Machines, total: Mapping[str, float], nodes: Sequen
             f"no node has the labels {' '.join(decoding.on)}; fix --decode-on, or give --may-grow if the cluster adds "
             "such nodes on demand"
         )
+
+
+def _ways(flag: str, workers: int, each: float, room: float) -> str:
+    """Return the flags by which the workers would fit into the CPUs that decoding leaves, each followed by a comma."""
+    fewer, smaller = (int(room / each), int(100 * room / workers) / 100) if room > 0 else (0, 0.0)
+    return (f"{flag} {fewer}, " if fewer else "") + (f"--cpus-per-worker {smaller:g}, " if smaller else "")

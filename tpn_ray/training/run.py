@@ -114,8 +114,7 @@ def train(
         ledger.take_up()
         complete = is_complete(run_uri, begun, last_step, ledger)
         if not complete:
-            check_division(machines, recipe)
-            check_feasible(machines, ray.cluster_resources(), data.node_labels())
+            check_machines(machines, recipe)
             mail = mailbox.beside_driver()
             job = worker.Job(
                 recipe=recipe,
@@ -143,6 +142,12 @@ def train(
             ledger.save()
             ledger.catch_up(run_uri)
         return _result(run_uri, ledger, trained=not complete)
+
+
+def check_machines(machines: Machines, recipe: Recipe) -> None:
+    """Raise ResourceError or ConfigError for what the connected cluster can never start."""
+    check_division(machines, recipe)
+    check_feasible(machines, ray.cluster_resources(), data.node_labels())
 
 
 def _result(run_uri: str, ledger: RunLedger, *, trained: bool) -> RunResult:

@@ -26,7 +26,7 @@ from tpn_ray.sealed import damaged, seal, unseal
 from tpn_ray.training.record import Record, StepMetrics
 
 FORMAT = 1
-ABOUT = "run.json"
+ABOUT = checkpoints.RUN
 RECORDS = "records"
 SET_ASIDE = "manifest.damaged.json"
 """Name of the manifest of a checkpoint that was found damaged."""
@@ -234,15 +234,27 @@ def settle(run_uri: str, about: dict[str, Any]) -> int:
 
     Raises CheckpointError, with the differences, if there are steps of another run, and DamagedError.
     """
+    step, before = _compare(run_uri, about)
+    uri = storage.join(run_uri, ABOUT)
+    if not step or not storage.exists(uri):
+        storage.write_bytes(uri, seal(before))
+    return step
+
+
+def compare(run_uri: str, about: dict[str, Any]) -> int:
+    """Do the same as `settle`, and write nothing."""
+    return _compare(run_uri, about)[0]
+
+
+def _compare(run_uri: str, about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return the newest step, and what the run is."""
     uri, steps, now = storage.join(run_uri, ABOUT), committed_steps(run_uri), {"format": FORMAT, **about}
     if not steps:
-        storage.write_bytes(uri, seal(now))
-        return 0
+        return 0, now
     try:
         data = storage.read_bytes(uri)
     except NotFoundError:
         before = _about(run_uri, steps)
-        storage.write_bytes(uri, seal(before))
     else:
         before = unseal(
             data,
@@ -257,7 +269,7 @@ def settle(run_uri: str, about: dict[str, Any]) -> int:
             + "\n  ".join(line.removeprefix("recipe.") for line in changed)
             + "\nSet them back, or choose another --name"
         )
-    return steps[-1]
+    return steps[-1], before
 
 
 def _about(run_uri: str, steps: Sequence[int]) -> dict[str, Any]:

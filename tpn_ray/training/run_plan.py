@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.schedule import Schedule
@@ -43,13 +44,19 @@ def make_schedule(recipe: Recipe, manifest: Manifest, last_step: int) -> Schedul
 
 
 def check_resumable(run_uri: str, recipe: Recipe, manifest: Manifest) -> int:
-    """Return the step from which a run of this name resumes (0: new). Raises CheckpointError, with the differences, for
-    another recipe or dataset."""
-    return run_folder.settle(
-        run_uri,
-        {
-            "recipe": to_plain(recipe),
-            "label_sets": {name: list(classes) for name, classes in manifest.label_sets.items()},
-            "dataset_version": manifest.version,
-        },
-    )
+    """Return the step from which a run of this name resumes (0: new), and write down what the run is. Raises
+    CheckpointError, with the differences, for another recipe or dataset."""
+    return run_folder.settle(run_uri, _about(recipe, manifest))
+
+
+def check_unchanged(run_uri: str, recipe: Recipe, manifest: Manifest) -> int:
+    """Do the same as `check_resumable`, and write nothing."""
+    return run_folder.compare(run_uri, _about(recipe, manifest))
+
+
+def _about(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "recipe": to_plain(recipe),
+        "label_sets": {name: list(classes) for name, classes in manifest.label_sets.items()},
+        "dataset_version": manifest.version,
+    }
