@@ -25,11 +25,21 @@ class LossConfig:
     label_smoothing: float = 0.0
     """Share of the target distribution spread evenly over all classes."""
 
+    mixup: float = 0.0
+    """Mixup: clips of a micro-batch are blended in pairs, with shares from a Beta distribution with this parameter on
+    both sides (0.8 is usual), and their classes with the same shares; 0 disables it."""
+
+    cutmix: float = 0.0
+    """CutMix: a rectangle of a clip is replaced by that of another clip of the micro-batch, in all frames; its area is
+    drawn in the same way (1.0 is usual). With mixup, each clip gets one of the two. 0 disables it."""
+
     def __post_init__(self) -> None:
         if any(weight < 0 for weight in self.lambdas):
             raise ConfigError(f"lambdas={self.lambdas} must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ConfigError(f"mixup={self.mixup} and cutmix={self.cutmix} must not be negative")
 
 
 Schedule = Literal["step", "cosine", "one_cycle", "constant"]

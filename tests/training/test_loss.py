@@ -8,6 +8,7 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import Scores
 from tpn_ray.recipe import LossConfig
 from tpn_ray.training.loss import total_loss
+from tpn_ray.training.mixing import Partners
 
 LABELS = torch.tensor([[1], [0], [2]])
 
@@ -33,7 +34,18 @@ def test_one_weight_for_each_auxiliary_head() -> None:
         total_loss(Scores(torch.zeros(3, 4), (torch.zeros(3, 4),)), LABELS, (4,), LossConfig(lambdas=(1.0, 1.0)))
 
 
-@pytest.mark.parametrize("fields", [{"lambdas": (-0.1,)}, {"label_smoothing": 1.0}])
+def test_a_mixed_clip_counts_for_both_classes() -> None:
+    """As the cross-entropy with soft targets."""
+    scores = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    partners = Partners(of=torch.tensor([2, 1, 0]), own=torch.tensor([0.6, 1.0, 0.75]))
+    config = LossConfig(lambdas=(), label_smoothing=0.1)
+    loss = total_loss(Scores(scores, ()), LABELS, (4,), config, partners)
+    hot = F.one_hot(LABELS[:, 0], 4).float()
+    soft = partners.own[:, None] * hot + (1 - partners.own)[:, None] * hot[partners.of]
+    torch.testing.assert_close(loss, F.cross_entropy(scores, soft, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("fields", [{"lambdas": (-0.1,)}, {"label_smoothing": 1.0}, {"mixup": -1.0}])
 def test_nonsense_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=str(next(iter(fields)))):
         LossConfig(**fields)  # type: ignore[arg-type]

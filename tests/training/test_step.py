@@ -32,10 +32,15 @@ NORM = "backbone.stem.norm.running_mean"
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def training(*, ordered: bool = False, optim: OptimConfig = OPTIM, device: str = "cpu") -> Training:
+MIXED = LossConfig(lambdas=(0.5,), mixup=0.8, cutmix=1.0)
+
+
+def training(
+    *, ordered: bool = False, optim: OptimConfig = OPTIM, device: str = "cpu", loss: LossConfig = LOSS
+) -> Training:
     torch.set_num_threads(1)
     loop = dataclasses.replace(LOOP, ordered_reduction=ordered, deterministic=device != "cpu")
-    return Training(MODEL, LOSS, optim, loop, device)
+    return Training(MODEL, loss, optim, loop, device)
 
 
 def step_of(step: int, device: str = "cpu") -> list[MicroBatch]:
@@ -135,7 +140,8 @@ def test_a_compiled_network_takes_the_same_step(monkeypatch: pytest.MonkeyPatch)
 
 def _worker(rank: int, workers: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    made = {ordered: run(training(ordered=ordered), rank, workers) for ordered in (False, True)}
+    both = {False: training(), True: training(ordered=True, loss=MIXED)}
+    made = {ordered: run(trained, rank, workers) for ordered, trained in both.items()}
     torch.save(made, Path(folder) / f"{workers}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -168,7 +174,7 @@ def test_any_number_of_workers_computes_the_same_step(
 def test_an_ordered_reduction_gives_the_same_bits_with_any_number_of_workers(
     ranks: dict[int, list[dict[bool, dict[str, torch.Tensor]]]],
 ) -> None:
-    expected = run(training(ordered=True))
+    expected = run(training(ordered=True, loss=MIXED))
     for rank in [*ranks[2], *ranks[3]]:
         assert all(torch.equal(rank[True][name], tensor) for name, tensor in expected.items())
 
@@ -225,19 +231,20 @@ def test_two_runs_give_the_same_bits(device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
 
 
-OPTIMS = {
-    "sgd": OPTIM,
-    "adamw": OptimConfig(lr=1e-3, optimizer="adamw", weight_decay=0.05, decay_norm_and_bias=False, layer_decay=0.7),
-}
+ADAMW = OptimConfig(lr=1e-3, optimizer="adamw", weight_decay=0.05, decay_norm_and_bias=False, layer_decay=0.7)
 
 
-@pytest.mark.parametrize("optim", OPTIMS.values(), ids=OPTIMS)
+@pytest.mark.parametrize(
+    ("optim", "loss"), [(OPTIM, LOSS), (ADAMW, LOSS), (OPTIM, MIXED)], ids=["sgd", "adamw", "mixed"]
+)
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_step_restored_from_its_state_dicts_gives_the_same_bits(device: str, optim: OptimConfig) -> None:
-    straight = training(device=device, optim=optim)
+def test_a_step_restored_from_its_state_dicts_gives_the_same_bits(
+    device: str, optim: OptimConfig, loss: LossConfig
+) -> None:
+    straight = training(device=device, optim=optim, loss=loss)
     straight.train_step(step_of(0, device), STEPS)
     weights, rest = copied(straight.state())
-    resumed = training(device=device, optim=optim)
+    resumed = training(device=device, optim=optim, loss=loss)
     resumed.load(weights, rest, 1)
     for step in range(1, STEPS):
         straight.train_step(step_of(step, device), STEPS)

@@ -9,30 +9,55 @@ from torch.nn import functional as F
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import Scores, split_label_sets
 from tpn_ray.recipe import LossConfig
+from tpn_ray.training.mixing import Partners
 
 
 def total_loss(
-    scores: Scores, labels: Int[Tensor, "n s"], classes: tuple[int, ...], config: LossConfig
+    scores: Scores,
+    labels: Int[Tensor, "n s"],
+    classes: tuple[int, ...],
+    config: LossConfig,
+    partners: Partners | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean loss over the clips. With several label sets (verb, noun), each head averages over them."""
+    """Return the mean loss over the clips. With several label sets (verb, noun), each head averages over them.
+
+    Mixed clips count for their own class and for that of their partner, by their shares.
+    """
     if len(scores.auxiliary) != len(config.lambdas):
         raise ConfigError(
             f"lambdas={config.lambdas} has {len(config.lambdas)} entries, "
             f"the network has {len(scores.auxiliary)} auxiliary heads"
         )
-    loss = cross_entropy(scores.action, labels, classes, config.label_smoothing)
+    smoothing = config.label_smoothing
+    loss = cross_entropy(scores.action, labels, classes, smoothing, partners)
     for weight, auxiliary in zip(config.lambdas, scores.auxiliary, strict=True):
-        loss = loss + weight * cross_entropy(auxiliary, labels, classes, config.label_smoothing)
+        loss = loss + weight * cross_entropy(auxiliary, labels, classes, smoothing, partners)
     return loss
 
 
 def cross_entropy(
-    scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...], smoothing: float = 0.0
+    scores: Float[Tensor, "n k"],
+    labels: Int[Tensor, "n s"],
+    classes: tuple[int, ...],
+    smoothing: float = 0.0,
+    partners: Partners | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy over clips and label sets, in float32 whatever the precision of the network."""
     parts = split_label_sets(scores.float(), classes)
-    losses = [F.cross_entropy(part, labels[:, i], label_smoothing=smoothing) for i, part in enumerate(parts)]
+    losses = [_cross_entropy(part, labels[:, i], smoothing, partners) for i, part in enumerate(parts)]
     total = losses[0]
     for loss in losses[1:]:
         total = total + loss
     return total / len(losses)
+
+
+def _cross_entropy(
+    scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], smoothing: float, partners: Partners | None
+) -> Float[Tensor, ""]:
+    if partners is None:
+        return F.cross_entropy(scores, labels, label_smoothing=smoothing)
+    own, others = (
+        F.cross_entropy(scores, wanted, label_smoothing=smoothing, reduction="none")
+        for wanted in (labels, labels[partners.of])
+    )
+    return (partners.own * own + (1 - partners.own) * others).mean()

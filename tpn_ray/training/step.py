@@ -28,6 +28,7 @@ from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
 from tpn_ray.training.average import Average
 from tpn_ray.training.loss import cross_entropy, total_loss
+from tpn_ray.training.mixing import mix
 from tpn_ray.training.optim import frozen_modules, learning_rate, make_optimizer
 
 SYNC_BUFFERS = "forward_sync_buffers"
@@ -150,14 +151,16 @@ class Training:
 
     def _forward(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
         # Dropout's random numbers depend on the place in the run, not on the worker or on what it computed before.
-        torch.manual_seed(random_seed(self.loop.seed, self.step, micro_batch.number))
+        seed = random_seed(self.loop.seed, self.step, micro_batch.number)
+        torch.manual_seed(seed)
         if self.shared:
             self.shared.counts = len(micro_batch.labels) > 0
         if len(micro_batch.labels) == 0:
             return self._forward_nothing(micro_batch)
+        clips, partners = mix(self.normalise(micro_batch.clips), self.loss_config, seed)
         with autocast(self.loop.precision, self.device):
-            scores = self.parallel(self.normalise(micro_batch.clips))
-        return total_loss(scores, micro_batch.labels, self.classes, self.loss_config), scores.action
+            scores = self.parallel(clips)
+        return total_loss(scores, micro_batch.labels, self.classes, self.loss_config, partners), scores.action
 
     def _forward_nothing(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
         """Handle a micro-batch of bad videos only: no loss and no gradient, but DDP still meets every parameter."""
