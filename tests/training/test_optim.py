@@ -53,6 +53,13 @@ def test_milestones_and_warm_up_in_epochs_are_those_in_shares() -> None:
     assert rates[0][1499] == pytest.approx(10 * rates[0][1500])
 
 
+@pytest.mark.parametrize("config", [OptimConfig(schedule="constant"), OptimConfig(milestones=(3, 7))])
+def test_rates_of_an_extended_run_are_those_of_a_longer_one(config: OptimConfig) -> None:
+    """Bit for bit, where they follow the epochs and not the shares of the run."""
+    short, long = ([learning_rate(config, step, 7 * epochs, epochs) for step in range(56)] for epochs in (8, 11))
+    assert short == long
+
+
 def two_parts() -> torch.nn.Module:
     backbone = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 1), torch.nn.BatchNorm3d(4))
     return torch.nn.ModuleDict({"backbone": backbone, "head": torch.nn.Linear(4, 2)})

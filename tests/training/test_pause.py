@@ -17,7 +17,7 @@ from tpn_ray.recipe import Recipe, replace_fields
 from tpn_ray.training.events import Event, Started
 from tpn_ray.training.machines import Machines
 from tpn_ray.training.run import Stretch, train
-from tpn_ray.training.run_plan import recipe_for
+from tpn_ray.training.run_plan import checkpoint_to_extend, recipe_for
 
 pytestmark = pytest.mark.cluster
 
@@ -89,6 +89,26 @@ def test_another_runs_checkpoint_and_other_settings(
     assert [event.step for event in events if isinstance(event, Started)] == [8]
     saved = checkpoints.load(str(tmp_path / "mutant" / "step-00000012"))
     assert saved.recipe["model"]["alpha"] == [2, 4]
+
+
+@pytest.mark.long
+def test_an_extended_run_is_the_run_that_was_longer_from_the_beginning(
+    recipe: Recipe, manifest: Manifest, tmp_path: Path
+) -> None:
+    """Bit for bit, if the learning rate does not depend on the number of epochs."""
+    recipe = replace_fields(recipe, {"optim.schedule": "constant", "optim.warmup": 0.0})
+    short = replace_fields(recipe, {"loop.epochs": 1})
+    trained(short, manifest, tmp_path, "short")
+    trained(recipe, manifest, tmp_path, "whole")
+    uri = str(tmp_path / "short")
+    start = checkpoint_to_extend(uri, recipe, manifest)
+    events = list[Event]()
+    stretch = Stretch(start_from=start, extends=uri)
+    arguments = {"storage_uri": str(tmp_path), "name": "extended", "on_event": events.append}
+    train(recipe, manifest, Machines(workers=1), stretch=stretch, **arguments)  # type: ignore[arg-type]
+    assert [event.step for event in events if isinstance(event, Started)] == [4]
+    both = zip(tensors(tmp_path, "whole"), tensors(tmp_path, "extended"), strict=True)
+    assert all(torch.equal(one, other) for one, other in both)
 
 
 def test_a_pause_beyond_the_end(recipe: Recipe, manifest: Manifest, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.training import run
 from tpn_ray.training.events import Event
 from tpn_ray.training.machines import Machines, check_division, fitted
-from tpn_ray.training.run import RunResult
-from tpn_ray.training.run_plan import check_resumable, check_unchanged, recipe_for
+from tpn_ray.training.run import RunResult, Stretch
+from tpn_ray.training.run_plan import check_resumable, check_unchanged, checkpoint_to_extend, recipe_for
 from tpn_ray.training.saving import Saving
 
 
@@ -42,6 +42,10 @@ class TrainingJob:
 
     name: str = ""
     """Name of the run. The name of an earlier run resumes it; if empty, a new name is chosen."""
+
+    extend: str = ""
+    """Run to go on from: a name in --storage, or a folder. A new run starts with its last weights, momenta, and
+    position, and trains up to --loop.epochs, counted from its beginning."""
 
     tracking_uri: str = ""
     """MLflow server (http://...) or store; if empty, SQLite below --storage."""
@@ -96,7 +100,11 @@ def train(job: TrainingJob) -> RunResult:
     folder = storage.absolute(job.storage)
     storage.check_writable(folder)
     run_uri = storage.join(folder, name)
-    if not check_unchanged(run_uri, recipe, manifest) and recipe.loop.weights:
+    extends = storage.absolute(storage.join(folder, job.extend) if "/" not in job.extend else job.extend)
+    extends = extends if job.extend else ""
+    begun = check_unchanged(run_uri, recipe, manifest, extends)
+    start_from = checkpoint_to_extend(extends, recipe, manifest) if extends and not begun else ""
+    if not begun and recipe.loop.weights:
         check_source(recipe.loop.weights)
     tracking.check(job.tracking_uri)
     print(f"{len(manifest)} videos of {job.data}, version {manifest.version}; run {name} in {folder}", flush=True)
@@ -112,7 +120,8 @@ def train(job: TrainingJob) -> RunResult:
     run.check_machines(machines, recipe)
     # Only now is anything written: what is refused leaves nothing behind.
     with lease.held(run_uri, f"run {name}") as held:
-        return _train(job, recipe, manifest, machines, folder, name, views, max_bad, held)
+        stretch = Stretch(start_from=start_from, extends=extends)
+        return _train(job, recipe, manifest, machines, stretch, folder, name, views, max_bad, held)
 
 
 def _train(
@@ -120,13 +129,14 @@ def _train(
     recipe: Recipe,
     manifest: Manifest,
     machines: Machines,
+    stretch: Stretch,
     folder: str,
     name: str,
     views: Views,
     max_bad: Fraction,
     held: Lease,
 ) -> RunResult:
-    check_resumable(storage.join(folder, name), recipe, manifest)
+    check_resumable(storage.join(folder, name), recipe, manifest, stretch.extends)
     tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest)
     status = "FAILED"
     try:
@@ -146,6 +156,7 @@ def _train(
             saving=job.saving,
             max_bad=max_bad,
             max_failures=job.max_failures,
+            stretch=stretch,
             order_ledger=storage.absolute(job.order_ledger) if job.order_ledger else "",
             token=held.token,
             look=held.look,

@@ -69,6 +69,9 @@ class Stretch:
     weights fit."""
     start_epoch: int = 0
     """Epoch at which such a run starts, if the epochs of `start_from` had a different number of steps."""
+    extends: str = ""
+    """Run whose last checkpoint `start_from` is, if the run is a longer version of it; remembered in the run's
+    folder."""
 
 
 def train(
@@ -105,7 +108,7 @@ def train(
         if token is None:
             held = stack.enter_context(lease.held(run_uri, f"run {name}"))
             token, look = held.token, held.look
-        begun = check_resumable(run_uri, recipe, manifest)
+        begun = check_resumable(run_uri, recipe, manifest, stretch.extends)
         plan = make_plan(recipe, manifest)
         last_step = (stretch.until_epoch or plan.epochs) * plan.steps_per_epoch
         if last_step > plan.steps:

@@ -254,7 +254,7 @@ def _compare(run_uri: str, about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     try:
         data = storage.read_bytes(uri)
     except NotFoundError:
-        before = _about(run_uri, steps)
+        before = {**about, **_about(run_uri, steps)}  # a checkpoint does not say what its run extends
     else:
         before = unseal(
             data,
@@ -268,6 +268,11 @@ def _compare(run_uri: str, about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
             f"{run_uri} is a run with other settings, and would not be the same run if it resumed:\n  "
             + "\n  ".join(line.removeprefix("recipe.") for line in changed)
             + "\nSet them back, or choose another --name"
+            + (
+                f", and give it --extend {run_uri} to go on from what this run has learned"
+                if any(line.startswith("recipe.loop.epochs:") for line in changed)
+                else ""
+            )
         )
     return steps[-1], before
 
