@@ -254,15 +254,15 @@ def _compare(run_uri: str, about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     try:
         data = storage.read_bytes(uri)
     except NotFoundError:
-        before = {**about, **_about(run_uri, steps)}  # a checkpoint does not say what its run extends
+        # A checkpoint does not say what its run extends.
+        before = _about(run_uri, steps) | ({"extends": about["extends"]} if "extends" in about else {})
     else:
         before = unseal(
             data,
             uri,
             "Put it back from a copy, or delete it: the same command then takes what the run is from its checkpoints",
         )
-    before, now = with_defaults(before), with_defaults(unseal(seal(now), uri, ""))
-    changed = difference(before, now)
+    changed = difference(with_defaults(before), with_defaults(unseal(seal(now), uri, "")))
     if changed:
         raise CheckpointError(
             f"{run_uri} is a run with other settings, and would not be the same run if it resumed:\n  "
