@@ -174,6 +174,12 @@ class LoopConfig:
     """Number of workers whose micro-batches BatchNorm normalizes as one (SyncBN); the number of workers must be a
     multiple of it. 1: each micro-batch alone, as in the published training."""
 
+    class_balance: Literal["none", "sqrt", "equal"] = "none"
+    """How often the videos of a class are seen in an epoch, whose length stays the same. none: every video once; equal:
+    as many clips of each class, so that videos of rare classes come several times, and those of frequent ones take
+    turns over the epochs; sqrt: in between, by the square root of a class's number of videos. With several label sets,
+    the first counts."""
+
     evaluate_every_epochs: int = 5
     """Interval in epochs at which the validation videos are scored (one center view) and a checkpoint is kept. The end
     of the run is always evaluated."""
@@ -231,6 +237,8 @@ class LoopConfig:
             raise ConfigError(f"patience_evaluations={self.patience_evaluations} must not be negative")
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} must not be negative")
+        if self.class_balance not in ("none", "sqrt", "equal"):
+            raise ConfigError(f"class_balance={self.class_balance!r} must be none, sqrt, or equal")
         if self.precision not in ("fp32", "tf32", "bf16"):
             raise ConfigError(f"precision={self.precision!r} must be fp32, tf32, or bf16")
         refuse_credentials("weights", self.weights)

@@ -9,8 +9,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpn_ray.data.plan import Plan, epoch_order, evaluation_slot, evaluation_slots
+from tpn_ray.data.plan import ClassBalance, Plan, balanced_times, epoch_order, evaluation_slot, evaluation_slots
 from tpn_ray.errors import ConfigError
+
+RARE = np.array([0] * 90 + [1] * 9 + [3])
+"""Class 2 has no video."""
+
+
+@pytest.mark.parametrize(("balance", "shares"), [("equal", {33, 34}), ("sqrt", {8, 22, 70})])
+def test_classes_are_balanced_and_their_videos_take_turns(balance: ClassBalance, shares: set[int]) -> None:
+    seen = np.zeros(100, dtype=np.int64)
+    for epoch in range(7):
+        times = balanced_times(3, epoch, balance, RARE)
+        assert times.sum() == 100
+        assert set(np.bincount(RARE, weights=times)[[0, 1, 3]].astype(int)) == shares
+        seen += times
+        for label in (0, 1, 3):
+            assert np.ptp(seen[label == RARE]) <= 1
+    assert seen.min() > 0
+
+
+@pytest.mark.parametrize("groups", [(), (10,) * 10], ids=["files", "prepared"])
+def test_a_balanced_plan_is_the_same_wherever_it_is_begun(groups: tuple[int, ...]) -> None:
+    plan = Plan(
+        samples=100,
+        seed=3,
+        epochs=3,
+        batch_clips=20,
+        micro_batch_clips=5,
+        groups=groups,
+        window_groups=2,
+        balance="equal",
+        classes=RARE.tobytes(),
+    )
+    whole = clips(plan, 1)
+    for epoch in range(3):
+        samples = [sample for step, _, sample in whole if step // 5 == epoch]
+        assert np.array_equal(np.bincount(samples, minlength=100), balanced_times(3, epoch, "equal", RARE))
+    for workers, first in ((3, 0), (2, 7)):
+        assert clips(plan, workers, first) == [clip for clip in whole if clip[0] >= first]
+
 
 plans = st.builds(
     lambda micro, per_step, steps, extra, epochs, seed: Plan(

@@ -52,6 +52,14 @@ def test_a_clip_depends_on_seed_epoch_and_sample_only(source: ClipSource) -> Non
     assert np.array_equal(together[rows.LABELS], source.manifest.labels[[4, 9, 2]])
 
 
+def test_a_video_that_comes_again_in_an_epoch_is_drawn_anew(source: ClipSource) -> None:
+    once, again = (dataclasses.replace(source, repeats=repeats) for repeats in (False, True))
+    same, drawn = (training_rows(one, [micro_batch([9, 9])])[rows.CLIP] for one in (once, again))
+    assert np.array_equal(same[0], same[1])
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(training_rows(again, [micro_batch([4, 9])])[rows.CLIP][1], drawn[1]), "of its place alone"
+
+
 @pytest.mark.parametrize("developed", [True, False])
 def test_micro_batches_of_a_block_can_be_taken_out(source: ClipSource, developed: bool) -> None:
     """Each is what it would be alone, up to the filling behind the pixels of a smaller one."""
@@ -169,7 +177,7 @@ def test_the_frames_of_a_large_video_are_not_held_together(source: ClipSource) -
     clip = dataclasses.replace(source.clip, frames=16, stride_frames=1)
     with closing(Sandbox(SandboxLimits(memory_gb=0.12))) as box:
         for developed in (True, False):
-            made = box.call(decoding.training_clips, data, clip, source.augment, (0, 0, 0), developed)
+            made = box.call(decoding.training_clips, data, clip, source.augment, (0, 0, 0, 0), developed)
             assert len(made) == 1
         made = box.call(decoding.centre_clip, data, clip, source.augment, True)
         assert np.array_equal(made, decoding.centre_clip(data, clip, source.augment, True))

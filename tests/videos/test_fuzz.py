@@ -69,7 +69,7 @@ def test_no_mutated_video_raises_anything_but_a_finding(count: int) -> None:
             data = mutated(seeds[number % len(seeds)], draw)
             developed = draw.random() < 0.5
             try:
-                box.call(decoding.training_clips, data, recipe.clip, recipe.augment, (0, 0, number), developed)
+                box.call(decoding.training_clips, data, recipe.clip, recipe.augment, (0, 0, number, 0), developed)
                 if number % 4 == 0:
                     box.call(decoding.seen, data, views, recipe.clip, recipe.augment)
                 found["well"] += 1

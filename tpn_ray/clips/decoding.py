@@ -50,14 +50,15 @@ def rehearse() -> None:
 
 
 def training_clips(
-    data: bytes, clip: ClipConfig, config: AugmentConfig, draw: tuple[int, int, int], developed: bool
+    data: bytes, clip: ClipConfig, config: AugmentConfig, draw: tuple[int, int, int, int], developed: bool
 ) -> list[Any]:
     """Make the training clips of a video, `clip.clips_per_video` of them, in one pass over it.
 
-    `draw` is (seed, epoch, sample). A clip is uint8 (t, h, w, c), or one of `handover.training_clips` if it is not
-    `developed`.
+    `draw` is (seed, epoch, sample, number of the first clip). A clip is uint8 (t, h, w, c), or one of
+    `handover.training_clips` if it is not `developed`.
     """
-    randoms = [augment.generator(*draw, number) for number in range(clip.clips_per_video)]
+    seed, epoch, sample, first = draw
+    randoms = [augment.generator(seed, epoch, sample, first + number) for number in range(clip.clips_per_video)]
     with open_video(data) as video:
         indices = [sampling.train_indices(clip, video.frame_count, random) for random in randoms]
         if not developed:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from tpn_ray.errors import ConfigError
 
 Int64Array = NDArray[np.int64]
+
+ClassBalance = Literal["none", "sqrt", "equal"]
 
 BLOCK_CLIPS = 32
 """Number of clips that a block is filled up to: a task per micro-batch took a fifth of a core's time."""
@@ -53,6 +56,11 @@ class Plan:
     """Number of row groups that are shuffled together; those of a window are read in the same part of the epoch."""
     clips_per_video: int = 1
     """Number of consecutive clips from each video in an epoch; the video is opened once for all of them."""
+
+    balance: ClassBalance = "none"
+    """How often the videos of a class are seen in an epoch."""
+    classes: bytes = b""
+    """The class of every video, as int64, if classes are to be balanced."""
 
     def __post_init__(self) -> None:
         if self.batch_clips % self.micro_batch_clips:
@@ -121,7 +129,8 @@ class Plan:
         start = step_of_epoch * self.batch_clips + in_step * self.micro_batch_clips
         places = np.arange(start, start + self.micro_batch_clips, dtype=np.int64)
         clips_per_epoch = self.steps_per_epoch * self.batch_clips
-        order = epoch_order(self.seed, epoch, self.groups or self.samples, self.window_groups)
+        groups = self.groups or self.samples
+        order = epoch_order(self.seed, epoch, groups, self.window_groups, self.balance, self.classes)
         return PlannedMicroBatch(
             step=step,
             epoch=epoch,
@@ -131,25 +140,56 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, groups: int | tuple[int, ...], window_groups: int = 64) -> Int64Array:
+def epoch_order(
+    seed: int,
+    epoch: int,
+    groups: int | tuple[int, ...],
+    window_groups: int = 64,
+    balance: ClassBalance = "none",
+    classes: bytes = b"",
+) -> Int64Array:
     """Return the videos in the order of one epoch, as a read-only array.
 
     For video files (`groups` is their number), it is a full permutation. For prepared videos (`groups` are the sizes of
     their row groups), the groups are permuted, and rows are permuted within each window of `window_groups` groups.
     Storage then sees reads that stay close together. Shards hold random videos from the start (`tpn_ray.prepare`), so a
-    batch is still a random sample.
+    batch is still a random sample. With a `balance`, a video can occur several times, or not at all.
     """
+    times = None if balance == "none" else balanced_times(seed, epoch, balance, np.frombuffer(classes, dtype=np.int64))
     random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     if isinstance(groups, int):
-        order = random.permutation(groups).astype(np.int64)
+        order = random.permutation(groups if times is None else np.arange(groups).repeat(times)).astype(np.int64)
     else:
         ends = np.cumsum(groups)
         shuffled = random.permutation(len(groups))
         windows = [shuffled[at : at + window_groups] for at in range(0, len(groups), window_groups)]
         rows_of = [np.concatenate([np.arange(ends[g] - groups[g], ends[g]) for g in window]) for window in windows]
+        if times is not None:
+            rows_of = [rows.repeat(times[rows]) for rows in rows_of]
         order = np.concatenate([random.permutation(rows) for rows in rows_of]).astype(np.int64)
     order.flags.writeable = False
     return order
+
+
+def balanced_times(seed: int, epoch: int, balance: ClassBalance, classes: Int64Array) -> Int64Array:
+    """Return how often each video is seen in an epoch, which has as many clips as there are videos.
+
+    A class has a share of them, and its videos take turns, in an order drawn once: after any number of epochs, no two
+    videos of a class differ by more than one. Shares are square roots at most, which all machines round alike.
+    """
+    counts = np.bincount(classes)
+    weights = np.where(counts > 0, np.sqrt(counts) if balance == "sqrt" else 1.0, 0.0)
+    exact = len(classes) * weights / weights.sum()
+    shares = np.floor(exact).astype(np.int64)
+    largest = np.argsort(shares - exact, kind="stable")  # the largest remainders get what is left
+    shares[largest[: len(classes) - shares.sum()]] += 1
+    random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, 2**63]))
+    drawn = random.permutation(len(classes))
+    times = np.zeros(len(classes), dtype=np.int64)
+    for label in np.flatnonzero(counts):
+        turns = drawn[classes[drawn] == label]
+        np.add.at(times, turns[np.arange(epoch * shares[label], (epoch + 1) * shares[label]) % len(turns)], 1)
+    return times
 
 
 def evaluation_slots(samples: int, batch_clips: int, workers: int) -> int:

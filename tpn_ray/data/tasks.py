@@ -43,6 +43,8 @@ class ClipSource:
     clip: ClipConfig
     augment: AugmentConfig
     seed: int
+    repeats: bool = False
+    """Whether a video can occur several times in an epoch. Its random draws are then those of its place in the plan."""
     developed: bool = True
     """Whether clips are converted, cropped, and colored here. Otherwise they are handed over as decoded, at half the
     bytes, for a GPU to do that (`tpn_ray.clips.develop`), which relieves the CPUs of most of the work. Views are always
@@ -58,14 +60,14 @@ def training_rows(source: ClipSource, micro_batches: Sequence[PlannedMicroBatch]
     per_video = source.clip.clips_per_video
     samples = np.concatenate([micro_batch.samples for micro_batch in micro_batches])
     epochs = [micro_batch.epoch for micro_batch in micro_batches for _ in micro_batch.samples]
+    positions = np.concatenate([micro_batch.positions for micro_batch in micro_batches])
     decode = decoder_of(source.manifest.placement is not None)
 
     def clips_of(data: bytes, place: int) -> list[Any]:
-        draw = (source.seed, epochs[place], int(samples[place]))
+        draw = (source.seed, epochs[place], int(samples[place]), int(positions[place]) if source.repeats else 0)
         made: list[Any] = decode(decoding.training_clips, data, source.clip, source.augment, draw, source.developed)
         return made
 
-    positions = np.concatenate([micro_batch.positions for micro_batch in micro_batches])
     together = len(micro_batches[0].samples)
     return {rows.POSITION: positions, **_clip_rows(source, samples, clips_of, together, per_video, fetch)}
 

@@ -192,6 +192,7 @@ def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) 
             clip=recipe.clip,
             augment=recipe.augment,
             seed=recipe.loop.seed,
+            repeats=recipe.loop.class_balance != "none",
             developed=not machines.per_worker.gpus,  # GPUs augment faster than the CPUs that decode for them
         )
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray.data.plan import Plan
 from tpn_ray.data.schedule import Schedule
@@ -31,6 +33,8 @@ def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:
         batch_clips=loop.batch_clips,
         micro_batch_clips=loop.micro_batch_clips,
         clips_per_video=recipe.clip.clips_per_video,
+        balance=loop.class_balance,
+        classes=b"" if loop.class_balance == "none" else np.ascontiguousarray(train.labels[:, 0]).tobytes(),
     )
 
 
