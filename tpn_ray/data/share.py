@@ -106,7 +106,8 @@ def shared(limit_bytes: int, source: ClipSource, what: str, arrays: Sequence[NDA
     """
     if not limit_bytes:
         return make()
-    settings = (source.manifest.version, source.clip, source.augment, source.seed, source.repeats, source.developed, what)
+    draws = (source.seed, source.repeats)
+    settings = (source.manifest.version, source.clip, source.augment, draws, source.developed, what)
     key = f"{settings!r} {[array.tobytes().hex() for array in arrays]}"
     return Shelf(limit_bytes=limit_bytes).get(key, make)
 
