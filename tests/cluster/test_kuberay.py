@@ -79,7 +79,10 @@ def pod(group: Document) -> Document:
 
 MISTAKES: dict[str, tuple[Break, str]] = {
     "a flag that does not exist": (entrypoint("--workers", "--wrokers"), "--wrokers"),
-    "a flag's value that cannot be": (entrypoint("--workers 8", "--workers 0"), "workers=0 must be at least 1"),
+    "a flag's value that cannot be": (
+        entrypoint("--min-workers 4", "--min-workers 9"),
+        "min_workers=9 must be",
+    ),
     "a recipe that does not exist": (entrypoint("k400_r50_8x8", "k400_r50"), "unknown recipe"),
     "a job that does not exist": (entrypoint("train.py", "trian.py"), "trian.py does not exist"),
     "no name to go on by": (entrypoint("--name k400", ""), "it has no --name"),
