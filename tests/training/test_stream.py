@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tpn_ray.clips import rows
+from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.rows import Rows
 from tpn_ray.data.plan import Plan, PlannedMicroBatch
 from tpn_ray.data.schedule import Schedule
@@ -34,7 +35,9 @@ def block_of(slot: int, workers: int, bad: int | None = None) -> Rows:
     }
 
 
-def stream_of(blocks: Iterator[Rows], rank: int, workers: int, told: list[Event]) -> Stream:
+def stream_of(
+    blocks: Iterator[Rows], rank: int, workers: int, told: list[Event], augment: AugmentConfig | None = None
+) -> Stream:
     return Stream(
         blocks,
         SCHEDULE,
@@ -44,7 +47,24 @@ def stream_of(blocks: Iterator[Rows], rank: int, workers: int, told: list[Event]
         crop_px=2,
         device="cpu",
         tell=told.append,
+        augment=augment,
     )
+
+
+def test_what_is_drawn_here_belongs_to_the_place_in_the_plan() -> None:
+    """Any number of workers changes a clip alike, and a bad video next to it changes nothing."""
+    made: list[dict[int, list[int]]] = []
+    for workers, bad in ((1, None), (2, None), (1, 3)):
+        made.append({})
+        for rank in range(workers):
+            blocks = (block_of(slot, workers, bad) for slot in range(rank, SCHEDULE.slots(workers), workers))
+            stream = stream_of(blocks, rank, workers, [], AugmentConfig(rand_operations=2))
+            for micro_batch in stream.step():
+                for video, clip in zip(micro_batch.labels[:, 0].tolist(), micro_batch.clips, strict=True):
+                    made[-1][video] = clip.flatten().tolist()
+    assert made[0] == made[1]
+    assert made[2] == {video: clip for video, clip in made[0].items() if video != 3}
+    assert any(clip != [video] * 12 for video, clip in made[0].items())
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

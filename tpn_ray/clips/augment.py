@@ -63,6 +63,14 @@ class AugmentConfig:
     """Strength of the hue jitter: hue is rotated by a draw from +- this, in turns of the color wheel (at most 0.5); 0
     disables it."""
 
+    rand_operations: int = 0
+    """Number of random operations of RandAugment that a training clip goes through after all else, where the network
+    is: turns, shifts, and changes of color (2 is usual); 0 disables it. Classes that are tempos or directions can
+    suffer."""
+
+    rand_magnitude: float = 9.0
+    """Strength of the operations of RandAugment, from 0 to 10."""
+
     test_short_side_px: int = 256
     """Short side that test frames are resized to before cropping, in pixels."""
 
@@ -79,6 +87,11 @@ class AugmentConfig:
             value = getattr(self, field)
             if not 0 <= value <= most:
                 raise ConfigError(f"{field} is {value}; it must be between 0 and {most:g}")
+        if self.rand_operations < 0 or not 0 <= self.rand_magnitude <= 10:
+            raise ConfigError(
+                f"rand_operations is {self.rand_operations} and rand_magnitude {self.rand_magnitude}; the first must"
+                " be 0 or more, the second between 0 and 10"
+            )
 
 
 def generator(seed: int, epoch: int, sample: int, clip: int) -> np.random.Generator:
@@ -88,6 +101,11 @@ def generator(seed: int, epoch: int, sample: int, clip: int) -> np.random.Genera
     clips share a number within 2**128 draws. (Salmon et al., Parallel random numbers: as easy as 1, 2, 3; SC 2011.)
     """
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, sample, clip]))
+
+
+AFTER_DECODING = 2**62
+"""Number that is added to a clip's place in the plan to draw what is done to it where the network is. From 2**63 on,
+numpy would round it, and neighbors would have the same draws."""
 
 
 # --- draws

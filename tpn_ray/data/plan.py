@@ -183,7 +183,7 @@ def balanced_times(seed: int, epoch: int, balance: ClassBalance, classes: Int64A
     shares = np.floor(exact).astype(np.int64)
     largest = np.argsort(shares - exact, kind="stable")  # the largest remainders get what is left
     shares[largest[: len(classes) - shares.sum()]] += 1
-    random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, 2**63]))
+    random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, 2**62]))
     drawn = random.permutation(len(classes))
     times = np.zeros(len(classes), dtype=np.int64)
     for label in np.flatnonzero(counts):

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tpn_ray.clips import rows
+from tpn_ray.clips.augment import AFTER_DECODING, AugmentConfig, generator
 from tpn_ray.clips.develop import clips_of_block
+from tpn_ray.clips.randaugment import rand_augment
 from tpn_ray.clips.rows import Rows
 from tpn_ray.clips.transfer import upload
 from tpn_ray.data.plan import Int64Array, PlannedMicroBatch
@@ -32,10 +34,14 @@ class Stream:
         crop_px: int,
         device: str,
         tell: Callable[[Event], None],
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
     ) -> None:
+        """`augment` says what is done to training clips here, beside what the data workers did."""
         self._blocks, self._schedule, self._first_step = blocks, schedule, first_step
         self._workers, self._next_slot = workers, rank
         self._crop_px, self._device, self._tell = crop_px, device, tell
+        self._augment, self._seed = augment or AugmentConfig(), seed
         self._block: Rows = {}
         self._held = self._taken = 0
         self.waited_seconds = 0.0
@@ -55,7 +61,7 @@ class Stream:
                 continue
             number = int(slot.positions[0]) % plan.batch_clips // plan.micro_batch_clips
             self.trained.append((number, slot.positions))
-            micro_batches.append(self._usable(block, number, "train"))
+            micro_batches.append(self._augmented(self._usable(block, number, "train"), block, slot.epoch))
         return micro_batches
 
     def evaluation(self) -> Iterator[MicroBatch]:
@@ -104,3 +110,12 @@ class Stream:
             return MicroBatch(number, clips_of_block(block, good, self._crop_px, self._device), labels)
         clips = block[rows.CLIP] if good.all() else block[rows.CLIP][good]
         return MicroBatch(number, upload(clips, self._device), labels)
+
+    def _augmented(self, micro_batch: MicroBatch, block: Rows, epoch: int) -> MicroBatch:
+        """Apply what is drawn for the place of each usable clip in the plan."""
+        if not self._augment.rand_operations:
+            return micro_batch
+        usable = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
+        places = zip(block[rows.SAMPLE][usable].tolist(), block[rows.POSITION][usable].tolist(), strict=True)
+        randoms = [generator(self._seed, epoch, sample, AFTER_DECODING + position) for sample, position in places]
+        return micro_batch._replace(clips=rand_augment(micro_batch.clips, self._augment, randoms))

@@ -155,6 +155,8 @@ def train(config: dict[str, Any]) -> None:
         rank=rank,
         workers=workers,
         crop_px=recipe.augment.crop_px,
+        augment=recipe.augment,
+        seed=recipe.loop.seed,
         device=device,
         tell=job.tell,
     )
