@@ -131,6 +131,12 @@ def test_a_printed_command_is_one_that_the_shell_finds(monkeypatch: pytest.Monke
     assert [output.program(name) for name in ("python", "mlflow")] == ["python", "mlflow"]
 
 
+def test_tables_and_pictures_of_notebooks_hold_no_markup_of_names() -> None:
+    table = output.html_table([("<b>", "1 < 2")], ("", "a & b"))
+    assert table == ("<table><tr><th></th><th>a &amp; b</th></tr><tr><th>&lt;b&gt;</th><td>1 &lt; 2</td></tr></table>")
+    assert output.html_picture(b"png", 'a "b"') == '<img alt="a &quot;b&quot;" src="data:image/png;base64,cG5n">'
+
+
 def test_streams_are_protected_once() -> None:
     body = "    from tpn_ray import output\n    one = sys.stdout\n    output.protect()\n    print(sys.stdout is one)"
     assert printed(body) == "True\n"

@@ -24,13 +24,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tpn_ray.commands.compare import compare
     from tpn_ray.commands.evaluate import EvaluationJob, evaluate
+    from tpn_ray.commands.prepare import PreparationJob, prepare_dataset
     from tpn_ray.commands.train import TrainingJob, train
     from tpn_ray.commands.tune import TuningJob, tune
+    from tpn_ray.datasets.toy import ToyConfig, write_toy
     from tpn_ray.errors import TpnRayError
     from tpn_ray.model.recognizer import ModelConfig, build_model
     from tpn_ray.predict.predictor import load
-    from tpn_ray.recipe import Recipe
+    from tpn_ray.recipe import Recipe, replace_fields
     from tpn_ray.recipes import RECIPES
 
 __version__ = "0.1.0"
@@ -39,23 +42,32 @@ __all__ = [
     "RECIPES",
     "EvaluationJob",
     "ModelConfig",
+    "PreparationJob",
     "Recipe",
+    "ToyConfig",
     "TpnRayError",
     "TrainingJob",
     "TuningJob",
     "build_model",
+    "compare",
     "evaluate",
     "load",
+    "prepare_dataset",
+    "replace_fields",
     "train",
     "tune",
+    "write_toy",
 ]
 
 _HOMES = {
     "errors": ("TpnRayError",),
+    "commands.compare": ("compare",),
+    "commands.prepare": ("PreparationJob", "prepare_dataset"),
+    "datasets.toy": ("ToyConfig", "write_toy"),
     "commands.evaluate": ("EvaluationJob", "evaluate"),
     "model.recognizer": ("ModelConfig", "build_model"),
     "predict.predictor": ("load",),
-    "recipe": ("Recipe",),
+    "recipe": ("Recipe", "replace_fields"),
     "recipes": ("RECIPES",),
     "commands.train": ("TrainingJob", "train"),
     "commands.tune": ("TuningJob", "tune"),

@@ -6,6 +6,8 @@ password, and the name of an untrusted video an escape sequence.
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import logging
 import os
@@ -14,6 +16,7 @@ import shlex
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,6 +58,22 @@ def print_table(table: Any, columns: int = TABLE_COLUMNS) -> None:
 
     fixed = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     Console(width=columns if fixed else None).print(table)
+
+
+def html_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
+    """Return a table for notebooks; the first cell of a row says what the others are."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    lines = [f"<tr>{head}</tr>"] if header else []
+    for name, *cells in rows:
+        data = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        lines.append(f"<tr><th>{html.escape(name)}</th>{data}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def html_picture(png: bytes, about: str) -> str:
+    """Return a picture for notebooks, with what it shows."""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(about, quote=True)}" src="data:image/png;base64,{data}">'
 
 
 def program(name: str) -> str:

@@ -73,3 +73,12 @@ def test_what_cannot_be_compared() -> None:
         compare(first, scores([True], [1]))
     with pytest.raises(ConfigError, match="the first has scores for action, the second for verb"):
         compare(first, (first[0], {"verb": ("run", "walk")}))
+
+
+def test_a_notebook_shows_each_class_and_the_verdict() -> None:
+    (found,) = compare(scores([True, False] * 4, [0, 1] * 4), scores([True] * 8, [0, 1] * 4))
+    shown = found._repr_html_()
+    assert "<tr><th>all (action)</th><td>8</td><td>50.0%</td><td>100.0%</td><td>+50.0</td></tr>" in shown
+    assert "<tr><th>walk</th><td>4</td><td>0.0%</td><td>100.0%</td><td>+100.0</td></tr>" in shown
+    assert "only the first is right on 0 videos, only the second on 4" in shown
+    assert verdict(found) in shown

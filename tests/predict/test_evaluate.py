@@ -41,7 +41,9 @@ def test_no_file_is_written_outside_the_folder(
 
     monkeypatch.setattr(evaluate.scoring, "score", blocks)
     out = tmp_path / "a" / "b" / "out"
-    evaluate.evaluate(question, Resources(), str(out))
+    (result,) = evaluate.evaluate(question, Resources(), str(out))
+    assert result._repr_html_().count('src="data:image/png;base64,') == 3
+    assert "<th>videos</th><td>16</td>" in result._repr_html_()
     written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     pictures = [path for path in written if path.name.startswith(("confusion_", "classes_", "escape"))]
     assert len(pictures) == 2

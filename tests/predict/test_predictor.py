@@ -27,6 +27,7 @@ def test_three_lines(untrained: str, toy_folder: Path) -> None:
     assert len(best) == 3
     assert best[0][1] == max(prediction.scores)
     assert prediction.scores.sum() == pytest.approx(1)
+    assert f"<tr><th>{best[0][0]}</th><td>{best[0][1]:.1%}</td></tr>" in prediction._repr_html_()
 
 
 def test_no_ray_is_imported() -> None:

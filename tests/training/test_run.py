@@ -46,6 +46,7 @@ def test_a_complete_run_ends_with_what_is_there_of_it(tmp_path: Path, manifest: 
     result = run_again(tmp_path, recipe, manifest, seen)
     assert (result.best, result.last) == (f"{run}/step-00000008", f"{run}/step-00000008")
     assert result.scores == {"val_top1": 0.5}
+    assert "<th>top-1 of the best checkpoint</th><td>50.0%</td>" in result._repr_html_()
     (notice,) = seen
     assert isinstance(notice, Notice)
     assert "the checkpoint of the best evaluation (90.0% top-1 at step 4) is missing" in notice.text

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tpn_ray import output
 from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import mcnemar_exact, resampled_means
 from tpn_ray.predict.labels import LabelSets
@@ -59,6 +60,25 @@ class Comparison:
     def difference(self) -> float:
         """Advantage of the second in top-1."""
         return self.second - self.first
+
+    def _repr_html_(self) -> str:
+        """Show the comparison in a notebook: what is tested, and each class."""
+        low, high = self.interval
+        every = (f"all ({self.name})", self.videos, self.first, self.second, self.difference)
+        rows = [
+            (name, str(videos), f"{first:.1%}", f"{second:.1%}", _points(gain))
+            for name, videos, first, second, gain in [
+                every,
+                *((one.name, one.videos, one.first, one.second, one.gain) for one in self.classes),
+            ]
+        ]
+        said = f"{verdict(self)}; 95 % interval {_points(low)} to {_points(high)} points, only the first is right on "
+        said += f"{self.only_first} videos, only the second on {self.only_second}"
+        return output.html_table(rows, ("", "videos", "first", "second", "points")) + f"<p>{said}</p>"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
 
 
 def compare(first: Named, second: Named) -> list[Comparison]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray import storage
+from tpn_ray import output, storage
 from tpn_ray.budget import check_budget
 from tpn_ray.clips.views import parse_views
 from tpn_ray.datasets.manifest import Manifest, load_manifest
@@ -62,6 +62,16 @@ class Result:
     folder: str
     table: pa.Table
     numbers: dict[str, float]
+
+    def _repr_html_(self) -> str:
+        """Show the numbers, and the pictures in the folder, in a notebook."""
+        counts = ("videos", "bad_videos", "quarantined_videos", "unlabelled_videos")
+        rows = [(name, f"{value:.0f}" if name in counts else f"{value:.1%}") for name, value in self.numbers.items()]
+        files = [storage.name(file.uri) for file in storage.list_files(self.folder, suffixes=(".png",))]
+        pictures = [
+            output.html_picture(storage.read_bytes(storage.join(self.folder, name)), name) for name in sorted(files)
+        ]
+        return "".join([output.html_table(rows), *pictures])
 
 
 def ask(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray import storage
+from tpn_ray import output, storage
 from tpn_ray.clips.cut import cut
 from tpn_ray.clips.transfer import upload
 from tpn_ray.clips.views import ViewFrames, Views, Window, parse_views, squares
@@ -76,6 +76,13 @@ class Prediction:
     def top(self, count: int = 5) -> dict[str, list[tuple[str, float]]]:
         """Return the best classes of each label set, best first."""
         return best_classes(self.scores, self.label_sets, count)
+
+    def _repr_html_(self) -> str:
+        """Show the best classes in a notebook."""
+        return "".join(
+            output.html_table([(label, f"{score:.1%}") for label, score in best], (name, "score"))
+            for name, best in self.top().items()
+        )
 
 
 class Predictor:

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import ray
 
-from tpn_ray import lease, mailbox, storage
+from tpn_ray import lease, mailbox, output, storage
 from tpn_ray.data import dataset as data
 from tpn_ray.data.share import Sharing
 from tpn_ray.data.tasks import ClipSource
@@ -55,6 +55,15 @@ class RunResult:
     """Median training speed over the run; 0 if nothing was left to train."""
     goodput: Goodput
     """Where the workers' time went in this attempt."""
+
+    def _repr_html_(self) -> str:
+        """Show the result in a notebook."""
+        shares = {"val_top1": "top-1 of the best checkpoint", "val_top5": "top-5"}
+        rows = [(name, f"{self.scores[key]:.1%}") for key, name in shares.items() if key in self.scores]
+        rows += [("best checkpoint", self.best), ("last checkpoint", self.last)]
+        rows += [("clips per second", f"{self.clips_per_second:.0f}")] if self.clips_per_second else []
+        rows += [("ended early", self.ended)] if self.ended else []
+        return output.html_table([*rows, ("videos that could not be used", str(len(self.bad)))])
 
 
 @dataclass(frozen=True, kw_only=True)
