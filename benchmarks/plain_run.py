@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,14 +87,15 @@ def main(path: str) -> None:
         device=device,
         tell=lambda event: None,
     )
-    log = Log(plan, Clock(), lambda event: None)
+    clock = Clock.of(device)
+    log = Log(plan, clock, lambda event: None)
     while training.step < plan.steps:
-        begun, waited = time.perf_counter(), stream.waited_seconds
-        micro_batches = stream.step()
-        sums = training.train_step(micro_batches, plan.steps)
-        log.add(sums, time.perf_counter() - begun, stream.waited_seconds - waited)
-        if training.step % loop.log_every_steps == 0 or training.step == plan.steps:
-            log.flush(training, rank)
+        with clock.booking("data"):
+            micro_batches = stream.step()
+        with clock.booking("compute"):
+            log.add(training.train_step(micro_batches, plan.steps))
+            if training.step % loop.log_every_steps == 0 or training.step == plan.steps:
+                log.flush(training, rank)
     if rank == 0:
         measured = [{"step": metrics.step, **metrics.values} for metrics in log.take_history()]
         Path(settings.out).write_text(json.dumps(measured))

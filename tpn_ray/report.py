@@ -120,7 +120,8 @@ def finish(
     tracked.set_tags({"best_checkpoint": result.best})
     if result.bad:
         tracked.log_json([dict(zip(("uri", "reason", "message"), bad, strict=True)) for bad in result.bad], "bad.json")
-    lines = _lines(result, numbers, manifest, views, seconds)
+    of_what = "GPU" if machines.per_worker.gpus else "process"
+    lines = _lines(result, numbers, manifest, views, seconds, of_what)
     print_table(_table(lines))
     # Outside the table, because text to be copied must not be wrapped.
     print(f"best checkpoint  {result.best}")
@@ -142,6 +143,7 @@ def _lines(
     manifest: Manifest,
     views: Views,
     seconds: float,
+    of_what: str,
 ) -> list[tuple[str, str]]:
     lines = []
     for name, classes in manifest.label_sets.items():
@@ -160,6 +162,8 @@ def _lines(
     lines.append(("scored on", scored))
     if result.clips_per_second:
         lines.append(("training speed", f"{result.clips_per_second:.0f} clips/s (median)"))
+    if result.peak_megabytes:
+        lines.append(("peak memory", f"{result.peak_megabytes / 1024:.1f} GiB, {of_what} of the worker with the most"))
     if result.ended:
         lines.append(("ended early", result.ended))
     if result.goodput.total:

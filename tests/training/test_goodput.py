@@ -24,6 +24,37 @@ def test_a_clock_books_every_second_to_one_part() -> None:
     assert sum(clock.take().values()) < 0.01
 
 
+class Queue:
+    """A device that works through what is launched: a mark is reached when the work before it is done."""
+
+    def __init__(self) -> None:
+        self.host = self.free = 0.0
+
+    def launch(self, seconds: float) -> None:
+        self.free = max(self.host, self.free) + seconds
+
+    def mark(self) -> float:
+        return max(self.host, self.free)
+
+    def seconds(self, begin: float, end: float) -> float:
+        return end - begin
+
+
+def test_the_time_of_a_device_is_booked_to_what_it_does_and_not_to_what_launches_it() -> None:
+    device = Queue()
+    clock = Clock(device)
+    for _ in range(2):
+        with clock.booking("data"):
+            device.host += 3.0  # of which the device still computes in the second round
+        with clock.booking("compute"):
+            device.host += 0.1
+            device.launch(5.0)
+    booked = clock.take()
+    assert booked["data"] == pytest.approx(3.0)
+    assert booked["compute"] == pytest.approx(0.1 + 5.0 + 5.0)
+    assert sum(booked.values()) == pytest.approx(device.free)
+
+
 def history(compute: float, data: float) -> tuple[StepMetrics, ...]:
     return (StepMetrics(step=1, values={METRIC + "compute": compute, METRIC + "data": data, "loss": 1.0}),)
 

@@ -16,7 +16,7 @@ from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import BudgetError, StorageError, TrainingError
 from tpn_ray.training import bad_record, run_folder
 from tpn_ray.training.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Started, Stopped
-from tpn_ray.training.goodput import Goodput
+from tpn_ray.training.goodput import PEAK, Goodput
 
 SAVE_AGAIN_SECONDS = 30.0
 """Pause before bad videos are recorded again after storage refused them."""
@@ -35,6 +35,8 @@ class RunLedger:
     bad: dict[str, Bad] = field(default_factory=dict)
     """Bad videos by id: those on record, and those found since."""
     speeds: list[float] = field(default_factory=list)
+    peak_megabytes: float = 0.0
+    """Largest memory of any worker."""
     committed: int = 0
     """Last step on record that was passed on."""
     commits: int = 0
@@ -66,6 +68,8 @@ class RunLedger:
                 self.committed, self.commits = event.step, self.commits + 1
                 self.goodput.committed(event.history)
                 self.speeds += [metrics.values["clips_per_second"] for metrics in event.history]
+                peaks = (metrics.values.get(PEAK, 0.0) for metrics in event.history)
+                self.peak_megabytes = max(self.peak_megabytes, *peaks, 0.0)
             case BadVideos():
                 self._book(event)
         self.on_event(event)

@@ -1,4 +1,4 @@
-"""Where the time of all workers went: every second is booked to one part. Plain Python; runs anywhere.
+"""Where the time of all workers went: every second is booked to one part. Runs anywhere; no torch without a GPU.
 
 A worker's `Clock` always books to exactly one part. `Goodput` combines the workers' books, as far as their work became
 durable, with what only the driver sees: the time without workers, and the work that a failure made worthless.
@@ -10,6 +10,8 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
 
 from tpn_ray.training.record import StepMetrics
 
@@ -20,33 +22,87 @@ METRIC = "seconds_"
 """Prefix of the metrics that carry the books, in seconds summed over the workers."""
 
 
+PEAK = "system/peak_memory_megabytes"
+"""Metric: the largest memory of any worker so far, on its GPU if it has one."""
+
+
+class Timeline(Protocol):
+    """Something that marks moments."""
+
+    def mark(self) -> Any:
+        """Mark this moment."""
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Return the time between two marks."""
+
+
+class HostTime:
+    """The time of this process."""
+
+    def mark(self) -> float:
+        """Return the time."""
+        return time.perf_counter()
+
+    def seconds(self, begin: float, end: float) -> float:
+        """Return the difference."""
+        return end - begin
+
+
+class DeviceTime:
+    """The time of a GPU: a mark is queued behind the work that was launched before it, so nothing waits for it.
+
+    A step is over when the GPU has done it, long after the process has launched it; and a wait for clips counts only
+    from when the GPU has nothing left to do.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._cuda, self._device = torch.cuda, device
+
+    def mark(self) -> Any:
+        """Queue a mark."""
+        event = self._cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(self._cuda.current_stream(self._device))
+        return event
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Return the time between two marks; waits until the GPU is there."""
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1000
+
+
 class Clock:
     """Books the time of one worker since it was created."""
 
-    def __init__(self) -> None:
-        self._part, self._since = "other", time.perf_counter()
-        self._seconds = dict.fromkeys(PARTS, 0.0)
+    def __init__(self, timeline: Timeline | None = None) -> None:
+        self._timeline = timeline or HostTime()
+        self._marks = [("other", self._timeline.mark())]
+        """Each part, and when it began."""
+
+    @classmethod
+    def of(cls, device: str) -> Clock:
+        """Return a clock that runs in the time of the device."""
+        return cls(DeviceTime(device) if device.startswith("cuda") else HostTime())
 
     @contextlib.contextmanager
     def booking(self, part: str) -> Iterator[None]:
         """Book the time inside the block to `part`."""
-        before = self._switch(part)
+        before = self._marks[-1][0]
+        self._marks.append((part, self._timeline.mark()))
         try:
             yield
         finally:
-            self._switch(before)
+            self._marks.append((before, self._timeline.mark()))
 
     def take(self) -> dict[str, float]:
         """Return the seconds by part since the last call."""
-        self._switch(self._part)
-        taken, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
+        self._marks.append((self._marks[-1][0], self._timeline.mark()))
+        taken = dict.fromkeys(PARTS, 0.0)
+        for (part, begin), (_, end) in pairwise(self._marks):
+            taken[part] += self._timeline.seconds(begin, end)
+        del self._marks[:-1]
         return taken
-
-    def _switch(self, part: str) -> str:
-        now = time.perf_counter()
-        self._seconds[self._part] += now - self._since
-        before, self._part, self._since = self._part, part, now
-        return before
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import resource
 from collections.abc import Callable
 
 import psutil
@@ -12,7 +12,7 @@ from torch import distributed as dist
 from tpn_ray.data.plan import Plan
 from tpn_ray.errors import TrainingError
 from tpn_ray.training.events import Diverged, Event, Progress
-from tpn_ray.training.goodput import METRIC, PARTS, Clock
+from tpn_ray.training.goodput import METRIC, PARTS, PEAK, Clock
 from tpn_ray.training.record import StepMetrics
 from tpn_ray.training.step import StepSums, Training
 
@@ -29,17 +29,13 @@ class Log:
     def __init__(self, plan: Plan, clock: Clock, tell: Callable[[Event], None]) -> None:
         self._plan, self._clock, self._tell = plan, clock, tell
         self._sums: list[StepSums] = []
-        self._seconds = 0.0
-        self._waited = 0.0
         self._history: list[StepMetrics] = []
         self._process = psutil.Process()
         psutil.cpu_percent()  # the first call only starts the measurement
 
-    def add(self, sums: StepSums, seconds: float, waited_seconds: float) -> None:
-        """Add one step, how long it took, and how much of that it waited for clips."""
+    def add(self, sums: StepSums) -> None:
+        """Add one step; the clock knows how long it took."""
         self._sums.append(sums)
-        self._seconds += seconds
-        self._waited += waited_seconds
 
     def take_history(self) -> tuple[StepMetrics, ...]:
         """Return the metrics gathered since the last call."""
@@ -50,24 +46,25 @@ class Log:
         """Gather over all workers (a collective), stop if a loss is not finite, and tell the driver."""
         if not self._sums:
             return
-        begun = time.perf_counter()
         # One worker knows each loss, and it is 0 on the others, so the sum is exact whichever worker computed which.
         losses = torch.stack([sums.losses for sums in self._sums]).double()
         hits = torch.stack([sums.hits for sums in self._sums]).sum().double()
         booked, system = self._clock.take(), self._system(training.device)
         numbers = [
             float(sum(sums.clips for sums in self._sums)),
-            self._seconds,
-            self._waited,
             *(booked[part] for part in PARTS),
             *system.values(),
         ]
         gathered = torch.cat([losses.flatten(), hits[None], torch.tensor(numbers, dtype=torch.float64).to(losses)])
+        peak = torch.tensor([self._peak(training.device)], dtype=torch.float64).to(losses)
         if training.workers > 1:
             dist.all_reduce(gathered)
+            dist.all_reduce(peak, dist.ReduceOp.MAX)
         self._stop_if_diverged(gathered[: losses.numel()].view_as(losses), training.step, rank)
         loss = gathered[: losses.numel()].mean().item()
-        hit_sum, clips, seconds, waited, *rest = gathered[losses.numel() :].tolist()
+        hit_sum, clips, *rest = gathered[losses.numel() :].tolist()
+        summed = dict(zip(PARTS, rest[: len(PARTS)], strict=True))
+        seconds = summed["compute"] + summed["data"]
         speed = clips * training.workers / max(seconds, 1e-9)
         group = training.optimizer.param_groups[0]
         values = {
@@ -75,15 +72,15 @@ class Log:
             "top1": hit_sum / max(clips, 1),
             "lr": group["lr"] / group["scale"],
             "clips_per_second": speed,
-            "waiting_for_data": waited / max(seconds, 1e-9),
+            "waiting_for_data": summed["data"] / max(seconds, 1e-9),
+            PEAK: peak.item(),
         }
-        values |= {METRIC + part: value for part, value in zip(PARTS, rest[: len(PARTS)], strict=True)}
+        values |= {METRIC + part: value for part, value in summed.items()}
         values |= {name: value / training.workers for name, value in zip(system, rest[len(PARTS) :], strict=True)}
         self._history.append(StepMetrics(step=training.step, values=values))
         if rank == 0:
             self._tell(self._progress(training.step, values))
-        self._sums, self._waited = [], 0.0
-        self._seconds = time.perf_counter() - begun  # gathering is part of the steps' time
+        self._sums = []
 
     def _stop_if_diverged(self, losses: torch.Tensor, step: int, rank: int) -> None:
         wrong = (~torch.isfinite(losses)).nonzero()
@@ -102,8 +99,14 @@ class Log:
             "system/worker_memory_usage_megabytes": self._process.memory_info().rss / MEGABYTE,
         }
         if device != "cpu":
-            numbers["system/gpu_memory_usage_megabytes"] = torch.cuda.max_memory_allocated(device) / MEGABYTE
+            numbers["system/gpu_memory_usage_megabytes"] = torch.cuda.memory_allocated(device) / MEGABYTE
         return numbers
+
+    def _peak(self, device: str) -> float:
+        """Return the largest memory so far, in megabytes: of tensors on the GPU, or of this process without one."""
+        if device != "cpu":
+            return torch.cuda.max_memory_allocated(device) / MEGABYTE
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     def _progress(self, step: int, values: dict[str, float]) -> Progress:
         plan = self._plan

@@ -53,6 +53,8 @@ class RunResult:
     """Why the run ended before its last epoch; empty if it did not."""
     clips_per_second: float = 0.0
     """Median training speed over the run; 0 if nothing was left to train."""
+    peak_megabytes: float = 0.0
+    """Largest memory of any worker in this attempt, on its GPU if it has one; 0 if nothing was left to train."""
     goodput: Goodput
     """Where the workers' time went in this attempt."""
 
@@ -178,6 +180,7 @@ def _result(run_uri: str, ledger: RunLedger, *, trained: bool) -> RunResult:
         bad=tuple(ledger.bad.values()),
         trained=trained,
         clips_per_second=statistics.median(ledger.speeds) if ledger.speeds else 0.0,
+        peak_megabytes=ledger.peak_megabytes,
         goodput=ledger.goodput,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -44,8 +43,6 @@ class Stream:
         self._augment, self._seed = augment or AugmentConfig(), seed
         self._block: Rows = {}
         self._held = self._taken = 0
-        self.waited_seconds = 0.0
-        """Total time spent waiting for blocks."""
         self.trained: list[tuple[int, Int64Array]] = []
         """Number and positions of the micro-batches of the last step."""
 
@@ -75,12 +72,10 @@ class Stream:
     def _next(self) -> tuple[PlannedMicroBatch | EvaluationBatch, Rows]:
         slot = self._schedule.slot(self._next_slot, self._workers, self._first_step)
         self._next_slot += self._workers
-        begin = time.perf_counter()
         try:
             block = self._next_micro_batch()
         except StopIteration:
             raise TrainingError(f"the data ended at step {slot.step}, before the schedule did") from None
-        self.waited_seconds += time.perf_counter() - begin
         if not np.array_equal(block[rows.SAMPLE], slot.samples) or (
             isinstance(slot, PlannedMicroBatch) and not np.array_equal(block[rows.POSITION], slot.positions)
         ):

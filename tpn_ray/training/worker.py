@@ -134,11 +134,12 @@ def train(config: dict[str, Any]) -> None:
     """Run one rank from the last checkpoint, or the start, to the end of the run."""
     job: Job = config["job"]
     storage.tell_outages(job.teller_of_outages())
-    clock, at = Clock(), time.time()
+    at = time.time()
     torch.set_num_threads(job.threads)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
+    clock = Clock.of(device)
     recipe = job.recipe
     longest = timedelta(seconds=job.collective_seconds)
     training = Training(recipe.model, recipe.loss, recipe.optim, recipe.loop, device, longest)
@@ -195,7 +196,8 @@ class _Rank:
             counted = bool(saving.every_steps and training.step % saving.every_steps == 0)
             flushed = evaluated or counted or training.step % training.loop.log_every_steps == 0
             if flushed:
-                self.log.flush(training, self.rank)
+                with self.clock.booking("compute"):
+                    self.log.flush(training, self.rank)
             scores = self._evaluate() if evaluated else {}
             if self.rank == 0:
                 notice = self.preemption.news()
@@ -211,7 +213,6 @@ class _Rank:
                 self.writer.close()
 
     def _step(self) -> None:
-        begun, waited = time.perf_counter(), self.stream.waited_seconds
         with self.clock.booking("data"):
             micro_batches = self.stream.step()
         if self.ledger:
@@ -219,7 +220,7 @@ class _Rank:
                 self.ledger.trained(self.training.step, number, positions.tolist())
         with self.clock.booking("compute"):
             sums = self.training.train_step(micro_batches, self.job.steps)
-        self.log.add(sums, time.perf_counter() - begun, self.stream.waited_seconds - waited)
+        self.log.add(sums)
 
     def _evaluate(self) -> dict[str, float]:
         """Score every validation video once, for any number of workers: top-1 and top-5 on the middle clip."""
