@@ -6,8 +6,9 @@ import torch
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones import backbone_spec
 from tpn_ray.model.recognizer import ModelConfig, build_model
-from tpn_ray.recipe import OptimConfig
-from tpn_ray.training.optim import learning_rate, make_optimizer
+from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
+from tpn_ray.training.optim import laid_out_like, learning_rate, make_optimizer
+from tpn_ray.training.step import MicroBatch, Training
 
 SPEC = backbone_spec("slowonly_toy")
 
@@ -125,3 +126,47 @@ def test_something_must_be_left_to_train() -> None:
 def test_nonsense_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         OptimConfig(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_tensors_of_an_older_run_are_laid_out_like_the_parameters(optimizer: str) -> None:
+    """And gradients are, however they were added up: a fused optimizer goes through memory as it comes."""
+    weight = torch.nn.Parameter(torch.randn(4, 6, 3, 3).to(memory_format=torch.channels_last))
+    other = torch.randn(4, 6, 3, 3)
+    found = laid_out_like(other, weight)
+    assert torch.equal(found, other)
+    assert found.stride() == weight.stride() != other.stride()
+    assert laid_out_like(found, weight) is found
+    point = torch.randn(4, 6, 1, 1)
+    assert laid_out_like(point, point.to(memory_format=torch.channels_last)) is point
+    model = ModelConfig(backbone="slowonly_toy", classes=5, alpha=(1, 2))
+    loop = LoopConfig(epochs=1, batch_clips=4, micro_batch_clips=2, ordered_reduction=True)
+    training = Training(model, LossConfig(), OptimConfig(optimizer=optimizer), loop, "cpu")  # type: ignore[arg-type]
+    labels = torch.zeros(2, 1, dtype=torch.long)
+    clips = torch.randint(256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    training.train_step([MicroBatch(i, clips, labels) for i in range(2)], 2)
+    weights, rest = training.state()
+    for state in rest["optimizer"]["state"].values():
+        for name, value in state.items():
+            state[name] = value.contiguous() if isinstance(value, torch.Tensor) else value
+    training.load(weights, rest, 1)
+    for parameter in training.trained:
+        assert parameter.grad is not None
+        others = [parameter.grad, *(value for value in training.optimizer.state[parameter].values() if value.ndim)]
+        assert all(laid_out_like(one, parameter) is one for one in others)
+
+
+def test_a_fused_step_is_the_step_of_one_parameter_after_the_other() -> None:
+    def trained(fused: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = make_optimizer(OptimConfig(lr=0.1), model, SPEC)
+        for group in optimizer.param_groups:
+            group.update({} if fused else {"fused": False, "foreach": False})
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.autograd.backward(model(torch.randn(2, 4, 8, 8)).square().mean())
+            optimizer.step()
+        return list(model.parameters())
+
+    assert all(torch.equal(one, other) for one, other in zip(trained(True), trained(False), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones.spec import STEM, BackboneSpec
@@ -69,10 +69,20 @@ def make_optimizer(config: OptimConfig, model: nn.Module, spec: BackboneSpec) ->
     if not groups:
         raise ConfigError(f"freeze={config.freeze} leaves nothing to train")
     listed = [{"params": params, "weight_decay": decay, "scale": scale} for (scale, decay), params in groups.items()]
+    fused = next(model.parameters()).device.type != "meta"  # needs everything `laid_out_like` the parameters
     if config.optimizer == "adamw":
-        fused = next(model.parameters()).is_cuda
         return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas, fused=fused)
-    return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+
+
+def laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return a gradient or an optimizer's tensor in the memory order of its parameter; a copy only if it has another.
+
+    On a GPU, an optimizer updates all parameters in a few launches only if they agree.
+    """
+    sides = zip(parameter.shape, tensor.stride(), parameter.stride(), strict=True)
+    same = all(size == 1 or own == its for size, own, its in sides)
+    return tensor if same else torch.empty_like(parameter).copy_(tensor)
 
 
 def frozen_modules(config: OptimConfig, model: nn.Module) -> list[nn.Module]:

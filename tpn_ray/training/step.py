@@ -29,7 +29,7 @@ from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
 from tpn_ray.training.average import Average
 from tpn_ray.training.loss import cross_entropy, total_loss
 from tpn_ray.training.mixing import mix
-from tpn_ray.training.optim import frozen_modules, learning_rate, make_optimizer
+from tpn_ray.training.optim import frozen_modules, laid_out_like, learning_rate, make_optimizer
 
 SYNC_BUFFERS = "forward_sync_buffers"
 if SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
@@ -117,6 +117,10 @@ class Training:
             self.model.load_state_dict(rest["model"])
             self.average.steps = int(rest["averaged"])
         self.optimizer.load_state_dict(rest["optimizer"])
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = laid_out_like(value, parameter)
         self.step = step
 
     def train_step(self, micro_batches: Sequence[MicroBatch], steps: int) -> StepSums:
@@ -235,9 +239,9 @@ class OrderedReduction:
     def add(self, micro_batch: MicroBatch) -> None:
         """Take over the results of a micro-batch's backward pass."""
         statistics = self._training.statistics_after(micro_batch, self.before)
-        self._own.append(
-            torch.cat([*(p.grad.flatten() for p in self._training.trained if p.grad is not None), statistics])
-        )
+        gradients = (laid_out_like(p.grad, p) for p in self._training.trained if p.grad is not None)
+        in_memory = (gradient.as_strided((gradient.numel(),), (1,)) for gradient in gradients)
+        self._own.append(torch.cat([*in_memory, statistics]))
         self._training.optimizer.zero_grad(set_to_none=True)
 
     def finish(self) -> Float[Tensor, " s"]:
@@ -256,7 +260,7 @@ class OrderedReduction:
         sizes = [*(parameter.numel() for parameter in training.trained), len(self.before)]
         *gradients, statistics = torch.split(total / count, sizes)
         for parameter, gradient in zip(training.trained, gradients, strict=True):
-            parameter.grad = gradient.view_as(parameter)
+            parameter.grad = gradient.as_strided(parameter.shape, parameter.stride())
         return statistics
 
 
