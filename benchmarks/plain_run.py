@@ -79,7 +79,7 @@ def main(path: str) -> None:
     )
     stream = Stream(
         iter(loader),
-        Schedule(plan=plan, validation=1, evaluate_every=plan.steps),
+        Schedule(plan=plan, validation=1, evaluate_every=plan.epochs),
         first_step=0,
         rank=rank,
         workers=workers,

@@ -114,7 +114,7 @@ def measure_train(recipe: Recipe, bench: TrainBench) -> TrainReport:
     """Run both sides in turns. Raises TrainingError if their results differ."""
     manifest = load_manifest(bench.data)
     recipe = recipe_for(recipe, manifest)
-    steps = make_plan(recipe, manifest).steps_per_epoch * bench.epochs
+    steps = make_plan(recipe, manifest).first_step(1) * bench.epochs
     changes = {"loop.epochs": bench.epochs, "loop.evaluate_every_epochs": bench.epochs}
     recipe = replace_fields(recipe, {**changes, "loop.log_every_steps": max(1, steps // 8)})
     pairs = []

@@ -210,6 +210,11 @@ class LoopConfig:
     for the backbone (this project's, mmaction2's, the official TPN's, or a 2D ResNet's). A classifier with a different
     number of classes is initialized at random."""
 
+    multigrid: Literal["off", "long", "short", "both"] = "off"
+    """Cycles of smaller clips in larger batches (multigrid). long: from short and small clips to full ones, for each
+    learning rate; short: smaller height and width in two steps of three. The published schedule: both, with half as
+    many epochs more."""
+
     patience_evaluations: int = 0
     """Consecutive evaluations without a higher top-1 after which the run stops early; 0 disables early stopping."""
 
@@ -241,6 +246,8 @@ class LoopConfig:
             raise ConfigError(f"class_balance={self.class_balance!r} must be none, sqrt, or equal")
         if self.precision not in ("fp32", "tf32", "bf16"):
             raise ConfigError(f"precision={self.precision!r} must be fp32, tf32, or bf16")
+        if self.multigrid not in ("off", "long", "short", "both"):
+            raise ConfigError(f"multigrid={self.multigrid!r} must be off, long, short, or both")
         refuse_credentials("weights", self.weights)
 
     @property

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpn_ray.data.plan import ClassBalance, Plan, balanced_times, epoch_order, evaluation_slot, evaluation_slots
+from tpn_ray.data.plan import (
+    ClassBalance,
+    EpochShapes,
+    Plan,
+    StepShape,
+    balanced_times,
+    epoch_order,
+    evaluation_slot,
+    evaluation_slots,
+)
 from tpn_ray.errors import ConfigError
 
 RARE = np.array([0] * 90 + [1] * 9 + [3])
@@ -67,6 +77,12 @@ plans = st.builds(
 )
 
 
+GRID = tuple(
+    EpochShapes(shapes=tuple(StepShape(micro_batches=n, frames=8, stride_frames=2, crop_px=32 // n) for n in counts))
+    for counts in ((4, 2, 1), (3,), (2, 2, 1))
+)
+
+
 def clips(plan: Plan, workers: int, first_step: int = 0) -> list[tuple[int, int, int]]:
     """(step, position, sample) of all clips, in streamed order, without filling."""
     slots = (plan.slot(i, workers, first_step) for i in range(plan.slots(workers, first_step)))
@@ -82,7 +98,7 @@ def clips(plan: Plan, workers: int, first_step: int = 0) -> list[tuple[int, int,
 def test_each_epoch_has_every_position_once_and_no_video_twice(plan: Plan, workers: int) -> None:
     seen = clips(plan, workers)
     assert [position for _, position, _ in seen] == list(range(plan.steps * plan.batch_clips))
-    per_epoch = plan.steps_per_epoch * plan.batch_clips
+    per_epoch = plan.first_step(1) * plan.batch_clips
     for epoch in range(plan.epochs):
         samples = [sample for _, _, sample in seen[epoch * per_epoch : (epoch + 1) * per_epoch]]
         assert len(set(samples)) == per_epoch
@@ -101,6 +117,33 @@ def test_what_is_left_is_the_same_for_any_start_and_number_of_workers(
 def test_every_worker_gets_equally_many_slots(plan: Plan, workers: int) -> None:
     assert plan.slots(workers) % workers == 0
     assert plan.slots_per_step(workers) % workers == 0
+
+
+@given(st.integers(8, 60), st.integers(1, 6), st.integers(1, 6), st.data())
+def test_steps_of_several_shapes(samples: int, before: int, after: int, data: st.DataObject) -> None:
+    """No video twice in an epoch, the same from any start for any number of workers, and shapes in their turns."""
+    plan = Plan(samples=samples, seed=3, epochs=3, batch_clips=2, micro_batch_clips=2, grid=GRID)
+    seen = clips(plan, before)
+    assert [position for _, position, _ in seen] == list(range(plan.clips(plan.steps)))
+    first_step = data.draw(st.integers(0, plan.steps))
+    assert clips(plan, after, first_step) == [clip for clip in seen if clip[0] >= first_step]
+    for epoch, (begin, end) in enumerate(pairwise(plan.first_step(number) for number in range(4))):
+        videos = [sample for step, _, sample in seen if begin <= step < end]
+        assert len(videos) == len(set(videos))
+        shapes = GRID[epoch].shapes
+        for step in range(begin, end):
+            assert plan.place(step) == (epoch, step - begin)
+            shape = shapes[(step - begin) % len(shapes)]
+            assert plan.slot(0, after, step).shape == plan.shape(step) == shape
+            assert sum(one == step for one, _, _ in seen) == 2 * shape.micro_batches == 2 * plan.micro_batches(step)
+        following = shapes[(end - begin) % len(shapes)].micro_batches
+        assert 2 * following > samples - len(videos), "the next step would have fitted"
+    assert plan.place(plan.steps) == (3, 0)
+
+
+def test_an_epoch_without_a_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match="7 training videos do not fill one batch of 8 clips"):
+        Plan(samples=7, seed=3, epochs=3, batch_clips=2, micro_batch_clips=2, grid=GRID)
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpn_ray.data.plan import Plan, PlannedMicroBatch
+from tpn_ray.data.plan import EpochShapes, Plan, PlannedMicroBatch, StepShape
 from tpn_ray.data.schedule import EvaluationBatch, Schedule
 from tpn_ray.errors import ConfigError
+
+
+def shape_of(count: int) -> StepShape:
+    return StepShape(micro_batches=count, frames=8, stride_frames=2, crop_px=32 * count)
 
 
 @st.composite
@@ -20,16 +26,23 @@ def schedules(draw: st.DrawFn) -> Schedule:
         batch_clips=batch,
         micro_batch_clips=micro,
     )
-    return Schedule(plan=plan, validation=draw(st.integers(1, 9)), evaluate_every=draw(st.integers(1, 12)))
+    if draw(st.booleans()):
+        counts = st.lists(st.integers(1, per_step), min_size=1, max_size=3)
+        epochs = draw(st.lists(counts, min_size=plan.epochs, max_size=plan.epochs + 1))
+        # The first step of a cycle is its largest, so that every epoch has one.
+        cycles = [sorted(epoch, reverse=True) for epoch in epochs]
+        plan = dataclasses.replace(plan, grid=tuple(EpochShapes(shapes=tuple(map(shape_of, one))) for one in cycles))
+    return Schedule(plan=plan, validation=draw(st.integers(1, 9)), evaluate_every=draw(st.integers(1, 5)))
 
 
 def expected(schedule: Schedule, workers: int, first_step: int) -> list[tuple[object, ...]]:
     """The stream spelled out: steps one after the other, each followed by its evaluation where one is due."""
     plan, stream = schedule.plan, list[tuple[object, ...]]()
     for step in range(first_step, plan.steps):
-        slots = [plan.slot(i, workers, step) for i in range(plan.slots_per_step(workers))]
+        slots = [plan.slot(i, workers, step) for i in range(plan.slots_per_step(workers, step))]
         stream += [("train", step, tuple(slot.positions.tolist())) for slot in slots]
-        if (step + 1) % schedule.evaluate_every == 0 or step + 1 == plan.steps:
+        epoch, within = plan.place(step + 1)
+        if within == 0 and (epoch % schedule.evaluate_every == 0 or epoch == plan.epochs):
             size, padded = plan.micro_batch_clips, schedule.evaluation_slots(workers)
             videos = [*range(schedule.validation), *[-1] * (padded * size - schedule.validation)]
             stream += [("val", step + 1, tuple(videos[i * size : (i + 1) * size])) for i in range(padded)]
@@ -57,6 +70,7 @@ def test_the_stream_from_any_step_with_any_number_of_workers(
         blocks = [schedule.block(turn * workers + worker, workers, first) for worker in range(workers)]
         assert len({(len(block), type(block[0])) for block in blocks}) == 1  # else the split is no round-robin
         assert all(len({type(slot) for slot in block}) == 1 for block in blocks)
+        assert all(len({getattr(slot, "shape", None) for slot in block}) == 1 for block in blocks)
         assert len(blocks[0]) <= schedule.plan.micro_batches_per_block
         for share, block in zip(shares, blocks, strict=True):
             share.extend(plain(slot) for slot in block)

@@ -15,7 +15,7 @@ from tpn_ray.training.events import BadVideos, Event
 from tpn_ray.training.stream import Stream
 
 SCHEDULE = Schedule(
-    plan=Plan(samples=12, seed=0, epochs=2, batch_clips=6, micro_batch_clips=2), validation=3, evaluate_every=2
+    plan=Plan(samples=12, seed=0, epochs=2, batch_clips=6, micro_batch_clips=2), validation=3, evaluate_every=1
 )
 """Two steps of three micro-batches an epoch, then two batches of validation videos."""
 

@@ -9,6 +9,7 @@ from tpn_ray.clips import rows
 from tpn_ray.data.tasks import ClipSource, training_rows
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.recipe import Recipe
+from tpn_ray.training.multigrid import learning_rate
 from tpn_ray.training.run_plan import make_plan
 from tpn_ray.training.step import MicroBatch, Training
 
@@ -22,11 +23,12 @@ def undisturbed(recipe: Recipe, manifest: Manifest, *, threads: int = 1) -> Trai
     source = ClipSource(manifest=manifest.select("train"), clip=recipe.clip, augment=recipe.augment, seed=0)
     for step in range(plan.steps):
         micro_batches = []
-        for number in range(plan.micro_batches_per_step):
+        for number in range(plan.micro_batches(step)):
             made = training_rows(source, [plan.slot(number, 1, step)])
             clips, labels = torch.tensor(made[rows.CLIP]), torch.tensor(made[rows.LABELS])
             micro_batches.append(MicroBatch(number, clips, labels))
-        training.train_step(micro_batches, plan.steps)
+        rate = learning_rate(recipe.optim, plan, step, plan.epochs) if plan.grid else None
+        training.train_step(micro_batches, plan.steps, plan.micro_batches(step), rate)
     return training
 
 

@@ -121,6 +121,8 @@ def run_clips(
         scored = [slot.samples for slot in block if isinstance(slot, EvaluationBatch)]
         trained = [slot for slot in block if isinstance(slot, PlannedMicroBatch)]
         clips: ClipSource = local_copy(validation if scored else training)
+        if trained:  # what is shared is known by the shape of its clips
+            clips = clips.shaped(trained[0].shape)
         epochs = [micro_batch.epoch for micro_batch in trained]
 
         def make() -> Rows:

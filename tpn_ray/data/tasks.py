@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from tpn_ray.clips.notes import Note
 from tpn_ray.clips.rows import Rows
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.clips.views import ViewFrames, Views
-from tpn_ray.data.plan import Int64Array, PlannedMicroBatch
+from tpn_ray.data.plan import Int64Array, PlannedMicroBatch, StepShape
 from tpn_ray.datasets import reader
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import BadVideo
@@ -50,13 +51,21 @@ class ClipSource:
     bytes, for a GPU to do that (`tpn_ray.clips.develop`), which relieves the CPUs of most of the work. Views are always
     developed."""
 
+    def shaped(self, shape: StepShape | None) -> ClipSource:
+        """Return the same source for clips of another shape, if one is given."""
+        if shape is None:
+            return self
+        clip = dataclasses.replace(self.clip, frames=shape.frames, stride_frames=shape.stride_frames)
+        return dataclasses.replace(self, clip=clip, augment=dataclasses.replace(self.augment, crop_px=shape.crop_px))
+
 
 def training_rows(source: ClipSource, micro_batches: Sequence[PlannedMicroBatch], fetch: Fetch = reader.fetch) -> Rows:
-    """Make the clips of some micro-batches, one after the other.
+    """Make the clips of some micro-batches of one shape, one after the other.
 
     The result has `clip` of shape (n, t, h, w, c), or `pixels` and `notes` if not `developed`. Clips of one video are
     adjacent and come from one pass over it.
     """
+    source = source.shaped(micro_batches[0].shape)
     per_video = source.clip.clips_per_video
     samples = np.concatenate([micro_batch.samples for micro_batch in micro_batches])
     epochs = [micro_batch.epoch for micro_batch in micro_batches for _ in micro_batch.samples]

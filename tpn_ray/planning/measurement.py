@@ -85,6 +85,7 @@ def measure(
     if not how.step_clips_per_second:
         say("training steps ...")
         stepped = _step(recipe, hardware)
+    epoch = make_plan(recipe, manifest)
     return Measured(
         decode_clips_per_second=decoding,
         decode_task_bytes=look.peak_bytes,
@@ -94,7 +95,7 @@ def measure(
         score_clips_per_second=stepped.score_clips_per_second if stepped else 0.0,
         worker_bytes=stepped.peak_bytes if stepped else 0.0,
         worker_gpu_bytes=stepped.peak_gpu_bytes if stepped else 0.0,
-        train_clips=make_plan(recipe, manifest).steps_per_epoch * recipe.loop.batch_clips,
+        train_clips=epoch.clips(epoch.first_step(1)),
         val_videos=len(manifest.select("val")),
         train_videos=len(train),
         prepared=train.placement is not None,

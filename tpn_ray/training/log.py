@@ -47,7 +47,7 @@ class Log:
         if not self._sums:
             return
         # One worker knows each loss, and it is 0 on the others, so the sum is exact whichever worker computed which.
-        losses = torch.stack([sums.losses for sums in self._sums]).double()
+        losses = torch.cat([sums.losses for sums in self._sums]).double()
         hits = torch.stack([sums.hits for sums in self._sums]).sum().double()
         booked, system = self._clock.take(), self._system(training.device)
         numbers = [
@@ -55,12 +55,12 @@ class Log:
             *(booked[part] for part in PARTS),
             *system.values(),
         ]
-        gathered = torch.cat([losses.flatten(), hits[None], torch.tensor(numbers, dtype=torch.float64).to(losses)])
+        gathered = torch.cat([losses, hits[None], torch.tensor(numbers, dtype=torch.float64).to(losses)])
         peak = torch.tensor([self._peak(training.device)], dtype=torch.float64).to(losses)
         if training.workers > 1:
             dist.all_reduce(gathered)
             dist.all_reduce(peak, dist.ReduceOp.MAX)
-        self._stop_if_diverged(gathered[: losses.numel()].view_as(losses), training.step, rank)
+        self._stop_if_diverged(gathered[: losses.numel()], training.step, rank)
         loss = gathered[: losses.numel()].mean().item()
         hit_sum, clips, *rest = gathered[losses.numel() :].tolist()
         summed = dict(zip(PARTS, rest[: len(PARTS)], strict=True))
@@ -86,8 +86,12 @@ class Log:
         wrong = (~torch.isfinite(losses)).nonzero()
         if not len(wrong):
             return
-        back, number = wrong[0].tolist()
-        at, loss = step - len(losses) + back, float(losses[back, number])
+        number, at = int(wrong[0]), step - len(self._sums)
+        loss = float(losses[number])
+        for sums in self._sums:
+            if number < len(sums.losses):
+                break
+            number, at = number - len(sums.losses), at + 1
         if rank == 0:
             self._tell(Diverged(step=at, number=number, loss=loss))
         raise DivergedError(f"the loss of micro-batch {number} of step {at} is {loss}")
@@ -113,11 +117,11 @@ class Log:
         return Progress(
             step=step,
             steps=plan.steps,
-            epoch=(step - 1) // plan.steps_per_epoch + 1,
+            epoch=plan.place(step - 1)[0] + 1,
             epochs=plan.epochs,
             loss=values["loss"],
             top1=values["top1"],
             clips_per_second=values["clips_per_second"],
             waiting=values["waiting_for_data"],
-            seconds_left=(plan.steps - step) * plan.batch_clips / max(values["clips_per_second"], 1e-9),
+            seconds_left=(plan.clips(plan.steps) - plan.clips(step)) / max(values["clips_per_second"], 1e-9),
         )

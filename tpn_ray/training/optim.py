@@ -12,7 +12,7 @@ from tpn_ray.model.backbones.spec import STEM, BackboneSpec
 from tpn_ray.recipe import OptimConfig
 
 
-def learning_rate(config: OptimConfig, step: int, steps: int, epochs: int) -> float:
+def learning_rate(config: OptimConfig, step: float, steps: int, epochs: int) -> float:
     """Return the rate of `step` (from 0) out of `steps` in `epochs`. It is pure, so nothing about it needs saving."""
     done = step / steps
     warmup = _share(config.warmup, epochs)

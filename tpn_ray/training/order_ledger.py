@@ -39,7 +39,7 @@ def check(folder: str, plan: Plan) -> list[str]:
         end = starts[place + 1].first_step if place + 1 < len(starts) else plan.steps
         for step in range(start.first_step, end):
             trained = start.trained.get(step, [])
-            planned = [(n, tuple(plan.slot(n, 1, step).positions.tolist())) for n in range(plan.micro_batches_per_step)]
+            planned = [(n, tuple(plan.slot(n, 1, step).positions.tolist())) for n in range(plan.micro_batches(step))]
             for micro_batch, times in (Counter(trained) - Counter(planned)).items():
                 faults.append(f"step {step}: micro-batch {micro_batch[0]} {times} time(s) too often: {micro_batch[1]}")
             missing = Counter(planned) - Counter(trained)

@@ -121,9 +121,9 @@ def train(
             token, look = held.token, held.look
         begun = check_resumable(run_uri, recipe, manifest, stretch.extends)
         plan = make_plan(recipe, manifest)
-        last_step = (stretch.until_epoch or plan.epochs) * plan.steps_per_epoch
-        if last_step > plan.steps:
+        if stretch.until_epoch > plan.epochs:
             raise ConfigError(f"until_epoch={stretch.until_epoch} is beyond the {plan.epochs} epochs of the run")
+        last_step = plan.first_step(stretch.until_epoch or plan.epochs)
         ledger = RunLedger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()), run_uri)
         ledger.take_up()
         complete = is_complete(run_uri, begun, last_step, ledger)
@@ -147,7 +147,7 @@ def train(
                 threads=machines.per_worker.threads,
                 collective_seconds=collective_seconds(machines),
                 start_from=stretch.start_from,
-                start_step=stretch.start_epoch * plan.steps_per_epoch,
+                start_step=plan.first_step(stretch.start_epoch),
                 order_ledger=order_ledger,
             )
             # Workers that are placed but wait for storage have not started yet.

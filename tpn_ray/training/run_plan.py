@@ -14,6 +14,7 @@ from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import CheckpointError, ConfigError, difference
 from tpn_ray.recipe import Recipe, replace_fields, to_plain, with_defaults
 from tpn_ray.training import run_folder
+from tpn_ray.training.multigrid import grid_of
 
 
 def recipe_for(recipe: Recipe, manifest: Manifest) -> Recipe:
@@ -35,6 +36,7 @@ def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:
         clips_per_video=recipe.clip.clips_per_video,
         balance=loop.class_balance,
         classes=b"" if loop.class_balance == "none" else np.ascontiguousarray(train.labels[:, 0]).tobytes(),
+        grid=grid_of(recipe),
     )
 
 
@@ -43,9 +45,9 @@ def make_schedule(recipe: Recipe, manifest: Manifest, last_step: int) -> Schedul
     plan = make_plan(recipe, manifest)
     return Schedule(
         # Nothing after a pause is read. The order of what comes before does not depend on the number of epochs.
-        plan=dataclasses.replace(plan, epochs=last_step // plan.steps_per_epoch),
+        plan=dataclasses.replace(plan, epochs=plan.place(last_step)[0]),
         validation=len(manifest.select("val")),
-        evaluate_every=recipe.loop.evaluate_every_epochs * plan.steps_per_epoch,
+        evaluate_every=recipe.loop.evaluate_every_epochs,
     )
 
 

@@ -123,14 +123,21 @@ class Training:
                     state[name] = laid_out_like(value, parameter)
         self.step = step
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], steps: int) -> StepSums:
-        """Update the weights once, from this worker's share (at least one) of the step's micro-batches."""
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], steps: int, count: int = 0, rate: float | None = None
+    ) -> StepSums:
+        """Update the weights once, from this worker's share (at least one) of the step's micro-batches.
+
+        The step has `count` micro-batches over all workers, as many as in the recipe if 0, and the learning rate is
+        `rate`, that of the recipe for a run of `steps` if None.
+        """
+        count = count or self.loop.micro_batches_per_step
         self.parallel.train()
         for module in self.frozen:
             module.eval()
         self.optimizer.zero_grad(set_to_none=True)
-        reduce = OrderedReduction(self) if self.loop.ordered_reduction else FastReduction(self)
-        losses = torch.zeros(self.loop.micro_batches_per_step, device=self.device)
+        reduce = OrderedReduction(self, count) if self.loop.ordered_reduction else FastReduction(self, count)
+        losses = torch.zeros(count, device=self.device)
         hits = torch.zeros((), dtype=torch.long, device=self.device)
         for micro_batch in micro_batches:
             self.statistics.copy_(reduce.before)  # every micro-batch of a step starts from the same statistics
@@ -145,8 +152,10 @@ class Training:
         self.counters.fill_(self.step + 1)
         if self.optim.clip_norm:
             nn.utils.clip_grad_norm_(self.trained, self.optim.clip_norm)
+        if rate is None:
+            rate = learning_rate(self.optim, self.step, steps, self.loop.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * learning_rate(self.optim, self.step, steps, self.loop.epochs)
+            group["lr"] = group["scale"] * rate
         self.optimizer.step()
         self.step += 1
         if self.average:
@@ -205,12 +214,12 @@ class FastReduction:
     """Reduces gradients by DDP, and statistics by one sum over the workers, in an order that depends on their
     number."""
 
-    def __init__(self, training: Training) -> None:
-        self._training = training
+    def __init__(self, training: Training, count: int) -> None:
+        self._training, self._count = training, count
         self.before = training.statistics.clone()
         self._summed = torch.zeros_like(self.before)
         # DDP takes the mean over workers; this turns it into the mean over all micro-batches.
-        self.share = training.workers / training.loop.micro_batches_per_step
+        self.share = training.workers / count
 
     def add(self, micro_batch: MicroBatch) -> None:
         """Take over the results of a micro-batch's backward pass."""
@@ -224,14 +233,14 @@ class FastReduction:
         """
         if self._training.workers > 1:
             dist.all_reduce(self._summed)
-        return self._summed / self._training.loop.micro_batches_per_step
+        return self._summed / self._count
 
 
 class OrderedReduction:
     """Gathers gradients and statistics of every micro-batch and adds them up in the order of their numbers."""
 
-    def __init__(self, training: Training) -> None:
-        self._training = training
+    def __init__(self, training: Training, count: int) -> None:
+        self._training, self._count = training, count
         self.before = training.statistics.clone()
         self.share = 1.0
         self._own: list[Tensor] = []
@@ -247,7 +256,7 @@ class OrderedReduction:
     def finish(self) -> Float[Tensor, " s"]:
         """Set the gradients to their mean over the step's micro-batches, and return the mean of the statistics."""
         training = self._training
-        count, workers = training.loop.micro_batches_per_step, training.workers
+        count, workers = self._count, training.workers
         own = torch.stack(self._own + [torch.zeros_like(self._own[0])] * (-(-count // workers) - len(self._own)))
         gathered = [own]
         if workers > 1:

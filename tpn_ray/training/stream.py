@@ -50,15 +50,18 @@ class Stream:
         """Return this worker's micro-batches of the next step."""
         plan = self._schedule.plan
         micro_batches, self.trained = [], []
-        for _ in range(plan.slots_per_step(self._workers) // self._workers):
+        share, taken = 1, 0
+        while taken < share:
             slot, block = self._next()
             if not isinstance(slot, PlannedMicroBatch):
                 raise TrainingError(f"step {slot.step}: validation videos came where a step was to be trained")
+            share, taken = plan.slots_per_step(self._workers, slot.step) // self._workers, taken + 1
             if slot.positions[0] < 0:  # fills the workers' shares
                 continue
-            number = int(slot.positions[0]) % plan.batch_clips // plan.micro_batch_clips
-            self.trained.append((number, slot.positions))
-            micro_batches.append(self._augmented(self._usable(block, number, "train"), block, slot.epoch))
+            self.trained.append((slot.number, slot.positions))
+            crop_px = slot.shape.crop_px if slot.shape else self._crop_px
+            usable = self._usable(block, slot.number, "train", crop_px)
+            micro_batches.append(self._augmented(usable, block, slot.epoch))
         return micro_batches
 
     def evaluation(self) -> Iterator[MicroBatch]:
@@ -67,7 +70,7 @@ class Stream:
             slot, block = self._next()
             if not isinstance(slot, EvaluationBatch):
                 raise TrainingError(f"step {slot.step}: training clips came where videos were to be scored")
-            yield self._usable(block, 0, "val")
+            yield self._usable(block, 0, "val", self._crop_px)
 
     def _next(self) -> tuple[PlannedMicroBatch | EvaluationBatch, Rows]:
         slot = self._schedule.slot(self._next_slot, self._workers, self._first_step)
@@ -93,7 +96,7 @@ class Stream:
         begin, self._taken = self._taken, self._taken + self._schedule.plan.micro_batch_clips
         return {name: column[begin : self._taken] for name, column in self._block.items()}
 
-    def _usable(self, block: Rows, number: int, split: str) -> MicroBatch:
+    def _usable(self, block: Rows, number: int, split: str, crop_px: int) -> MicroBatch:
         """Return the clips of a block that are neither filler nor bad, on the device; report bad ones to the driver."""
         bad = np.flatnonzero(block[rows.REASON] != "")
         if len(bad):
@@ -102,7 +105,7 @@ class Stream:
         good = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
         labels = upload(block[rows.LABELS][good], self._device)
         if rows.PIXELS in block:
-            return MicroBatch(number, clips_of_block(block, good, self._crop_px, self._device), labels)
+            return MicroBatch(number, clips_of_block(block, good, crop_px, self._device), labels)
         clips = block[rows.CLIP] if good.all() else block[rows.CLIP][good]
         return MicroBatch(number, upload(clips, self._device), labels)
 

@@ -44,7 +44,7 @@ from tpn_ray.model.convolution_check import convolution_self_test
 from tpn_ray.model.weights import load_what_fits
 from tpn_ray.recipe import Recipe, to_plain
 from tpn_ray.resources import Decoding
-from tpn_ray.training import run_folder
+from tpn_ray.training import multigrid, run_folder
 from tpn_ray.training.events import Event, Notice, Started, Stopped
 from tpn_ray.training.goodput import Clock
 from tpn_ray.training.log import DivergedError, Log
@@ -218,8 +218,10 @@ class _Rank:
         if self.ledger:
             for number, positions in self.stream.trained:
                 self.ledger.trained(self.training.step, number, positions.tolist())
+        step, plan, recipe = self.training.step, self.job.schedule.plan, self.job.recipe
+        rate = multigrid.learning_rate(recipe.optim, plan, step, recipe.loop.epochs) if plan.grid else None
         with self.clock.booking("compute"):
-            sums = self.training.train_step(micro_batches, self.job.steps)
+            sums = self.training.train_step(micro_batches, self.job.steps, plan.micro_batches(step), rate)
         self.log.add(sums)
 
     def _evaluate(self) -> dict[str, float]:
@@ -253,7 +255,7 @@ class _Rank:
             )
             record = Record(
                 step=training.step,
-                epoch=training.step // job.schedule.plan.steps_per_epoch,
+                epoch=job.schedule.plan.place(training.step)[0],
                 scores=scores,
                 history=self.log.take_history(),
                 ended=self.ended,
