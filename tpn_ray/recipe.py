@@ -205,6 +205,10 @@ class LoopConfig:
     compile: bool = False
     """Whether to compile the network with torch.compile before the first step. Dropout then draws different numbers."""
 
+    recompute: bool = False
+    """Whether the backward pass computes the inside of each block of the backbone again instead of keeping it: less
+    memory, for long clips, and a third more work. The result has the same bits."""
+
     weights: str = ""
     """Initial weights: a path, s3://bucket/key, https://host/file#sha256=..., or hf://owner/name, in any layout known
     for the backbone (this project's, mmaction2's, the official TPN's, or a 2D ResNet's). A classifier with a different
@@ -236,6 +240,8 @@ class LoopConfig:
             raise ConfigError(
                 f"sync_batch_norm={self.sync_batch_norm} cannot be compiled: leave out compile, or the other"
             )
+        if self.recompute and (self.compile or self.sync_batch_norm > 1):
+            raise ConfigError("recompute=True goes neither with compile nor with sync_batch_norm above 1")
         if self.micro_batch_clips < 2:
             raise ConfigError(f"micro_batch_clips={self.micro_batch_clips}: BatchNorm needs at least 2 clips")
         if self.patience_evaluations < 0:

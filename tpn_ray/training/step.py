@@ -25,6 +25,7 @@ from tpn_ray.model.layers import SharedStatistics
 from tpn_ray.model.pixels import Normalise
 from tpn_ray.model.precision import autocast, use_tf32
 from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
+from tpn_ray.model.recompute import recompute_blocks
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
 from tpn_ray.training.average import Average
 from tpn_ray.training.loss import cross_entropy, total_loss
@@ -86,6 +87,8 @@ class Training:
         self.normalise = Normalise(model.spec.mean, model.spec.std).to(device)
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.shared = share_statistics(self.model, loop.sync_batch_norm, longest) if loop.sync_batch_norm > 1 else None
+        if loop.recompute:  # after the average, which is a copy
+            recompute_blocks(self.model.backbone)
         if loop.compile:
             self.model.compile()
         # Buffers are not synchronized: `train_step` averages the statistics over all micro-batches instead.
@@ -144,7 +147,10 @@ class Training:
             last = micro_batch is micro_batches[-1]
             with contextlib.nullcontext() if last else self.no_sync():
                 loss, scores = self._forward(micro_batch)
+                seen = self.statistics.clone() if self.loop.recompute else None
                 torch.autograd.backward(loss * reduce.share)
+                if seen is not None:
+                    self.statistics.copy_(seen)  # blocks that are computed again update them again
             reduce.add(micro_batch)
             losses[micro_batch.number] = loss.detach()
             hits += first_hits(scores, micro_batch.labels, self.classes)
