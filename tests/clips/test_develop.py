@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from tests.videos import videos
 from tpn_ray.clips import augment, handover, notes
+from tpn_ray.clips import develop as develop_module
 from tpn_ray.clips.augment import AugmentConfig
-from tpn_ray.clips.develop import develop
+from tpn_ray.clips.develop import clips_of_block, clips_of_blocks, develop
 from tpn_ray.clips.notes import NO_CLIP, PLANES, RGB, Note
 from tpn_ray.videos.decode import open_video
 
@@ -72,10 +73,25 @@ def test_clips_of_all_sizes_and_kinds_in_one_micro_batch_with_colours() -> None:
 
 
 def test_a_batch_does_not_change_its_clips() -> None:
-    made = [both(name, COLOURED, 5)[1:] for name in ("even", "large")]
+    """Not in one bit: which clips are developed together depends on the number of workers."""
+    made = [both(name, config, seed)[1:] for seed, config in enumerate((COLOURED, PLAIN, COLOURED)) for name in KINDS]
     together = developed(made)
     for place, one in enumerate(made):
-        assert difference(together[place], developed([one])[0]).max() <= 1
+        assert np.array_equal(together[place], developed([one])[0])
+
+
+def test_blocks_are_developed_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = []
+    for kinds in (("even", "large"), ("rotated",), (), ("bt709", "odd width")):
+        made = [both(name, COLOURED, seed)[1:] for seed, name in enumerate(kinds)]
+        block = {**handover.columns([*made, None], len(INDICES), len(made) + 1)}
+        blocks.append((block, np.array([*[True] * len(made), False])))
+    expected = [clips_of_block(*one, 32, "cpu") for one in blocks]
+    for most in (1, 4 * 64 * 96 * 2, 10**9):
+        monkeypatch.setattr(develop_module, "PIXELS_AT_ONCE", most)
+        found = clips_of_blocks(blocks, 32, "cpu")
+        assert [len(clips) for clips in found] == [2, 1, 0, 2]
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -5,6 +5,8 @@ The pixels are those of `augment.train_view` and `augment.test_view`, within one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -15,18 +17,58 @@ from tpn_ray.clips import rows
 from tpn_ray.clips.augment import LUMA, NO_JITTER
 from tpn_ray.clips.notes import NOTHING, PLANES, Note, from_array
 from tpn_ray.clips.rows import Rows
-from tpn_ray.clips.transfer import upload
+from tpn_ray.clips.transfer import beside, upload
 from tpn_ray.model import pixels
+
+PIXELS_AT_ONCE = 64 * 8 * 256 * 341
+"""Most pixels that are developed together: 64 of the published clips, which take about a gigabyte meanwhile."""
 
 
 def clips_of_block(block: Rows, good: NDArray[np.bool_], size_px: int, device: str) -> UInt8[Tensor, "n t h w c"]:
     """Make the clips of the `good` rows on the device. The block's memory is read-only and stays unchanged."""
-    notes = from_array(block[rows.NOTES][good])
-    frames = max((note.frames for note in from_array(block[rows.NOTES])), default=0)
-    if not notes:
-        return torch.zeros(0, frames, size_px, size_px, 3, dtype=torch.uint8, device=device)
-    stored = np.ascontiguousarray(block[rows.PIXELS]).reshape(-1)
-    return develop(upload(stored, device), notes, size_px)
+    return clips_of_blocks([(block, good)], size_px, device)[0]
+
+
+def clips_of_blocks(
+    blocks: Sequence[tuple[Rows, NDArray[np.bool_]]], size_px: int, device: str
+) -> list[UInt8[Tensor, "n t h w c"]]:
+    """Make the clips of the `good` rows of each block, together: on a GPU in few launches, which it works on beside the
+    network (`transfer.beside`)."""
+    notes = [from_array(block[rows.NOTES][good]) for block, good in blocks]
+    frames = max(note.frames for block, _ in blocks for note in from_array(block[rows.NOTES]))
+
+    def make() -> list[Tensor]:
+        made = list[Tensor]()
+        for part in _portions([sum(map(_pixels, each)) for each in notes]):
+            pixels, together = list[NDArray[np.uint8]](), list[Note]()
+            for number in part:
+                begin = sum(one.size for one in pixels)
+                pixels.append(blocks[number][0][rows.PIXELS].reshape(-1))
+                together += [note._replace(begin=begin + note.begin) for note in notes[number]]
+            if together:
+                clips = develop(upload(np.concatenate(pixels), device), together, size_px)
+            else:
+                clips = torch.zeros(0, frames, size_px, size_px, 3, dtype=torch.uint8, device=device)
+            made += torch.split(clips, [len(notes[number]) for number in part])
+        return made
+
+    return beside(device, make)
+
+
+def _portions(pixels: Sequence[int]) -> list[list[int]]:
+    """Group neighbors with at most PIXELS_AT_ONCE, or one that has more."""
+    portions, total = list[list[int]](), 0
+    for number, own in enumerate(pixels):
+        if not portions or total + own > PIXELS_AT_ONCE:
+            portions.append([])
+            total = 0
+        portions[-1].append(number)
+        total += own
+    return portions
+
+
+def _pixels(note: Note) -> int:
+    return _size((note.frames, note.height, note.width))
 
 
 def develop(stored: UInt8[Tensor, " bytes"], notes: list[Note], size_px: int) -> UInt8[Tensor, "n t h w c"]:

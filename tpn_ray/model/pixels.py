@@ -138,7 +138,7 @@ def _shrink(
     return small.view(clips, channels, count, size_px, size_px)
 
 
-WEIGHT_BITS, HALF_BITS = 22, 11
+WEIGHT_BITS, HALF_BITS, EXACT_BITS = 22, 11, 40
 
 
 def _halves(weights: Float[Tensor, "n s p"]) -> tuple[Float[Tensor, "n s p"], Float[Tensor, "n s p"]]:
@@ -163,7 +163,8 @@ def _weights(begin: Int[Tensor, " n"], length: Int[Tensor, " n"], pixels: int, s
     first = (centre - reach + 0.5).trunc().clamp(min=0.0)
     last = torch.minimum((centre + reach + 0.5).trunc(), length)
     weights = (1 - ((place - centre + 0.5) * (1 / reach)).abs()).clamp(min=0.0)
-    weights = torch.where((place >= first) & (place < last), weights, 0.0)
+    # Whole numbers, whose sum is exact in any order: it must not depend on how far a clip is padded beside others.
+    weights = (torch.where((place >= first) & (place < last), weights, 0.0) * 2**EXACT_BITS).floor()
     whole: Tensor = (weights * (1 / weights.sum(dim=-1, keepdim=True)) * 2**WEIGHT_BITS + 0.5).floor()
     return whole
 
@@ -171,7 +172,14 @@ def _weights(begin: Int[Tensor, " n"], length: Int[Tensor, " n"], pixels: int, s
 def apply_jitter(clips: UInt8[Tensor, "n t h w c"], todo: ToDo) -> UInt8[Tensor, "n t h w c"]:
     """Compute rgb' = matrix @ rgb + grey_share * (the clip's mean gray), rounded and clipped, as in `augment`."""
     flat = clips.flatten(1, 3)
-    mean_grey = flat.sum(dim=1, dtype=torch.int64).double() @ todo.luma / flat.shape[1]
+    mean_grey = _weighed(flat.sum(dim=1, dtype=torch.int64).double(), todo.luma) / flat.shape[1]
     shift = (todo.grey_shares * mean_grey).float()
-    turned = torch.bmm(flat.float(), todo.jitter.float().mT) + shift[:, None, None]
+    matrix, colors = todo.jitter.float(), flat.float()
+    turned = torch.stack([_weighed(colors, matrix[:, None, i]) for i in range(3)], dim=-1) + shift[:, None, None]
     return (turned + 0.5).floor_().clamp_(0, 255).to(torch.uint8).view(clips.shape)
+
+
+def _weighed(colors: Float[Tensor, "*n 3"], shares: Float[Tensor, "*#n 3"]) -> Float[Tensor, "*n"]:
+    """Sum the colors with these shares, in one order: a product of matrices would choose one by the number of clips."""
+    red, green, blue = (color * share for color, share in zip(colors.unbind(-1), shares.unbind(-1), strict=True))
+    return red + green + blue

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tpn_ray.clips import rows
 from tpn_ray.clips.augment import AFTER_DECODING, AugmentConfig, generator
-from tpn_ray.clips.develop import clips_of_block
+from tpn_ray.clips.develop import clips_of_blocks
 from tpn_ray.clips.randaugment import rand_augment
 from tpn_ray.clips.rows import Rows
 from tpn_ray.clips.transfer import upload
@@ -48,21 +49,22 @@ class Stream:
 
     def step(self) -> list[MicroBatch]:
         """Return this worker's micro-batches of the next step."""
-        plan = self._schedule.plan
-        micro_batches, self.trained = [], []
-        share, taken = 1, 0
+        plan, crop_px = self._schedule.plan, self._crop_px
+        blocks, self.trained = list[Rows](), []
+        share, taken, epoch = 1, 0, 0
         while taken < share:
             slot, block = self._next()
             if not isinstance(slot, PlannedMicroBatch):
                 raise TrainingError(f"step {slot.step}: validation videos came where a step was to be trained")
             share, taken = plan.slots_per_step(self._workers, slot.step) // self._workers, taken + 1
+            epoch = slot.epoch
             if slot.positions[0] < 0:  # fills the workers' shares
                 continue
             self.trained.append((slot.number, slot.positions))
+            blocks.append(block)
             crop_px = slot.shape.crop_px if slot.shape else self._crop_px
-            usable = self._usable(block, slot.number, "train", crop_px)
-            micro_batches.append(self._augmented(usable, block, slot.epoch))
-        return micro_batches
+        made = self._usable(blocks, [number for number, _ in self.trained], "train", crop_px)
+        return [self._augmented(one, block, epoch) for one, block in zip(made, blocks, strict=True)]
 
     def evaluation(self) -> Iterator[MicroBatch]:
         """Yield this worker's share of the validation videos, where the schedule has them next."""
@@ -70,7 +72,7 @@ class Stream:
             slot, block = self._next()
             if not isinstance(slot, EvaluationBatch):
                 raise TrainingError(f"step {slot.step}: training clips came where videos were to be scored")
-            yield self._usable(block, 0, "val", self._crop_px)
+            yield from self._usable([block], [0], "val", self._crop_px)
 
     def _next(self) -> tuple[PlannedMicroBatch | EvaluationBatch, Rows]:
         slot = self._schedule.slot(self._next_slot, self._workers, self._first_step)
@@ -96,18 +98,25 @@ class Stream:
         begin, self._taken = self._taken, self._taken + self._schedule.plan.micro_batch_clips
         return {name: column[begin : self._taken] for name, column in self._block.items()}
 
-    def _usable(self, block: Rows, number: int, split: str, crop_px: int) -> MicroBatch:
-        """Return the clips of a block that are neither filler nor bad, on the device; report bad ones to the driver."""
+    def _usable(self, blocks: list[Rows], numbers: list[int], split: str, crop_px: int) -> list[MicroBatch]:
+        """Return the clips of each block that are neither filler nor bad, on the device; report bad ones to the
+        driver."""
+        chosen = [self._good(block, split) for block in blocks]
+        labels = [upload(block[rows.LABELS][good], self._device) for block, good in zip(blocks, chosen, strict=True)]
+        if blocks and rows.PIXELS in blocks[0]:
+            clips = clips_of_blocks(list(zip(blocks, chosen, strict=True)), crop_px, self._device)
+        else:
+            each = zip(blocks, chosen, strict=True)
+            clips = [upload(b[rows.CLIP] if good.all() else b[rows.CLIP][good], self._device) for b, good in each]
+        return [MicroBatch(*made) for made in zip(numbers, clips, labels, strict=True)]
+
+    def _good(self, block: Rows, split: str) -> NDArray[np.bool_]:
         bad = np.flatnonzero(block[rows.REASON] != "")
         if len(bad):
             found = ((int(block[rows.SAMPLE][i]), str(block[rows.REASON][i]), str(block[rows.MESSAGE][i])) for i in bad)
             self._tell(BadVideos(split=split, found=tuple(found)))
-        good = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
-        labels = upload(block[rows.LABELS][good], self._device)
-        if rows.PIXELS in block:
-            return MicroBatch(number, clips_of_block(block, good, crop_px, self._device), labels)
-        clips = block[rows.CLIP] if good.all() else block[rows.CLIP][good]
-        return MicroBatch(number, upload(clips, self._device), labels)
+        good: NDArray[np.bool_] = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
+        return good
 
     def _augmented(self, micro_batch: MicroBatch, block: Rows, epoch: int) -> MicroBatch:
         """Apply what is drawn for the place of each usable clip in the plan."""
