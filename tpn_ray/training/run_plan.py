@@ -97,9 +97,11 @@ def checkpoint_to_extend(run_uri: str, recipe: Recipe, manifest: Manifest) -> st
             + "\n  ".join(changed)
         )
     plan = make_plan(recipe, manifest)
+    if plan.grid:
+        raise ConfigError("a run with --loop.multigrid cannot be extended: its clips follow the number of its epochs")
     if plan.steps <= steps[-1]:
         raise ConfigError(
-            f"{run_uri} has trained {steps[-1] / plan.steps_per_epoch:g} epochs, and --loop.epochs {plan.epochs} asks"
+            f"{run_uri} has trained {steps[-1] / plan.first_step(1):g} epochs, and --loop.epochs {plan.epochs} asks"
             " for no more: it counts from the beginning of the run that is extended"
         )
     return uri
