@@ -203,7 +203,8 @@ class LoopConfig:
     per micro-batch."""
 
     compile: bool = False
-    """Whether to compile the network with torch.compile before the first step. Dropout then draws different numbers."""
+    """Whether to compile the network with torch.compile before the first step. Dropout then draws different numbers.
+    Micro-batches that lack a bad video run as they are."""
 
     recompute: bool = False
     """Whether the backward pass computes the inside of each block of the backbone again instead of keeping it: less
@@ -240,6 +241,8 @@ class LoopConfig:
             raise ConfigError(
                 f"sync_batch_norm={self.sync_batch_norm} cannot be compiled: leave out compile, or the other"
             )
+        if self.multigrid != "off" and self.compile:
+            raise ConfigError(f"multigrid={self.multigrid!r} cannot be compiled, which is for clips of one shape")
         if self.recompute and (self.compile or self.sync_batch_norm > 1):
             raise ConfigError("recompute=True goes neither with compile nor with sync_batch_norm above 1")
         if self.micro_batch_clips < 2:

@@ -126,7 +126,7 @@ def test_a_compiled_network_takes_the_same_step(monkeypatch: pytest.MonkeyPatch)
     """But for dropout, whose numbers a compiler draws in an order of its own; from the same seed they are the same."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot trace the tests' hook
     still, dropping = dataclasses.replace(MODEL, dropout=0.0), MODEL
-    loop = dataclasses.replace(LOOP, compile=True)
+    loop = dataclasses.replace(LOOP, micro_batch_clips=2, batch_clips=8, compile=True)  # as many as are usable
     eager, compiled = Training(still, LOSS, OPTIM, LOOP, "cpu"), Training(still, LOSS, OPTIM, loop, "cpu")
     first, second = (Training(dropping, LOSS, OPTIM, loop, "cpu") for _ in range(2))
     begin = state(eager)
@@ -136,6 +136,27 @@ def test_a_compiled_network_takes_the_same_step(monkeypatch: pytest.MonkeyPatch)
         error, change = (state(compiled)[name] - tensor).float().norm(), (tensor - begin[name]).float().norm()
         assert error <= 1e-2 * change, f"{name}: {error} of a change of {change}"
     assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
+
+
+def test_a_micro_batch_that_lacks_a_clip_compiles_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot trace the tests' hook
+    compiled, compile_it = [], torch.nn.Module.compile
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_it(self, **how, backend=backend))
+    loop = dataclasses.replace(LOOP, micro_batch_clips=2, batch_clips=8, compile=True)
+    eager = dataclasses.replace(loop, compile=False)
+    trained, plain = (Training(MODEL, LOSS, OPTIM, each, "cpu") for each in (loop, eager))
+    whole = step_of(0)
+    lacking = [whole[0], whole[1]._replace(clips=whole[1].clips[:1], labels=whole[1].labels[:1]), *whole[2:]]
+    for step in (whole, lacking, whole):
+        for training in (trained, plain):
+            training.train_step(step, STEPS)
+        assert len(compiled) == 1
+    assert all(torch.equal(tensor, state(plain)[name]) for name, tensor in state(trained).items())
 
 
 def _worker(rank: int, workers: int, port: int, folder: str) -> None:

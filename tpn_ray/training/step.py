@@ -90,7 +90,7 @@ class Training:
         if loop.recompute:  # after the average, which is a copy
             recompute_blocks(self.model.backbone)
         if loop.compile:
-            self.model.compile()
+            self.model.compile(dynamic=False)
         # Buffers are not synchronized: `train_step` averages the statistics over all micro-batches instead.
         settings: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
         self.parallel: nn.Module = (
@@ -174,6 +174,13 @@ class Training:
         torch.manual_seed(seed)
         if self.shared:
             self.shared.counts = len(micro_batch.labels) > 0
+        if self.loop.compile and len(micro_batch.labels) != self.loop.micro_batch_clips:
+            # One bad video would cost a minute of compilation.
+            with torch.compiler.set_stance("force_eager"):
+                return self._forward_these(micro_batch, seed)
+        return self._forward_these(micro_batch, seed)
+
+    def _forward_these(self, micro_batch: MicroBatch, seed: int) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
         if len(micro_batch.labels) == 0:
             return self._forward_nothing(micro_batch)
         clips, partners = mix(self.normalise(micro_batch.clips), self.loss_config, seed)
