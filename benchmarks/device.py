@@ -26,6 +26,7 @@ LIMITS_SECONDS = {
     "inference": 90,
     "develop": 40,
     "workers": 60,
+    "decoding": 60,
 }
 """The sections in the order in which they run, and the longest time that each may take on a GPU."""
 

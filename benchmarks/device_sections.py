@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.device_bench import Bench, product_rate
 from benchmarks.device_bits import bits, killed, rank, workers
+from benchmarks.device_decode import decoding
 from benchmarks.device_speed import inference, training, waits
 from tests.model.vectors import noise, reference
 from tpn_ray.clips.develop import develop
@@ -144,6 +145,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "inference": inference,
     "develop": develop_clips,
     "workers": workers,
+    "decoding": decoding,
 }
 
 
