@@ -33,9 +33,11 @@ os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
+from tests.prepared import prepare  # noqa: E402
 from tests.ray_head import RayHead, ray_head  # noqa: E402
 from tests.servers import S3Server, mlflow_server, s3_server  # noqa: E402
 from tpn_ray.datasets.toy import ToyConfig, write_toy  # noqa: E402
+from tpn_ray.videos.encode import EncodeConfig  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,14 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     write_toy(str(folder), ToyConfig(train_per_class=4, val_per_class=2))
     return folder
+
+
+@pytest.fixture(scope="session")
+def flow_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Eight training and eight validation videos of the toy dataset, shortened and prepared with optical flow."""
+    videos, folder = tmp_path_factory.mktemp("short"), tmp_path_factory.mktemp("flow")
+    write_toy(str(videos), ToyConfig(train_per_class=1, val_per_class=1, frames=40))
+    return prepare(videos, folder, EncodeConfig(flow=True, preset="veryfast"))
 
 
 @pytest.fixture(scope="session")

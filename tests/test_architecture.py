@@ -48,6 +48,7 @@ ONLY_IN = {
     ],
     "mlflow": ["tracking.py", "predict/served.py"],
     "av": ["videos/", "sandbox/confinement.py", "datasets/toy.py"],
+    "cv2": ["videos/flow.py"],
     "boto3": ["storage/"],
     "botocore": ["storage/"],
     "optuna": ["tuning/"],

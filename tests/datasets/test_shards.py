@@ -98,6 +98,30 @@ def test_long_footers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(summary.index) == 50
 
 
+def test_flow_is_a_second_video_of_each_row(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    for number, one in enumerate(rows):
+        one["flow"] = np.random.default_rng(100 + number).bytes(max(1, len(one["video"]) // 2))
+        one["flow_sha256"] = hashlib.sha256(one["flow"]).hexdigest()
+    written = {name: write(tmp_path, name, part, name.split("-")[0]) for name, part in
+               {"train-00000.parquet": rows[:7], "val-00000.parquet": rows[7:]}.items()}  # fmt: skip
+    dataset = write_dataset(str(tmp_path), written, {"action": ("jump", "run")}, {})
+    assert dataset["splits"]["val"]["flow_bytes"] == sum(len(one["flow"]) for one in rows[7:])
+    manifest = load_manifest(str(tmp_path))
+    val, flow = manifest.select("val"), manifest.showing("flow")
+    for sample, one in enumerate(rows):
+        assert reader.fetch(manifest, sample) == one["video"]
+        assert reader.fetch(flow, sample) == one["flow"]
+    assert reader.fetch(val.showing("flow"), 2) == rows[9]["flow"]
+    assert flow.placement is not None
+    assert flow.placement.frame_counts.tolist() == [one["frame_count"] - 1 for one in rows]
+    assert (flow.version, flow.group_sizes) == (manifest.version, manifest.group_sizes)
+    rows[0]["flow_sha256"] = "0" * 64
+    written["train-00000.parquet"] = write(tmp_path, "train-00000.parquet", rows[:7], "train")
+    assert write_dataset(str(tmp_path), written, {"action": ("jump", "run")}, {})["version"] != manifest.version
+    with pytest.raises(BadVideo, match="are not those that were stored"):
+        reader.fetch(load_manifest(str(tmp_path)).showing("flow"), 0)
+
+
 def test_what_is_no_shard(tmp_path: Path) -> None:
     for content in (b"", b"PAR1", b"x" * 5000):
         (tmp_path / "x.parquet").write_bytes(content)

@@ -49,6 +49,8 @@ class Placement:
     """(n,): number of frames in the video."""
     hashes: NDArray[np.uint8]
     """(n, 32): SHA-256 of the video."""
+    flow: FlowPlacement | None = None
+    """Where their optical flow is stored; None if the dataset was prepared without."""
 
     def select(self, rows: list[int]) -> Placement:
         """Return only these rows."""
@@ -59,7 +61,21 @@ class Placement:
             offsets=self.offsets[rows],
             frame_counts=self.frame_counts[rows],
             hashes=self.hashes[rows],
+            flow=self.flow and self.flow.select(rows),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class FlowPlacement:
+    """Where the videos of optical flow are stored, in the shards of the others. Row i of every array is video i."""
+
+    offsets: NDArray[np.int64]
+    sizes_bytes: NDArray[np.int64]
+    hashes: NDArray[np.uint8]
+
+    def select(self, rows: list[int]) -> FlowPlacement:
+        """Return only these rows."""
+        return FlowPlacement(self.offsets[rows], self.sizes_bytes[rows], self.hashes[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +137,27 @@ class Manifest:
         )
 
     @property
+    def has_flow(self) -> bool:
+        """Whether optical flow is stored with the videos."""
+        return self.placement is not None and self.placement.flow is not None
+
+    def showing(self, modality: str) -> Manifest:
+        """Return the manifest whose stored videos are those of a modality: these for rgb, their optical flow for flow.
+
+        Raises ConfigError if there is no flow.
+        """
+        if modality == "rgb":
+            return self
+        if self.placement is None or (flow := self.placement.flow) is None:
+            raise ConfigError(
+                "the recipe needs optical flow (clip.modality flow), which this dataset does not have: prepare it with "
+                "`python jobs/prepare.py --flow --data VIDEOS --out FOLDER`, and give that folder"
+            )
+        counts = self.placement.frame_counts - 1
+        shown = replace(self.placement, offsets=flow.offsets, hashes=flow.hashes, frame_counts=counts, flow=None)
+        return replace(self, sizes_bytes=flow.sizes_bytes, placement=shown)
+
+    @property
     def group_sizes(self) -> tuple[int, ...]:
         """Number of rows in each row group, in order, for `data.plan`; () for a dataset of video files."""
         if self.placement is None:
@@ -176,9 +213,21 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
             row_groups=index["row_group"].to_numpy(),
             offsets=index["offset"].to_numpy(),
             frame_counts=index["frame_count"].to_numpy(),
-            hashes=np.frombuffer(bytes.fromhex("".join(index["content_sha256"].to_pylist())), np.uint8).reshape(-1, 32),
+            hashes=_hashes(index["content_sha256"]),
+            flow=_flow_placement(index),
         ),
     )
+
+
+def _flow_placement(index: pa.Table) -> FlowPlacement | None:
+    if shards.FLOW_OFFSET not in index.column_names:
+        return None
+    offsets, sizes = (index[name].to_numpy() for name in (shards.FLOW_OFFSET, shards.FLOW_BYTES))
+    return FlowPlacement(offsets, sizes, _hashes(index[shards.FLOW_SHA256]))
+
+
+def _hashes(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), np.uint8).reshape(-1, 32)
 
 
 # --- from entries to a checked manifest

@@ -5,9 +5,10 @@
     <dataset>/quarantine.parquet           uri, reason, and message of every video that could not be used
     <dataset>/dataset.json                 class names, counts, splits, settings, version; written last
 
-Videos are stored uncompressed (they are compressed already), so that each is in one piece in its shard. The index says
-where: a clip costs one ranged request for exactly its video, and no footer is read. Any Parquet reader can read the
-shards too. Bytes are a pure function of the rows: no dates, one writer version.
+Videos are stored uncompressed (they are compressed already), so that each is in one piece in its shard. If a dataset
+has optical flow, that is a second video in the same row, also in one piece. The index says where: a clip costs one
+ranged request for exactly its video, and no footer is read. Any Parquet reader can read the shards too. Bytes are a
+pure function of the rows: no dates, one writer version.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ ROW = pa.schema(
 )
 """One video; the segment's bounds are null for a whole file, and times start at 0 with the first frame."""
 
+FLOW, FLOW_SHA256, FLOW_OFFSET, FLOW_BYTES = "flow", "flow_sha256", "flow_offset", "flow_bytes"
+ROW_WITH_FLOW = ROW.append(pa.field(FLOW_SHA256, pa.string(), nullable=False)).append(
+    pa.field(FLOW, pa.binary(), nullable=False)
+)
+
 INDEX_FIELDS = [field for field in ROW if field.name not in (VIDEO, "times_us")]
 INDEX_ROW = pa.schema(
     [
@@ -76,6 +82,14 @@ INDEX_ROW = pa.schema(
     ]
 )
 """A row of a shard without the video, and the video's location in the shard."""
+INDEX_ROW_WITH_FLOW = pa.schema(
+    [
+        *INDEX_ROW,
+        pa.field(FLOW_SHA256, pa.string(), nullable=False),
+        pa.field(FLOW_OFFSET, pa.int64(), nullable=False),
+        pa.field(FLOW_BYTES, pa.int64(), nullable=False),
+    ]
+)
 
 QUARANTINE_ROW = pa.schema([("uri", pa.string()), ("reason", pa.string()), ("message", pa.string())])
 
@@ -103,24 +117,29 @@ class ShardSummary:
 
 
 def shard_bytes(rows: Sequence[dict[str, Any]], bad: Sequence[Bad], *, job: str, split: str) -> bytes:
-    """Encode a shard of rows (dicts of ROW). The same rows give the same bytes."""
+    """Encode a shard of rows (dicts of ROW, or all of ROW_WITH_FLOW). The same rows give the same bytes."""
     buffer = io.BytesIO()
+    schema = ROW_WITH_FLOW if rows and FLOW in rows[0] else ROW
     index, searched = list[dict[str, Any]](), 0
     with pq.ParquetWriter(
         buffer,
-        ROW,
-        compression={name: "NONE" if name == VIDEO else "ZSTD" for name in _column_paths()},
+        schema,
+        compression={name: "NONE" if name in (VIDEO, FLOW) else "ZSTD" for name in _column_paths(schema)},
         use_dictionary=False,
         write_statistics=False,
         store_schema=False,
     ) as writer:
         for number, group in enumerate(row_groups(rows)):
-            writer.write_table(pa.Table.from_pylist(list(group), schema=ROW), row_group_size=len(group))
+            writer.write_table(pa.Table.from_pylist(list(group), schema=schema), row_group_size=len(group))
             written = buffer.getbuffer()
             for row in group:
                 offset = _find(written, row[VIDEO], searched)
                 searched = offset + len(row[VIDEO])
                 index.append(_index_row(row, number, offset))
+            for row, entry in zip(group, index[-len(group) :], strict=True):
+                if FLOW in row:
+                    entry[FLOW_OFFSET] = _find(written, row[FLOW], searched)
+                    searched = entry[FLOW_OFFSET] + len(row[FLOW])
             written.release()
         summary = ShardSummary(job=job, split=split, index=index, bad=list(bad))
         writer.add_key_value_metadata({SUMMARY_KEY: seal(dataclasses.asdict(summary), indent=None)})
@@ -129,7 +148,8 @@ def shard_bytes(rows: Sequence[dict[str, Any]], bad: Sequence[Bad], *, job: str,
 
 def _index_row(row: dict[str, Any], row_group: int, offset: int) -> dict[str, Any]:
     kept = {field.name: row.get(field.name) for field in INDEX_FIELDS}
-    return {**kept, "row_group": row_group, "offset": offset, "video_bytes": len(row[VIDEO])}
+    flow = {FLOW_SHA256: row[FLOW_SHA256], FLOW_BYTES: len(row[FLOW])} if FLOW in row else {}
+    return {**kept, "row_group": row_group, "offset": offset, "video_bytes": len(row[VIDEO]), **flow}
 
 
 def _find(written: memoryview, video: bytes, begin: int) -> int:
@@ -146,16 +166,16 @@ def _find(written: memoryview, video: bytes, begin: int) -> int:
     return offset
 
 
-def _column_paths() -> list[str]:
+def _column_paths(schema: pa.Schema) -> list[str]:
     """List the column names as Parquet spells them."""
-    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in ROW]
+    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
 
 
 def row_groups(rows: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
     """Yield groups of consecutive rows, split before they exceed ROW_GROUP_BYTES of video."""
     begin, held = 0, 0
     for place, row in enumerate(rows):
-        size = len(row[VIDEO])
+        size = len(row[VIDEO]) + len(row.get(FLOW, b""))
         if place > begin and held + size > ROW_GROUP_BYTES:
             yield rows[begin:place]
             begin, held = place, 0
@@ -191,10 +211,14 @@ def write_dataset(
         rows += [{**row, "split": summary.split, "shard": name} for row in summary.index]
         bad += summary.bad
     bad.sort()
-    index = table_bytes(pa.Table.from_pylist(rows, schema=INDEX_ROW))
+    with_flow = any(FLOW_OFFSET in row for row in rows)
+    index = table_bytes(pa.Table.from_pylist(rows, schema=INDEX_ROW_WITH_FLOW if with_flow else INDEX_ROW))
     listed = [dict(zip(("uri", "reason", "message"), one[1:], strict=True)) for one in bad]
     quarantine = table_bytes(pa.Table.from_pylist(listed, schema=QUARANTINE_ROW))
-    content = [[row["id"], row["content_sha256"], row["labels"], row["split"]] for row in rows]
+    content = [
+        [row["id"], row["content_sha256"], row["labels"], row["split"], *([row[FLOW_SHA256]] if with_flow else [])]
+        for row in rows
+    ]
     canonical = json.dumps([label_sets, content], ensure_ascii=False, separators=(",", ":"))
     dataset = {
         "format": FORMAT,
@@ -217,6 +241,7 @@ def _counts(rows: Sequence[dict[str, Any]], split: str) -> dict[str, int]:
         "videos": len(mine),
         "frames": sum(row["frame_count"] for row in mine),
         "video_bytes": sum(row["video_bytes"] for row in mine),
+        **({FLOW_BYTES: sum(row[FLOW_BYTES] for row in mine)} if any(FLOW_BYTES in row for row in mine) else {}),
         "shards": len({row["shard"] for row in mine}),
     }
 

@@ -88,9 +88,11 @@ def segment_of(manifest: Manifest, row: int) -> Segment | None:
 
 def settings_of(manifest: Manifest, encode: EncodeConfig, limits: SandboxLimits, shards: ShardConfig) -> dict[str, Any]:
     """Return everything that determines the bytes of a dataset, as JSON values. It travels with the dataset."""
+    values = dataclasses.asdict(encode)
     return {
         "source_version": manifest.version,
-        "encode": dataclasses.asdict(encode),
+        # Without flow, as before there was any: such a dataset stays resumable.
+        "encode": {name: value for name, value in values.items() if encode.flow or not name.startswith("flow")},
         "limits": dataclasses.asdict(limits),
         "shards": dataclasses.asdict(shards),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tpn_ray import storage
-from tpn_ray.datasets.shards import QUARANTINE
+from tpn_ray.datasets.shards import FLOW_BYTES, QUARANTINE
 from tpn_ray.meter import duration
 from tpn_ray.prepare.preparing import PrepareProgress, Summary
 
@@ -33,6 +33,8 @@ def summary_lines(summary: Summary, folder: str) -> list[str]:
         f"this run     {totals.videos} videos, {totals.frames} frames, {size(totals.source_bytes)} read,"
         f" {size(totals.video_bytes)} made, in {summary.seconds:.0f} s",
     ]
+    if flow := sum(counts.get(FLOW_BYTES, 0) for counts in dataset["splits"].values()):
+        lines.insert(2, f"flow         {size(flow)}, {flow / stored:.1f} times as much as the videos")
     if summary.quarantine:
         reasons = Counter(reason for _, _, reason, _ in summary.quarantine)
         counted = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))

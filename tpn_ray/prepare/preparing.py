@@ -101,6 +101,8 @@ def run(
     """Prepare every video of the manifest into `folder`. Raises BudgetError, LeaseError if another job is preparing
     into it, and other TpnRayErrors."""
     refuse_copied_segments(manifest, encode)
+    if encode.flow:
+        shard_maker.flow_preparer()
     refuse_foreign(folder)
     with lease.held(folder, f"dataset {storage.name(folder)}", flag="--out") as held:
         settings = settings_of(manifest, encode, limits, shards)

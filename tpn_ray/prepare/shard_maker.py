@@ -21,8 +21,8 @@ from tpn_ray.clips import decoding
 from tpn_ray.clips.decoding import decoder_of
 from tpn_ray.clips.sampling import ClipConfig
 from tpn_ray.datasets.manifest import Manifest
-from tpn_ray.datasets.shards import SHARDS, VIDEO, Bad, shard_bytes
-from tpn_ray.errors import BadVideo, NotFoundError
+from tpn_ray.datasets.shards import FLOW, FLOW_SHA256, SHARDS, VIDEO, Bad, shard_bytes
+from tpn_ray.errors import BadVideo, ConfigError, NotFoundError
 from tpn_ray.lease import Token
 from tpn_ray.prepare.layout import ShardPlan, segment_of
 from tpn_ray.prepare.scratch import scratch_folder
@@ -107,7 +107,7 @@ def make_shard(job: PrepareJob, number: int, tell: Callable[[VideoFinding], None
         try:
             made = prepare_confined(_sandbox(job.limits), take(), segment_of(job.manifest, row), job.encode)
             rows.append(_stored_row(job.manifest, row, made))
-            finding.frames, finding.video_bytes = len(made.times_us), len(made.video)
+            finding.frames, finding.video_bytes = len(made.times_us), len(made.video) + len(made.flow)
         except BadVideo as error:
             finding.bad = (row, source_uri(job.manifest, row), error.reason, str(error))
             bad.append(finding.bad)
@@ -133,6 +133,7 @@ def source_uri(manifest: Manifest, row: int) -> str:
 
 def _stored_row(manifest: Manifest, row: int, made: Prepared) -> dict[str, Any]:
     segment = segment_of(manifest, row)
+    flow = {FLOW_SHA256: hashlib.sha256(made.flow).hexdigest(), FLOW: made.flow} if made.flow else {}
     return {
         "id": manifest.ids[row],
         "labels": manifest.labels[row].tolist(),
@@ -146,6 +147,7 @@ def _stored_row(manifest: Manifest, row: int, made: Prepared) -> dict[str, Any]:
         "end_seconds": segment and segment.end_seconds,
         "content_sha256": hashlib.sha256(made.video).hexdigest(),
         VIDEO: made.video,
+        **flow,
     }
 
 
@@ -219,4 +221,14 @@ def prepare_confined(sandbox: Sandbox, path: Path, segment: Segment | None, conf
     limits = sandbox.limits
     if segment is None and path.stat().st_size > limits.decode.max_bytes:
         raise BadVideo("too_large", f"the file has {path.stat().st_size} bytes, more than {limits.max_file_gb:g} GB")
-    return Prepared(**sandbox.call(prepare_plain, path, segment, config, limits.decode))
+    prepare = flow_preparer() if config.flow else prepare_plain
+    return Prepared(**sandbox.call(prepare, path, segment, config, limits.decode))
+
+
+def flow_preparer() -> Callable[..., dict[str, Any]]:
+    """Return what prepares a video with its flow. Raises ConfigError where there is no OpenCV."""
+    try:
+        from tpn_ray.videos.flow import prepare_with_flow  # imported here: only flow needs OpenCV
+    except ImportError as error:
+        raise ConfigError(f"--flow needs OpenCV on every node: pip install 'tpn_ray[flow]' ({error})") from error
+    return prepare_with_flow

@@ -27,19 +27,22 @@ from numpy.typing import NDArray
 from tpn_ray.errors import BadVideo
 from tpn_ray.videos import bitstream, packets, pixels
 from tpn_ray.videos.packets import DecodeLimits
-from tpn_ray.videos.planes import Cut, PlaneCollector, Planes, plane_rows, to_rgb, whole
+from tpn_ray.videos.planes import Cut, PlaneCollector, Planes, flow_of, plane_rows, to_rgb, whole
 from tpn_ray.videos.tracks import open_track
 
 __all__ = ["DecodeLimits", "Shrink", "Video", "open_video"]
 
 Shrink = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""What to keep of an RGB frame (h, w, 3)."""
+"""What to keep of a frame: RGB (h, w, 3), or flow (h, w, 2)."""
 
 
 @contextlib.contextmanager
-def open_video(data: bytes, limits: DecodeLimits | None = None) -> Iterator[Video]:
-    """Open a video held in memory for the length of a `with` block. Raises BadVideo with the reason."""
-    video = Video(data, limits or DecodeLimits())
+def open_video(data: bytes, limits: DecodeLimits | None = None, *, flow: bool = False) -> Iterator[Video]:
+    """Open a video held in memory for the length of a `with` block. Raises BadVideo with the reason.
+
+    If it is one of optical flow (flow.py), `flow` must be set: its frames then have the channels x and y, not RGB.
+    """
+    video = Video(data, limits or DecodeLimits(), flow=flow)
     try:
         yield video
     finally:
@@ -49,8 +52,9 @@ def open_video(data: bytes, limits: DecodeLimits | None = None) -> Iterator[Vide
 class Video:
     """An open video: its frame index, and access to any of its frames."""
 
-    def __init__(self, data: bytes, limits: DecodeLimits) -> None:
+    def __init__(self, data: bytes, limits: DecodeLimits, *, flow: bool = False) -> None:
         """Read the container and the packets; decode nothing yet."""
+        self.is_flow = flow
         self._clock = packets.CpuLimit(limits.max_seconds)
         self._track = open_track(data, limits, self._clock)
         self._index = self._track.index
@@ -109,7 +113,8 @@ class Video:
     ) -> NDArray[np.uint8]:
         """Decode the RGB frames (t, h, w, 3) at `indices` in presentation order; these may be unsorted and repeat.
 
-        `shrink` is applied to each frame (h, w, 3) as it is decoded, so that large frames are never held together.
+        Of flow, frames are (t, h, w, 2). `shrink` is applied to each frame as it is decoded, so that large frames are
+        never held together.
         Raises IndexError for an index outside [0, frame_count) and BadVideo for frames that cannot be decoded.
         """
         return self.clip_frames([indices], [shrink])[0]
@@ -125,13 +130,13 @@ class Video:
         places = self._places(np.concatenate([np.asarray(indices) for indices in clips]))
         made: list[NDArray[np.uint8] | None] = [None] * len(clips)
         for index, frame in self._wanted_frames(sorted(places)):
-            rgb = self._to_rgb(frame)
-            self._displayed = rgb.shape[:2]
+            whole_frame = flow_of(frame) if self.is_flow else self._to_rgb(frame)
+            self._displayed = whole_frame.shape[:2]
             shrunk: dict[int, NDArray[np.uint8]] = {}
             for clip, place in (owners[one] for one in places.pop(index)):
                 shrink = shrinks[clip]
                 if clip not in shrunk:
-                    shrunk[clip] = rgb if shrink is None else shrink(rgb)
+                    shrunk[clip] = whole_frame if shrink is None else shrink(whole_frame)
                 target = made[clip]
                 if target is None:
                     target = made[clip] = pixels.empty((len(clips[clip]), *shrunk[clip].shape))
@@ -153,6 +158,8 @@ class Video:
         self, clips: Sequence[Sequence[int] | NDArray[np.int64]], cuts: Sequence[Cut]
     ) -> list[Planes] | None:
         """Decode the planes of several clips, each with its own cut, in one pass that decodes each frame once."""
+        if self.is_flow:
+            return None
         owners = [(clip, place) for clip, indices in enumerate(clips) for place in range(len(indices))]
         places = self._places(np.concatenate([np.asarray(indices) for indices in clips]))
         collector = PlaneCollector([len(indices) for indices in clips], cuts)

@@ -9,13 +9,13 @@ coding halves the remaining cost. Frames keep their presentation times, are stor
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.container import OutputContainer
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
@@ -62,6 +62,13 @@ class EncodeConfig:
     min_frames: int = 4
     """Minimum number of frames; shorter videos are quarantined as too short."""
 
+    flow: bool = False
+    """Whether to store optical flow as well, for recipes with clip.modality flow. Needs OpenCV, and three to five times
+    the CPU time."""
+
+    flow_bound_px: float = 20.0
+    """Largest flow that can be stored, in pixels per frame of the stored size; larger flow is cut off there."""
+
     def __post_init__(self) -> None:
         if self.short_side_px < 16 or self.short_side_px % 2:
             raise ConfigError(f"short_side_px is {self.short_side_px}; it must be even and at least 16")
@@ -73,6 +80,10 @@ class EncodeConfig:
             raise ConfigError(no_such("preset", self.preset, PRESETS))
         if self.min_frames < 1:
             raise ConfigError(f"min_frames is {self.min_frames}; it must be at least 1")
+        if not self.flow_bound_px > 0:
+            raise ConfigError(f"flow_bound_px is {self.flow_bound_px}; it must be above 0")
+        if self.flow and self.copy:
+            raise ConfigError("flow is computed between frames of the stored size: leave out --copy, or --flow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +97,17 @@ class Prepared:
     """Average frame rate of the video."""
     height: int
     width: int
+    flow: bytes = b""
+    """The second video, which holds the flow (flow.py); empty if there is none."""
 
 
-def prepare_video(source: BinaryIO, segment: Segment | None, config: EncodeConfig, limits: DecodeLimits) -> Prepared:
+Watch = Callable[[VideoFrame, int, Fraction], None]
+"""Sees every frame as it is encoded, with its time in ticks and the length of a tick in seconds."""
+
+
+def prepare_video(
+    source: BinaryIO, segment: Segment | None, config: EncodeConfig, limits: DecodeLimits, watch: Watch | None = None
+) -> Prepared:
     """Check and convert one video, or one segment of it. Raises BadVideo if it cannot be used."""
     if segment:
         frames = segment_frames(source, segment, limits)
@@ -98,7 +117,7 @@ def prepare_video(source: BinaryIO, segment: Segment | None, config: EncodeConfi
         if config.copy:
             return _copy(data, config, limits)
         frames = whole_frames(data, limits)
-    output = Encoder(config)
+    output = Encoder(config, watch)
     for ticks, frame, tick_seconds in frames:
         output.add(ticks, frame, tick_seconds)
     _refuse_short(output.count, config)
@@ -106,11 +125,15 @@ def prepare_video(source: BinaryIO, segment: Segment | None, config: EncodeConfi
 
 
 def prepare_plain(
-    source: BinaryIO | bytes, segment: Segment | None, config: EncodeConfig, limits: DecodeLimits
+    source: BinaryIO | bytes,
+    segment: Segment | None,
+    config: EncodeConfig,
+    limits: DecodeLimits,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Call `prepare_video` and return plain values, which can leave a sandbox."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    made = prepare_video(file, segment, config, limits)
+    made = prepare_video(file, segment, config, limits, watch)
     return {field.name: getattr(made, field.name) for field in fields(made)}
 
 
@@ -122,15 +145,54 @@ def _refuse_short(frames: int, config: EncodeConfig) -> None:
 # --- the tempo-layered form
 
 
-class Encoder:
-    """Encodes frames as MP4, in the size of the first frame. Deterministic: one thread, no dates."""
+class VideoWriter:
+    """Writes an H.264 MP4 in memory. Deterministic: one thread, no dates."""
 
-    def __init__(self, config: EncodeConfig) -> None:
-        self.config = config
-        self.times: list[int] = []
+    def __init__(self, config: EncodeConfig, width: int, height: int, pixel_format: str, tick: Fraction) -> None:
+        if max(width, height) > MOST_SIDE_PX:
+            raise BadVideo("too_large", f"stored at {width} x {height} pixels; H.264 allows {MOST_SIDE_PX} per side")
         self._file = io.BytesIO()
+        self._output = open_mp4(self._file)
+        # The rate only tells x264 which frame duration to expect; the frames carry their own times.
+        self._stream = self._output.add_stream("libx264", rate=25, options=_options(config))
+        self._stream.width, self._stream.height = width, height
+        self._stream.pix_fmt = pixel_format
+        self._stream.thread_count = 1  # the number of threads changes x264's bytes
+        self.context = self._stream.codec_context
+        self._tick = self.context.time_base = self._stream.time_base = tick
+
+    def add(self, frame: VideoFrame, moment: int) -> None:
+        """Add the next frame in presentation order, at `moment` in ticks."""
+        frame.pts, frame.time_base = moment, self._tick
+        frame.pict_type = PictureType.NONE  # otherwise x264 repeats the source's frame types and loses the layers
+        self._output.mux(self._stream.encode(frame))
+
+    def finish(self) -> bytes:
+        """Finish the file and return it; at least one frame must have been added."""
+        self._output.mux(self._stream.encode(None))
+        self._output.close()
+        return self._file.getvalue()
+
+
+def _options(config: EncodeConfig) -> dict[str, str]:
+    gop = config.gop_frames
+    layers = {
+        "keyint": gop, "min-keyint": gop, "scenecut": 0, "open-gop": 0,
+        "bframes": 7, "b-adapt": 0, "b-pyramid": "none", "cabac": 0, "weightp": 0, "weightb": 0,
+        "lookahead-threads": 1, "cpu-independent": 1,
+    }  # fmt: skip
+    parameters = ":".join(f"{name}={value}" for name, value in layers.items())
+    return {"preset": config.preset, "crf": f"{config.crf:g}", "x264-params": parameters}
+
+
+class Encoder:
+    """Encodes the frames of a video in the size of the first frame."""
+
+    def __init__(self, config: EncodeConfig, watch: Watch | None = None) -> None:
+        self.config, self.watch = config, watch
+        self.times: list[int] = []
         self._reformatter = VideoReformatter()
-        self._output: OutputContainer | None = None
+        self._writer: VideoWriter | None = None
 
     @property
     def count(self) -> int:
@@ -139,71 +201,50 @@ class Encoder:
 
     def add(self, ticks: int, frame: VideoFrame, tick_seconds: Fraction) -> None:
         """Add the next frame in presentation order, at `ticks` of `tick_seconds` after some origin."""
-        if self._output is None:
-            self._begin(ticks, frame, tick_seconds)
-        assert self._output is not None
+        if self._writer is None:
+            self._writer = self._begin(ticks, frame, tick_seconds)
         moment = self._in_ticks(ticks - self._origin, tick_seconds)
         if self.times and moment <= self.times[-1]:
             return  # two frames in the same microsecond
         small = self._upright(frame)
-        small.pts, small.time_base = moment, self._tick
-        small.pict_type = PictureType.NONE  # otherwise x264 repeats the source's frame types and loses the layers
         self.times.append(moment)
-        self._output.mux(self._stream.encode(small))
+        if self.watch:
+            self.watch(small, moment, self._tick)
+        self._writer.add(small, moment)
 
     def _in_ticks(self, ticks: int, tick_seconds: Fraction) -> int:
         return ticks if self._tick == tick_seconds else round(ticks * tick_seconds / self._tick)
 
     def finish(self) -> Prepared:
         """Finish the file and return it; at least one frame must have been added."""
-        assert self._output is not None
-        self._output.mux(self._stream.encode(None))
-        self._output.close()
+        assert self._writer is not None
         return Prepared(
-            video=self._file.getvalue(),
+            video=self._writer.finish(),
             times_us=in_microseconds(self.times, self._tick),
             frames_per_second=average_rate(self.times, self._tick),
-            height=self._stream.height,
-            width=self._stream.width,
+            height=self._height,
+            width=self._width,
         )
 
-    def _begin(self, ticks: int, frame: VideoFrame, tick_seconds: Fraction) -> None:
+    def _begin(self, ticks: int, frame: VideoFrame, tick_seconds: Fraction) -> VideoWriter:
         self._origin = ticks
         fine = tick_seconds < Fraction(1, MOST_TICKS_PER_SECOND)
         self._tick = Fraction(1, MOST_TICKS_PER_SECOND) if fine else tick_seconds
         turned = round(frame.rotation / 90) % 2 == 1
         width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
         scale = min(1.0, self.config.short_side_px / min(width, height))
-        width, height = even(width * scale), even(height * scale)
-        if max(width, height) > MOST_SIDE_PX:
-            raise BadVideo("too_large", f"stored at {width} x {height} pixels; H.264 allows {MOST_SIDE_PX} per side")
+        self._width, self._height = even(width * scale), even(height * scale)
         to_rgb(VideoReformatter(), frame, 16, 16)  # fail on inconvertible colors now rather than in training
-        self._output = open_mp4(self._file)
-        # The rate only tells x264 which frame duration to expect; the frames carry their own times.
-        self._stream = self._output.add_stream("libx264", rate=25, options=self._options())
-        self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.thread_count = 1  # the number of threads changes x264's bytes
-        context = self._stream.codec_context
-        context.time_base = self._stream.time_base = self._tick
-        context.color_range = ColorRange.MPEG
-        context.colorspace = frame.colorspace
-        context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
-
-    def _options(self) -> dict[str, str]:
-        gop = self.config.gop_frames
-        layers = {
-            "keyint": gop, "min-keyint": gop, "scenecut": 0, "open-gop": 0,
-            "bframes": 7, "b-adapt": 0, "b-pyramid": "none", "cabac": 0, "weightp": 0, "weightb": 0,
-            "lookahead-threads": 1, "cpu-independent": 1,
-        }  # fmt: skip
-        parameters = ":".join(f"{name}={value}" for name, value in layers.items())
-        return {"preset": self.config.preset, "crf": f"{self.config.crf:g}", "x264-params": parameters}
+        writer = VideoWriter(self.config, self._width, self._height, "yuv420p", self._tick)
+        writer.context.color_range = ColorRange.MPEG
+        writer.context.colorspace = frame.colorspace
+        writer.context.color_primaries, writer.context.color_trc = frame.color_primaries, frame.color_trc
+        return writer
 
     def _upright(self, frame: VideoFrame) -> VideoFrame:
         """Return the frame as displayed, in the output's size and format."""
         turns = round(frame.rotation / 90) % 4
-        width, height = self._stream.width, self._stream.height
+        width, height = self._width, self._height
         if turns % 2:
             width, height = height, width
         small = self._reformatter.reformat(

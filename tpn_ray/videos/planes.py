@@ -53,6 +53,12 @@ def plane_rows(plane: VideoPlane) -> NDArray[np.uint8]:
     return np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload, no-any-return]
 
 
+def flow_of(frame: VideoFrame) -> NDArray[np.uint8]:
+    """View a frame of a video of flow as (h, w, 2): x is in the upper half of its luma, y in the lower."""
+    both = plane_rows(frame.planes[0])[: frame.height, : frame.width]
+    return both.reshape(2, frame.height // 2, frame.width).transpose(1, 2, 0)
+
+
 def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, width: int, height: int) -> VideoFrame:
     """Convert a frame to RGB in the given size. Raises BadVideo for colors unknown to swscale, such as YCgCo."""
     try:
