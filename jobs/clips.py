@@ -43,7 +43,8 @@ def main() -> None:
     name, rest = command_line.take_recipe_name(sys.argv[1:], recipes.described(), PROGRAM)
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Clips of the recipe {name}.")
-    recipe, manifest = flags.recipe, load_manifest(flags.data).select("train")
+    recipe = flags.recipe
+    manifest = load_manifest(flags.data).select("train").showing(recipe.clip.modality)
     source = ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed)
     order = epoch_order(recipe.loop.seed, flags.epoch, manifest.group_sizes or len(manifest))
     strips = training_clips(source, order[: flags.clips].tolist(), flags.epoch)

@@ -13,6 +13,7 @@ import tyro
 from tpn_ray import command_line, storage
 from tpn_ray.clips.cut import all_views
 from tpn_ray.clips.views import parse_views
+from tpn_ray.datasets.reader import fetch
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import set_alpha
 from tpn_ray.predict import export
@@ -56,8 +57,9 @@ def main() -> None:
         set_alpha(predictor.model, alpha)
     print(f"{flags.checkpoint}: {predictor.recipe.model.backbone} with neck {predictor.recipe.model.neck}", flush=True)
     recipe, clips = predictor.recipe, []
-    for uri in find_videos(flags.videos, predictor.label_sets).uris[:CLIPS]:
-        clips += list(all_views(predictor.see(uri, views), views, recipe.augment))
+    videos = find_videos(flags.videos, predictor.label_sets).showing(recipe.clip.modality)
+    for video in range(min(CLIPS, len(videos))):
+        clips += list(all_views(predictor.see_in(fetch(videos, video), views), views, recipe.augment))
     if len(clips) < 2:
         raise ConfigError("the check needs two clips: give two videos, or more views such as 2x1")
     difference = export.export(predictor, np.stack(clips[:CLIPS]), flags.out, say=lambda line: print(line, flush=True))

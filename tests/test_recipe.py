@@ -51,3 +51,31 @@ def test_unknown_recipe_lists_the_known() -> None:
 def test_plain_data_that_is_no_recipe_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"not a recipe"):
         from_plain({**to_plain(recipes.toy()), "optim": {"lr": "fast"}})
+
+
+FLOW = {"clip.modality": "flow"}
+
+
+def test_the_network_has_the_channels_of_the_clip() -> None:
+    recipe = recipes.toy()
+    assert recipe.model.in_channels == 3
+    flow = replace_fields(recipe, FLOW)
+    assert flow.model.in_channels == 2
+    stacks = replace_fields(flow, {"clip.sampling": "segments"})
+    assert stacks.model.in_channels == 10
+    assert from_plain(json.loads(json.dumps(to_plain(stacks)))) == stacks
+    assert replace_fields(stacks, {"clip.modality": "rgb", "clip.sampling": "dense"}) == recipe
+
+
+def test_flow_has_no_colors() -> None:
+    with pytest.raises(ConfigError, match=r"flow has no colors to change: .* --augment.brightness 0"):
+        replace_fields(recipes.k400_r50_8x8(), FLOW)
+    with pytest.raises(ConfigError, match=r"not flow: set --augment.rand-operations 0"):
+        replace_fields(recipes.toy(), {**FLOW, "augment.rand_operations": 2})
+
+
+def test_a_recipe_from_before_there_was_flow_is_the_same_recipe() -> None:
+    now = {"recipe": to_plain(recipes.toy()), "dataset_version": "v"}
+    before = json.loads(json.dumps(now))
+    del before["recipe"]["clip"]["modality"], before["recipe"]["model"]["in_channels"]
+    assert difference(with_defaults(before), with_defaults(now)) == []

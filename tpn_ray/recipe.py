@@ -266,7 +266,10 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A complete recipe, one part per concern. The number of classes in `model` is set from the dataset."""
+    """A complete recipe, one part per concern.
+
+    In `model`, the number of classes is set from the dataset, and that of input channels is always the clip's.
+    """
 
     clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -282,6 +285,16 @@ class Recipe:
                 f"lambdas={self.loss.lambdas} has {len(self.loss.lambdas)} entries, the network has {heads} auxiliary "
                 f"heads; give one weight for each pyramid level but the top"
             )
+        if self.clip.modality == "flow" and self.augment.colors_change:
+            raise ConfigError(
+                "flow has no colors to change: with clip.modality flow, set --augment.brightness 0 --augment.contrast 0"
+                " --augment.saturation 0 --augment.hue 0"
+            )
+        if self.clip.modality == "flow" and self.augment.rand_operations:
+            raise ConfigError("RandAugment changes pictures, not flow: set --augment.rand-operations 0")
+        if self.model.in_channels != self.clip.channels:
+            model = dataclasses.replace(self.model, in_channels=self.clip.channels)
+            object.__setattr__(self, "model", model)
 
 
 @functools.cache

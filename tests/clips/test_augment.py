@@ -153,6 +153,19 @@ def test_test_views(height: int, width: int) -> None:
     np.testing.assert_array_equal(middle[:, 4:36, 4:36], centre)
 
 
+def test_of_mirrored_flow_x_is_the_opposite() -> None:
+    flow = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 2), dtype=np.uint8)
+    crop = CropDraw(4, 2, 32, 36)
+    plain, mirrored = (
+        augment.crop_and_resize(flow, CropDraw(crop.left_px, crop.top_px, crop.width_px, crop.height_px, flip), 16)
+        for flip in (False, True)
+    )
+    np.testing.assert_array_equal(mirrored[..., 0], 255 - plain[:, :, ::-1, 0])
+    np.testing.assert_array_equal(mirrored[..., 1], plain[:, :, ::-1, 1])
+    gray = np.repeat(flow[..., 1:], 3, axis=3)  # each value is resized as a gray picture is, and not scaled
+    np.testing.assert_array_equal(plain[..., 1], augment.crop_and_resize(gray, crop, 16)[..., 0])
+
+
 def test_impossible_configs_show_the_value() -> None:
     for fields, message in (
         ({"crop_px": 0}, "crop_px is 0"),

@@ -12,8 +12,11 @@ from tpn_ray.clips import augment, handover, notes
 from tpn_ray.clips import develop as develop_module
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.develop import clips_of_block, clips_of_blocks, develop
-from tpn_ray.clips.notes import NO_CLIP, PLANES, RGB, Note
+from tpn_ray.clips.notes import FLOW, NO_CLIP, PLANES, RGB, Note
 from tpn_ray.videos.decode import open_video
+from tpn_ray.videos.encode import EncodeConfig
+from tpn_ray.videos.flow import prepare_with_flow
+from tpn_ray.videos.packets import DecodeLimits
 
 PLAIN = AugmentConfig(crop_px=32, brightness=0, contrast=0, saturation=0, hue=0)
 COLOURED = AugmentConfig(crop_px=32)
@@ -118,6 +121,25 @@ def test_several_clips_of_one_video(name: str) -> None:
             for clip, places in enumerate(indices)
         ]
     assert difference(developed(made), np.stack(expected)).max() <= 1
+
+
+def test_flow_has_exactly_the_pixels_of_the_cpu() -> None:
+    """Nothing is converted: what is left is the resize, and x of a mirrored clip, both the same to the bit."""
+    data = prepare_with_flow(videos.encode(size=(64, 96)), None, EncodeConfig(flow=True), DecodeLimits())["flow"]
+    expected, made = [], []
+    with open_video(data, flow=True) as video:
+        for seed in range(6):
+            randoms = [augment.generator(seed, 0, 0, 0)]
+            expected.append(augment.train_view(video.frames(INDICES), PLAIN, augment.generator(seed, 0, 0, 0)))
+            made += handover.training_clips(video, [INDICES], PLAIN, randoms)
+        config = AugmentConfig(crop_px=32, test_short_side_px=48)
+        expected.append(augment.test_view(video.frames(INDICES), config))
+        made.append(handover.centre_clip(video, INDICES, config))
+    assert {note.kind for _, note in made} == {FLOW}
+    assert len({note.mirrored for _, note in made}) == 2
+    got = developed(made)
+    assert got.shape == (7, 4, 32, 32, 2)
+    assert np.array_equal(got, np.stack(expected))
 
 
 def test_clips_that_are_not_there_are_refused() -> None:

@@ -30,6 +30,28 @@ def test_every_index_is_in_the_video(config: ClipConfig, frame_count: int, seed:
         assert indices.max() < frame_count
 
 
+@given(st.integers(1, 20), st.integers(1, 300), st.integers(0, 2**32))
+def test_segments_of_flow_are_stacks_of_five(frames: int, frame_count: int, seed: int) -> None:
+    config = ClipConfig(frames=frames, sampling="segments", modality="flow")
+    assert (config.pictures, config.colors, config.channels) == (5 * frames, 2, 10)
+    train = train_indices(config, frame_count, np.random.default_rng(seed)).reshape(frames, 5)
+    test = test_indices(config, frame_count, clips=2).reshape(2, frames, 5)
+    for stacks in (train, test):
+        assert stacks.max() < frame_count
+        np.testing.assert_array_equal((stacks - stacks[..., :1]) % frame_count, np.arange(5) % frame_count + 0 * stacks)
+        if frame_count >= 5:
+            assert (np.diff(stacks) == 1).all()
+
+
+def test_dense_flow_is_sampled_as_frames_are() -> None:
+    rgb, flow = (ClipConfig(frames=8, stride_frames=2, modality=modality) for modality in ("rgb", "flow"))
+    assert (flow.pictures, flow.colors, flow.channels) == (8, 2, 2)
+    for one, other in ((test_indices(rgb, 60, 3), test_indices(flow, 60, 3)),):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ConfigError, match=r"modality.*'depth'.*rgb, flow"):
+        ClipConfig(modality="depth")  # type: ignore[arg-type]
+
+
 @given(configs, st.integers(1, 2000), st.integers(0, 2**32))
 def test_time_runs_forward(config: ClipConfig, frame_count: int, seed: int) -> None:
     indices = train_indices(config, frame_count, np.random.default_rng(seed))

@@ -82,6 +82,17 @@ def test_segments_and_strides_replace_the_clip_of_the_recipe(data: bytes) -> Non
     assert all_views(seen, parse_views("segments 8"), AUGMENT).shape == (1, 8, 32, 32, 3)
 
 
+def test_views_of_flow_are_mirrored_with_the_opposite_x_and_keep_their_stacks() -> None:
+    flow = np.random.default_rng(0).integers(0, 256, (5, 48, 60, 2), dtype=np.uint8)
+    made = all_views(ViewFrames(flow, np.arange(5)[None], 0), parse_views("ten_crop"), AUGMENT)
+    assert made.shape == (10, 5, 32, 32, 2)
+    np.testing.assert_array_equal(made[5, ..., 0], 255 - made[0, :, :, ::-1, 0])
+    np.testing.assert_array_equal(made[5, ..., 1], made[0, :, :, ::-1, 1])
+    assert parse_views("segments 4").clip(ClipConfig(modality="flow", sampling="segments")).pictures == 20
+    with pytest.raises(ConfigError, match="the recipe's flow is sampled without stacks"):
+        parse_views("segments 4").clip(ClipConfig(modality="flow"))
+
+
 @pytest.mark.parametrize(
     "text", ["", "3x7", "0x1", "x", "10", "segments", "segments 0", "1x1 2x2", "1x1 random", "segments 8 stride 2", "a"]
 )

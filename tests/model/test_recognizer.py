@@ -203,7 +203,7 @@ def test_nonsense_is_refused_with_the_value(
 
 def test_clips_that_do_not_fit_are_refused() -> None:
     model = build_model(TOY)
-    with pytest.raises(ValueError, match="the 3 colour channels, it is 1"):
+    with pytest.raises(ValueError, match="the 3 channels, it is 1"):
         model(torch.zeros(1, 1, 8, 32, 32))
     with pytest.raises(ValueError, match="clips of 0 frames are too short"):
         model(torch.zeros(1, 3, 0, 32, 32))
@@ -220,3 +220,15 @@ def test_the_config_is_a_command_line() -> None:
     )
     assert config == expected
     assert tyro.cli(ModelConfig, args=["--classes", "174"]).classes == 174
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name.endswith("_toy")])
+def test_the_first_convolutions_take_the_channels_of_the_clips(backbone: str) -> None:
+    config = ModelConfig(backbone=backbone, classes=7, neck="none", in_channels=10)
+    with torch.device("meta"):
+        model, rgb = build_model(config), build_model(replace(config, in_channels=3))
+    shapes = {name: weight.shape for name, weight in rgb.named_parameters()}
+    changed = [name for name, weight in model.named_parameters() if weight.shape != shapes[name]]
+    assert len(changed) == (2 if "slowfast" in backbone else 1)
+    with pytest.raises(ConfigError, match="dimension 1 must be the 10 channels, it is 3"):
+        model(torch.empty(2, 3, 16, 64, 64, device="meta"))

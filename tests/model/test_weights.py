@@ -360,3 +360,28 @@ def test_weights_made_by_name_cover_every_entry() -> None:
     model = build_model(TOY)
     shapes = {key: tuple(value.shape) for key, value in mmaction2_state(model).items()}
     assert load_weights(model, weights_by_name(shapes)).missing == ()
+
+
+@pytest.mark.parametrize("channels", [2, 10])
+def test_flow_begins_with_the_mean_of_the_colors(channels: int) -> None:
+    """Of a network of RGB, and of an image network that is inflated at the same time."""
+    flow = build_model(replace(TOY, in_channels=channels))
+    rgb = build_model(TOY)
+    report = load_weights(flow, rgb.state_dict())
+    first = "backbone.stem.conv.weight"
+    assert report.crossed == (first,)
+    mean = rgb.state_dict()[first].mean(dim=1)
+    for channel in range(channels):
+        assert torch.equal(flow.state_dict()[first][:, channel], mean)
+    others = [key for key in rgb.state_dict() if key != first]
+    assert all(torch.equal(rgb.state_dict()[key], flow.state_dict()[key]) for key in others)
+    image = resnet2d_state(rgb)
+    report = load_weights(flow, image)
+    assert report.crossed == (first,)
+    assert first not in report.inflated
+    assert len(report.inflated) == 2
+    assert torch.equal(flow.state_dict()[first][:, 0], image["conv1.weight"].mean(dim=1))
+    assert "from RGB to flow (1)" in str(report)
+    assert not load_weights(flow, flow.state_dict()).crossed
+    with pytest.raises(CheckpointError, match="have another shape"):
+        load_weights(build_model(replace(TOY, in_channels=12 - channels)), flow.state_dict())

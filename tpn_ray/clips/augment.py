@@ -1,5 +1,8 @@
 """Crops, flips, and color jitter of uint8 clips. Pure functions; run anywhere.
 
+Pixels have three values, or two: x and y of optical flow, of which a mirrored picture has the opposite x. As in the
+published code (TSN, mmaction2), a crop that is resized keeps the values of its flow, in pixels of the stored frame.
+
 Every draw is a pure function of (seed, epoch, sample, clip), and drawing is separate from applying: `draw_crop` and
 `draw_jitter` return small values that can be applied here with numpy and Pillow, or on a device. All frames of a clip
 share one draw of each, so that no motion or flicker is added that is not in the video.
@@ -19,7 +22,7 @@ from PIL import Image
 from tpn_ray.errors import ConfigError
 
 Frames = NDArray[np.uint8]
-"""RGB pixels (t, h, w, 3), 0 to 255."""
+"""RGB pixels (t, h, w, 3), or flow (t, h, w, 2), 0 to 255."""
 
 CropName = Literal["centre", "left", "middle", "right"]
 
@@ -73,6 +76,11 @@ class AugmentConfig:
 
     test_short_side_px: int = 256
     """Short side that test frames are resized to before cropping, in pixels."""
+
+    @property
+    def colors_change(self) -> bool:
+        """Whether training clips are colored differently than they are stored."""
+        return bool(self.brightness or self.contrast or self.saturation or self.hue)
 
     def __post_init__(self) -> None:
         if self.crop_px < 1:
@@ -181,7 +189,7 @@ def draw_jitter(config: AugmentConfig, random: np.random.Generator) -> JitterDra
     )
     turns = random.uniform(-config.hue, config.hue)
     order = random.permutation(4)
-    if not (config.brightness or config.contrast or config.saturation or config.hue):
+    if not config.colors_change:
         return NO_JITTER
     grey = np.tile(LUMA, (3, 1))
     maps = (brightness * np.eye(3), contrast * np.eye(3), saturation * np.eye(3) + (1 - saturation) * grey, _hue(turns))
@@ -304,11 +312,21 @@ test_size.__test__ = False  # type: ignore[attr-defined]
 test_view.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test where it is imported
 
 
+def negated(x: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the opposite flow; as in the published code, 128 (none) becomes 127."""
+    return 255 - x
+
+
 def _resize(frames: Frames, height_px: int, width_px: int, mirrored: bool = False) -> Frames:
-    resized = np.empty((len(frames), height_px, width_px, 3), dtype=np.uint8)
+    resized = np.empty((len(frames), height_px, width_px, frames.shape[3]), dtype=np.uint8)
+    # Pillow takes two values for gray and its opacity, so flow is resized as two pictures.
+    parts: list[slice | int] = [slice(None)] if frames.shape[3] == 3 else [0, 1]
     for source, target in zip(frames, resized, strict=True):
-        image = Image.fromarray(np.ascontiguousarray(source))
-        if image.size != (width_px, height_px):
-            image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
-        target[:] = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image)
+        for part in parts:
+            image = Image.fromarray(np.ascontiguousarray(source[..., part]))
+            if image.size != (width_px, height_px):
+                image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
+            target[..., part] = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image)
+    if mirrored and frames.shape[3] == 2:
+        resized[..., 0] = negated(resized[..., 0])
     return resized

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tpn_ray.clips.augment import AugmentConfig
 from tpn_ray.clips.views import Square, ViewFrames, Views, squares
+from tpn_ray.model.pixels import mirrored
 
 
 def cut(
@@ -22,7 +23,7 @@ def cut(
     for view, square in zip(views, squares, strict=True):
         across = slice(square.left, square.left + side_px)
         clip = frames[:, square.top : square.top + side_px, across][places[square.clip]]
-        view.copy_(clip.flip(2) if square.mirrored else clip)
+        view.copy_(mirrored(clip.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if square.mirrored else clip)
     return views
 
 

@@ -59,7 +59,7 @@ def training_clips(
     """
     seed, epoch, sample, first = draw
     randoms = [augment.generator(seed, epoch, sample, first + number) for number in range(clip.clips_per_video)]
-    with open_video(data) as video:
+    with open_video(data, flow=clip.modality == "flow") as video:
         indices = [sampling.train_indices(clip, video.frame_count, random) for random in randoms]
         if not developed:
             return handover.training_clips(video, indices, config, randoms)
@@ -68,7 +68,7 @@ def training_clips(
 
 def centre_clip(data: bytes, clip: ClipConfig, config: AugmentConfig, developed: bool) -> Any:
     """Make the middle clip of a video in its center crop, in the form of `training_clips`."""
-    with open_video(data) as video:
+    with open_video(data, flow=clip.modality == "flow") as video:
         indices = sampling.test_indices(clip, video.frame_count, 1)[0]
         if not developed:
             return handover.centre_clip(video, indices, config)
@@ -77,7 +77,7 @@ def centre_clip(data: bytes, clip: ClipConfig, config: AugmentConfig, developed:
 
 def seen(data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig) -> list[Any]:
     """Decode what all views of a video show: the fields of `ViewFrames`, and the video's length in seconds."""
-    with open_video(data) as video:
+    with open_video(data, flow=clip.modality == "flow") as video:
         return [*_fields(see(video, data, views, clip, config)), duration_seconds(video.seconds())]
 
 
@@ -85,7 +85,7 @@ def seen_windows(
     data: bytes, views: Views, clip: ClipConfig, config: AugmentConfig, length_seconds: float, hop_seconds: float
 ) -> Iterator[list[Any]]:
     """Decode what all views show of each window, and yield the fields of `ViewFrames` and those of its `Window`."""
-    with open_video(data) as video:
+    with open_video(data, flow=clip.modality == "flow") as video:
         for window in windows(video, length_seconds, hop_seconds):
             one = see(video, data, views, clip, config, window)
             yield [*_fields(one), [window.begin, window.end, window.start_seconds, window.end_seconds]]
@@ -127,7 +127,7 @@ def clip_seconds(data: bytes, clip: ClipConfig, developed: bool) -> float:
     spent = []
     for number in range(MEASURED_CLIPS):
         begin = time.thread_time()
-        with open_video(data) as video:
+        with open_video(data, flow=clip.modality == "flow") as video:
             indices = sampling.train_indices(clip, video.frame_count, augment.generator(0, 0, 0, number))
             if developed or video.planes(indices) is None:
                 video.frames(indices)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tpn_ray.clips import rows
 from tpn_ray.clips.augment import LUMA, NO_JITTER
-from tpn_ray.clips.notes import NOTHING, PLANES, Note, from_array
+from tpn_ray.clips.notes import FLOW, NOTHING, PLANES, Note, from_array
 from tpn_ray.clips.rows import Rows
 from tpn_ray.clips.transfer import beside, upload
 from tpn_ray.model import pixels
@@ -24,13 +24,18 @@ PIXELS_AT_ONCE = 64 * 8 * 256 * 341
 """Most pixels that are developed together: 64 of the published clips, which take about a gigabyte meanwhile."""
 
 
-def clips_of_block(block: Rows, good: NDArray[np.bool_], size_px: int, device: str) -> UInt8[Tensor, "n t h w c"]:
-    """Make the clips of the `good` rows on the device. The block's memory is read-only and stays unchanged."""
-    return clips_of_blocks([(block, good)], size_px, device)[0]
+def clips_of_block(
+    block: Rows, good: NDArray[np.bool_], size_px: int, device: str, colors: int = 3
+) -> UInt8[Tensor, "n t h w c"]:
+    """Make the clips of the `good` rows on the device, with `colors` values a pixel (2 for flow).
+
+    The block's memory is read-only and stays unchanged.
+    """
+    return clips_of_blocks([(block, good)], size_px, device, colors)[0]
 
 
 def clips_of_blocks(
-    blocks: Sequence[tuple[Rows, NDArray[np.bool_]]], size_px: int, device: str
+    blocks: Sequence[tuple[Rows, NDArray[np.bool_]]], size_px: int, device: str, colors: int = 3
 ) -> list[UInt8[Tensor, "n t h w c"]]:
     """Make the clips of the `good` rows of each block, together: on a GPU in few launches, which it works on beside the
     network (`transfer.beside`)."""
@@ -48,7 +53,7 @@ def clips_of_blocks(
             if together:
                 clips = develop(upload(np.concatenate(pixels), device), together, size_px)
             else:
-                clips = torch.zeros(0, frames, size_px, size_px, 3, dtype=torch.uint8, device=device)
+                clips = torch.zeros(0, frames, size_px, size_px, colors, dtype=torch.uint8, device=device)
             made += torch.split(clips, [len(notes[number]) for number in part])
         return made
 
@@ -72,7 +77,7 @@ def _pixels(note: Note) -> int:
 
 
 def develop(stored: UInt8[Tensor, " bytes"], notes: list[Note], size_px: int) -> UInt8[Tensor, "n t h w c"]:
-    """Make the clips of `notes`, each of which must have one; all have the same number of frames."""
+    """Make the clips of `notes`, each of which must have one; all have the same number of frames, all or none flow."""
     if not notes or any(note.kind == NOTHING for note in notes):
         raise ValueError(f"{len(notes)} notes, {sum(note.kind == NOTHING for note in notes)} of them without a clip")
     frames = notes[0].frames
@@ -80,18 +85,22 @@ def develop(stored: UInt8[Tensor, " bytes"], notes: list[Note], size_px: int) ->
     width = max(note.width + note.width % 2 for note in notes)
     todo = _todo(notes, size_px, stored.device)
     # Clips of different sizes are padded to form one batch; the padding has weight 0.
-    luma = stored.new_zeros(len(notes), frames, height, width)
-    chroma = stored.new_zeros(2, len(notes), frames, height // 2, width // 2)
-    for place, note in enumerate(notes):
-        if note.kind == PLANES:
-            _place_planes(stored, note, luma[place], chroma[:, place])
-    rgb = pixels.rgb_from_planes(luma, chroma[0], chroma[1], todo.shares)
+    if notes[0].kind == FLOW:
+        padded = stored.new_zeros(len(notes), 2, frames, height, width)
+    else:
+        luma = stored.new_zeros(len(notes), frames, height, width)
+        chroma = stored.new_zeros(2, len(notes), frames, height // 2, width // 2)
+        for place, note in enumerate(notes):
+            if note.kind == PLANES:
+                _place_planes(stored, note, luma[place], chroma[:, place])
+        padded = pixels.rgb_from_planes(luma, chroma[0], chroma[1], todo.shares)
+    colors = padded.shape[1]
     for place, note in enumerate(notes):
         if note.kind != PLANES:
-            part = stored[note.begin : note.begin + 3 * frames * note.height * note.width]
-            whole = part.view(frames, note.height, note.width, 3).permute(3, 0, 1, 2)
-            rgb[place, :, :, : note.height, : note.width] = whole
-    clips = pixels.crop_and_resize(rgb, todo, size_px)
+            part = stored[note.begin : note.begin + colors * frames * note.height * note.width]
+            whole = part.view(frames, note.height, note.width, colors).permute(3, 0, 1, 2)
+            padded[place, :, :, : note.height, : note.width] = whole
+    clips = pixels.crop_and_resize(padded, todo, size_px)
     identity = all(note.jitter == NO_JITTER.matrix and note.grey_share == 0 for note in notes)
     return clips if identity else pixels.apply_jitter(clips, todo)
 

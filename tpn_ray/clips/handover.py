@@ -1,7 +1,7 @@
 """Clips as decoded, for a device to develop (`develop.py`), and how a block carries them. Runs on Ray Data workers.
 
 Nothing is converted, resized, or colored here: planes are cut to what the clip needs and handed over, with a note on
-what remains to be done. Videos without plain planes are handed over as RGB.
+what remains to be done. Videos without plain planes are handed over as RGB, and flow as x and y.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tpn_ray.clips import augment, rows
 from tpn_ray.clips.augment import NO_JITTER, AugmentConfig, CropDraw, JitterDraw
-from tpn_ray.clips.notes import NO_CLIP, PLANES, RGB, Note, to_array
+from tpn_ray.clips.notes import FLOW, NO_CLIP, PLANES, RGB, Note, to_array
 from tpn_ray.videos.decode import Shrink, Video
 from tpn_ray.videos.planes import Box, Cut, Planes
 
@@ -52,7 +52,7 @@ def training_clips(
         if planes is not None:
             parts, note = _planes(planes[place], crops[place])
         else:
-            parts, note = _rgb(frames[place], crops[place].mirrored)
+            parts, note = _pixels(frames[place], crops[place].mirrored)
         made.append((parts, _coloured(note, augment.draw_jitter(config, random))))
     return made
 
@@ -71,7 +71,7 @@ def centre_clip(video: Video, indices: Indices, config: AugmentConfig) -> tuple[
     planes = video.planes(indices, cut)
     if planes is not None:
         return _planes(planes, square)
-    return _rgb(video.frames(indices, lambda frame: augment.test_view(frame[None], config)[0]), mirrored=False)
+    return _pixels(video.frames(indices, lambda frame: augment.test_view(frame[None], config)[0]), mirrored=False)
 
 
 def columns(
@@ -126,10 +126,10 @@ def _planes(planes: Planes, crop: CropDraw) -> tuple[Parts, Note]:
     )
 
 
-def _rgb(pixels: NDArray[np.uint8], mirrored: bool) -> tuple[Parts, Note]:
-    frames, height, width = pixels.shape[:3]
+def _pixels(pixels: NDArray[np.uint8], mirrored: bool) -> tuple[Parts, Note]:
+    frames, height, width, colors = pixels.shape
     return [pixels], NO_CLIP._replace(
-        kind=RGB,
+        kind=RGB if colors == 3 else FLOW,
         frames=frames,
         height=height,
         width=width,

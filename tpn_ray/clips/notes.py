@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-NOTHING, PLANES, RGB = 0, 1, 2
-"""Kinds: no clip at all; planes y, u, v; RGB pixels of three bytes."""
+NOTHING, PLANES, RGB, FLOW = 0, 1, 2, 3
+"""Kinds: no clip at all; planes y, u, v; RGB pixels of three bytes; flow of two bytes a pixel."""
 
 
 class Note(NamedTuple):

@@ -13,11 +13,11 @@ SAMPLE = "sample"
 """int64: row of the manifest."""
 
 CLIP = "clip"
-"""uint8 (t, h, w, c): the augmented pixels, RGB."""
+"""uint8 (t, h, w, c): the augmented pixels, RGB or flow."""
 
 WHERE = "where"
-"""int64 (4,): for a video whose views are scored, the offset of its frames in PIXELS, counted from its row's first
-byte, and their number, height, and width."""
+"""int64 (5,): for a video whose views are scored, the offset of its frames in PIXELS, counted from its row's first
+byte, and their number, height, width, and values per pixel."""
 
 PLACES = "places"
 """int64 (clips, t): which of its frames make up each clip."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ def columns(made: Sequence[ViewFrames | None], views: Views, clip: ClipConfig) -
     filling = np.zeros(len(made) * row_bytes - int(ends[-1]), np.uint8)
     whole = [part for part in (*parts, filling) if part.size]
     pixels = whole[0] if len(whole) == 1 else np.concatenate(whole)  # nothing is copied for a single video
-    nowhere = np.zeros((views.clips, views.clip(clip).frames), np.int64)
-    shapes = [(0, 0, 0) if seen is None else seen.frames.shape[:3] for seen in made]
+    nowhere = np.zeros((views.clips, views.clip(clip).pictures), np.int64)
+    shapes = [(0, 0, 0, 0) if seen is None else seen.frames.shape for seen in made]
     return {
         rows.PIXELS: pixels.reshape(len(made), row_bytes),
         rows.WHERE: np.array(
@@ -41,12 +42,11 @@ def of_row(block: dict[str, NDArray[Any]], row: int) -> ViewFrames:
 
     Ray Data may have merged several blocks: those of windows, which are passed on one by one.
     """
-    begin, frames, height, width = block[rows.WHERE][row].tolist()
+    begin, *shape = block[rows.WHERE][row].tolist()
     pixels = block[rows.PIXELS]
     if pixels.dtype == object:  # rows of different lengths, one window each
         flat = pixels[row]
     else:
         flat, begin = pixels.reshape(-1), begin + row * pixels.shape[1]
-    shape = frames, height, width, 3
-    seen = flat[begin : begin + frames * height * width * 3].reshape(shape)
+    seen = flat[begin : begin + math.prod(shape)].reshape(shape)
     return ViewFrames(seen, block[rows.PLACES][row], int(block[rows.SEED][row]))

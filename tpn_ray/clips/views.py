@@ -83,7 +83,10 @@ class Views:
     def clip(self, config: ClipConfig) -> ClipConfig:
         """Return the recipe's clip as these views sample it."""
         if self.segments:
-            return ClipConfig(frames=self.segments, stride_frames=1, sampling="segments")
+            made = replace(config, frames=self.segments, stride_frames=1, sampling="segments", clips_per_video=1)
+            if made.stack != config.stack:
+                raise ConfigError(f"views with segments {self.segments}: the recipe's flow is sampled without stacks")
+            return made
         if self.stride_frames and config.sampling != "dense":
             raise ConfigError(f"views with stride {self.stride_frames}: the recipe's segments have none")
         return replace(config, stride_frames=self.stride_frames or config.stride_frames)
@@ -96,7 +99,7 @@ class Views:
         """Return the bytes decoded for one video (`ViewFrames`) of the usual shape, if clips share no frame."""
         high = self.side_px(config) if len(self.crops) == 1 else config.test_short_side_px
         wide = high if len(self.crops) == 1 else high * 16 // 9
-        return self.clips * self.clip(clip).frames * high * wide * 3
+        return self.clips * self.clip(clip).pictures * high * wide * clip.colors
 
 
 def parse_views(text: str) -> Views:

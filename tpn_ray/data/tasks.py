@@ -105,7 +105,8 @@ def _clip_rows(
     """Build the columns of clips and their metadata; each group of `together` neighbors can be taken out separately."""
     if source.developed:
         side = source.augment.crop_px
-        pixels = np.zeros((len(samples), source.clip.frames, side, side, 3), dtype=np.uint8)
+        shape = len(samples), source.clip.pictures, side, side, source.clip.colors
+        pixels = np.zeros(shape, dtype=np.uint8)
         return {
             rows.CLIP: pixels,
             **make_each(source.manifest, samples, clips_of, pixels.__setitem__, per_video, fetch),
@@ -116,7 +117,7 @@ def _clip_rows(
         made[place] = clip[0], Note(*clip[1])
 
     about = make_each(source.manifest, samples, clips_of, keep, per_video, fetch)
-    return {**handover.columns(made, source.clip.frames, together), **about}
+    return {**handover.columns(made, source.clip.pictures, together), **about}
 
 
 def view_rows(source: ClipSource, views: Views, samples: Int64Array) -> Rows:

@@ -201,7 +201,7 @@ def examine_nodes(wanted: Examination) -> list[Finding]:
         store_bytes=0,
         gpus=0,
         model=recipe.model,
-        clips_shape=(recipe.loop.micro_batch_clips, 3, recipe.clip.frames, side, side),
+        clips_shape=(recipe.loop.micro_batch_clips, recipe.clip.channels, recipe.clip.frames, side, side),
         nodes=len(nodes),
     )
     try:

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+FLOW_MEAN = FLOW_STD = (128.0, 128.0)
+"""Of x and y of flow: no flow is 0, and the bound is 1 (mmaction2's TSN and I3D; DeepMind's I3D scales alike)."""
+
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Mean and standard deviation per channel, R G B, on the scale 0 to 255; all published TPN weights were trained with
@@ -24,16 +27,24 @@ class Normalise(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
+    def __init__(
+        self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD, stack: int = 1
+    ) -> None:
+        """Take `stack` consecutive pictures as the channels of one frame: x1 y1 x2 y2 ... of flow."""
         super().__init__()
+        self.stack = stack
         # Buffers, because a constant that is sent to a GPU at every call waits for all work queued there.
         self.register_buffer("shift", torch.tensor(mean), persistent=False)
         self.register_buffer("scale", torch.tensor(std), persistent=False)
 
-    def forward(self, clips: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n c t h w"]:
+    def forward(self, clips: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k s h w"]:
         if clips.shape[-1] != len(self.shift):
             raise ValueError(f"clips have {clips.shape[-1]} channels, the mean has {len(self.shift)}")
-        return ((clips.float() - self.shift) / self.scale).permute(0, 4, 1, 2, 3)
+        values = (clips.float() - self.shift) / self.scale
+        if self.stack > 1:
+            n, pictures, *shape = values.shape
+            values = values.view(n, pictures // self.stack, self.stack, *shape).permute(0, 1, 3, 4, 2, 5).flatten(4)
+        return values.permute(0, 4, 1, 2, 3)
 
 
 class ToDo(NamedTuple):
@@ -122,8 +133,16 @@ def crop_and_resize(frames: UInt8[Tensor, "n c t h w"], todo: ToDo, size_px: int
         else:
             made.append(_shrink(part, (top, high), (left, wide), size_px))
     small = torch.cat(made)[todo.back]
-    turned = torch.where(todo.mirrored[:, None, None, None, None], small.flip(-1), small)
+    turned = torch.where(todo.mirrored[:, None, None, None, None], mirrored(small), small)
     return turned.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def mirrored(pixels: UInt8[Tensor, "n c *t h w"]) -> UInt8[Tensor, "n c *t h w"]:
+    """Mirror left to right; of flow, which has two channels, x also becomes its opposite, as in `augment`."""
+    turned = pixels.flip(-1)
+    if pixels.shape[1] == 2:
+        turned[:, 0] = 255 - turned[:, 0]
+    return turned
 
 
 def _shrink(

@@ -14,8 +14,11 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones import backbone_spec
 from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Shift
 from tpn_ray.model.heads import AuxiliaryHead
+from tpn_ray.model.pixels import FLOW_MEAN, FLOW_STD, Normalise
 from tpn_ray.model.tpn import PYRAMIDS, Flow, TemporalPyramid
 from tpn_ray.names import no_such
+
+RGB_CHANNELS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,10 @@ class ModelConfig:
 
     classes: int | tuple[int, ...] = 400
     """Number of classes; several numbers for several label sets, such as verbs and nouns."""
+
+    in_channels: int = 3
+    """Channels of the clips; always those of the recipe's clip: 3 for RGB, 2 for flow, 10 for stacks of 5 flow
+    frames."""
 
     neck: Literal["tpn", "none"] = "tpn"
     """Neck between backbone and head. tpn: the pyramid of the paper; none: the plain backbone, its baseline."""
@@ -65,6 +72,8 @@ class ModelConfig:
         backbone_spec(self.backbone)
         if not self.label_sets or min(self.label_sets) < 1:
             raise ConfigError(f"classes={self.classes!r}: every label set needs at least one class")
+        if self.in_channels < 1:
+            raise ConfigError(f"in_channels={self.in_channels!r} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout!r} must be at least 0 and below 1")
         if self.shift not in ("residual", "inplace"):
@@ -160,6 +169,7 @@ class Recognizer(nn.Module):
         classes = sum(config.label_sets)
         self.levels = config.used_stages
         self.backbone = config.spec.build(self.levels[-1], config.shift)
+        take_channels(self.backbone, config.in_channels)
         stages = [config.spec.stages[level] for level in self.levels]
         channels = [stage.channels for stage in stages]
         self.neck: TemporalPyramid | None = None
@@ -215,13 +225,41 @@ def split_label_sets(scores: Float[Tensor, "n k"], classes: int | tuple[int, ...
     return torch.split(scores, list(sizes), dim=1)
 
 
+def take_channels(backbone: Backbone, channels: int) -> None:
+    """Give the convolutions that see the clips, which are built for RGB, other input channels and fresh weights."""
+    if channels == RGB_CHANNELS:
+        return
+    for module in backbone.modules():
+        pixels = int(getattr(module, "pixels_seen", 1))  # at one place; more where pixels become channels, as in S3D-G
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and module.in_channels == pixels * RGB_CHANNELS:
+            module.in_channels = pixels * channels
+            shape = module.out_channels, module.in_channels, *module.weight.shape[2:]
+            module.weight = nn.Parameter(module.weight.new_empty(shape))
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def normaliser(config: ModelConfig) -> Normalise:
+    """Return what turns stored pixels into the network's input: RGB as its published weights need, flow alike for
+    all."""
+    if config.in_channels == RGB_CHANNELS:
+        return Normalise(config.spec.mean, config.spec.std)
+    return Normalise(FLOW_MEAN, FLOW_STD, stack=config.in_channels // len(FLOW_MEAN))
+
+
 def initialise_backbone(backbone: Backbone) -> None:
-    """Initialize convolutions Kaiming-normal and residual branches at zero (mmaction2's choice without pretraining)."""
+    """Initialize convolutions Kaiming-normal without bias, and residual branches of three convolutions at zero, as
+    mmaction2 does with its 3D networks without pretraining.
+
+    mmaction2 starts the branches of its 2D ResNets at one and, in its configs, those of I3D and CSN too. Here they
+    start at zero in all kinds.
+    """
     if backbone.own_weights:
         return
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if name.endswith("conv3.norm"):
             nn.init.zeros_(module.weight)
 
@@ -230,8 +268,10 @@ def check_clips(config: ModelConfig, clips: Float[Tensor, "n c t h w"]) -> None:
     """Raise ConfigError for clips that the network cannot process."""
     _, c, t, h, w = clips.shape
     spec = config.spec
-    if c != 3:
-        raise ConfigError(f"clips of shape {tuple(clips.shape)}: dimension 1 must be the 3 colour channels, it is {c}")
+    if c != config.in_channels:
+        raise ConfigError(
+            f"clips of shape {tuple(clips.shape)}: dimension 1 must be the {config.in_channels} channels, it is {c}"
+        )
     needed = max(config.rates, default=1) if config.neck == "tpn" else 1
     if t < needed:
         raise ConfigError(f"clips of {t} frames are too short: rates={config.rates!r} need at least {needed}")

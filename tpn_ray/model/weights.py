@@ -22,7 +22,7 @@ from torch import Tensor
 from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.model.backbones.resnet2d import Bottleneck
 from tpn_ray.model.layouts import OURS, detect, names_in
-from tpn_ray.model.recognizer import Recognizer
+from tpn_ray.model.recognizer import RGB_CHANNELS, Recognizer
 
 State = Mapping[str, Tensor]
 
@@ -52,9 +52,14 @@ class LoadReport:
     notes: tuple[str, ...]
     """What the file does not record and its user should know."""
 
+    crossed: tuple[str, ...] = ()
+    """First convolutions of flow made from those of RGB: the mean over the colors, for every channel (TSN, ECCV 2016,
+    section 3.2)."""
+
     def __str__(self) -> str:
         lines = [f"{self.layout} weights: {len(self.used)} entries used, {len(self.unused)} not"]
-        lists = {"not used": self.unused, "missing": self.missing, "inflated": self.inflated, "fresh": self.replaced}
+        lists = {"not used": self.unused, "missing": self.missing, "inflated": self.inflated}
+        lists |= {"from RGB to flow": self.crossed, "fresh": self.replaced}
         lines += [f"  {name} ({len(entries)}): {abridge(entries)}" for name, entries in lists.items() if entries]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -90,8 +95,10 @@ def load_weights(
         model, missing, [name for name in unused if name not in set(found.values())], layout, backbone_only
     )
     model.load_state_dict(fitted, strict=False)
-    deepened = [key for key, value in fitted.items() if value.ndim > 3 and state[wanted[key]].numel() < value.numel()]
-    lists = (wanted.values(), unused, missing, deepened, replaced, notes_on(model, layout))
+    kernels = [(key, state[wanted[key]], value) for key, value in fitted.items() if value.ndim > 3]
+    deepened = [key for key, given, made in kernels if given[:, 0].numel() < made[:, 0].numel()]
+    crossed = [key for key, given, made in kernels if given.shape[1] != made.shape[1]]
+    lists = (wanted.values(), unused, missing, deepened, replaced, notes_on(model, layout), crossed)
     return LoadReport(layout, *(tuple(entries) for entries in lists))
 
 
@@ -231,7 +238,8 @@ def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: 
     ours = model.state_dict()
     fitted, misfits = {}, {}
     for key, name in wanted.items():
-        value, shape = state[name], ours[key].shape
+        shape = ours[key].shape
+        value = across_modality(state[name], shape, model.config.in_channels)
         if same_but_for_ones(value.shape, shape):
             fitted[key] = value.reshape(shape)
         elif inflate and (deep := inflated(value, shape)) is not None:
@@ -246,6 +254,14 @@ def fit(model: Recognizer, state: State, wanted: Mapping[str, str], *, inflate: 
     if misfits:
         raise CheckpointError(f"{len(misfits)} entries have another shape: {abridge(tuple(misfits.values()))}")
     return fitted
+
+
+def across_modality(kernel: Tensor, shape: torch.Size, channels: int) -> Tensor:
+    """Return a first convolution of RGB as one of `channels` channels, with the mean over the colors for each; any
+    other tensor as it is."""
+    if channels == RGB_CHANNELS or kernel.ndim < 4 or (kernel.shape[1], shape[1]) != (RGB_CHANNELS, channels):
+        return kernel
+    return kernel.mean(dim=1, keepdim=True).expand(-1, channels, *kernel.shape[2:])
 
 
 def inflated(kernel: Tensor, shape: torch.Size) -> Tensor | None:

@@ -57,7 +57,7 @@ def measure(
     train = manifest.select("train")
     # As in a training job: GPUs take clips as decoded.
     source = ClipSource(
-        manifest=train,
+        manifest=train.showing(recipe.clip.modality),
         clip=recipe.clip,
         augment=recipe.augment,
         seed=recipe.loop.seed,

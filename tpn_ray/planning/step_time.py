@@ -16,7 +16,8 @@ def rehearse(recipe: Recipe, device: str) -> tuple[Training, MicroBatch]:
     clips, side_px = recipe.loop.micro_batch_clips, recipe.augment.crop_px
     loop = dataclasses.replace(recipe.loop, batch_clips=clips, sync_batch_norm=1)
     training = Training(recipe.model, recipe.loss, recipe.optim, loop, device)
-    pixels = torch.randint(256, (clips, recipe.clip.frames, side_px, side_px, 3), dtype=torch.uint8, device=device)
+    shape = clips, recipe.clip.pictures, side_px, side_px, recipe.clip.colors
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.zeros(clips, len(training.classes), dtype=torch.long, device=device)
     return training, MicroBatch(0, pixels, labels)
 

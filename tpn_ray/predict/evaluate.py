@@ -84,6 +84,7 @@ def ask(
     recipe = from_plain(saved.recipe)
     manifest = load_manifest(data, for_training=False)
     chosen = manifest if split == ALL else manifest.select(split)
+    chosen.showing(recipe.clip.modality)
     return EvaluationQuestion(
         checkpoint=uri,
         data=storage.absolute(data),

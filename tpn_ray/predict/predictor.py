@@ -29,9 +29,8 @@ from tpn_ray.errors import CheckpointError, ConfigError
 from tpn_ray.metrics import average_views, probabilities
 from tpn_ray.model.convolution_check import convolution_self_test
 from tpn_ray.model.folding import fold_batch_norms
-from tpn_ray.model.pixels import Normalise
 from tpn_ray.model.precision import Precision, computing
-from tpn_ray.model.recognizer import Recognizer, build_model, set_alpha
+from tpn_ray.model.recognizer import Recognizer, build_model, normaliser, set_alpha
 from tpn_ray.recipe import Recipe, from_plain
 
 PIXELS_AT_ONCE = 32 * 8 * 224 * 224
@@ -101,14 +100,13 @@ class Predictor:
         self.threads, self.precision = threads, arithmetic.precision
         if self.precision == "bf16":
             side = recipe.augment.test_short_side_px
-            report = convolution_self_test(model, (2, 3, recipe.clip.frames, side, side))
+            report = convolution_self_test(model, (2, recipe.clip.channels, recipe.clip.frames, side, side))
             if not report.trusted:
                 raise ConfigError(f"precision='bf16' cannot be used here: {report}; use fp32, or tf32 on a GPU")
         if arithmetic.fold_norms:
             fold_batch_norms(model)
         self.device = next(model.parameters()).device
-        spec = recipe.model.spec
-        self.normalise = Normalise(spec.mean, spec.std).to(self.device)
+        self.normalise = normaliser(recipe.model).to(self.device)
         self.trained_alpha: Alpha = recipe.model.alpha
 
     def predict(self, path: str, views: str = "1x1") -> Prediction:
@@ -130,10 +128,14 @@ class Predictor:
 
     def see(self, path: str, views: Views) -> ViewFrames:
         """Decode what all views of a video show. Raises BadVideo with the reason."""
+        return self.see_in(self._read(path), views)
+
+    def see_in(self, data: bytes, views: Views) -> ViewFrames:
+        """Decode the same from the bytes of a video of the network's modality."""
         from tpn_ray.clips import decoding
 
         decode = decoding.decoder_of(prepared=False)
-        *fields, _ = decode(decoding.seen, self._read(path), views, self.recipe.clip, self.recipe.augment)
+        *fields, _ = decode(decoding.seen, data, views, self.recipe.clip, self.recipe.augment)
         return ViewFrames(*fields)
 
     def view_scores(self, seen: ViewFrames, views: Views, alpha: Alpha = ()) -> ViewScores:
@@ -153,6 +155,11 @@ class Predictor:
             return probabilities(torch.cat(outputs), self.recipe.model.label_sets)
 
     def _read(self, path: str) -> bytes:
+        if self.recipe.clip.modality == "flow":
+            raise ConfigError(
+                f"the network looks at optical flow, which {path} does not hold: prepare the videos with "
+                "`python jobs/prepare.py --flow`, and give the folder that it makes to jobs/predict.py"
+            )
         return storage.read_bytes(storage.absolute(path), max_bytes=MAX_VIDEO_BYTES)
 
 

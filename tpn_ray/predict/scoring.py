@@ -98,7 +98,8 @@ def score_windows(
 
 
 def _source(recipe: Recipe, manifest: Manifest) -> ray.ObjectRef[ClipSource]:
-    return ray.put(ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed))
+    shown = manifest.showing(recipe.clip.modality)
+    return ray.put(ClipSource(manifest=shown, clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed))
 
 
 def _scored(

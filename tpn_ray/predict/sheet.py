@@ -28,7 +28,7 @@ class Strip:
 
     text: str
     frames: NDArray[np.uint8]
-    """(t, h, w, 3)"""
+    """(t, h, w, 3), or flow (t, h, w, 2)"""
 
 
 def sheet(strips: Sequence[Strip]) -> bytes:
@@ -43,11 +43,16 @@ def sheet(strips: Sequence[Strip]) -> bytes:
         draw.text((2, row * high + 2), strip.text, fill="black", font=font)
         places = np.linspace(0, len(strip.frames) - 1, min(len(strip.frames), FRAMES)).round().astype(int)
         for column, place in enumerate(places.tolist()):
-            tile = Image.fromarray(strip.frames[place]).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
+            tile = Image.fromarray(_colored(strip.frames[place])).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
             picture.paste(tile, (column * (SIDE_PX + GAP_PX), row * high + TEXT_PX))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _colored(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame in RGB; of flow, red is x and green is y, and gray is no flow."""
+    return frame if frame.shape[2] == 3 else np.dstack([frame, np.full(frame.shape[:2], 128, np.uint8)])
 
 
 def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> list[Strip]:

@@ -200,7 +200,7 @@ def is_complete(run_uri: str, begun: int, last_step: int, ledger: RunLedger) -> 
 def _source(recipe: Recipe, manifest: Manifest, machines: Machines, split: str) -> ray.ObjectRef[ClipSource]:
     return ray.put(
         ClipSource(
-            manifest=manifest.select(split),
+            manifest=manifest.select(split).showing(recipe.clip.modality),
             clip=recipe.clip,
             augment=recipe.augment,
             seed=recipe.loop.seed,

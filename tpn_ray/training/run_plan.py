@@ -18,7 +18,8 @@ from tpn_ray.training.multigrid import grid_of
 
 
 def recipe_for(recipe: Recipe, manifest: Manifest) -> Recipe:
-    """Return the recipe with the dataset's number of classes."""
+    """Return the recipe with the dataset's number of classes. Raises ConfigError if its modality is not there."""
+    manifest.showing(recipe.clip.modality)
     sizes = tuple(len(classes) for classes in manifest.label_sets.values())
     return replace_fields(recipe, {"model.classes": sizes[0] if len(sizes) == 1 else sizes})
 

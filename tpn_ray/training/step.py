@@ -22,9 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import top_k_hits
 from tpn_ray.model.layers import SharedStatistics
-from tpn_ray.model.pixels import Normalise
 from tpn_ray.model.precision import autocast, use_tf32
-from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, split_label_sets
+from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, normaliser, split_label_sets
 from tpn_ray.model.recompute import recompute_blocks
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
 from tpn_ray.training.average import Average
@@ -84,7 +83,7 @@ class Training:
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.statistics, self.counters = join_batch_norm_statistics(self.model)
         self.average = Average(self.model, optim.ema_decay) if optim.ema_decay else None
-        self.normalise = Normalise(model.spec.mean, model.spec.std).to(device)
+        self.normalise = normaliser(model).to(device)
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.shared = share_statistics(self.model, loop.sync_batch_norm, longest) if loop.sync_batch_norm > 1 else None
         if loop.recompute:  # after the average, which is a copy

@@ -32,6 +32,7 @@ class Stream:
         rank: int,
         workers: int,
         crop_px: int,
+        colors: int = 3,
         device: str,
         tell: Callable[[Event], None],
         augment: AugmentConfig | None = None,
@@ -40,7 +41,7 @@ class Stream:
         """`augment` says what is done to training clips here, beside what the data workers did."""
         self._blocks, self._schedule, self._first_step = blocks, schedule, first_step
         self._workers, self._next_slot = workers, rank
-        self._crop_px, self._device, self._tell = crop_px, device, tell
+        self._crop_px, self._colors, self._device, self._tell = crop_px, colors, device, tell
         self._augment, self._seed = augment or AugmentConfig(), seed
         self._block: Rows = {}
         self._held = self._taken = 0
@@ -104,7 +105,7 @@ class Stream:
         chosen = [self._good(block, split) for block in blocks]
         labels = [upload(block[rows.LABELS][good], self._device) for block, good in zip(blocks, chosen, strict=True)]
         if blocks and rows.PIXELS in blocks[0]:
-            clips = clips_of_blocks(list(zip(blocks, chosen, strict=True)), crop_px, self._device)
+            clips = clips_of_blocks(list(zip(blocks, chosen, strict=True)), crop_px, self._device, self._colors)
         else:
             each = zip(blocks, chosen, strict=True)
             clips = [upload(b[rows.CLIP] if good.all() else b[rows.CLIP][good], self._device) for b, good in each]

@@ -156,6 +156,7 @@ def train(config: dict[str, Any]) -> None:
         rank=rank,
         workers=workers,
         crop_px=recipe.augment.crop_px,
+        colors=recipe.clip.colors,
         augment=recipe.augment,
         seed=recipe.loop.seed,
         device=device,
@@ -365,8 +366,9 @@ class _Preemption:
 
 def _distrust_bf16(training: Training, tell: Callable[[Event], None], recipe: Recipe, rank: int) -> None:
     """Switch to float32 on all ranks if a bf16 convolution of the network gives wrong numbers on any of them."""
-    side, loop = recipe.augment.crop_px, recipe.loop
-    report = convolution_self_test(training.model, (loop.micro_batch_clips, 3, recipe.clip.frames, side, side))
+    side, loop, clip = recipe.augment.crop_px, recipe.loop, recipe.clip
+    shape = loop.micro_batch_clips, clip.channels, clip.frames, side, side
+    report = convolution_self_test(training.model, shape)
     trusted = torch.tensor(float(report.trusted), device=training.device)
     if training.workers > 1:
         dist.all_reduce(trusted, dist.ReduceOp.MIN)

@@ -43,6 +43,7 @@ class CubeStem(ConvNorm3d):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(CUBE**3 * inputs, outputs, (2, 4, 4), eps=S3DG.eps, momentum=S3DG.momentum)
+        self.conv.pixels_seen = CUBE**3  # type: ignore[assignment]  # for `recognizer.take_channels`
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k u i j"]:
         # The published code refuses odd numbers of frames or pixels; here they get a zero.
