@@ -40,7 +40,8 @@ class Arguments:
     """Scale. toy: the toy recipe with each row's change; full: the published recipe."""
 
     rows: tuple[str, ...] = ()
-    """Names of the rows to run; if empty, all that the scale has. The baseline is always included."""
+    """Names of the rows to run; if empty, all that the scale has, those with flow only if the data has flow. The
+    baseline is always included."""
 
     seeds: int = 3
     """Number of runs of each row."""
@@ -70,10 +71,11 @@ def main() -> None:
     is_figure, machines = flags.table in tables.FIGURES, flags.machines
     if is_figure and flags.rows:
         raise ConfigError(f"{flags.table} needs all its networks: leave out --rows")
+    manifest = load_manifest(flags.data)
     table = (
         tables.figure(flags.table)
         if is_figure
-        else table_runs.rows_named(tables.table(flags.table), flags.rows, flags.scale)
+        else table_runs.rows_named(tables.table(flags.table), flags.rows, flags.scale, flow=manifest.has_flow)
     )
     folder = storage.absolute(flags.storage)
     campaign = table_runs.Reproduction(
@@ -82,7 +84,7 @@ def main() -> None:
         scale=flags.scale,
         seeds=flags.seeds,
         epochs=flags.epochs,
-        manifest=load_manifest(flags.data),
+        manifest=manifest,
         machines=machines,
         storage_uri=folder,
     )

@@ -16,7 +16,7 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.predict.table import LABEL_SETS_KEY, write_scores
 from tpn_ray.reproduce import table_runs, table_text
 from tpn_ray.reproduce.table_runs import Reproduction, rows_named
-from tpn_ray.reproduce.tables import table
+from tpn_ray.reproduce.tables import TableRow, table
 from tpn_ray.training.machines import Machines
 
 
@@ -63,6 +63,37 @@ def test_rows_and_seeds_come_together(campaign: Reproduction) -> None:
     assert "outside the interval: parallel" in said
     assert "this is the toy" in said
     assert [table.row_count for table in table_text.as_tables(campaign, found)] == [2]
+
+
+def test_a_row_of_fusion_is_made_of_the_scores_of_others(
+    campaign: Reproduction, flow_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = dataclasses.replace(
+        campaign, name="table5-toy", table=rows_named(table("5"), ["TSN (fusion)"], "toy"), seeds=1,
+        manifest=load_manifest(flow_dataset),
+    )  # fmt: skip
+    videos, asked = fused.manifest.select("val"), list[str]()
+
+    def scored(campaign: Reproduction, row: TableRow, *_: object) -> pa.Table:
+        """RGB is right, and sure, of the first four videos; flow of all but these."""
+        asked.append(row.name)
+        sure = (np.arange(8) < 4) != row.needs_flow
+        scores = np.full((8, 8), 0.1, dtype=np.float32)
+        scores[np.arange(8), (videos.labels[:, 0] + ~sure) % 8] = np.where(sure, 0.9, 0.2)
+        columns = {
+            "id": videos.ids,
+            "labels": videos.labels.tolist(),
+            "predicted": [[""]] * 8,
+            "scores": scores.tolist(),
+        }
+        about = json.dumps(table_runs._about(campaign, row, 0))
+        keys = {LABEL_SETS_KEY: json.dumps(videos.label_sets), table_runs.ABOUT_KEY: about}
+        return pa.table({**columns, "predicted": [[""]] * 8, "reason": [""] * 8, "message": [""] * 8}, metadata=keys)
+
+    monkeypatch.setattr(table_runs, "_train_and_score", scored)
+    (outcomes,) = table_runs.run(fused, on_run=lambda name, top1: None, on_event=lambda event: None).values()
+    assert {one.name: one.top1 for one in outcomes} == {"TSN": (0.5,), "TSN (flow)": (0.5,), "TSN (fusion)": (1.0,)}
+    assert asked == ["TSN", "TSN (flow)"], "each is trained once"
 
 
 def test_scores_of_other_settings_are_not_taken_for_these(campaign: Reproduction) -> None:

@@ -19,16 +19,17 @@ def test_rows_are_recipes_whose_networks_can_be_built(name: str) -> None:
         name, {"6d": "r50 8x8", "backbones": "i3d"}.get(name, "none (I3D-50)")
     )
     assert len({row.name for row in made.rows}) == len(made.rows)
-    recipes = [row.recipe("toy", seed=5) for row in made.rows]
+    trained = [row for row in made.rows if not row.fuses]
+    recipes = [row.recipe("toy", seed=5) for row in trained]
     assert all(recipe.loop.seed == 5 for recipe in recipes)
     for recipe in {str((one.model, one.clip)): one for one in recipes}.values():
         model = build_model(recipe.model).eval()
         clip = recipe.clip
         with torch.inference_mode():
-            scores = model(torch.zeros(1, 3, clip.frames, 32, 32)).action
+            scores = model(torch.zeros(1, clip.channels, clip.frames, 32, 32)).action
         assert scores.shape == (1, 8)
     with torch.device("meta"):
-        for config in {row.recipe("full", seed=0).model for row in made.rows}:
+        for config in {row.recipe("full", seed=0).model for row in trained}:
             build_model(config)
 
 
@@ -36,6 +37,20 @@ def test_rows_that_only_the_backbone_distinguishes_differ() -> None:
     made = table("6c")
     assert len({str(row.recipe("toy", 0)) for row in made.rows}) == 6
     assert len({str(row.recipe("full", 0)) for row in made.rows}) == 6
+
+
+def test_rows_of_flow_and_fusion() -> None:
+    for name, fused in (("2", ["Two-stream I3D"]), ("5", ["TSN (fusion)", "TSN + TPN (fusion)"])):
+        made = table(name)
+        assert [row.name for row in made.rows if row.fuses] == fused
+        names = [row.name for row in made.rows]
+        for row in made.rows:
+            assert all(names.index(one) < names.index(row.name) for one in row.fuses)
+            assert row.needs_flow == (row.name.endswith("(flow)"))
+    assert [row.name for row in rows_named(table("5"), [], "toy", flow=False).rows] == ["TSN", "TSN + TPN"]
+    assert [row.name for row in rows_named(table("2"), ["Two-stream I3D"], "toy").rows] == [
+        *("I3D", "I3D (flow)", "Two-stream I3D", "TPN-R50 32x2"),
+    ]
 
 
 def test_some_rows_beside_the_first() -> None:

@@ -21,9 +21,11 @@ from tpn_ray.clips.views import parse_views
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError, difference
 from tpn_ray.predict import scoring as predict
+from tpn_ray.predict.compare import Named
+from tpn_ray.predict.fusion import fuse
 from tpn_ray.predict.summary import by_label_set
 from tpn_ray.predict.table import read_scores, video_tables, write_scores
-from tpn_ray.recipe import Recipe, replace_fields, to_plain
+from tpn_ray.recipe import Recipe, replace_fields, to_plain, with_defaults
 from tpn_ray.reproduce.outcome import Ranks, RowOutcome, outcome
 from tpn_ray.reproduce.tables import FRAMES, Scale, Table, TableRow
 from tpn_ray.training.events import Event
@@ -66,14 +68,21 @@ class Reproduction:
         return f"{self.name}-{plain}-seed{seed}"
 
 
-def rows_named(table: Table, names: Sequence[str], scale: Scale) -> Table:
-    """Return the table with the named rows, or all of the scale. Their baselines stay."""
+def rows_named(table: Table, names: Sequence[str], scale: Scale, *, flow: bool = True) -> Table:
+    """Return the table with the named rows, or all of the scale and, without `flow`, of RGB. What they are compared
+    with, or made of, stays."""
     known = [row.name for row in table.rows]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"the table has no row {unknown[0]!r}; it has: {', '.join(known)}")
-    usual = [row.name for row in table.rows if scale == "full" or not row.only_full]
+    usual = [
+        row.name
+        for row in table.rows
+        if (scale == "full" or not row.only_full)
+        and (flow or not any(one.needs_flow for one in (row, *map(table.named, row.fuses))))
+    ]
     chosen = [row for row in table.rows if row.name in (names or usual)]
     needed = [table.baseline, *(table.baseline_of(row) for row in chosen)]
+    needed += [table.named(name) for row in (*chosen, *needed) for name in row.fuses]
     kept = [row for row in table.rows if row in chosen or row in needed]
     return replace(table, rows=tuple(kept))
 
@@ -128,6 +137,16 @@ def checkpoint(campaign: Reproduction, row: TableRow, seed: int, on_event: Calla
 
 def _ranks(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[[Event], None]) -> dict[str, Ranks]:
     """Return, for each label set, the rank of the right class for every usable validation video."""
+    if row.fuses:
+        first, second = (_scores(campaign, campaign.table.named(name), seed, on_event) for name in row.fuses)
+        table, label_sets = fuse(first, second, weight=1.0)
+    else:
+        table, label_sets = _scores(campaign, row, seed, on_event)
+    return {one.name: one.ranks for one in by_label_set(table, label_sets)}
+
+
+def _scores(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[[Event], None]) -> Named:
+    """Return the scores of a row's validation videos, trained and scored now if they are not there."""
     uri = storage.join(campaign.storage_uri, campaign.run_name(row, seed), "table_scores.parquet")
     videos = campaign.manifest.select("val")
     if storage.exists(uri):
@@ -136,7 +155,7 @@ def _ranks(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable[
     else:
         table = _train_and_score(campaign, row, seed, videos, on_event)
         write_scores(table, uri)
-    return {one.name: one.ranks for one in by_label_set(table, videos.label_sets)}
+    return table, videos.label_sets
 
 
 def _about(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
@@ -153,7 +172,7 @@ def _about(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
 def _refuse_another(campaign: Reproduction, row: TableRow, seed: int, table: pa.Table, uri: str) -> None:
     """Raise ConfigError if the existing scores are not those of this row, such as those of fewer epochs."""
     before = json.loads((table.schema.metadata or {}).get(ABOUT_KEY, b"{}"))
-    if changed := difference(before, _about(campaign, row, seed)):
+    if changed := difference(with_defaults(before), _about(campaign, row, seed)):
         raise ConfigError(
             f"{uri} was scored with other settings:\n  "
             + "\n  ".join(line.removeprefix("recipe.") for line in changed)

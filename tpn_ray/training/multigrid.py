@@ -90,7 +90,7 @@ def _shapes(recipe: Recipe, time: float, space: float) -> tuple[StepShape, ...]:
     stride = clip.stride_frames * (clip.frames // frames if clip.sampling == "dense" else 1)
     shapes = []
     for side in (*short, round(side_px * space)):
-        check_clips(recipe.model, torch.empty(1, 3, frames, side, side, device="meta"))
+        check_clips(recipe.model, torch.empty(1, recipe.clip.channels, frames, side, side, device="meta"))
         times = max(1, round(clip.frames * side_px**2 / (frames * side**2)))
         count = times * loop.micro_batches_per_step
         shapes.append(StepShape(micro_batches=count, frames=frames, stride_frames=stride, crop_px=side))

@@ -19,5 +19,5 @@ def gmacs(recipe: Recipe) -> float:
 @functools.lru_cache(maxsize=1024)
 def _gmacs(model: ModelConfig, frames: int, side_px: int) -> float:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build_model(model).eval()(torch.empty(1, 3, frames, side_px, side_px))
+        build_model(model).eval()(torch.empty(1, model.in_channels, frames, side_px, side_px))
     return float(counter.get_total_flops()) / 2e9
