@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from mlflow import MlflowClient
 
 from tpn_ray import tracking
 from tpn_ray.meter import LOG_SECONDS
-from tpn_ray.progress import Terminal, catch_up, line
-from tpn_ray.training.events import BadVideos, Committed, Progress, Started
+from tpn_ray.progress import Terminal, catch_up, line, track
+from tpn_ray.training.events import BadVideos, Committed, NodeLoad, Progress, Started
 from tpn_ray.training.record import Record, StepMetrics
 
 PROGRESS = Progress(
@@ -46,8 +44,12 @@ def test_starts_are_counted_and_a_bad_video_is_named_once(capsys: pytest.Capture
     ]
 
 
-def test_what_a_killed_driver_had_sent_of_a_commit_is_not_sent_again(tmp_path: Path) -> None:
-    store = tracking.local_uri(str(tmp_path))
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tracking.local_uri(str(tmp_path_factory.mktemp("store")))
+
+
+def test_what_a_killed_driver_had_sent_of_a_commit_is_not_sent_again(store: str) -> None:
     run = tracking.begin(store, "experiment", "run", parameters={}, tags={})
     run.log_metrics({"train/loss": 3.0}, 2)  # killed before the other steps and the evaluation
     history = tuple(StepMetrics(step=step, values={"loss": 5.0 - step}) for step in (2, 4))
@@ -56,3 +58,13 @@ def test_what_a_killed_driver_had_sent_of_a_commit_is_not_sent_again(tmp_path: P
     for name, expected in {"train/loss": [(2, 3.0), (4, 1.0)], "val/top1": [(4, 0.5)], "epoch": [(4, 1.0)]}.items():
         found = MlflowClient(store).get_metric_history(run.run_id, name)
         assert [(metric.step, metric.value) for metric in found] == expected
+
+
+def test_the_load_of_each_node_is_a_system_metric_of_its_own(store: str) -> None:
+    run = tracking.begin(store, "experiment", "load", parameters={}, tags={})
+    for node in ("10.0.0.1", "10.0.0.2"):
+        track(run, NodeLoad(node=node, step=5, values={"cpu_utilization_percentage": 50.0}))
+    assert run.client.get_run(run.run_id).data.metrics == {
+        "system/10.0.0.1/cpu_utilization_percentage": 50.0,
+        "system/10.0.0.2/cpu_utilization_percentage": 50.0,
+    }

@@ -114,6 +114,14 @@ def _rank(uri: str) -> tuple[float, int]:
     return about["scores"].get("val_top1", -1.0), about["step"]
 
 
+def copy_weights(uri: str, folder: str | Path) -> None:
+    """Copy what prediction needs of a checkpoint, without the rest of the training state."""
+    contents = {name: _checked(uri, name) for name in ("weights.pt", "checkpoint.json")}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    for name, data in {**contents, MANIFEST: json.dumps(hashes, indent=1).encode()}.items():
+        storage.write_bytes(storage.join(storage.absolute(folder), name), data)
+
+
 def verify(uri: str) -> int:
     """Return the step of a checkpoint. Raises TornCheckpointError if a file is missing or was changed."""
     about = [_checked(uri, name) for name in FILES][-1]

@@ -9,7 +9,18 @@ from tpn_ray.meter import StatusLine
 from tpn_ray.meter import duration as duration
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.training import run_folder
-from tpn_ray.training.events import BadVideos, Committed, Diverged, Event, Failed, Notice, Progress, Started, Stopped
+from tpn_ray.training.events import (
+    BadVideos,
+    Committed,
+    Diverged,
+    Event,
+    Failed,
+    NodeLoad,
+    Notice,
+    Progress,
+    Started,
+    Stopped,
+)
 from tpn_ray.training.record import Record
 
 
@@ -35,7 +46,7 @@ def line(event: Event) -> str:
             return f"checkpoint {event.checkpoint}"
         case Notice():
             return f"warning: {event.text}"
-        case BadVideos() | Failed() | Diverged() | Stopped():
+        case BadVideos() | Failed() | Diverged() | Stopped() | NodeLoad():
             return ""
 
 
@@ -61,8 +72,8 @@ class Terminal:
             self._bad_videos(event)
         elif isinstance(event, Failed):
             self.status.say("a worker was lost; the run resumes from its last checkpoint")
-        elif isinstance(event, Diverged | Stopped):
-            pass  # the error that ends the run says it
+        elif isinstance(event, Diverged | Stopped | NodeLoad):
+            pass  # the error that ends the run says it; how busy nodes are is for MLflow
         elif isinstance(event, Progress):
             self.status.show(line(event) + _restarts(self.starts))
         else:
@@ -83,8 +94,11 @@ def track(run: TrackedRun, event: Event) -> None:
         for metrics in event.history:
             run.log_metrics({_metric(name): value for name, value in metrics.values.items()}, metrics.step)
         scores = {name.replace("val_", "val/"): value for name, value in event.scores.items()}
-        run.log_metrics({**scores, "epoch": float(event.epoch)}, event.step)
+        run.log_checkpoint(event.checkpoint, event.step, scores)
+        run.log_metrics({"epoch": float(event.epoch)}, event.step)  # last: it says that the rest was sent
         run.set_tags({"last_checkpoint": event.checkpoint})
+    elif isinstance(event, NodeLoad):
+        run.log_metrics({f"system/{event.node}/{name}": value for name, value in event.values.items()}, event.step)
     elif isinstance(event, Notice):
         run.set_tags({"warning": event.text})
     else:

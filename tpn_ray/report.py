@@ -21,15 +21,25 @@ from tpn_ray.output import print_table
 from tpn_ray.predict import scoring as predict
 from tpn_ray.progress import catch_up
 from tpn_ray.recipe import Recipe, flat, to_plain
-from tpn_ray.tracking import TrackedRun
+from tpn_ray.tracking import TrackedRun, UsedData
 from tpn_ray.training import run_folder
 from tpn_ray.training.goodput import Goodput
 from tpn_ray.training.machines import Machines
 from tpn_ray.training.run import RunResult
 
 
-def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Recipe, manifest: Manifest) -> TrackedRun:
-    """Start the MLflow run, with every field of the recipe as a parameter and the recipe itself as an artifact."""
+def begin(
+    tracking_uri: str,
+    experiment: str,
+    name: str,
+    folder: str,
+    recipe: Recipe,
+    manifest: Manifest,
+    machines: Machines,
+    data: str,
+) -> TrackedRun:
+    """Start the MLflow run, with the dataset, every field of the recipe and of the machines as a parameter, and the
+    recipe itself as an artifact."""
     uri = tracking_uri or tracking.local_uri(_local(folder))
     tags = {
         "dataset_version": manifest.version,
@@ -38,13 +48,29 @@ def begin(tracking_uri: str, experiment: str, name: str, folder: str, recipe: Re
         **_code(),
         "mlflow.note.content": _note(recipe, manifest),
     }
-    tracked = tracking.begin(uri, experiment, name, parameters=flat(recipe), tags=tags)
+    parameters = {**flat(recipe), **machines.as_parameters}
+    tracked = tracking.begin(uri, experiment, name, parameters=parameters, tags=tags)
+    tracked.keeps_models = True
+    for split, context in (("train", "training"), ("val", "validation")):
+        tracked.use(used_data(data, manifest, split, context))
     tracked.log_json(to_plain(recipe), "recipe.json")
     tracked.log_json({name: list(classes) for name, classes in manifest.label_sets.items()}, "classes.json")
     tracked.log_json(_environment(), "environment.json")
     # Track what an earlier driver was killed before it could send.
     catch_up(tracked, run_folder.read_records(storage.join(folder, name)), storage.join(folder, name))
     return tracked
+
+
+def used_data(data: str, manifest: Manifest, split: str, context: str) -> UsedData:
+    """Describe a split of the dataset at `data` for MLflow."""
+    source = storage.absolute(data)
+    return UsedData(
+        name=f"{storage.name(source)}/{split}",
+        digest=manifest.version,
+        source=source,
+        context=context,
+        videos=sum(one == split for one in manifest.splits),
+    )
 
 
 def _code() -> dict[str, str]:
@@ -118,6 +144,8 @@ def finish(
         tracked.log_metrics({**booked, "worker_time/goodput": result.goodput.share}, 0)
     tracked.log_json(numbers, "scores.json")
     tracked.set_tags({"best_checkpoint": result.best})
+    kept = run_folder.committed_steps(run_uri)
+    tracked.forget_checkpoints([run_folder.checkpoint_uri(run_uri, step) for step in kept])
     if result.bad:
         tracked.log_json([dict(zip(("uri", "reason", "message"), bad, strict=True)) for bad in result.bad], "bad.json")
     of_what = "GPU" if machines.per_worker.gpus else "process"
@@ -129,11 +157,18 @@ def finish(
     print(f"MLflow           {tracking.page_command(tracked.tracking_uri)}", flush=True)
 
 
-def register(tracked: TrackedRun, name: str, result: RunResult) -> None:
-    """Register the best checkpoint as the newest version of a model in MLflow, and print which version."""
-    scores = {key: f"{value:.4f}" for key, value in result.scores.items()}
-    version = tracked.register_model(name, result.best, scores)
-    said = f"models:/{name}/{version}" if version else f"{name} could NOT be registered: {tracked.last_reason}"
+def register(tracked: TrackedRun, name: str, result: RunResult, manifest: Manifest) -> None:
+    """Register the best checkpoint as the newest version of a model in MLflow, and print which version it is, and
+    which is the champion."""
+    tags = {key: f"{value:.4f}" for key, value in result.scores.items()} | {"dataset_version": manifest.version}
+    version = tracked.register_model(name, result.best, tags, manifest.uris[0])
+    if not version:
+        said = f"{name} could NOT be registered: {tracked.last_reason}"
+    elif tracked.champion == version:
+        said = f"models:/{name}/{version}, the champion (models:/{name}@champion)"
+    else:
+        why = "its validation top-1 is higher, or it was trained on another dataset"
+        said = f"models:/{name}/{version}; version {tracked.champion} stays the champion: {why}"
     print(f"MLflow model     {said}", flush=True)
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.models import Model
+from mlflow.types import DataType
 
 from tests.checkpoints import save_untrained
+from tests.servers import free_port
 from tests.test_architecture import imports
 from tpn_ray import tracking
 
@@ -58,6 +65,19 @@ def test_it_holds_code_and_no_leftovers(model: Path) -> None:
     assert all(path.endswith(".py") for path in stored), sorted(stored)
 
 
+def test_it_holds_nothing_that_only_training_needs(model: Path) -> None:
+    files = {path.name for path in (model / "artifacts" / "checkpoint").iterdir()}
+    assert files == {"weights.pt", "checkpoint.json", "manifest.json"}
+
+
+def test_it_says_what_to_send(model: Path) -> None:
+    about = Model.load(str(model))
+    assert about.signature is not None
+    assert [column.type for column in about.signature.inputs.inputs] == [DataType.string]
+    assert about.load_input_example(str(model)) == ["s3://bucket/video.mp4"]
+    assert json.loads((model / "serving_input_example.json").read_text()) == {"inputs": ["s3://bucket/video.mp4"]}
+
+
 def test_a_process_with_the_model_alone_predicts(model: Path, toy_folder: Path, tmp_path: Path) -> None:
     video = next((toy_folder / "val" / "period_10").iterdir())
     # -I: no PYTHONPATH and no working directory, -S: no .pth files.
@@ -74,3 +94,41 @@ def test_a_process_with_the_model_alone_predicts(model: Path, toy_folder: Path, 
     found = {name.partition(".")[0] for file in said["own"] for name in imports(Path(file))}
     others = found - sys.stdlib_module_names - {"tpn_ray"}
     assert {IMPORTED_AS.get(name, name) for name in others} <= set(tracking.MODEL_NEEDS)
+
+
+@pytest.mark.long
+def test_it_answers_over_http(model: Path, toy_folder: Path, tmp_path: Path) -> None:
+    """As `mlflow models serve` runs it, on the packages that are installed: nothing is fetched from an index."""
+    video, port = next((toy_folder / "val" / "period_10").iterdir()), free_port()
+    command = [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "--model-uri", str(model)]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {
+        "PIP_INDEX_URL": "http://127.0.0.1:9",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        answer = ask_server(f"http://127.0.0.1:{port}/invocations", {"inputs": [str(video)]}, tmp_path / "log")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    (scores,) = answer["predictions"]
+    assert sum(scores["action"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def ask_server(url: str, content: object, log: Path) -> dict[str, Any]:
+    """The answer to a request, once the server is up."""
+    deadline = time.monotonic() + 200
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except OSError as error:
+            assert time.monotonic() < deadline, f"{error}\n{log.read_text()}"
+            time.sleep(1)

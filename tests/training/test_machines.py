@@ -119,3 +119,12 @@ def test_scoring_takes_as_much_as_training() -> None:
     scoring = machines.for_scoring
     assert (scoring.workers, scoring.decoding) == (3, machines.decoding)
     assert scoring.per_worker == PerWorker(cpus=1, gpus=1)
+
+
+def test_every_setting_is_a_parameter_of_mlflow() -> None:
+    machines = Machines(workers=3, per_worker=PerWorker(gpus=1, resources=("spot=1",)), decoding=ON_CPU_NODES)
+    named = machines.as_parameters
+    assert named["machines.workers"] == "3"
+    assert named["machines.gpus_per_worker"] == "1"
+    assert named["machines.decode_on"] == "('pool=cpu',)"
+    assert len(named) == len(set(named)) >= 12

@@ -80,7 +80,7 @@ def evaluate(job: EvaluationJob) -> list[Result]:
         storage_seconds=job.storage_seconds,
     )
     name = f"evaluate {storage.name(folder)}"
-    run = track.begin(job.tracking_uri, job.experiment, name, *track.about(question))
+    run = track.begin_evaluation(job.tracking_uri, job.experiment, name, question)
     with track.ended_by_errors(run):
         results = scoring.evaluate(question, resources, folder)
     track.finish(run, results)

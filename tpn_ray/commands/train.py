@@ -137,7 +137,7 @@ def _train(
     held: Lease,
 ) -> RunResult:
     check_resumable(storage.join(folder, name), recipe, manifest, stretch.extends)
-    tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest)
+    tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest, machines, job.data)
     status = "FAILED"
     try:
         terminal = Terminal()
@@ -163,7 +163,7 @@ def _train(
         )
         report.finish(tracked, result, manifest.select("val"), views, machines, storage.join(folder, name))
         if job.register:
-            report.register(tracked, job.register, result)
+            report.register(tracked, job.register, result, manifest)
         status = "FINISHED"
         return result
     except KeyboardInterrupt:

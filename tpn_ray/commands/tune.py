@@ -133,7 +133,7 @@ def _search(
         decode_cpus=2 * job.machines.decoding.cpus * max(job.how.max_concurrent, 1),
         storage_seconds=job.storage_seconds,
     )
-    tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest)
+    tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest, job.machines, job.data)
     status = "FAILED"
     try:
         campaign = Campaign(

@@ -11,7 +11,7 @@ from typing import Any
 from tpn_ray import storage, tracking
 from tpn_ray.predict.evaluate import EvaluationQuestion, Result
 from tpn_ray.predict.table import METRICS
-from tpn_ray.tracking import TrackedRun
+from tpn_ray.tracking import TrackedRun, UsedData
 
 PICTURES = (".png", ".html")
 
@@ -25,11 +25,29 @@ def begin(
     return tracking.begin(tracking_uri, experiment, name, parameters=parameters, tags=tags)
 
 
-def about(question: EvaluationQuestion) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the parameters and tags of an evaluation."""
-    parameters = {name: getattr(question, name) for name in ("checkpoint", "data", "split", "views")}
-    parameters |= {name: str(value) for name, value in dataclasses.asdict(question.arithmetic).items()}
-    return parameters, {"dataset_version": question.matched.manifest.version}
+def begin_evaluation(tracking_uri: str, experiment: str, name: str, question: EvaluationQuestion) -> TrackedRun | None:
+    """Start a run below the one that trained the checkpoint, if the store knows it, with the data and the logged model
+    that it evaluates."""
+    if not tracking_uri:
+        return None
+    manifest = question.matched.manifest
+    parameters = {key: getattr(question, key) for key in ("checkpoint", "data", "split", "views")}
+    parameters |= {key: str(value) for key, value in dataclasses.asdict(question.arithmetic).items()}
+    trained, model = tracking.find_run(tracking_uri, experiment, question.checkpoint)
+    tags = {"dataset_version": manifest.version, **({"training_run": trained} if trained else {})}
+    run = tracking.begin(tracking_uri, experiment, name, parameters=parameters, tags=tags, parent=trained)
+    run.use(
+        UsedData(
+            name=f"{storage.name(question.data)}/{question.split}",
+            digest=manifest.version,
+            source=question.data,
+            context="evaluation",
+            videos=len(manifest),
+        )
+    )
+    if model:
+        run.evaluates(model)
+    return run
 
 
 @contextlib.contextmanager

@@ -24,6 +24,16 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeLoad:
+    """How busy a node of the run is: sent by its first worker as it trains. It may be lost."""
+
+    node: str
+    """Address of the node."""
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Started:
     """A group of workers has started; `step` is where it resumes."""
 
@@ -105,4 +115,4 @@ class Stopped:
     error: Exception
 
 
-Event = Progress | Started | Failed | Diverged | Stopped | BadVideos | Committed | Notice
+Event = Progress | NodeLoad | Started | Failed | Diverged | Stopped | BadVideos | Committed | Notice

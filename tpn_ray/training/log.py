@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import resource
+import time
 from collections.abc import Callable
 
 import psutil
@@ -11,12 +13,14 @@ from torch import distributed as dist
 
 from tpn_ray.data.plan import Plan
 from tpn_ray.errors import TrainingError
-from tpn_ray.training.events import Diverged, Event, Progress
+from tpn_ray.training.events import Diverged, Event, NodeLoad, Progress
 from tpn_ray.training.goodput import METRIC, PARTS, PEAK, Clock
 from tpn_ray.training.record import StepMetrics
 from tpn_ray.training.step import StepSums, Training
 
 MEGABYTE = 1024**2
+REPORT_SECONDS = 10.0
+"""Interval at which each node reports how busy it is."""
 
 
 class DivergedError(TrainingError):
@@ -26,8 +30,10 @@ class DivergedError(TrainingError):
 class Log:
     """Sums since the last progress report, and the history since the last checkpoint."""
 
-    def __init__(self, plan: Plan, clock: Clock, tell: Callable[[Event], None]) -> None:
-        self._plan, self._clock, self._tell = plan, clock, tell
+    def __init__(self, plan: Plan, clock: Clock, tell: Callable[[Event], None], node: str = "") -> None:
+        """`node` is the address of this node if this worker reports how busy it is."""
+        self._plan, self._clock, self._tell, self._node = plan, clock, tell, node
+        self._reported = -math.inf
         self._sums: list[StepSums] = []
         self._history: list[StepMetrics] = []
         self._process = psutil.Process()
@@ -49,11 +55,10 @@ class Log:
         # One worker knows each loss, and it is 0 on the others, so the sum is exact whichever worker computed which.
         losses = torch.cat([sums.losses for sums in self._sums]).double()
         hits = torch.stack([sums.hits for sums in self._sums]).sum().double()
-        booked, system = self._clock.take(), self._system(training.device)
+        booked = self._clock.take()
         numbers = [
             float(sum(sums.clips for sums in self._sums)),
             *(booked[part] for part in PARTS),
-            *system.values(),
         ]
         gathered = torch.cat([losses, hits[None], torch.tensor(numbers, dtype=torch.float64).to(losses)])
         peak = torch.tensor([self._peak(training.device)], dtype=torch.float64).to(losses)
@@ -76,11 +81,18 @@ class Log:
             PEAK: peak.item(),
         }
         values |= {METRIC + part: value for part, value in summed.items()}
-        values |= {name: value / training.workers for name, value in zip(system, rest[len(PARTS) :], strict=True)}
         self._history.append(StepMetrics(step=training.step, values=values))
         if rank == 0:
             self._tell(self._progress(training.step, values))
+        self._report(training)
         self._sums = []
+
+    def _report(self, training: Training) -> None:
+        """Say how busy this node is, now and then."""
+        now = time.monotonic()
+        if self._node and now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            self._tell(NodeLoad(node=self._node, step=training.step, values=self._load(training.device)))
 
     def _stop_if_diverged(self, losses: torch.Tensor, step: int, rank: int) -> None:
         wrong = (~torch.isfinite(losses)).nonzero()
@@ -96,14 +108,19 @@ class Log:
             self._tell(Diverged(step=at, number=number, loss=loss))
         raise DivergedError(f"the loss of micro-batch {number} of step {at} is {loss}")
 
-    def _system(self, device: str) -> dict[str, float]:
-        """Return the load of this worker's machine and the worker's own usage, named like MLflow's system metrics."""
+    def _load(self, device: str) -> dict[str, float]:
+        """Return the load of this node, and the memory of this worker, named like MLflow's system metrics."""
+        memory = psutil.virtual_memory()
         numbers = {
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/worker_memory_usage_megabytes": self._process.memory_info().rss / MEGABYTE,
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / MEGABYTE,
+            "system_memory_usage_percentage": memory.percent,
+            "worker_memory_usage_megabytes": self._process.memory_info().rss / MEGABYTE,
         }
         if device != "cpu":
-            numbers["system/gpu_memory_usage_megabytes"] = torch.cuda.memory_allocated(device) / MEGABYTE
+            free, total = torch.cuda.mem_get_info(device)
+            numbers["gpu_0_memory_usage_megabytes"] = (total - free) / MEGABYTE
+            numbers["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
         return numbers
 
     def _peak(self, device: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated
 
 import tyro
@@ -58,6 +58,17 @@ class Machines:
             raise ConfigError(f"share_clips_gb={self.share_clips_gb} must not be negative")
         if self.resize_seconds <= 0:
             raise ConfigError(f"resize_seconds={self.resize_seconds:g} must be above 0")
+
+    @property
+    def as_parameters(self) -> dict[str, str]:
+        """All settings as MLflow lists them, under the names of their flags."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        parts = (own.pop("per_worker"), own.pop("decoding"))
+        named = {"cpus": "cpus_per_worker", "gpus": "gpus_per_worker", "resources": "worker_resources"}
+        decoding = {"cpus": "decode_cpus", "tasks": "decode_tasks", "on": "decode_on"}
+        for part, names in zip(parts, (named, decoding), strict=True):
+            own |= {names.get(item.name, item.name): getattr(part, item.name) for item in fields(part)}
+        return {f"machines.{name}": str(value) for name, value in own.items()}
 
     @property
     def for_scoring(self) -> Resources:

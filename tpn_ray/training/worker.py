@@ -182,7 +182,8 @@ class _Rank:
     ) -> None:
         self.job, self.training, self.stream, self.writer = job, training, stream, writer
         self.clock, self.rank, self.top1 = clock, rank, list(beginning.top1)
-        self.log = Log(job.schedule.plan, clock, job.tell)
+        first = ray.train.get_context().get_local_rank() == 0
+        self.log = Log(job.schedule.plan, clock, job.tell, ray.util.get_node_ip_address() if first else "")
         self.ledger = OrderLedger(job.order_ledger, beginning.start, rank, beginning.step) if job.order_ledger else None
         self.preemption = _Preemption()
         self.saved_at = time.monotonic()
