@@ -213,6 +213,8 @@ def _anchor() -> None:
 
 
 def _join(address: str, storage_seconds: float) -> None:
+    # Shows runs on the dashboard's page of Ray Train, by an actor on the head that outlives them. It takes a process.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     try:
         _knock(address)
         with _without(LEVEL_LINE):

@@ -20,7 +20,7 @@ from tpn_ray.recipe import Recipe
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.training.machines import Machines, check_division
 from tpn_ray.training.run_plan import recipe_for
-from tpn_ray.tuning import campaigns, leaderboard
+from tpn_ray.tuning import campaigns, leaderboard, watch
 from tpn_ray.tuning.campaigns import CampaignOutcome
 from tpn_ray.tuning.space import Space, space
 from tpn_ray.tuning.trial import Campaign
@@ -163,7 +163,10 @@ def _search(
             campaigns.estimate(campaign, wanted, job.how, say=leaderboard.say)
             status = "FINISHED"
             return None
-        outcome = campaigns.run(campaign, wanted, job.how, say=leaderboard.say, look=held.look)
+        takes = campaigns.cost(campaign, wanted, job.how)
+        counts = {"trials": wanted.samples, "epochs": takes.epochs, "in_full": recipe.loop.epochs}
+        with watch.watched(name, campaign.journal, **counts):
+            outcome = campaigns.run(campaign, wanted, job.how, say=leaderboard.say, look=held.look)
         leaderboard.show(
             outcome,
             campaign,

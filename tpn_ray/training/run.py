@@ -26,6 +26,7 @@ from tpn_ray.resources import GROW_SECONDS
 from tpn_ray.training import run_folder, worker
 from tpn_ray.training.accounting import RunLedger
 from tpn_ray.training.events import Event, Notice
+from tpn_ray.training.gauges import RunGauges
 from tpn_ray.training.goodput import Goodput
 from tpn_ray.training.machines import Machines, check_division, check_feasible
 from tpn_ray.training.run_plan import check_resumable, make_plan, make_schedule
@@ -124,7 +125,14 @@ def train(
         if stretch.until_epoch > plan.epochs:
             raise ConfigError(f"until_epoch={stretch.until_epoch} is beyond the {plan.epochs} epochs of the run")
         last_step = plan.first_step(stretch.until_epoch or plan.epochs)
-        ledger = RunLedger(manifest, plan, max_bad, on_event, Goodput(begun=time.time()), run_uri)
+        gauges = RunGauges(name)
+        stack.callback(gauges.over)
+
+        def tell(event: Event) -> None:
+            gauges(event, ledger.goodput.seconds, (reason for _, reason, _ in ledger.bad.values()))
+            on_event(event)
+
+        ledger = RunLedger(manifest, plan, max_bad, tell, Goodput(begun=time.time()), run_uri)
         ledger.take_up()
         complete = is_complete(run_uri, begun, last_step, ledger)
         if not complete:
