@@ -19,7 +19,7 @@ Document = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"
 JOBS = ("prepare", "train", "tune", "evaluate")
-FOLDERS = ("settings", "mlflow", "cluster", "cluster-ft", *JOBS, "kueue", "kueue/train")
+FOLDERS = ("settings", "mlflow", "monitoring", "cluster", "cluster-ft", *JOBS, "kueue", "kueue/train")
 BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 FOLDER = Path(os.environ.get("KUBERAY_CRDS", ROOT.parent / "shared" / "kuberay"))
 """The operator's custom resource definitions, as it installs them, gzipped; no part of this repository."""
 FILES = {"RayCluster": "ray.io_rayclusters.yaml.gz", "RayJob": "ray.io_rayjobs.yaml.gz"}
-NO_SCHEMA = ("eksctl.io", "kueue.x-k8s.io", "ray.io")
+NO_SCHEMA = ("eksctl.io", "monitoring.coreos.com", "kueue.x-k8s.io", "ray.io")
 """Groups that Kubernetes itself has no schemas of."""
 
 
