@@ -13,7 +13,7 @@ import tyro
 from rich.table import Table
 
 from tpn_ray import names, storage
-from tpn_ray.output import print_table
+from tpn_ray.meter import print_table
 from tpn_ray.predict import compare, plots
 from tpn_ray.predict.fusion import fuse
 from tpn_ray.predict.table import VIDEOS, read_scores, write_scores

@@ -14,7 +14,7 @@ from tpn_ray import command_line, session, storage
 from tpn_ray.doctor import examination, verdict_table
 from tpn_ray.doctor.examination import Examination
 from tpn_ray.doctor.findings import FAIL
-from tpn_ray.output import print_table
+from tpn_ray.meter import print_table
 
 PROGRAM = "python jobs/doctor.py"
 SOME_FAILED = 1

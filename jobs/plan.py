@@ -18,7 +18,8 @@ import tyro
 
 from tpn_ray import command_line, recipes, session, storage
 from tpn_ray.datasets.manifest import load_manifest
-from tpn_ray.output import print_table, program
+from tpn_ray.meter import print_table
+from tpn_ray.output import program
 from tpn_ray.planning import figures, measurement, model_card, plan_text
 from tpn_ray.planning.figures import Hardware, Trials
 from tpn_ray.planning.measurement import Measurement

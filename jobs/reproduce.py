@@ -16,7 +16,7 @@ from tpn_ray import command_line, session, storage
 from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.datasets.toy_actions import known_tempos
 from tpn_ray.errors import ConfigError
-from tpn_ray.output import print_table
+from tpn_ray.meter import print_table
 from tpn_ray.reproduce import table_runs, table_text, tables
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.tempo import scoring as tempo

@@ -6,8 +6,9 @@ import io
 import time
 
 import pytest
+from rich.table import Table
 
-from tpn_ray.meter import ProgressMeter, StatusLine, duration
+from tpn_ray.meter import ProgressMeter, StatusLine, duration, print_table
 
 
 class TerminalStream(io.StringIO):
@@ -59,3 +60,14 @@ def test_a_line_that_stays_takes_the_place_of_the_one_that_changes() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_table_is_120_columns_wide_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table("x", expand=True)
+    print_table(table)
+    monkeypatch.setenv("COLUMNS", "50")
+    print_table(table)
+    assert {len(line) for line in capsys.readouterr().out.splitlines()} == {120, 50}

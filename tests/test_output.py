@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.table import Table
 
 from tpn_ray import output
 from tpn_ray.output import Protected, visible
@@ -104,17 +103,6 @@ def test_lines_that_are_rewritten_and_colors_stay() -> None:
     for text in ("\r\x1b[Kstep 1", "\x1b[1;32mpass\x1b[0m", "dos\r\n"):
         print(text, end="", flush=True, file=Protected(behind))
     assert behind.getvalue() == "\r\x1b[Kstep 1\x1b[1;32mpass\x1b[0mdos\r\n"
-
-
-def test_a_table_is_120_columns_wide_where_there_is_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    table = Table("x", expand=True)
-    output.print_table(table)
-    monkeypatch.setenv("COLUMNS", "50")
-    output.print_table(table)
-    assert {len(line) for line in capsys.readouterr().out.splitlines()} == {120, 50}
 
 
 def test_a_printed_command_is_one_that_the_shell_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

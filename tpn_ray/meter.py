@@ -1,13 +1,16 @@
-"""How far a job is, on one line: rewritten in a terminal, or printed every few seconds in a log. Runs on the driver."""
+"""How far a job is, on one line that changes in a terminal and comes again in a log; and tables. Runs on the driver."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 LOG_SECONDS = 10.0
 """Interval between two lines in a log. A terminal shows every one in place."""
+TABLE_COLUMNS = 120
+"""Width of a table where there is no terminal."""
 
 
 def duration(seconds: float) -> str:
@@ -71,3 +74,11 @@ class ProgressMeter:
         self._line.show(text)
         if done >= total:
             self._line.end()
+
+
+def print_table(table: Any, columns: int = TABLE_COLUMNS) -> None:
+    """Print a table of rich: as wide as the terminal, or where there is none, as wide as COLUMNS says, or `columns`."""
+    from rich.console import Console
+
+    fixed = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    Console(width=columns if fixed else None).print(table)

@@ -10,7 +10,6 @@ import base64
 import html
 import io
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -25,9 +24,6 @@ from tpn_ray.redaction import redacted
 
 _OWN = re.compile(r"\A\r(?:\x1b\[K)?|\r(?=\n)|\x1b\[[0-9;]*m")
 """Control characters to keep: the start of a terminal's progress line, Windows line ends, and table colors."""
-
-TABLE_COLUMNS = 120
-"""Width of a table where there is no terminal."""
 
 
 def visible(text: str) -> str:
@@ -50,14 +46,6 @@ def protect() -> None:
         for handler in _stream_handlers():
             if handler.stream is stream:
                 handler.setStream(protected)
-
-
-def print_table(table: Any, columns: int = TABLE_COLUMNS) -> None:
-    """Print a table of rich: as wide as the terminal, or where there is none, as wide as COLUMNS says, or `columns`."""
-    from rich.console import Console
-
-    fixed = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    Console(width=columns if fixed else None).print(table)
 
 
 def html_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:

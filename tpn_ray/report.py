@@ -16,8 +16,7 @@ from rich.table import Table
 from tpn_ray import storage, tracking
 from tpn_ray.clips.views import Views
 from tpn_ray.datasets.manifest import Manifest
-from tpn_ray.meter import ProgressMeter, duration
-from tpn_ray.output import print_table
+from tpn_ray.meter import ProgressMeter, duration, print_table
 from tpn_ray.predict import scoring as predict
 from tpn_ray.progress import catch_up
 from tpn_ray.recipe import Recipe, flat, to_plain

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from tpn_ray.meter import print_table
 from tpn_ray.names import file_name
-from tpn_ray.output import print_table
 from tpn_ray.predict.evaluate import EvaluationQuestion, Result
 from tpn_ray.predict.labels import warning
 from tpn_ray.predict.summary import JOINT
