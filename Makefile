@@ -2,18 +2,19 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action ignore --constraint constraints.txt
-# Tests of a file share servers and a Ray, so a file stays in one process; those that start some come first.
-TOGETHER := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
+# Tests of a file stay in one process, and so do all that use the one Ray cluster (tests/conftest.py), which come first.
+TOGETHER := --numprocesses auto --maxprocesses 3 --dist loadgroup --no-loadscope-reorder --durations 30 --durations-min 3
 
-.PHONY: install demo test test-long lint docs browser clean
+.PHONY: install demo test test-long lint docs tests browser clean
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[test,docs]'
+	$(PIP) --no-compile torch==2.13.0 uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[test,docs]'
+	$(BIN)/python -c 'import jobs.train, jobs.tune, mlflow'  # compiled here, once, and not by several at the same time
 	touch $@
 
 demo: install
@@ -29,7 +30,10 @@ lint: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: lint docs browser
+test: install browser
+	$(MAKE) --no-print-directory --jobs 3 lint docs tests
+
+tests: install
 	$(BIN)/python -m pytest $(TOGETHER)
 
 # What takes too long for every day: one of several hosts is cut off from a run (skipped without root and Linux), and

@@ -36,6 +36,7 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 from tests.prepared import prepare  # noqa: E402
 from tests.ray_head import RayHead, ray_head  # noqa: E402
 from tests.servers import S3Server, mlflow_server, s3_server  # noqa: E402
+from tpn_ray import session  # noqa: E402
 from tpn_ray.datasets.toy import ToyConfig, write_toy  # noqa: E402
 from tpn_ray.videos.encode import EncodeConfig  # noqa: E402
 
@@ -54,10 +55,18 @@ def no_address_left() -> Iterator[None]:
     assert "RAY_ADDRESS" not in os.environ
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files that start Ray first: they take longest, and the others fill what is left of the time."""
+    """Group tests for the processes that share them: those of a file, and all files that use the one Ray cluster.
+
+    Files that start Ray come first: they take longest, and the others fill what is left of the time.
+    """
     slow = {item.path for item in items if item.get_closest_marker("cluster")}
-    items.sort(key=lambda item: item.path not in slow)
+    together = {item.path for item in items if "cluster" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path not in together, item.path not in slow))
+    for item in items:
+        group = "cluster" if item.path in together else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +104,15 @@ def cluster(s3: S3Server) -> Iterator[RayHead]:
     """A Ray cluster of one node that many jobs join, one after the other."""
     with ray_head(8, s3.environment) as head:
         yield head
+
+
+@pytest.fixture(scope="module")
+def joined(cluster: RayHead, s3: S3Server) -> Iterator[None]:
+    """This process is a driver on the cluster, and reaches the S3 server too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        for name, value in s3.environment.items():
+            patch.setenv(name, value)
+        session.connect(cluster.address, workers_cpus=2, decode_cpus=1)
+        yield
+        session.disconnect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from typing import Any
 import jsonschema
 import yaml
 
-from tests.cluster.manifests import ROOT, Document, cluster_specs, groups, of_kind
+from tests.cluster.manifests import Document, cluster_specs, groups, of_kind
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import kubernetes_validate
 
-FOLDER = Path(os.environ.get("KUBERAY_CRDS", ROOT.parent / "shared" / "kuberay"))
-"""The operator's custom resource definitions, as it installs them, gzipped; no part of this repository."""
+FOLDER = Path(__file__).parent / "definitions"
+"""The operator's custom resource definitions, as it installs them, gzipped (KubeRay, Apache-2.0)."""
 FILES = {"RayCluster": "ray.io_rayclusters.yaml.gz", "RayJob": "ray.io_rayjobs.yaml.gz"}
 NO_SCHEMA = ("eksctl.io", "monitoring.coreos.com", "kueue.x-k8s.io", "ray.io")
 """Groups that Kubernetes itself has no schemas of."""
@@ -61,10 +60,6 @@ def operator_problems(documents: list[Document]) -> list[str]:
             errors = jsonschema.Draft202012Validator(schema).iter_errors(_completed(document, schema))
             found += [f"{document['kind']} {list(error.absolute_path)}: {error.message}" for error in errors]
     return found
-
-
-def available() -> bool:
-    return all((FOLDER / file).is_file() for file in FILES.values())
 
 
 @functools.cache

@@ -14,18 +14,12 @@ from tests.cluster import rules, schemas
 from tests.cluster.manifests import FOLDERS, KUBERAY, Document, container, of_kind, rendered
 from tests.cluster.operator_rules import operator_rules
 
-needs_schemas = pytest.mark.skipif(
-    not schemas.available(),
-    reason=f"the operator's definitions are not in {schemas.FOLDER}; KUBERAY_CRDS names their folder",
-)
-
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_kubernetes_would_take_it(folder: str) -> None:
     assert schemas.core_problems(rendered(folder)) == []
 
 
-@needs_schemas
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_operators_schema_takes_it(folder: str) -> None:
     assert schemas.operator_problems(rendered(folder)) == []
@@ -298,7 +292,6 @@ AGAINST_THE_SCHEMA: dict[str, tuple[Break, str]] = {
 }
 
 
-@needs_schemas
 @pytest.mark.parametrize("mistake", AGAINST_THE_SCHEMA)
 def test_the_operators_schema_finds_a_mistake(mistake: str) -> None:
     change, finding = AGAINST_THE_SCHEMA[mistake]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
+from tests import workers
 from tpn_ray.model.layers import ConvNorm, SharedStatistics, batch_norm, conv
 
 
@@ -49,7 +50,7 @@ def _norm_worker(rank: int, meeting: str, folder: str) -> None:
 def test_batch_norm_over_workers_is_batch_norm_over_the_clips_that_count(tmp_path: Path) -> None:
     x = [torch.randn(n, 4, 3, 2) * (n + 1) + n for n in (2, 1, 3)]  # the second worker has nothing usable
     torch.save(x, tmp_path / "x.pt")
-    multiprocessing.spawn(_norm_worker, args=(str(tmp_path / "meeting"), str(tmp_path)), nprocs=3)
+    workers.run(_norm_worker, (str(tmp_path / "meeting"), str(tmp_path)), 3)
     one, _, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(3))
     norm = nn.BatchNorm2d(4).double()
     first, second = (x[i].double().requires_grad_() for i in (0, 2))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from tests.servers import S3Server
-from tpn_ray import session, storage
+from tpn_ray import storage
 from tpn_ray.clips.views import parse_views
 from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import ConfigError
@@ -29,20 +27,6 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: S3Server) -> Iterator[None]:
-    """A local Ray whose workers reach the S3 server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in s3.environment.items():
-            patch.setenv(name, value)
-        session.connect(None, workers_cpus=2, decode_cpus=1)
-        yield
-        session.disconnect()
-        patch.delenv("RAY_ADDRESS", raising=False)
-    assert not ray.is_initialized()
-
-
-@pytest.fixture(scope="module")
 def some_bad(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The validation videos of the toy dataset; two of 18 cannot be used."""
     folder = tmp_path_factory.mktemp("some_bad")
@@ -54,7 +38,7 @@ def some_bad(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_the_same_bits_whatever_the_number_of_workers(
-    cluster: None, untrained: str, some_bad: Path, tmp_path: Path
+    joined: None, untrained: str, some_bad: Path, tmp_path: Path
 ) -> None:
     question = evaluate.ask(untrained, str(some_bad), "val", "2x3", ())
     (one,) = evaluate.evaluate(question, Resources(workers=1), str(tmp_path / "one"))
@@ -84,7 +68,7 @@ def _check_views_average_to_the_scores(folder: Path) -> None:
 
 
 def test_a_prediction_has_the_bits_of_the_evaluation(
-    cluster: None, untrained: str, some_bad: Path, tmp_path: Path
+    joined: None, untrained: str, some_bad: Path, tmp_path: Path
 ) -> None:
     """By the job's code on Ray, and in three lines without it."""
     question = evaluate.ask(untrained, str(some_bad), "val", "2x3 random", ())
@@ -102,7 +86,7 @@ def test_a_prediction_has_the_bits_of_the_evaluation(
         assert answer["action"][0] == {"class": best[1], "score": best[0]}
 
 
-def test_windows_of_long_videos_stream_in_order(cluster: None, untrained: str, some_bad: Path) -> None:
+def test_windows_of_long_videos_stream_in_order(joined: None, untrained: str, some_bad: Path) -> None:
     predictor = load(untrained)
     whole = load_manifest(str(some_bad)).select("val")
     blocks = scoring.score_windows(
@@ -134,7 +118,7 @@ def test_what_ray_raises_is_told_by_its_innermost_error() -> None:
     assert str(scoring.explain(outer)) == "a wrong field"
 
 
-def test_on_object_storage(cluster: None, s3: S3Server, untrained: str, some_bad: Path) -> None:
+def test_on_object_storage(joined: None, s3: S3Server, untrained: str, some_bad: Path) -> None:
     """Checkpoint, videos and results in a bucket; every alpha in one pass."""
     root = f"s3://{s3.bucket}/evaluate"
     for name in ("weights.pt", "training.pt", "checkpoint.json", "manifest.json"):

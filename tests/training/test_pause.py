@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray import recipes, session
+from tpn_ray import recipes
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.recipe import Recipe, replace_fields
@@ -19,20 +17,9 @@ from tpn_ray.training.machines import Machines
 from tpn_ray.training.run import Stretch, train
 from tpn_ray.training.run_plan import checkpoint_to_extend, recipe_for
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("joined")]
 
 SHORT = {"loop.epochs": 2, "loop.evaluate_every_epochs": 2, "loop.batch_clips": 8, "loop.micro_batch_clips": 8}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
-    before = os.environ.pop("RAY_ADDRESS", None)
-    session.connect(None, workers_cpus=1, decode_cpus=1)
-    yield
-    session.disconnect()
-    os.environ.pop("RAY_ADDRESS", None)
-    if before is not None:
-        os.environ["RAY_ADDRESS"] = before
 
 
 @pytest.fixture(scope="module")

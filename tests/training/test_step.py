@@ -12,8 +12,8 @@ import jaxtyping
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
+from tests import workers as processes
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.pixels import Normalise
 from tpn_ray.model.recognizer import ModelConfig
@@ -68,7 +68,7 @@ def spawn(worker: Callable[[int, int, int, str], None], workers: int, folder: Pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(worker, args=(workers, port, str(folder)), nprocs=workers)
+    processes.run(worker, (workers, port, str(folder)), workers)
 
 
 def synced(together: int, *, micro_batch_clips: int = 3) -> Training:
