@@ -56,6 +56,7 @@ def undisturbed(recipe: Recipe, manifest: Manifest, tmp_path_factory: pytest.Tem
     return folder
 
 
+@pytest.mark.long
 def test_a_pause_changes_no_bit(recipe: Recipe, manifest: Manifest, undisturbed: Path, tmp_path: Path) -> None:
     trained(recipe, manifest, tmp_path, "paused", until=1)
     at_pause = checkpoints.load(str(tmp_path / "paused" / "step-00000004"))
