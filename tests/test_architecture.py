@@ -45,7 +45,7 @@ ONLY_IN = {
         *("session.py", "mailbox.py", "data/dataset.py", "predict/scoring.py", "prepare/preparing.py"),
         *("training/run.py", "training/trainer.py", "training/placement.py", "training/worker.py"),
         "training/gauges.py",
-        *("tuning/campaigns.py", "tuning/asynchronous.py", "tuning/trial.py"),
+        *("tuning/campaigns.py", "tuning/engine.py", "tuning/schedulers.py", "tuning/trial.py"),
         *("doctor/examination.py", "doctor/node_checks.py", "planning/ingest.py", "planning/measurement.py"),
     ],
     "mlflow": ["tracking/", "predict/served.py"],

@@ -15,15 +15,17 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from optuna.distributions import FloatDistribution
 
 from tpn_ray import recipes
-from tpn_ray.errors import TrainingError
 from tpn_ray.tuning.distributions import choice
-from tpn_ray.tuning.halving import Search, successive_halving
+from tpn_ray.tuning.engine import Climbing
+from tpn_ray.tuning.halving import Ladder, Search
 from tpn_ray.tuning.journal import Journal, Point, Trial
-from tpn_ray.tuning.rungs import Bracket
+from tpn_ray.tuning.rungs import Bracket, ranked
+from tpn_ray.tuning.schedulers import Halving
 from tpn_ray.tuning.space import problem
 
 BRACKET = Bracket(epochs=(1, 3, 9))
@@ -47,26 +49,81 @@ def top1(trial: Trial, epoch: int) -> float:
     return round(0.5 + late - abs(rate - 0.1) + 0.03 * epoch, 6)
 
 
+class TuneTrial:
+    """What the scheduler sees of a trial."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config, self.status = config, "RUNNING"
+
+    def is_finished(self) -> bool:
+        return self.status in ("TERMINATED", "ERROR")
+
+    def set_config(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+
+class FakeTune:
+    """Ray Tune's control loop without processes: in every step, one trial of those that run trains an epoch."""
+
+    def __init__(self, ladder: Ladder, folder: Path) -> None:
+        self.climbing, self.halving = Climbing(ladder), Halving(ladder)
+        self.journal, self.folder, self.trials = ladder.journal, folder, list[TuneTrial]()
+        self.told: list[tuple[int, int]] = []
+        self.most = 0
+        """Largest number of trials that ran at the same time."""
+
+    def stop_trial(self, trial: TuneTrial) -> None:
+        trial.status = "TERMINATED"
+
+    def run(self) -> None:
+        given: Any = None
+        while given != Climbing.FINISHED or not all(trial.is_finished() for trial in self.trials):
+            given = self.climbing.suggest("id") if given != Climbing.FINISHED else given
+            if isinstance(given, dict):
+                self.trials.append(TuneTrial(given))
+                self.halving.on_trial_add(self, self.trials[-1])
+            resumed = self.halving.choose_trial_to_run(self)
+            if resumed:
+                assert resumed.status == "PAUSED"
+                resumed.status = "RUNNING"
+            running = [trial for trial in self.trials if trial.status == "RUNNING"]
+            self.most = max(self.most, len(running))
+            if running:
+                self.step(random.choice(running))
+
+    def step(self, trial: TuneTrial) -> None:
+        """Train an epoch, or only report if the journal has it: what is in the journal is the checkpoint here."""
+        time.sleep(random.random() * EPOCH_SECONDS)
+        number, until = trial.config["number"], trial.config["until"]
+        known = self.journal.read(number)
+        assert known
+        if known.failure or number == FAILS:
+            self.journal.write(dataclasses.replace(known, failure="TrainingError: the loss is nan at step 7"))
+            trial.status = "TERMINATED"
+            return
+        if known.epochs < until:
+            at = known.epochs + 1
+            point = Point(epoch=at, scores={"val_top1": top1(known, at), "val_loss": 1.0}, checkpoint="c")
+            known = known.with_point(point)
+            self.journal.write(known)
+            with (self.folder / "trained.log").open("a") as log:
+                log.write(f"{number} {at}\n")
+        self.told.append((number, known.epochs))
+        decision = self.halving.on_trial_result(self, trial, {"epoch": known.epochs})
+        trial.status = {"CONTINUE": "RUNNING", "PAUSE": "PAUSED", "STOP": "TERMINATED"}[decision]
+
+
 def run(folder: Path, max_concurrent: int = 3) -> list[Trial]:
     """The campaign in this process."""
+    return ranked(tune(folder, max_concurrent).journal.trials())
+
+
+def tune(folder: Path, max_concurrent: int = 3) -> FakeTune:
+    """The same, and the loop that ran it."""
     journal = Journal(uri=str(folder))
-
-    def train(trial: Trial, epoch: int) -> Trial:
-        # What is in the journal is the checkpoint here: training goes on behind it.
-        known = journal.read(trial.number)
-        trial = dataclasses.replace(known, lineage=trial.lineage) if known else trial
-        for at in range(trial.epochs + 1, epoch + 1):
-            time.sleep(random.random() * EPOCH_SECONDS)
-            if trial.number == FAILS:
-                raise TrainingError("the loss is nan at step 7")
-            scores = {"val_top1": top1(trial, at), "val_loss": 1.0}
-            trial = trial.with_point(Point(epoch=at, scores=scores, checkpoint=f"{trial.name}/{at}"))
-            journal.write(trial)
-            with (folder / "trained.log").open("a") as log:
-                log.write(f"{trial.number} {at}\n")
-        return trial
-
-    return successive_halving(journal, SEARCH, BRACKET, train=train, max_concurrent=max_concurrent)
+    loop = FakeTune(Ladder(journal, SEARCH, BRACKET, max_concurrent=max_concurrent, say=lambda line: None), folder)
+    loop.run()
+    return loop
 
 
 def table(trials: list[Trial]) -> str:

@@ -11,10 +11,10 @@ import pytest
 
 from tests.tuning import fake_campaign
 from tests.tuning.fake_campaign import BRACKET, FAILS, SEARCH
-from tpn_ray.errors import BudgetError, CheckpointError, StorageError
-from tpn_ray.tuning.halving import successive_halving
+from tpn_ray.errors import CheckpointError
+from tpn_ray.tuning.halving import Ladder
 from tpn_ray.tuning.journal import Held, Journal, Kind, Point, Transition, Trial
-from tpn_ray.tuning.rungs import planned
+from tpn_ray.tuning.rungs import Bracket, planned, ranked
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,9 @@ def test_a_failed_trial_is_a_row_with_its_reason(undisturbed: tuple[Path, list[T
 def test_the_table_does_not_depend_on_how_many_run_at_once(
     max_concurrent: int, undisturbed: tuple[Path, list[Trial]], tmp_path: Path
 ) -> None:
-    assert fake_campaign.table(fake_campaign.run(tmp_path, max_concurrent)) == fake_campaign.table(undisturbed[1])
+    loop = fake_campaign.tune(tmp_path, max_concurrent)
+    assert loop.most == max_concurrent
+    assert fake_campaign.table(ranked(loop.journal.trials())) == fake_campaign.table(undisturbed[1])
 
 
 def test_twenty_kills_leave_the_undisturbed_table(undisturbed: tuple[Path, list[Trial]], tmp_path: Path) -> None:
@@ -79,24 +81,44 @@ def test_model_waves_overlap_and_learn(undisturbed: tuple[Path, list[Trial]]) ->
     assert mean[2] / 9 > mean[0] / 8
 
 
-def test_what_is_nobodys_own_ends_the_campaign_and_it_goes_on_later(tmp_path: Path) -> None:
-    def broken(trial: Trial, epoch: int) -> Trial:
-        raise StorageError("the bucket is gone")
+def test_tune_hears_of_all_trials_and_none_trains_again(undisturbed: tuple[Path, list[Trial]]) -> None:
+    folder, trials = undisturbed
+    before = trained(folder)
+    again = fake_campaign.tune(folder)
+    assert trained(folder) == before
+    assert dict(again.told) == {trial.number: trial.epochs for trial in trials if trial.points}
+    assert again.most <= 3
+    assert {trial.status for trial in again.trials} == {"TERMINATED"}
 
-    with pytest.raises(StorageError):
-        successive_halving(Journal(uri=str(tmp_path)), SEARCH, BRACKET, train=broken, max_concurrent=2)
-    assert Journal(uri=str(tmp_path)).trials() == []
-    assert fake_campaign.run(tmp_path)[0].epochs == 9
+
+def test_a_trial_that_tune_ends_is_a_row_and_nothing_waits_for_it(tmp_path: Path) -> None:
+    class Loses(fake_campaign.FakeTune):
+        def step(self, trial: fake_campaign.TuneTrial) -> None:
+            if trial.config["number"] == 2:
+                trial.status = "ERROR"
+            else:
+                super().step(trial)
+
+    journal = Journal(uri=str(tmp_path))
+    Loses(Ladder(journal, SEARCH, BRACKET, max_concurrent=3, say=lambda line: None), tmp_path).run()
+    lost = journal.read(2)
+    assert lost
+    assert lost.failure == "TrainingError: its process ended before epoch 1"
+    assert max(trial.epochs for trial in journal.trials()) == 9
 
 
-def test_a_look_ends_the_campaign(tmp_path: Path) -> None:
-    def over() -> None:
-        raise BudgetError("the hours are spent")
-
-    with pytest.raises(BudgetError, match="the hours are spent"):
-        successive_halving(
-            Journal(uri=str(tmp_path)), SEARCH, BRACKET, train=lambda trial, epoch: trial, max_concurrent=1, look=over
-        )
+def test_repeats_climb_in_full(tmp_path: Path) -> None:
+    journal = Journal(uri=str(tmp_path))
+    sample = {"optim.lr": 0.1, "model.alpha": [1, 2], "loop.seed": 5}
+    fixed = [Trial(number=number, sample=sample, repeat_of=0) for number in (100_001, 100_002)]
+    bracket = Bracket(epochs=(9,))
+    ladder = Ladder(journal, SEARCH, bracket, max_concurrent=1, say=lambda line: None, fixed=fixed)
+    fake_campaign.FakeTune(ladder, tmp_path).run()
+    assert [(trial.number, trial.epochs, trial.repeat_of) for trial in journal.trials()] == [
+        (100_001, 9, 0),
+        (100_002, 9, 0),
+    ]
+    assert journal.waves() == []
 
 
 def test_a_campaign_goes_on_only_as_the_same(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from tpn_ray.job import goes_on
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -24,6 +25,9 @@ from tpn_ray.tuning import campaigns, leaderboard, watch
 from tpn_ray.tuning.campaigns import CampaignOutcome
 from tpn_ray.tuning.space import Space, space
 from tpn_ray.tuning.trial import Campaign
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +96,15 @@ class TuningJob:
 def tune(
     job: TuningJob,
     *,
+    callbacks: Sequence[Callback] = (),
     recipe_name: str = "RECIPE",
     again: str = "",
 ) -> CampaignOutcome | None:
     """Search the settings of a recipe. Progress is printed, and the report is written to storage and MLflow.
 
-    A campaign of the same name resumes where it stopped and trains nothing twice. `recipe_name` and `again` appear in
-    the commands that the report shows: how to train the best settings, and how to resume. Returns None for
+    A campaign of the same name resumes where it stopped and trains nothing twice. Ray Tune calls the `callbacks`, which
+    it stores, so they must be picklable. Its `ResultGrid` is the outcome's `results`. `recipe_name` and `again` appear
+    in the commands that the report shows: how to train the best settings, and how to resume. Returns None for
     `job.estimate`. Raises BudgetError when its hours are spent; nothing is lost.
     """
     max_bad = parse_share(job.max_bad)
@@ -112,7 +118,7 @@ def tune(
     tracking.check(job.tracking_uri)
     goes_on(f"--name {shlex.quote(name)}")
     with lease.held(storage.join(folder, name), f"campaign {name}") as held:
-        return _search(job, recipe, manifest, searched, folder, name, max_bad, held, recipe_name, again)
+        return _search(job, recipe, manifest, searched, folder, name, max_bad, held, callbacks, recipe_name, again)
 
 
 def _search(
@@ -124,6 +130,7 @@ def _search(
     name: str,
     max_bad: Fraction,
     held: Lease,
+    callbacks: Sequence[Callback],
     recipe_name: str,
     again: str,
 ) -> CampaignOutcome | None:
@@ -166,7 +173,7 @@ def _search(
         takes = campaigns.cost(campaign, wanted, job.how)
         counts = {"trials": wanted.samples, "epochs": takes.epochs, "in_full": recipe.loop.epochs}
         with watch.watched(name, campaign.journal, **counts):
-            outcome = campaigns.run(campaign, wanted, job.how, say=leaderboard.say, look=held.look)
+            outcome = campaigns.run(campaign, wanted, job.how, say=leaderboard.say, look=held.look, callbacks=callbacks)
         leaderboard.show(
             outcome,
             campaign,

@@ -1,4 +1,4 @@
-"""Campaigns: synchronous successive halving, or one of Ray Tune's schedulers. Runs on the driver."""
+"""Campaigns: their settings, their cost, and their course in Ray Tune. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import ray
+import ray.tune
 import tyro
 
 from tpn_ray import lease, storage
@@ -18,19 +19,19 @@ from tpn_ray.recipe import Recipe, to_plain
 from tpn_ray.training.events import Committed, Event, Started
 from tpn_ray.training.machines import Machines, check_division, check_feasible
 from tpn_ray.training.run import Stretch, train
-from tpn_ray.tuning import asynchronous, fidelity, rungs, search
+from tpn_ray.tuning import engine, fidelity, rungs, schedulers, search
 from tpn_ray.tuning.cost import gmacs
 from tpn_ray.tuning.distributions import written
 from tpn_ray.tuning.fidelity import Fidelity
-from tpn_ray.tuning.halving import Search, successive_halving
+from tpn_ray.tuning.halving import Ladder, Search
 from tpn_ray.tuning.journal import Trial
-from tpn_ray.tuning.repeats import repeat
+from tpn_ray.tuning.repeats import repeats
 from tpn_ray.tuning.rungs import Bracket
 from tpn_ray.tuning.space import Sample, Space, apply, problem
-from tpn_ray.tuning.trial import Campaign, train_to
+from tpn_ray.tuning.trial import Campaign
 
 HALVING = "halving"
-SCHEDULERS = (HALVING, *asynchronous.SCHEDULERS)
+SCHEDULERS = (HALVING, *schedulers.SCHEDULERS)
 OBJECTIVES = ("top1", "top1+gmacs")
 GRID_AT_MOST = 100_000
 
@@ -82,6 +83,10 @@ class CampaignOutcome:
     max_concurrent: int
     paused: str = ""
     """Why it has not reached its end; empty if it has."""
+    results: ray.tune.ResultGrid | None = None
+    """What Ray Tune returns: all trials but repeats, with the metrics of their evaluations; None if it is paused."""
+    repeated: ray.tune.ResultGrid | None = None
+    """The same of the repeats; None if there are none."""
 
 
 def search_for(
@@ -264,6 +269,7 @@ def run(
     *,
     say: Callable[[str], None],
     look: Callable[[], None] = lambda: None,
+    callbacks: Sequence[ray.tune.Callback] = (),
 ) -> CampaignOutcome:
     """Run the campaign, or resume the one of this name, to its end or until its hours are spent.
 
@@ -271,13 +277,18 @@ def run(
     is taken here. Raises LeaseError when another job works on the campaign.
     """
     if campaign.token is not None:
-        return _run_alone(campaign, wanted, how, say, look)
+        return _run_alone(campaign, wanted, how, callbacks, say, look)
     with lease.held(campaign.uri, f"campaign {campaign.name}", say=say) as held:
-        return _run_alone(dataclasses.replace(campaign, token=held.token), wanted, how, say, held.look)
+        return _run_alone(dataclasses.replace(campaign, token=held.token), wanted, how, callbacks, say, held.look)
 
 
 def _run_alone(
-    campaign: Campaign, wanted: Search, how: How, say: Callable[[str], None], lost: Callable[[], None]
+    campaign: Campaign,
+    wanted: Search,
+    how: How,
+    callbacks: Sequence[ray.tune.Callback],
+    say: Callable[[str], None],
+    lost: Callable[[], None],
 ) -> CampaignOutcome:
     max_concurrent = _max_concurrent(campaign, how)
     goes_on = campaign.journal.begin(settings(campaign, wanted, how))
@@ -292,49 +303,69 @@ def _run_alone(
         lost()
         spent_all()
 
+    common = {"max_concurrent": max_concurrent, "callbacks": callbacks, "look": look, "say": say}
     try:
-        trials = _run(campaign, wanted, how, max_concurrent, look, say)
-    except HoursSpentError as spent:
-        known = campaign.journal.trials()
-        return CampaignOutcome(
-            trials=[*_originals(known), *(trial for trial in known if trial.repeat_of is not None)],
-            max_concurrent=max_concurrent,
-            paused=str(spent),
-        )
-    return CampaignOutcome(trials=trials, max_concurrent=max_concurrent)
-
-
-def _run(
-    campaign: Campaign,
-    wanted: Search,
-    how: How,
-    max_concurrent: int,
-    look: Callable[[], None],
-    say: Callable[[str], None],
-) -> list[Trial]:
-    def train_trial(trial: Trial, epoch: int) -> Trial:
-        return train_to(trial, epoch, campaign=campaign, say=say)
-
-    if how.scheduler == HALVING:
-        bracket = bracket_of(campaign.recipe, how)
-        trials = successive_halving(
-            campaign.journal, wanted, bracket, train=train_trial, max_concurrent=max_concurrent, look=look, say=say
-        )
-    else:
-        asynchronous.run(campaign, wanted, how.scheduler, max_concurrent=max_concurrent, look=look, say=say)
+        results = _search(campaign, wanted, how, common)
         trials = _originals(campaign.journal.trials())
-    again = repeat(
-        campaign.journal,
-        trials,
-        best=how.repeat_best,
-        seeds=how.repeats,
-        first_seed=campaign.recipe.loop.seed,
-        epochs=campaign.recipe.loop.epochs,
-        train=train_trial,
-        max_concurrent=max_concurrent,
-        look=look,
+        repeated = _repeat(campaign, wanted, how, trials, common)
+    except HoursSpentError as spent:
+        return CampaignOutcome(trials=_table(campaign), max_concurrent=max_concurrent, paused=str(spent))
+    return CampaignOutcome(trials=_table(campaign), max_concurrent=max_concurrent, results=results, repeated=repeated)
+
+
+def _search(campaign: Campaign, wanted: Search, how: How, common: dict[str, Any]) -> ray.tune.ResultGrid:
+    """Run all trials but repeats."""
+    if how.scheduler == HALVING:
+        ladder = Ladder(
+            campaign.journal,
+            wanted,
+            bracket_of(campaign.recipe, how),
+            max_concurrent=common["max_concurrent"],
+            say=common["say"],
+        )
+        return _climb(campaign, ladder, campaign.session, common)
+    if wanted.searcher in search.MODELS and how.scheduler == "pbt":
+        raise ConfigError(f"pbt mutates settings itself: use --searcher random or grid, not {wanted.searcher}")
+    return engine.fit(
+        campaign,
+        schedulers.SCHEDULERS[how.scheduler](campaign, wanted),
+        engine.OneByOne(campaign.journal, wanted, campaign.recipe.loop.epochs),
+        name=campaign.session,
+        samples=wanted.samples,
+        pauses=False,
+        keeps_all=how.scheduler == "pbt",
+        **common,
     )
-    return [*trials, *again]
+
+
+def _repeat(
+    campaign: Campaign, wanted: Search, how: How, trials: Sequence[Trial], common: dict[str, Any]
+) -> ray.tune.ResultGrid | None:
+    """Train the best of `trials` with more seeds, each in full."""
+    loop = campaign.recipe.loop
+    again = repeats(trials, best=how.repeat_best, seeds=how.repeats, first_seed=loop.seed, epochs=loop.epochs)
+    if not again:
+        return None
+    ladder = Ladder(
+        campaign.journal,
+        wanted,
+        Bracket(epochs=(loop.epochs,)),
+        max_concurrent=common["max_concurrent"],
+        say=common["say"],
+        fixed=again,
+    )
+    return _climb(campaign, ladder, f"{campaign.session}-repeats", common)
+
+
+def _climb(campaign: Campaign, ladder: Ladder, name: str, common: dict[str, Any]) -> ray.tune.ResultGrid:
+    climbing, halving = engine.Climbing(ladder), schedulers.Halving(ladder)
+    return engine.fit(campaign, halving, climbing, name=name, samples=-1, pauses=True, **common)
+
+
+def _table(campaign: Campaign) -> list[Trial]:
+    """Return all trials that began: first the originals, best first, then the repeats."""
+    known = campaign.journal.trials()
+    return [*_originals(known), *(trial for trial in known if trial.repeat_of is not None)]
 
 
 def _originals(known: Sequence[Trial]) -> list[Trial]:

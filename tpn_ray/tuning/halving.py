@@ -1,29 +1,20 @@
-"""SUCCESSIVE HALVING: trials pause at rungs with exact checkpoints, and the best resume. Runs on the driver; no Ray.
+"""SUCCESSIVE HALVING: which trial trains next, and how far. Runs on the driver; no Ray.
 
 What comes next is computed from the journal alone (`rungs.py`), so a campaign that was killed continues as if it had
-not been: nothing is trained twice, and the final table is the same.
+not been: nothing is trained twice, and the final table is the same. `schedulers.Halving` and `engine.Climbing` hand the
+answers to Ray Tune.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tpn_ray.errors import CheckpointError, ConfigError, TrainingError
 from tpn_ray.tuning import rungs, search
 from tpn_ray.tuning.journal import Journal, Kind, Transition, Trial
 from tpn_ray.tuning.rungs import Bracket, Due, Objectives
 from tpn_ray.tuning.space import Sample, Space
-
-LOOK_SECONDS = 1.0
-TRIALS_OWN = (TrainingError, ConfigError, CheckpointError)
-"""Errors that belong to one trial, which is then a row with its reason; others end the campaign, which can resume."""
-
-Train = Callable[[Trial, int], Trial]
-"""Trains a trial up to an epoch and returns it with that epoch's point. It writes the journal along the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,128 +38,100 @@ class Search:
         size = max(size, search.FIRST_BY_CHANCE) if model else size
         return [min(size, self.samples - begun) for begun in range(0, self.samples, size)]
 
-
-def successive_halving(
-    journal: Journal,
-    wanted: Search,
-    bracket: Bracket,
-    *,
-    train: Train,
-    max_concurrent: int,
-    look: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = lambda line: None,
-) -> list[Trial]:
-    """Run or resume the campaign, and return all trials, best first. `look` is called every second and may raise."""
-    trials = {trial.number: trial for trial in _suggested(journal, journal.waves())}
-    running = set[int]()
-    finished: queue.Queue[tuple[Trial, BaseException | None]] = queue.Queue()
-    while True:
-        _suggest(journal, wanted, bracket, trials, say)
-        for work in rungs.due(list(trials.values()), bracket, wanted.objectives):
-            if len(running) < max_concurrent and work.trial.number not in running:
-                running.add(work.trial.number)
-                if work.trial.points:
-                    say(f"{work.trial.name} resumes from epoch {work.trial.epochs} to {work.epoch}")
-                _start(_promoted(work), train, finished)
-        if not running:
-            return rungs.ranked(list(trials.values()))
-        trial, error = _next(finished, look)
-        running.remove(trial.number)
-        trials[trial.number] = _settled(journal, trial, error)
-
-
-def train_all(
-    journal: Journal, due: Sequence[Due], *, train: Train, max_concurrent: int, look: Callable[[], None]
-) -> list[Trial]:
-    """Train each of them, in order, at most `max_concurrent` at the same time."""
-    waiting, running, done = list(due), 0, list[Trial]()
-    finished: queue.Queue[tuple[Trial, BaseException | None]] = queue.Queue()
-    while waiting or running:
-        while waiting and running < max_concurrent:
-            _start(waiting.pop(0), train, finished)
-            running += 1
-        done.append(_settled(journal, *_next(finished, look)))
-        running -= 1
-    return done
-
-
-def _suggest(
-    journal: Journal, wanted: Search, bracket: Bracket, trials: dict[int, Trial], say: Callable[[str], None]
-) -> None:
-    """Suggest every wave that may be suggested."""
-    sizes = wanted.waves(bracket)
-    while True:
-        wave = 1 + max((trial.wave for trial in trials.values()), default=-1)
-        known = list(trials.values())
-        if wave >= len(sizes) or not rungs.may_suggest(wave, known, bracket, wanted.objectives):
-            return
-        samples = search.suggest(
-            wanted.searcher,
+    def suggest(self, seen: Sequence[search.Seen], first: int, count: int) -> list[Sample]:
+        """Return the samples of `count` trials from number `first`, which may know the scores in `seen`."""
+        return search.suggest(
+            self.searcher,
             search.Question(
-                space=wanted.space,
-                is_valid=wanted.is_valid,
-                seen=rungs.visible(wave, known, bracket, wanted.objectives),
-                first=len(trials),
-                count=sizes[wave],
-                seed=wanted.seed,
+                space=self.space, is_valid=self.is_valid, seen=seen, first=first, count=count, seed=self.seed
             ),
         )
-        if not samples:
-            return
-        samples = journal.write_wave(wave, samples)
-        say(f"trials {len(trials)} to {len(trials) + len(samples) - 1} suggested")
-        trials |= {
-            number: Trial(number=number, sample=sample, wave=wave) for number, sample in enumerate(samples, len(trials))
-        }
 
 
-def _suggested(journal: Journal, waves: Sequence[Sequence[Sample]]) -> list[Trial]:
-    """Return the trials of all waves so far, as far as each has come."""
-    known = {trial.number: trial for trial in journal.trials()}
-    trials: list[Trial] = []
-    for wave, samples in enumerate(waves):
-        for sample in samples:
-            new = Trial(number=len(trials), sample=sample, wave=wave)
-            trials.append(known.get(new.number, new))
-    return trials
+class Ladder:
+    """The trials of a campaign, and what each may do next. The journal is the state; only what runs is kept here."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        wanted: Search,
+        bracket: Bracket,
+        *,
+        max_concurrent: int,
+        say: Callable[[str], None],
+        fixed: Sequence[Trial] | None = None,
+    ) -> None:
+        """Take up the campaign as the journal has it; `fixed` are trials to climb instead of suggested ones."""
+        self.journal, self.wanted, self.bracket = journal, wanted, bracket
+        self.max_concurrent, self.say, self._suggests = max_concurrent, say, fixed is None
+        begun = {trial.number: trial for trial in journal.trials()}
+        all_trials = _suggested(journal.waves()) if fixed is None else fixed
+        self._trials = {trial.number: begun.get(trial.number, trial) for trial in all_trials}
+        self._due: list[Due] | None = None
+        self.running = set[int]()
+        self.handed = set[int]()
+        """Numbers of the trials that Ray Tune has."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing is left to do."""
+        return not self.running and self.next() is None
+
+    def next(self) -> Due | None:
+        """Return what is to begin now: training, or else telling Ray Tune of a trial from an earlier submission."""
+        if len(self.running) >= self.max_concurrent:
+            return None
+        if self._due is None:
+            if self._suggests:
+                self._suggest()
+            self._due = rungs.due(list(self._trials.values()), self.bracket, self.wanted.objectives)
+        waiting = (work for work in self._due if work.trial.number not in self.running)
+        measured = (trial for number, trial in self._trials.items() if trial.points and number not in self.handed)
+        return next(waiting, None) or next((Due(trial=trial, epoch=trial.epochs) for trial in measured), None)
+
+    def begin(self, work: Due) -> None:
+        """Record that this work begins. A promotion enters the trial's lineage once, however often it begins."""
+        trial, promotion = work.trial, Transition(kind=Kind.PROMOTED, epoch=work.since)
+        if work.epoch > trial.epochs:
+            if work.since and promotion not in trial.lineage:
+                trial = dataclasses.replace(trial, lineage=(*trial.lineage, promotion))
+            self.journal.write(trial)  # its process reads it there
+            if trial.points:
+                self.say(f"{trial.name} resumes from epoch {trial.epochs} to {work.epoch}")
+        self._trials[trial.number] = trial
+        self.running.add(trial.number)
+        self.handed.add(trial.number)
+
+    def end(self, number: int) -> None:
+        """Take note that a trial no longer runs: the journal has what it measured."""
+        self.running.discard(number)
+        self._trials[number] = self.journal.read(number) or self._trials[number]
+        self._due = None
+
+    def fail(self, number: int, reason: str) -> None:
+        """Give a trial up."""
+        self.journal.write(dataclasses.replace(self._trials[number], failure=reason))
+        self.end(number)
+
+    def _suggest(self) -> None:
+        """Suggest every wave that may be suggested."""
+        sizes = self.wanted.waves(self.bracket)
+        while True:
+            wave = 1 + max((trial.wave for trial in self._trials.values()), default=-1)
+            known, first = list(self._trials.values()), len(self._trials)
+            if wave >= len(sizes) or not rungs.may_suggest(wave, known, self.bracket, self.wanted.objectives):
+                return
+            seen = rungs.visible(wave, known, self.bracket, self.wanted.objectives)
+            samples = self.wanted.suggest(seen, first, sizes[wave])
+            if not samples:
+                return
+            samples = self.journal.write_wave(wave, samples)
+            self.say(f"trials {first} to {first + len(samples) - 1} suggested")
+            for number, sample in enumerate(samples, first):
+                self._trials[number] = Trial(number=number, sample=sample, wave=wave)
 
 
-def _promoted(work: Due) -> Due:
-    """Enter a promotion into the trial's lineage once, however often the work is started."""
-    promotion = Transition(kind=Kind.PROMOTED, epoch=work.since)
-    if not work.since or promotion in work.trial.lineage:
-        return work
-    return dataclasses.replace(work, trial=dataclasses.replace(work.trial, lineage=(*work.trial.lineage, promotion)))
-
-
-def _start(work: Due, train: Train, finished: queue.Queue[tuple[Trial, BaseException | None]]) -> None:
-    def go() -> None:
-        try:
-            finished.put((train(work.trial, work.epoch), None))
-        except BaseException as error:  # handed to the campaign's thread
-            finished.put((work.trial, error))
-
-    # A daemon, so that a campaign that ends with an error does not wait for its trials.
-    threading.Thread(target=go, name=work.trial.name, daemon=True).start()
-
-
-def _next(
-    finished: queue.Queue[tuple[Trial, BaseException | None]], look: Callable[[], None]
-) -> tuple[Trial, BaseException | None]:
-    while True:
-        look()
-        try:
-            return finished.get(timeout=LOOK_SECONDS)
-        except queue.Empty:
-            continue
-
-
-def _settled(journal: Journal, trial: Trial, error: BaseException | None) -> Trial:
-    if error is None:
-        return trial
-    if not isinstance(error, TRIALS_OWN):
-        raise error
-    latest = journal.read(trial.number) or trial
-    failed = dataclasses.replace(latest, failure=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
-    journal.write(failed)
-    return failed
+def _suggested(waves: Sequence[Sequence[Sample]]) -> list[Trial]:
+    """Return the trials of all waves so far, as they begin."""
+    pairs = [(wave, sample) for wave, samples in enumerate(waves) for sample in samples]
+    return [Trial(number=number, sample=sample, wave=wave) for number, (wave, sample) in enumerate(pairs)]

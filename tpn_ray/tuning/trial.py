@@ -1,7 +1,7 @@
-"""One trial: sample -> recipe -> its own Ray Train run. Runs on the driver (`train_to`) or in a Tune trial.
+"""One trial: sample -> recipe -> its own Ray Train run. Runs in a Tune trial.
 
-Either way, every evaluation is in the journal before anything decides on it, and the run is named after the trial, so
-that a restarted trial resumes from its last checkpoint.
+Every evaluation is in the journal before anything decides on it, and the run is named after the trial, so that a
+restarted trial resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ray import tune
 
 from tpn_ray import storage, tracking
 from tpn_ray.datasets.manifest import Manifest
-from tpn_ray.errors import CheckpointError, LeaseError, TpnRayError, TrackingError
+from tpn_ray.errors import CheckpointError, ConfigError, TpnRayError, TrackingError, TrainingError
 from tpn_ray.lease import Token
 from tpn_ray.progress import track
 from tpn_ray.recipe import Recipe, flat, replace_fields, to_plain
@@ -30,7 +30,7 @@ from tpn_ray.training import run_folder
 from tpn_ray.training.events import Committed, Event, Notice, Started
 from tpn_ray.training.machines import Machines
 from tpn_ray.training.placement import release
-from tpn_ray.training.run import RunResult, Stretch, train
+from tpn_ray.training.run import Stretch, train
 from tpn_ray.training.saving import Saving
 from tpn_ray.tuning.fidelity import Fidelity
 from tpn_ray.tuning.journal import Held, Journal, Kind, Point, Transition, Trial
@@ -38,6 +38,8 @@ from tpn_ray.tuning.space import Sample, apply
 
 TOLD_AGAIN = "told_again"
 """Set in reports to Tune of what the journal had before this process started."""
+TRIALS_OWN = (TrainingError, ConfigError, CheckpointError)
+"""Errors that belong to one trial, which is then a row with its reason; others end the campaign, which can resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,99 +72,111 @@ class Campaign:
         return replace_fields(apply(self.recipe, sample), self.fidelity.changes(rung))
 
 
-def train_to(trial: Trial, epoch: int, *, campaign: Campaign, say: Callable[[str], None]) -> Trial:
-    """Train a trial up to an epoch, pause it exactly there, and return it with that epoch's evaluation."""
-    known = campaign.journal.read(trial.number)
-    if known:  # with its last evaluation; the campaign has just decided on its promotion
-        trial = dataclasses.replace(known, lineage=trial.lineage)
-    rung = campaign.fidelity.rung(epoch)
-    trial = _at_rung(trial, rung)
-    book, name = Book(campaign, trial, say), trial.run or trial.name
-    begin_at = trial.at(campaign.fidelity.epochs[rung - 1]) if rung else None  # None: a repeat is in full throughout
-    try:
-        result = _run(
-            campaign,
-            book,
-            trial.sample,
-            name=name,
-            stretch=Stretch(
-                until_epoch=epoch,
-                start_from=begin_at.checkpoint if begin_at else "",
-                start_epoch=begin_at.epoch if begin_at else 0,
-            ),
-            rung=rung,
-        )
-    except TpnRayError as error:
-        book.end("FAILED", {"state": f"failed: {error}"[:400]})
-        raise
-    book.trial = recovered(campaign.journal, book.trial, storage.join(campaign.uri, name))
-    if result.ended and book.trial.points and book.trial.at(epoch) is None:
-        book.end_early(epoch, result.ended)
-    if book.trial.at(epoch) is None:
-        raise CheckpointError(f"{campaign.uri}/{name} has no evaluation after epoch {epoch} on record")
-    done = epoch == apply(campaign.recipe, trial.sample).loop.epochs
-    book.end("FINISHED" if done else "", {"state": "complete" if done else f"paused at epoch {epoch}"})
-    return book.trial
+def run_trial(config: dict[str, Any], campaign: Campaign, mail: Any, keeps_all: bool) -> None:
+    """Train trial `number` up to epoch `until` in a Tune trial, with a settings `sample`.
 
-
-def _at_rung(trial: Trial, rung: int) -> Trial:
-    """Give a trial above the first rung of a fidelity, where it trains with other settings, a run of its own."""
-    return dataclasses.replace(trial, run=f"{trial.name}-rung-{rung}") if rung else trial
-
-
-def run_trial(config: dict[str, Any], campaign: Campaign, pointers: bool) -> None:
-    """Train one sample in a Tune trial. Every evaluation is a report, which may end this process at once.
-
-    What the journal already has is reported first, so that a scheduler without memory decides on it again. With
-    `pointers`, each report says where its checkpoint is; a trial that continues it, with the same settings or others,
-    starts there.
+    Every evaluation is a report, which may end this process at once; that of the last epoch comes when the workers are
+    gone. What the journal already has is reported first, so that a scheduler without memory decides on it again. Each
+    report's checkpoint says where ours is: a trial that continues it, with the same settings or others, starts there.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    number, sample = number_of(tune.get_context().get_trial_id(), config), config["sample"]
-    trial = campaign.journal.read(number) or Trial(number=number, sample=sample)
-    release(trial.placement_group)  # what it held when it was paused or lost its process
+    sample, until = config["sample"], min(config["until"], apply(campaign.recipe, config["sample"]).loop.epochs)
+    known = campaign.journal.read(config["number"])
+    if known is None:
+        raise CheckpointError(f"{campaign.uri} has no record of trial {config['number']}, which was written before")
+    release(known.placement_group)  # what it held when it was paused or lost its process
     pointer = _pointer()
-    trial, name, start_from = _incarnation(trial, sample, pointer)
-    if not trial.stopped:  # what a stopped trial trained before its processes were gone does not count
-        trial = recovered(campaign.journal, trial, storage.join(campaign.uri, name))
-    reported = pointer.get("epoch", 0)
+    trial, stretch, rung = _resumed(campaign, known, sample, until, pointer)
+    if _is_due(trial, until):
+        trial = recovered(campaign.journal, trial, storage.join(campaign.uri, trial.run or trial.name))
 
     def report(point: Point, told_again: bool = False) -> None:
-        content = {"number": number, "epoch": point.epoch, "checkpoint": point.checkpoint}
-        metrics = {**point.scores, **content, TOLD_AGAIN: told_again}
-        if not pointers:
-            tune.report(metrics)
-            return
+        content = {"number": trial.number, "epoch": point.epoch, "checkpoint": point.checkpoint}
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "pointer.json").write_text(json.dumps(content))
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+            tune.report(
+                {**point.scores, **content, TOLD_AGAIN: told_again}, checkpoint=tune.Checkpoint.from_directory(folder)
+            )
 
     for point in trial.points:
-        if point.epoch > reported:
+        if pointer.get("epoch", 0) < point.epoch < until:
             report(point, told_again=True)
-    if trial.failure or trial.stopped or trial.epochs >= campaign.recipe.loop.epochs:
-        return
-    book = Book(campaign, trial, lambda line: None, report)
+    if _is_due(trial, until):
+        trial = _train(campaign, trial, until, stretch, rung, mail, report, keeps_all)
+    last = trial.at(until)
+    if last:
+        report(last, told_again=known.at(until) is not None)
+
+
+def _is_due(trial: Trial, until: int) -> bool:
+    return not trial.failure and not trial.stopped and trial.epochs < until
+
+
+def _resumed(
+    campaign: Campaign, trial: Trial, sample: Sample, until: int, pointer: dict[str, Any]
+) -> tuple[Trial, Stretch, int]:
+    """Return the trial as it resumes, with the name of its run; what it trains; and the rung of its fidelity."""
+    trial, start_from = incarnation(trial, sample, pointer)
+    if not campaign.fidelity.fields or not _is_due(trial, until):
+        return trial, Stretch(until_epoch=until, start_from=start_from), 0
+    rung = campaign.fidelity.rung(until)
+    # Above the first rung, it trains with other settings, in a run of its own. A repeat is in full throughout.
+    below = trial.at(campaign.fidelity.epochs[rung - 1]) if rung else None
+    stretch = Stretch(
+        until_epoch=until,
+        start_from=below.checkpoint if below else "",
+        start_epoch=below.epoch if below else 0,
+    )
+    return dataclasses.replace(trial, run=f"{trial.name}-rung-{rung}" if rung else trial.run), stretch, rung
+
+
+def _train(
+    campaign: Campaign,
+    trial: Trial,
+    until: int,
+    stretch: Stretch,
+    rung: int,
+    mail: Any,
+    report: Callable[[Point], None],
+    keeps_all: bool,
+) -> Trial:
+    """Train the trial's run, pause it exactly at epoch `until`, and return it as it is then, or with its failure.
+
+    An error that is not the trial's own is sent to the driver, and raised.
+    """
+
+    def say(line: str) -> None:
+        mail.put.remote(line)
+
+    book = Book(campaign, trial, say, lambda point: report(point) if point.epoch < until else None)
     try:
-        saving = Saving(keep_last=campaign.recipe.loop.epochs) if pointers else None  # donors must not be pruned
-        _run(campaign, book, sample, name=name, stretch=Stretch(start_from=start_from), saving=saving)
-    except LeaseError:  # the campaign's end, and not the trial's
-        raise
-    except TpnRayError as error:  # the trial's own failure; what Tune raises to end it passes through
+        result = train(
+            campaign.recipe_at(trial.sample, rung),
+            campaign.fidelity.videos(campaign.manifest, rung),
+            campaign.machines,
+            storage_uri=campaign.uri,
+            name=trial.run or trial.name,
+            on_event=book,
+            saving=Saving(keep_last=campaign.recipe.loop.epochs) if keeps_all else None,
+            max_bad=campaign.max_bad,
+            stretch=stretch,
+            token=campaign.token,
+        )
+        if result.ended and book.trial.points and book.trial.at(until) is None:
+            book.end_early(until, result.ended)
+        if book.trial.at(until) is None:
+            raise CheckpointError(f"{campaign.uri}/{trial.run or trial.name} has no evaluation after epoch {until}")
+    except TpnRayError as error:
+        book.end("FAILED", {"state": f"failed: {reason(error)}"[:400]})
+        if not isinstance(error, TRIALS_OWN):
+            mail.put.remote(error)
+            raise
         book.trial = dataclasses.replace(book.trial, failure=reason(error))
         campaign.journal.write(book.trial)
-        book.end("FAILED", {"state": reason(error)})
-        return
-    book.end("FINISHED", {"state": "complete"})
-
-
-def number_of(trial_id: str, config: dict[str, Any]) -> int:
-    """Return a Tune trial's number in the campaign.
-
-    A searcher that is asked gives it with the sample; otherwise it is the trial's index among Tune's variants, which
-    ends its id. (It cannot be in the settings then, because PBT gives a trial all the settings of another.)
-    """
-    return int(config["number"]) if "number" in config else int(trial_id.rpartition("_")[2])
+        return book.trial
+    done = until == apply(campaign.recipe, trial.sample).loop.epochs
+    book.end("FINISHED" if done else "", {"state": "complete" if done else f"paused at epoch {until}"})
+    return book.trial
 
 
 def reason(error: TpnRayError) -> str:
@@ -179,14 +193,14 @@ def _pointer() -> dict[str, Any]:
     return pointer
 
 
-def _incarnation(trial: Trial, sample: Sample, pointer: dict[str, Any]) -> tuple[Trial, str, str]:
-    """Return the trial as it resumes, the name of its run, and the checkpoint that this run starts from ("": none).
+def incarnation(trial: Trial, sample: Sample, pointer: dict[str, Any]) -> tuple[Trial, str]:
+    """Return the trial as it resumes, and the checkpoint that its run starts from ("": none).
 
     A pointer to another trial's checkpoint makes it a mutant of that trial; otherwise it resumes in its own run.
     """
     name = f"{trial.name}-from-{pointer['number']:04d}-epoch-{pointer['epoch']:04d}" if pointer else ""
     if not pointer or pointer["number"] == trial.number or trial.run == name:
-        return trial, trial.run or trial.name, trial.start_from
+        return trial, trial.start_from
     changed = ", ".join(
         f"{field.split('.', 1)[1]} {_short(trial.sample.get(field))} -> {_short(value)}"
         for field, value in sample.items()
@@ -195,44 +209,19 @@ def _incarnation(trial: Trial, sample: Sample, pointer: dict[str, Any]) -> tuple
     mutation = Transition(
         kind=Kind.MUTATED, epoch=pointer["epoch"], donor=pointer["number"], detail=changed or "nothing changed"
     )
-    kept = tuple(point for point in trial.points if point.epoch <= pointer["epoch"])
     mutant = dataclasses.replace(
         trial,
         sample=sample,
-        points=kept,
+        points=tuple(point for point in trial.points if point.epoch <= pointer["epoch"]),
         lineage=(*trial.lineage, mutation),
         run=name,
         start_from=pointer["checkpoint"],
     )
-    return mutant, name, pointer["checkpoint"]
+    return mutant, mutant.start_from
 
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _run(
-    campaign: Campaign,
-    book: Book,
-    sample: Sample,
-    *,
-    name: str,
-    stretch: Stretch,
-    rung: int = 0,
-    saving: Saving | None = None,
-) -> RunResult:
-    return train(
-        campaign.recipe_at(sample, rung),
-        campaign.fidelity.videos(campaign.manifest, rung),
-        campaign.machines,
-        storage_uri=campaign.uri,
-        name=name,
-        on_event=book,
-        saving=saving,
-        max_bad=campaign.max_bad,
-        stretch=stretch,
-        token=campaign.token,
-    )
 
 
 class Book:

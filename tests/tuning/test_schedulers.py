@@ -14,12 +14,13 @@ from ray.tune import schedulers
 from tests.tuning.test_campaigns import campaign, manifest  # noqa: F401 - fixtures
 from tpn_ray import recipes
 from tpn_ray.errors import ConfigError
-from tpn_ray.tuning import asynchronous
+from tpn_ray.tuning import engine
+from tpn_ray.tuning import schedulers as ours
 from tpn_ray.tuning.distributions import choice
 from tpn_ray.tuning.halving import Search
 from tpn_ray.tuning.journal import Journal, Point, Trial
 from tpn_ray.tuning.space import Sample, Space, problem
-from tpn_ray.tuning.trial import Campaign, _incarnation, number_of
+from tpn_ray.tuning.trial import Campaign, incarnation
 
 SPACE: Space = {"loss.lambdas.0": FloatDistribution(0.1, 1), "model.alpha": choice(((1, 2), (4, 8)))}
 
@@ -41,20 +42,26 @@ def wanted(searcher: str, space: Space = SPACE) -> Search:
 
 def test_samples_are_suggested_once_and_mutants_keep_theirs(tmp_path: Path) -> None:
     journal = Journal(uri=str(tmp_path))
-    first = asynchronous.all_samples(journal, wanted("random"))
-    assert len(first) == 3
+
+    def all_of_them() -> list[Sample]:
+        suggestions = engine.OneByOne(journal, wanted("random"), 9)
+        given = [suggestions.suggest("id") for _ in range(3)]
+        assert [(one["number"], one["until"]) for one in given] == [(0, 9), (1, 9), (2, 9)]
+        return [one["sample"] for one in given]
+
+    first = all_of_them()
+    assert [trial.sample for trial in journal.trials()] == first, "a trial's process reads it there"
     mutant = {"loss.lambdas.0": 0.5, "model.alpha": [4, 8]}
     journal.write(Trial(number=1, sample=mutant))
-    again = asynchronous.all_samples(journal, wanted("random"))
-    assert again == [first[0], mutant, first[2]]
+    assert all_of_them() == [first[0], mutant, first[2]]
+    assert len(journal.waves()) == 1
 
 
 def test_a_model_that_is_asked_again_after_a_kill_repeats_itself(tmp_path: Path) -> None:
     journal = Journal(uri=str(tmp_path))
-    before = asynchronous.Asking(journal, wanted("tpe"))
+    before = engine.OneByOne(journal, wanted("tpe"), 9)
     given = [before.suggest("a"), before.suggest("b")]
-    journal.write(Trial(number=0, sample=given[0]["sample"]))
-    after = asynchronous.Asking(journal, wanted("tpe"))
+    after = engine.OneByOne(journal, wanted("tpe"), 9)
     assert [after.suggest("c"), after.suggest("d")] == given
     third = after.suggest("e")
     assert third["number"] == 2
@@ -62,15 +69,15 @@ def test_a_model_that_is_asked_again_after_a_kill_repeats_itself(tmp_path: Path)
 
 
 def test_pbt_changes_only_what_may_change_in_flight(campaign: Campaign) -> None:  # noqa: F811
-    scheduler = asynchronous.pbt(campaign, wanted("random", {**SPACE, "clip.frames": IntDistribution(8, 16)}))
+    scheduler = ours.pbt(campaign, wanted("random", {**SPACE, "clip.frames": IntDistribution(8, 16)}))
     assert set(scheduler.changing) == set(SPACE)
     with pytest.raises(ConfigError, match="pbt changes fields in flight .* none of them: clip.frames"):
-        asynchronous.pbt(campaign, wanted("random", {"clip.frames": IntDistribution(8, 16)}))
+        ours.pbt(campaign, wanted("random", {"clip.frames": IntDistribution(8, 16)}))
 
 
 MUTATIONS = """
 from types import SimpleNamespace
-from tpn_ray.tuning.asynchronous import Population
+from tpn_ray.tuning.schedulers import Population
 from tpn_ray.tuning.halving import Search
 from optuna.distributions import FloatDistribution
 from tpn_ray.tuning.distributions import choice
@@ -80,7 +87,7 @@ population = Population(wanted, space, 9, 1)
 sample = {"loss.lambdas.0": 0.5, "model.alpha": [1, 2]}
 class Trial:
     def __init__(self, number):
-        self.trial_id, self.config = f"x_0000{number}", {"sample": sample}
+        self.config = {"number": number, "sample": sample}
 trials = [Trial(number) for number in range(4)]
 population._trial_state = {trial: SimpleNamespace(last_result={"epoch": 2}) for trial in trials}
 for trial in trials:
@@ -118,7 +125,7 @@ def test_who_is_exploited(
     """A donor at its end would leave nothing to train, and so no checkpoint."""
     done: list[str] = []
     monkeypatch.setattr(schedulers.PopulationBasedTraining, "_exploit", lambda *_: done.append("exploited"))
-    scheduler = asynchronous.pbt(campaign, wanted("random"))
+    scheduler = ours.pbt(campaign, wanted("random"))
     scheduler.epochs = 9
     results = {"worst": {"epoch": own, "told_again": told_again}, "best": {"epoch": donors}}
     scheduler._trial_state = {name: SimpleNamespace(last_result=result) for name, result in results.items()}
@@ -131,16 +138,18 @@ def test_donors_are_chosen_by_the_seed(campaign: Campaign, monkeypatch: pytest.M
     monkeypatch.setattr(
         schedulers.PopulationBasedTraining,
         "_checkpoint_or_exploit",
-        lambda self, trial, controller, upper, lower: chosen.append("".join(one.trial_id[-1] for one in upper)),
+        lambda self, trial, controller, upper, lower: chosen.append(
+            "".join(str(one.config["number"]) for one in upper)
+        ),
     )
 
     class Member:
         def __init__(self, number: int) -> None:
-            self.trial_id, self.config = f"x_0000{number}", {"sample": {}}
+            self.config = {"number": number, "sample": {}}
 
     def choose(seed: int) -> list[str]:
         chosen.clear()
-        scheduler = asynchronous.pbt(campaign, dataclasses.replace(wanted("random"), seed=seed))
+        scheduler = ours.pbt(campaign, dataclasses.replace(wanted("random"), seed=seed))
         members = [Member(number) for number in range(8)]
         upper, lower = members[:4], members[4:]
         scheduler._trial_state = {one: SimpleNamespace(last_result={"epoch": 1}) for one in members}
@@ -154,24 +163,20 @@ def test_donors_are_chosen_by_the_seed(campaign: Campaign, monkeypatch: pytest.M
     assert len({tuple(choose(seed)) for seed in range(4)}) == 4
 
 
-def test_a_trials_number_is_its_own_whosesoever_settings_it_has() -> None:
-    assert number_of("8f3c1_00007", {"sample": {}}) == 7
-    assert number_of("8f3c1d2e", {"number": 4, "sample": {}}) == 4
-
-
 def test_who_goes_on_and_who_is_a_mutant() -> None:
     points = tuple(Point(epoch=epoch, scores={"val_top1": 0.1}, checkpoint="own") for epoch in (1, 2, 3))
     trial = Trial(number=4, sample={"optim.lr": 0.1}, points=points)
-    assert _incarnation(trial, {"optim.lr": 0.1}, {}) == (trial, "trial-0004", "")
+    assert incarnation(trial, {"optim.lr": 0.1}, {}) == (trial, "")
     own = {"number": 4, "epoch": 2, "checkpoint": "own"}
-    assert _incarnation(trial, {"optim.lr": 0.1}, own) == (trial, "trial-0004", "")
+    assert incarnation(trial, {"optim.lr": 0.1}, own) == (trial, "")
     donor = {"number": 1, "epoch": 2, "checkpoint": "donor"}
-    mutant, name, start = _incarnation(trial, {"optim.lr": 0.2}, donor)
-    assert (name, start) == ("trial-0004-from-0001-epoch-0002", "donor")
+    mutant, start = incarnation(trial, {"optim.lr": 0.2}, donor)
+    assert (mutant.run, start) == ("trial-0004-from-0001-epoch-0002", "donor")
     assert [point.epoch for point in mutant.points] == [1, 2]
     assert mutant.history == ["from trial 1 at epoch 2: lr 0.1 -> 0.2"]
     # Its process is lost and it is begun again: it is the same mutant, not another.
-    assert _incarnation(mutant, {"optim.lr": 0.2}, donor) == (mutant, name, start)
-    assert _incarnation(mutant, {"optim.lr": 0.2}, {**own, "epoch": 3}) == (mutant, name, start)
+    assert incarnation(mutant, {"optim.lr": 0.2}, donor) == (mutant, start)
+    assert incarnation(mutant, {"optim.lr": 0.2}, {**own, "epoch": 3}) == (mutant, start)
     # A clone of its donor with the donor's very settings begins from the donor all the same.
-    assert _incarnation(trial, {"optim.lr": 0.1}, donor)[1:] == (name, "donor")
+    clone, start = incarnation(trial, {"optim.lr": 0.1}, donor)
+    assert (clone.run, start) == (mutant.run, "donor")
