@@ -25,7 +25,6 @@ from tpn_ray.planning.figures import Hardware, Trials
 from tpn_ray.planning.measurement import Measurement
 from tpn_ray.recipe import Recipe
 from tpn_ray.training.run_plan import recipe_for
-from tpn_ray.tuning.space import as_flags
 
 PROGRAM = "python jobs/plan.py"
 WIDTH = 160
@@ -81,7 +80,8 @@ def main() -> None:
     print_table(plan_text.as_table(f"Measured in {measured.seconds:.0f} s", plan_text.measured_rows(measured)))
     print_table(plan_text.as_table("Advice", plan_text.advice_rows(measured, plan, hardware)))
     print("\n".join(plan_text.shards(measured, plan, shlex.quote(flags.data))))
-    chosen = f"{name} --data {shlex.quote(flags.data)} {as_flags(recipes.recipe(name), flags.recipe)}".rstrip()
+    given = command_line.flags(flags.recipe, recipes.recipe(name))
+    chosen = f"{name} --data {shlex.quote(flags.data)} {given}".rstrip()
     python = program("python")
     print(f"  {python} jobs/train.py {chosen} {plan_text.train_flags(hardware, plan)}")
     print(f"  {python} jobs/tune.py {chosen} {plan_text.tune_flags(hardware, flags.trials, plan)}")

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+
 import pytest
 
-from tpn_ray import command_line
+from tpn_ray import command_line, recipes
+from tpn_ray.commands.train import TrainingJob
 from tpn_ray.errors import ConfigError
+from tpn_ray.recipe import replace_fields
+from tpn_ray.resources import Decoding, PerWorker
+from tpn_ray.training.machines import Machines
 
 KNOWN = {"toy": "Learn the tempo.", "k400_r50_8x8": "Something large."}
 
@@ -35,3 +42,24 @@ def test_a_recipe_that_comes_later_is_told_its_place(words: list[str], said: str
 
 def test_fresh_names_differ() -> None:
     assert command_line.fresh_name("toy") != command_line.fresh_name("toy")
+
+
+def test_flags_make_the_job_again() -> None:
+    """Names that differ from those of the fields, numbers, switches both ways, several values, none, and spaces."""
+    default = TrainingJob(data="videos", recipe=recipes.recipe("toy"))
+    changes = {"loop.ordered_reduction": True, "optim.nesterov": False, "model.alpha": (4, 8), "optim.lr": 1e-05}
+    machines = Machines(
+        workers=1,
+        per_worker=PerWorker(cpus=0.5, resources=("spot=1",)),
+        decoding=Decoding(may_grow=True, on=("pool=cpu", "zone=in(a,b)")),
+    )
+    job = dataclasses.replace(
+        default, data="my videos", machines=machines, recipe=replace_fields(default.recipe, changes), max_bad="5%"
+    )
+    written = command_line.flags(job, default)
+    assert "--cpus-per-worker 0.5" in written
+    assert command_line.parse(default, shlex.split(written), program="p", description="") == job
+    assert command_line.flags(default, default) == ""
+    assert (
+        command_line.parse(job, shlex.split(command_line.flags(default, job)), program="p", description="") == default
+    )

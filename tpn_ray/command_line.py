@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import time
 from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -21,6 +22,26 @@ T = TypeVar("T")
 def parse(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
     """Parse flags for every field of a dataclass, with help from its docstrings. Invalid values raise ConfigError."""
     return tyro.cli(type(default), default=default, args=list(arguments), prog=program, description=description)
+
+
+def flags(changed: Any, default: Any, prefix: str = "") -> str:
+    """Write the flags that turn one dataclass into another of its type when `parse` reads them."""
+    words: list[str] = []
+    hints = get_type_hints(type(changed), include_extras=True)
+    for field in dataclasses.fields(changed):
+        value, before = getattr(changed, field.name), getattr(default, field.name)
+        told = [about.name for about in getattr(hints[field.name], "__metadata__", ()) if about.name is not None]
+        name = told[0] if told else field.name.replace("_", "-")
+        if value == before:
+            continue
+        if dataclasses.is_dataclass(value):
+            words.append(flags(value, before, f"{prefix}{name}." if name else prefix))
+        elif isinstance(value, bool):
+            words.append(f"--{prefix}{'' if value else 'no-'}{name}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words.append(shlex.join([f"--{prefix}{name}", *map(str, values)]))
+    return " ".join(words)
 
 
 def take_recipe_name(arguments: Sequence[str], known: Mapping[str, str], program: str) -> tuple[str, list[str]]:

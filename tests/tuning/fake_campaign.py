@@ -66,7 +66,8 @@ class FakeTune:
     """Ray Tune's control loop without processes: in every step, one trial of those that run trains an epoch."""
 
     def __init__(self, ladder: Ladder, folder: Path) -> None:
-        self.climbing, self.halving = Climbing(ladder), Halving(ladder)
+        self.halving = Halving(ladder)
+        self.climbing = Climbing(self.halving)
         self.journal, self.folder, self.trials = ladder.journal, folder, list[TuneTrial]()
         self.told: list[tuple[int, int]] = []
         self.most = 0
@@ -79,6 +80,8 @@ class FakeTune:
         given: Any = None
         while given != Climbing.FINISHED or not all(trial.is_finished() for trial in self.trials):
             given = self.climbing.suggest("id") if given != Climbing.FINISHED else given
+            waits = given is None and all(trial.is_finished() for trial in self.trials)
+            assert not waits, "with no trial left, Tune would now do nothing else than ask, for ten minutes"
             if isinstance(given, dict):
                 self.trials.append(TuneTrial(given))
                 self.halving.on_trial_add(self, self.trials[-1])

@@ -56,7 +56,7 @@ def test_the_table_does_not_depend_on_how_many_run_at_once(
     max_concurrent: int, undisturbed: tuple[Path, list[Trial]], tmp_path: Path
 ) -> None:
     loop = fake_campaign.tune(tmp_path, max_concurrent)
-    assert loop.most == max_concurrent
+    assert loop.most <= max_concurrent
     assert fake_campaign.table(ranked(loop.journal.trials())) == fake_campaign.table(undisturbed[1])
 
 

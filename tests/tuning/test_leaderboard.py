@@ -20,6 +20,8 @@ from tpn_ray.tuning.leaderboard import show
 from tpn_ray.tuning.space import space
 from tpn_ray.tuning.trial import Campaign, begin_child
 
+COMMAND = "python jobs/train.py toy --data videos --optim.lr 0.2"
+
 
 @pytest.fixture
 def parent(tmp_path: Path) -> TrackedRun:
@@ -47,7 +49,7 @@ def trial(number: int, *tops: float, failure: str = "") -> Trial:
 
 def end(outcome: CampaignOutcome, campaign: Campaign, parent: TrackedRun) -> None:  # noqa: F811
     fields = space("none", campaign.recipe, ["optim.lr=loguniform(0.01,1)"])
-    show(outcome, campaign, fields, recipe_name="toy", data="videos", again="python jobs/tune.py toy", tracked=parent)
+    show(outcome, campaign, fields, command=COMMAND, again="python jobs/tune.py toy", tracked=parent)
 
 
 def test_the_end_of_a_campaign_whose_server_was_away(
@@ -63,7 +65,7 @@ def test_the_end_of_a_campaign_whose_server_was_away(
     trials = [best, trial(0, 0.5), trial(2, failure="TrainingError: the loss is nan")]
     end(CampaignOutcome(trials=trials, max_concurrent=2), tracked_campaign, parent)
     printed = capsys.readouterr().out
-    assert "python jobs/train.py toy --data videos --optim.lr 0.2" in printed
+    assert COMMAND in printed
     assert f"its checkpoint is {checkpoint}" in printed
     assert "version 1 of the model 'search'" in printed
     client = MlflowClient(parent.tracking_uri)

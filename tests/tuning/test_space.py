@@ -6,10 +6,10 @@ from itertools import islice
 import pytest
 import tyro
 
-from tpn_ray import recipes
+from tpn_ray import command_line, recipes
 from tpn_ray.errors import ConfigError
 from tpn_ray.recipe import Recipe, replace_fields
-from tpn_ray.tuning.space import SPACES, apply, as_flags, check, draws, fitting_alphas, problem, space
+from tpn_ray.tuning.space import SPACES, apply, check, draws, fitting_alphas, problem, space
 
 
 @pytest.mark.parametrize("name", [name for name in SPACES if name != "none"])
@@ -21,7 +21,7 @@ def test_most_samples_of_every_space_are_recipes_and_flags(name: str, recipe: st
     assert len(valid) >= 10
     for sample in valid[:2]:
         changed = apply(base, sample)
-        assert tyro.cli(Recipe, default=base, args=shlex.split(as_flags(base, changed))) == changed
+        assert tyro.cli(Recipe, default=base, args=shlex.split(command_line.flags(changed, base))) == changed
 
 
 def test_alphas_fit_the_clip_and_never_fall() -> None:

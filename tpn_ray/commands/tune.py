@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from tpn_ray.job import goes_on
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, lease, names, report, session, storage, tracking
+from tpn_ray import command_line, lease, names, recipes, report, session, storage, tracking
 from tpn_ray.budget import MAX_BAD, parse_share
+from tpn_ray.commands.train import TrainingJob
 from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError
 from tpn_ray.lease import Lease
@@ -22,12 +24,9 @@ from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.training.machines import Machines, check_division
 from tpn_ray.training.run_plan import recipe_for
 from tpn_ray.tuning import campaigns, leaderboard, watch
-from tpn_ray.tuning.campaigns import CampaignOutcome
-from tpn_ray.tuning.space import Space, space
+from tpn_ray.tuning.campaigns import Callback, CampaignOutcome
+from tpn_ray.tuning.space import Space, apply, space
 from tpn_ray.tuning.trial import Campaign
-
-if TYPE_CHECKING:
-    from ray.tune import Callback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +177,7 @@ def _search(
             outcome,
             campaign,
             searched,
-            recipe_name=recipe_name,
-            data=job.data,
+            command=best_command(job, outcome, recipe, manifest, recipe_name),
             again=again or f"tpn_ray.tune() with the name {name}",
             tracked=tracked,
         )
@@ -192,3 +190,16 @@ def _search(
     if outcome.paused:
         raise BudgetError(outcome.paused)
     return outcome
+
+
+def best_command(job: TuningJob, outcome: CampaignOutcome, recipe: Recipe, manifest: Manifest, recipe_name: str) -> str:
+    """Return the command that trains the best trial's settings to the same bits: on as many workers, with all flags
+    that its user gave."""
+    known = recipes.RECIPES.get(recipe_name)
+    base = recipe_for(known(), manifest) if known else recipe
+    best = apply(recipe, outcome.trials[0].sample) if outcome.trials else recipe
+    wanted = TrainingJob(
+        data=job.data, max_bad=job.max_bad, machines=dataclasses.replace(job.machines, share_clips_gb=0.0), recipe=best
+    )
+    flags = command_line.flags(wanted, TrainingJob(data="", recipe=base))
+    return f"python jobs/train.py {recipe_name} {flags}"

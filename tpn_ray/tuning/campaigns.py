@@ -30,6 +30,8 @@ from tpn_ray.tuning.rungs import Bracket
 from tpn_ray.tuning.space import Sample, Space, apply, problem
 from tpn_ray.tuning.trial import Campaign
 
+Callback = ray.tune.Callback
+"""What Ray Tune calls as trials report, pause, and end."""
 HALVING = "halving"
 SCHEDULERS = (HALVING, *schedulers.SCHEDULERS)
 OBJECTIVES = ("top1", "top1+gmacs")
@@ -269,7 +271,7 @@ def run(
     *,
     say: Callable[[str], None],
     look: Callable[[], None] = lambda: None,
-    callbacks: Sequence[ray.tune.Callback] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> CampaignOutcome:
     """Run the campaign, or resume the one of this name, to its end or until its hours are spent.
 
@@ -286,7 +288,7 @@ def _run_alone(
     campaign: Campaign,
     wanted: Search,
     how: How,
-    callbacks: Sequence[ray.tune.Callback],
+    callbacks: Sequence[Callback],
     say: Callable[[str], None],
     lost: Callable[[], None],
 ) -> CampaignOutcome:
@@ -358,8 +360,8 @@ def _repeat(
 
 
 def _climb(campaign: Campaign, ladder: Ladder, name: str, common: dict[str, Any]) -> ray.tune.ResultGrid:
-    climbing, halving = engine.Climbing(ladder), schedulers.Halving(ladder)
-    return engine.fit(campaign, halving, climbing, name=name, samples=-1, pauses=True, **common)
+    halving = schedulers.Halving(ladder)
+    return engine.fit(campaign, halving, engine.Climbing(halving), name=name, samples=-1, pauses=True, **common)
 
 
 def _table(campaign: Campaign) -> list[Trial]:

@@ -23,9 +23,10 @@ from tpn_ray import mailbox, storage
 from tpn_ray.errors import TpnRayError, TrainingError
 from tpn_ray.training.placement import release
 from tpn_ray.tuning import search
-from tpn_ray.tuning.halving import Ladder, Search
+from tpn_ray.tuning.halving import Search
 from tpn_ray.tuning.journal import Journal, Trial
 from tpn_ray.tuning.rungs import Objectives
+from tpn_ray.tuning.schedulers import Halving
 from tpn_ray.tuning.search import Seen
 from tpn_ray.tuning.space import Sample
 from tpn_ray.tuning.trial import Campaign, run_trial
@@ -60,18 +61,19 @@ class _Suggestions(Searcher):  # type: ignore[misc]  # Ray's classes are untyped
 
 
 class Climbing(_Suggestions):
-    """Gives Tune the trials that a ladder begins. `schedulers.Halving` resumes those that Tune has already."""
+    """Gives Tune the trials that a ladder begins. The scheduler resumes those that Tune has already."""
 
-    def __init__(self, ladder: Ladder) -> None:
+    def __init__(self, halving: Halving) -> None:
         super().__init__()
-        self.ladder = ladder
+        self.halving, self.ladder = halving, halving.ladder
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Return that the ladder keeps to this itself: Tune would count paused trials."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return Tune's next trial."""
+        """Return Tune's next trial. While no trial is left, Tune asks only this, for ten minutes."""
+        self.halving.take_note()
         work = self.ladder.next()
         if work is None:
             return str(self.FINISHED) if self.ladder.over else None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tpn_ray import storage, tracking
@@ -14,11 +18,13 @@ from tpn_ray.tuning.cost import gmacs
 from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.report import page
 from tpn_ray.tuning.report.numbers import Findings, hours, interval, repeated, short, value_text
-from tpn_ray.tuning.space import Sample, Space, apply, as_flags
+from tpn_ray.tuning.space import Space, active, apply
 from tpn_ray.tuning.trial import Campaign, begin_child
 
 SHOWN = 20
 """Trials on the terminal; the report has all."""
+WIDTH = 120
+"""Columns where there is no terminal."""
 
 
 def show(
@@ -26,24 +32,27 @@ def show(
     campaign: Campaign,
     space: Space,
     *,
-    recipe_name: str,
-    data: str,
+    command: str,
     again: str,
     tracked: TrackedRun,
 ) -> None:
     """Print the leaderboard and the best recipe, write the report beside the results, and log everything.
 
-    `again` is the command that runs the campaign. Raises TrainingError if no trial was ever evaluated.
+    `command` trains the best trial's settings, and `again` runs the campaign. Raises TrainingError if no trial was ever
+    evaluated.
     """
     trials, max_concurrent = outcome.trials, outcome.max_concurrent
-    originals = tuple(trial for trial in trials if trial.repeat_of is None)
+    originals = tuple(
+        dataclasses.replace(trial, sample=active(campaign.recipe, trial.sample))
+        for trial in trials
+        if trial.repeat_of is None
+    )
     if not any(trial.points for trial in originals):
         first = next((trial.failure for trial in originals if trial.failure), "no message")
         if outcome.paused:
             return
         raise TrainingError(f"no trial was evaluated; the first failed with: {first}")
     best = originals[0]
-    command = f"python jobs/train.py {recipe_name} --data {data} {flags(campaign, best.sample)}".rstrip()
     found = Findings(
         name=campaign.name,
         command=command,
@@ -72,7 +81,7 @@ def show(
     numbers = hours(found.trials, found.epochs, max_concurrent)
     tracked.log_metrics(
         {
-            "best/val_top1": best.top1,
+            "val/best_top1": best.top1,
             "trials": float(len(originals)),
             "epochs_trained": float(numbers.epochs),
             "trial_hours": numbers.held,
@@ -116,19 +125,18 @@ def _register(campaign: Campaign, best: Trial, tracked: TrackedRun) -> None:
     print(f"the best checkpoint {said} {campaign.name!r} in MLflow")
 
 
-def flags(campaign: Campaign, sample: Sample) -> str:
-    """Return the trial's recipe as flags."""
-    return as_flags(campaign.recipe, apply(campaign.recipe, sample))
-
-
 def _print(found: Findings, best: Trial) -> None:
-    table = Table("trial", "top-1", "95 %", "epochs", "setting", "")
+    table = Table()
+    for head in ("trial", "top-1", "95 %", "epochs"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("setting")
     for trial in found.trials[:SHOWN]:
         low, high = interval(trial)
         setting = "  ".join(f"{short(name)}={value_text(value)}" for name, value in trial.sample.items())
         score = f"{trial.top1:.1%}" if trial.points else "-"
-        table.add_row(trial.name, score, f"{low:.0%} to {high:.0%}", str(trial.epochs), setting, trial.failure)
-    Console(width=170).print(table)
+        lines = "\n".join(part for part in (setting, trial.failure) if part)
+        table.add_row(trial.name, score, f"{low:.0%} to {high:.0%}", str(trial.epochs), escape(lines))
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
     if len(found.trials) > SHOWN:
         print(f"{len(found.trials) - SHOWN} more in the report")
     for row in repeated(found.trials, found.repeats):

@@ -40,11 +40,15 @@ class Halving(schedulers.FIFOScheduler):  # type: ignore[misc]  # Ray's classes 
             return str(self.CONTINUE)
         return str(self.STOP if result["epoch"] == self.ladder.bracket.epochs[-1] else self.PAUSE)
 
-    def choose_trial_to_run(self, controller: Any) -> Any:
-        """Return a paused trial that is to go on, or None. Tune starts new trials by itself. Called in every step."""
+    def take_note(self) -> None:
+        """Tell the ladder which trials no longer run."""
         for number in list(self.ladder.running):
             if self.trials[number].status == "PAUSED" or self.trials[number].is_finished():
                 self.ladder.end(number)
+
+    def choose_trial_to_run(self, controller: Any) -> Any:
+        """Return a paused trial that is to go on, or None. Tune starts new trials by itself. Called in every step."""
+        self.take_note()
         if self.ladder.over:
             for trial in self.trials.values():
                 controller.stop_trial(trial)

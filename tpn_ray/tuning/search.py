@@ -135,6 +135,7 @@ def as_study(
 
 
 def as_trial(space: Space, sample: Sample, values: Sequence[float]) -> FrozenTrial:
-    """Make a complete Optuna trial. Stored samples hold lists where the space has tuples."""
-    params = {name: from_json(sample[name]) for name in space}
-    return optuna.trial.create_trial(params=params, distributions={**space}, values=values)
+    """Make a complete Optuna trial of the fields that the sample has. Stored samples hold lists for tuples."""
+    known = {name: one for name, one in space.items() if name in sample}
+    params = {name: from_json(sample[name]) for name in known}
+    return optuna.trial.create_trial(params=params, distributions={**known}, values=values)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, get_args
@@ -177,11 +176,10 @@ def _as_long(values: tuple[Any, ...], length: int) -> tuple[Any, ...]:
     return (values[:1] * (length - len(values)) + values)[max(0, len(values) - length) :]
 
 
-def as_flags(base: Recipe, changed: Recipe) -> str:
-    """Return the flags that turn one recipe into the other on a job's command line."""
-    before, parts = flat(base), []
-    for name, value in flat(changed).items():
-        if value != before[name]:
-            values = value if isinstance(value, tuple) else (value,)
-            parts.append(f"--{name.replace('_', '-')} {' '.join(shlex.quote(str(one)) for one in values)}")
-    return " ".join(parts)
+STEP_ONLY = ("optim.milestones", "optim.gamma")
+
+
+def active(recipe: Recipe, sample: Sample) -> Sample:
+    """Return the part of a sample that has an effect: milestones and gamma have none unless the schedule is `step`."""
+    steps = sample.get("optim.schedule", recipe.optim.schedule) == "step"
+    return {name: value for name, value in sample.items() if steps or name not in STEP_ONLY}

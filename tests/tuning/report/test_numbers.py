@@ -6,7 +6,16 @@ from optuna.distributions import FloatDistribution
 
 from tpn_ray.tuning.distributions import choice
 from tpn_ray.tuning.journal import Held, Point, Trial
-from tpn_ray.tuning.report.numbers import fair_study, fanova, hours, interval, repeated, rung_correlations, short
+from tpn_ray.tuning.report.numbers import (
+    fair_study,
+    hours,
+    importances,
+    interval,
+    repeated,
+    rung_correlations,
+    shared_fields,
+    short,
+)
 
 SPACE = {"x": FloatDistribution(0, 1), "kind": choice(("a", "b"))}
 
@@ -31,10 +40,21 @@ def test_importance_is_that_of_the_field_that_matters_at_an_epoch_half_have_reac
     epoch, study = fair_study(trials, SPACE)
     assert epoch == 1
     assert study is not None
-    shares = optuna.importance.get_param_importances(study, evaluator=fanova())
+    shares = importances(study)
     assert shares["x"] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
+    _, few = fair_study(trials[:19], SPACE)
+    assert few is not None
+    assert importances(few) == {}, "19 trials explain nothing"
     assert fair_study(trials[:3], SPACE) == (0, None)
+
+
+def test_a_field_that_some_trial_does_not_have_explains_nothing() -> None:
+    trials = [trial(i, i / 20, sample={"x": i / 20} if i else {"x": 0.0, "kind": "a"}) for i in range(20)]
+    assert shared_fields(trials, SPACE) == ["x"]
+    _, study = fair_study(trials, SPACE)
+    assert study is not None
+    assert list(importances(study)) == ["x"]
 
 
 def test_optuna_has_the_trials_under_their_own_numbers() -> None:

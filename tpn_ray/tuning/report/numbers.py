@@ -15,8 +15,8 @@ from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.search import Direction
 from tpn_ray.tuning.space import Space
 
-ENOUGH = 4
-"""Number of trials below which an importance or a correlation means nothing."""
+ENOUGH, ENOUGH_TO_EXPLAIN = 4, 20
+"""Numbers of trials below which a correlation, and an importance, mean nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Findings:
     """Epochs of a whole run."""
     max_concurrent: int
     trials: tuple[Trial, ...]
-    """Trials, best first, without repeats."""
+    """Trials, best first, without repeats. Their samples have only the fields that have an effect."""
     repeats: tuple[Trial, ...]
     gmacs: dict[int, float]
     """GMACs of a view, by trial number."""
@@ -116,9 +116,20 @@ def fair_study(trials: Sequence[Trial], space: Space) -> tuple[int, optuna.Study
     return 0, None
 
 
-def fanova() -> optuna.importance.FanovaImportanceEvaluator:
-    """Return the evaluator of the share of variance that each field explains, the same at every call."""
-    return optuna.importance.FanovaImportanceEvaluator(seed=0)
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Return the share of the variance that each field explains (fANOVA), largest first, the same at every call.
+
+    Fields that some trial does not have are left out. Empty if there are too few trials to tell.
+    """
+    if len([one for one in study.trials if one.state.is_finished() and one.values]) < ENOUGH_TO_EXPLAIN:
+        return {}
+    fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=fanova)
+
+
+def shared_fields(trials: Sequence[Trial], space: Space) -> list[str]:
+    """Return the fields that all trials have."""
+    return [field for field in space if all(field in trial.sample for trial in trials)]
 
 
 def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int, float]]:

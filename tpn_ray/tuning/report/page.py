@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-import optuna
 import plotly.offline
 
 from tpn_ray.progress import duration
@@ -15,8 +14,8 @@ from tpn_ray.tuning.report import plots
 from tpn_ray.tuning.report.numbers import (
     Findings,
     fair_study,
-    fanova,
     hours,
+    importances,
     interval,
     repeated,
     rung_correlations,
@@ -137,7 +136,7 @@ def _row(place: int, trial: Trial, fields: Sequence[str], found: Findings) -> li
         f"{low:.1%} to {high:.1%}" if trial.points else "-",
         str(trial.epochs),
         f"{gmacs:.2f}" if gmacs is not None else "-",
-        *(value_text(trial.sample[field]) for field in fields),
+        *(value_text(trial.sample.get(field, "-")) for field in fields),
         trial.failure or "; ".join(trial.history),
     ]
 
@@ -146,8 +145,8 @@ def _numbers_of_plots(found: Findings) -> list[tuple[str, str, Table]]:
     trials = [trial for trial in found.trials if trial.points]
     made: list[tuple[str, str, Table]] = []
     epoch, study = fair_study(trials, found.space)
-    if study:
-        shares = optuna.importance.get_param_importances(study, evaluator=fanova())
+    shares = importances(study) if study else {}
+    if shares:
         rows = [(field, f"{share:.0%}") for field, share in shares.items()]
         made.append(("Importance", f"Share of variance after epoch {epoch} (fANOVA).", (("field", "share"), rows)))
     correlations = rung_correlations(trials, found.epochs)

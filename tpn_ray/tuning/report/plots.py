@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import optuna
 import plotly.graph_objects as go
@@ -10,7 +10,15 @@ from optuna import visualization
 
 from tpn_ray.tuning import search
 from tpn_ray.tuning.journal import Trial
-from tpn_ray.tuning.report.numbers import Findings, as_study, fair_study, fanova, rung_correlations
+from tpn_ray.tuning.report.numbers import (
+    Findings,
+    as_study,
+    fair_study,
+    importances,
+    rung_correlations,
+    shared_fields,
+    short,
+)
 
 INK, GREY, ACCENT = "#1f2933", "#b8c1cc", "#0b6e99"
 CURVES_IN_COLOR = 5
@@ -31,27 +39,19 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
         (
             "Settings and accuracy",
             "One line per trial, colored by its accuracy at its last epoch.",
-            visualization.plot_parallel_coordinate(
-                as_study(trials, found.space, {trial.number: (trial.top1,) for trial in trials}), target_name=TOP1
-            ),
+            settings_and_accuracy(trials, found),
         ),
     ]
     epoch, study = fair_study(trials, found.space)
+    shares = importances(study) if study else {}
     if study:
-        importance = visualization.plot_param_importances(study, evaluator=fanova())
-        fields = list(importance.data[0].y[-SLICES:])
-        made += [
-            (
-                "Accuracy by field",
-                f"Every trial after epoch {epoch}, by each of the fields that explain most of the accuracy there.",
-                visualization.plot_slice(study, params=fields, target_name=TOP1).update_layout(width=None),
-            ),
-            (
-                "Importance",
-                f"Share of the variance of accuracy after epoch {epoch} that each field explains (fANOVA).",
-                importance.update_layout(xaxis_title="share of variance", yaxis_title=None),
-            ),
-        ]
+        which = "by each of the fields that explain most of the accuracy there" if shares else "by field"
+        fields = list(shares or shared_fields(trials, found.space))[:SLICES]
+        slices = visualization.plot_slice(study, params=fields, target_name=TOP1).update_layout(width=None)
+        made.append(("Accuracy by field", f"Every trial after epoch {epoch}, {which}.", slices))
+    if shares:
+        text = f"Share of the variance of accuracy after epoch {epoch} that each field explains (fANOVA)."
+        made.append(("Importance", text, importance_bars(shares)))
     if len({round(found.gmacs.get(trial.number, 0.0), 3) for trial in trials}) > 1:
         text = "Accuracy at the last epoch of each trial by the billions of multiply-adds of one view."
         made.append(("Accuracy against arithmetic", text, accuracy_by_gmacs(trials, found)))
@@ -75,6 +75,26 @@ def learning_curves(trials: Sequence[Trial]) -> go.Figure:
     figure.update_layout(showlegend=True, legend_traceorder="reversed")
     figure.update_xaxes(title="epoch", rangemode="tozero")
     return figure.update_yaxes(title=TOP1, tickformat=".0%")
+
+
+def settings_and_accuracy(trials: Sequence[Trial], found: Findings) -> go.Figure:
+    """Draw one line per trial through the values of the fields that all trials have, and its accuracy."""
+    fields = shared_fields(trials, found.space)
+    study = as_study(trials, found.space, {trial.number: (trial.top1,) for trial in trials})
+    return visualization.plot_parallel_coordinate(study, params=fields, target_name=TOP1)
+
+
+def importance_bars(shares: Mapping[str, float]) -> go.Figure:
+    """Draw one bar per field, the largest on top."""
+    fields = list(shares)[::-1]
+    bars = go.Bar(
+        x=[shares[field] for field in fields],
+        y=[short(field) for field in fields],
+        orientation="h",
+        text=[f"{shares[field]:.0%}" for field in fields],
+        marker_color=ACCENT,
+    )
+    return go.Figure(bars).update_xaxes(title="share of variance", tickformat=".0%")
 
 
 def accuracy_by_gmacs(trials: Sequence[Trial], found: Findings) -> go.Figure:
