@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from tests.chaos import campaigns
 from tests.jobs.processes import refusal, run_on
 from tests.ray_head import RayHead
 from tpn_ray import checkpoint as checkpoints
-from tpn_ray import tracking
+from tpn_ray import storage, tracking
 from tpn_ray.tuning.journal import Journal
+from tpn_ray.tuning.rungs import ranked
 
 pytestmark = pytest.mark.cluster
 
@@ -31,6 +34,22 @@ def test_a_campaign(cluster: RayHead, toy_folder: Path, tmp_path: Path) -> None:
     status, output = run_on(cluster, "tune", *flags, "--optim.lr", "0.05")
     assert status == 0, output
     _check_campaign(tmp_path, "all", output)
+    assert "--optim.lr 0.05 " in _command(output), "what the user gave is part of the best recipe"
+
+
+@pytest.mark.long
+def test_the_printed_command_trains_the_best_trial_again(cluster: RayHead, toy_folder: Path, tmp_path: Path) -> None:
+    flags = arguments(toy_folder, tmp_path, "best", "--samples", "2", "--loop.epochs", "2", "--optim.momentum", "0.8")
+    status, output = run_on(cluster, "tune", *flags)
+    assert status == 0, output
+    best = ranked(Journal(uri=str(tmp_path / "best")).trials())[0]
+    pasted = shlex.split(_command(output))
+    status, output = run_on(cluster, "train", *pasted, "--storage", str(tmp_path), "--name", "pasted")
+    assert status == 0, output
+    found = checkpoints.load(best.points[-1].checkpoint).weights
+    trained = checkpoints.load(str(tmp_path / "pasted" / storage.name(best.points[-1].checkpoint))).weights
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(found[name], trained[name]) for name in found)
 
 
 @pytest.mark.long
@@ -52,11 +71,17 @@ def _check_campaign(storage: Path, name: str, output: str) -> None:
     assert promoted.history == ["promoted at epoch 1"]
     assert promoted.points[0].top1 == max(trial.points[0].top1 for trial in trials)
     assert checkpoints.load(promoted.points[-1].checkpoint).step == 8
-    command = re.search(r"python jobs/train\.py (.*)", output)
-    assert command, output
-    assert "--loss.lambdas" in command[1]
+    assert "--loss.lambdas" in _command(output)
+    assert " --workers 1 " in _command(output), "a trial's number of workers, which decides the bits"
     assert (folder / "report.html").stat().st_size > 10**6
     _check_family(tracking.local_uri(str(storage)), name)
+
+
+def _command(output: str) -> str:
+    """What follows the program in the command that trains the best recipe."""
+    command = re.search(r"python jobs/train\.py (.*)", output)
+    assert command, output
+    return command[1]
 
 
 def _check_family(uri: str, name: str) -> None:

@@ -16,7 +16,7 @@ from tpn_ray.errors import TrainingError
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.tuning.campaigns import CampaignOutcome
 from tpn_ray.tuning.journal import Point, Trial
-from tpn_ray.tuning.leaderboard import show
+from tpn_ray.tuning.leaderboard import WIDTH, show
 from tpn_ray.tuning.space import space
 from tpn_ray.tuning.trial import Campaign, begin_child
 
@@ -44,7 +44,17 @@ def trial(number: int, *tops: float, failure: str = "") -> Trial:
         Point(epoch=epoch, scores={"val_top1": top, "val_videos": 16.0}, checkpoint=f"/runs/{number}/{epoch}")
         for epoch, top in enumerate(tops, 1)
     )
-    return Trial(number=number, sample={"optim.lr": 0.1 * (number + 1)}, points=points, failure=failure)
+    sample = {
+        "optim.lr": 0.1 * (number + 1),
+        "optim.schedule": "cosine",
+        "optim.gamma": 0.3,
+        "optim.weight_decay": 0.000123,
+        "model.alpha": [4, 8],
+        "loss.lambdas.0": 0.456,
+        "model.flow": "cascade",
+        "optim.warmup": 0.123,
+    }
+    return Trial(number=number, sample=sample, points=points, failure=failure)
 
 
 def end(outcome: CampaignOutcome, campaign: Campaign, parent: TrackedRun) -> None:  # noqa: F811
@@ -67,6 +77,11 @@ def test_the_end_of_a_campaign_whose_server_was_away(
     printed = capsys.readouterr().out
     assert COMMAND in printed
     assert f"its checkpoint is {checkpoint}" in printed
+    table = [line for line in printed.splitlines() if line[:1] in "┏┃┡│└"]
+    assert len(table) > 4
+    assert max(map(len, table)) <= WIDTH, "it fits where there is no terminal"
+    assert "schedule=cosine" in printed
+    assert "gamma=" not in printed, "a cosine has no gamma"
     assert "version 1 of the model 'search'" in printed
     client = MlflowClient(parent.tracking_uri)
     runs = client.search_runs([client.get_run(parent.run_id).info.experiment_id])

@@ -9,7 +9,7 @@ import tyro
 from tpn_ray import command_line, recipes
 from tpn_ray.errors import ConfigError
 from tpn_ray.recipe import Recipe, replace_fields
-from tpn_ray.tuning.space import SPACES, apply, check, draws, fitting_alphas, problem, space
+from tpn_ray.tuning.space import SPACES, active, apply, check, draws, fitting_alphas, problem, space
 
 
 @pytest.mark.parametrize("name", [name for name in SPACES if name != "none"])
@@ -85,3 +85,12 @@ def test_a_value_that_only_fits_together_with_another_is_not_refused() -> None:
     check(recipes.toy(), fields)
     assert problem(recipes.toy(), {"loop.batch_clips": 32, "loop.micro_batch_clips": 24})
     assert not problem(recipes.toy(), {"loop.batch_clips": 48, "loop.micro_batch_clips": 24})
+
+
+def test_milestones_matter_for_steps_only() -> None:
+    sample = {"optim.schedule": "step", "optim.gamma": 0.2, "optim.lr": 0.1}
+    recipe = recipes.toy()
+    assert active(recipe, sample) == sample
+    assert active(recipe, {**sample, "optim.schedule": "one_cycle"}) == {"optim.schedule": "one_cycle", "optim.lr": 0.1}
+    cosine = replace_fields(recipe, {"optim.schedule": "cosine"})
+    assert active(cosine, {"optim.gamma": 0.2, "optim.lr": 0.1}) == {"optim.lr": 0.1}

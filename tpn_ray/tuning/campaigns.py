@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import ray
-import ray.tune
 import tyro
+from ray.tune import Callback as Callback
+from ray.tune import ResultGrid
 
 from tpn_ray import lease, storage
 from tpn_ray.data.dataset import node_labels
@@ -30,8 +31,6 @@ from tpn_ray.tuning.rungs import Bracket
 from tpn_ray.tuning.space import Sample, Space, apply, problem
 from tpn_ray.tuning.trial import Campaign
 
-Callback = ray.tune.Callback
-"""What Ray Tune calls as trials report, pause, and end."""
 HALVING = "halving"
 SCHEDULERS = (HALVING, *schedulers.SCHEDULERS)
 OBJECTIVES = ("top1", "top1+gmacs")
@@ -85,9 +84,9 @@ class CampaignOutcome:
     max_concurrent: int
     paused: str = ""
     """Why it has not reached its end; empty if it has."""
-    results: ray.tune.ResultGrid | None = None
+    results: ResultGrid | None = None
     """What Ray Tune returns: all trials but repeats, with the metrics of their evaluations; None if it is paused."""
-    repeated: ray.tune.ResultGrid | None = None
+    repeated: ResultGrid | None = None
     """The same of the repeats; None if there are none."""
 
 
@@ -315,7 +314,7 @@ def _run_alone(
     return CampaignOutcome(trials=_table(campaign), max_concurrent=max_concurrent, results=results, repeated=repeated)
 
 
-def _search(campaign: Campaign, wanted: Search, how: How, common: dict[str, Any]) -> ray.tune.ResultGrid:
+def _search(campaign: Campaign, wanted: Search, how: How, common: dict[str, Any]) -> ResultGrid:
     """Run all trials but repeats."""
     if how.scheduler == HALVING:
         ladder = Ladder(
@@ -342,7 +341,7 @@ def _search(campaign: Campaign, wanted: Search, how: How, common: dict[str, Any]
 
 def _repeat(
     campaign: Campaign, wanted: Search, how: How, trials: Sequence[Trial], common: dict[str, Any]
-) -> ray.tune.ResultGrid | None:
+) -> ResultGrid | None:
     """Train the best of `trials` with more seeds, each in full."""
     loop = campaign.recipe.loop
     again = repeats(trials, best=how.repeat_best, seeds=how.repeats, first_seed=loop.seed, epochs=loop.epochs)
@@ -359,7 +358,7 @@ def _repeat(
     return _climb(campaign, ladder, f"{campaign.session}-repeats", common)
 
 
-def _climb(campaign: Campaign, ladder: Ladder, name: str, common: dict[str, Any]) -> ray.tune.ResultGrid:
+def _climb(campaign: Campaign, ladder: Ladder, name: str, common: dict[str, Any]) -> ResultGrid:
     halving = schedulers.Halving(ladder)
     return engine.fit(campaign, halving, engine.Climbing(halving), name=name, samples=-1, pauses=True, **common)
 

@@ -103,28 +103,30 @@ def as_study(
     return search.as_study([known.get(number, missing) for number in range(max(known) + 1)], directions)
 
 
-def fair_study(trials: Sequence[Trial], space: Space) -> tuple[int, optuna.Study | None]:
-    """Return the furthest epoch that half of the trials reached, and the study of their accuracy there.
+def fair_study(trials: Sequence[Trial], space: Space, enough: int = ENOUGH) -> tuple[int, optuna.Study | None]:
+    """Return the furthest epoch that half of the trials, and at least `enough`, reached, and the study of their
+    accuracy there.
 
     The few trials beyond that epoch are no fair sample of the space. The study is None if there are too few trials even
     so.
     """
     for epoch in sorted({point.epoch for trial in trials for point in trial.points}, reverse=True):
         tops = {trial.number: (point.top1,) for trial in trials if (point := trial.at(epoch))}
-        if len(tops) >= max(ENOUGH, len(trials) / 2) and len(set(tops.values())) > 1:
+        if len(tops) >= max(enough, len(trials) / 2) and len(set(tops.values())) > 1:
             return epoch, as_study(trials, space, tops)
     return 0, None
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the share of the variance that each field explains (fANOVA), largest first, the same at every call.
+def importances(trials: Sequence[Trial], space: Space) -> tuple[int, dict[str, float]]:
+    """Return an epoch, and the share of the variance there that each field explains (fANOVA), largest first.
 
     Fields that some trial does not have are left out. Empty if there are too few trials to tell.
     """
-    if len([one for one in study.trials if one.state.is_finished() and one.values]) < ENOUGH_TO_EXPLAIN:
-        return {}
+    epoch, study = fair_study(trials, space, ENOUGH_TO_EXPLAIN)
+    if study is None or not shared_fields(trials, space):
+        return 0, {}
     fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return optuna.importance.get_param_importances(study, evaluator=fanova)
+    return epoch, optuna.importance.get_param_importances(study, evaluator=fanova)
 
 
 def shared_fields(trials: Sequence[Trial], space: Space) -> list[str]:

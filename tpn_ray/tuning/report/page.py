@@ -13,7 +13,6 @@ from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.report import plots
 from tpn_ray.tuning.report.numbers import (
     Findings,
-    fair_study,
     hours,
     importances,
     interval,
@@ -144,8 +143,7 @@ def _row(place: int, trial: Trial, fields: Sequence[str], found: Findings) -> li
 def _numbers_of_plots(found: Findings) -> list[tuple[str, str, Table]]:
     trials = [trial for trial in found.trials if trial.points]
     made: list[tuple[str, str, Table]] = []
-    epoch, study = fair_study(trials, found.space)
-    shares = importances(study) if study else {}
+    epoch, shares = importances(trials, found.space)
     if shares:
         rows = [(field, f"{share:.0%}") for field, share in shares.items()]
         made.append(("Importance", f"Share of variance after epoch {epoch} (fANOVA).", (("field", "share"), rows)))

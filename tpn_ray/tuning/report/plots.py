@@ -42,15 +42,15 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
             settings_and_accuracy(trials, found),
         ),
     ]
+    told_at, shares = importances(trials, found.space)
     epoch, study = fair_study(trials, found.space)
-    shares = importances(study) if study else {}
     if study:
-        which = "by each of the fields that explain most of the accuracy there" if shares else "by field"
+        which = "by each of the fields that explain most of the accuracy" if shares else "by field"
         fields = list(shares or shared_fields(trials, found.space))[:SLICES]
         slices = visualization.plot_slice(study, params=fields, target_name=TOP1).update_layout(width=None)
         made.append(("Accuracy by field", f"Every trial after epoch {epoch}, {which}.", slices))
     if shares:
-        text = f"Share of the variance of accuracy after epoch {epoch} that each field explains (fANOVA)."
+        text = f"Share of the variance of accuracy after epoch {told_at} that each field explains (fANOVA)."
         made.append(("Importance", text, importance_bars(shares)))
     if len({round(found.gmacs.get(trial.number, 0.0), 3) for trial in trials}) > 1:
         text = "Accuracy at the last epoch of each trial by the billions of multiply-adds of one view."
@@ -81,7 +81,12 @@ def settings_and_accuracy(trials: Sequence[Trial], found: Findings) -> go.Figure
     """Draw one line per trial through the values of the fields that all trials have, and its accuracy."""
     fields = shared_fields(trials, found.space)
     study = as_study(trials, found.space, {trial.number: (trial.top1,) for trial in trials})
-    return visualization.plot_parallel_coordinate(study, params=fields, target_name=TOP1)
+    figure = visualization.plot_parallel_coordinate(study, params=fields, target_name=TOP1)
+    lines = figure.data[0].update(labelangle=0, labelside="top", tickfont={"size": 12, "color": INK})
+    lines.dimensions[0].label = "top-1"
+    for axis in lines.dimensions[1:]:
+        axis.label = short(axis.label)
+    return figure
 
 
 def importance_bars(shares: Mapping[str, float]) -> go.Figure:
