@@ -13,10 +13,11 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import tracking
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import TrainingError
+from tpn_ray.output import TABLE_COLUMNS
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.tuning.campaigns import CampaignOutcome
 from tpn_ray.tuning.journal import Point, Trial
-from tpn_ray.tuning.leaderboard import WIDTH, show
+from tpn_ray.tuning.leaderboard import show
 from tpn_ray.tuning.space import space
 from tpn_ray.tuning.trial import Campaign, begin_child
 
@@ -79,7 +80,7 @@ def test_the_end_of_a_campaign_whose_server_was_away(
     assert f"its checkpoint is {checkpoint}" in printed
     table = [line for line in printed.splitlines() if line[:1] in "┏┃┡│└"]
     assert len(table) > 4
-    assert max(map(len, table)) <= WIDTH, "it fits where there is no terminal"
+    assert max(map(len, table)) <= TABLE_COLUMNS, "it fits where there is no terminal"
     assert "schedule=cosine" in printed
     assert "gamma=" not in printed, "a cosine has no gamma"
     assert "version 1 of the model 'search'" in printed

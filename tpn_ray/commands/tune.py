@@ -19,6 +19,7 @@ from tpn_ray.commands.train import TrainingJob
 from tpn_ray.datasets.manifest import Manifest, load_manifest
 from tpn_ray.errors import BudgetError
 from tpn_ray.lease import Lease
+from tpn_ray.output import program
 from tpn_ray.recipe import Recipe
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.training.machines import Machines, check_division
@@ -202,4 +203,4 @@ def best_command(job: TuningJob, outcome: CampaignOutcome, recipe: Recipe, manif
         data=job.data, max_bad=job.max_bad, machines=dataclasses.replace(job.machines, share_clips_gb=0.0), recipe=best
     )
     flags = command_line.flags(wanted, TrainingJob(data="", recipe=base))
-    return f"python jobs/train.py {recipe_name} {flags}"
+    return f"{program('python')} jobs/train.py {recipe_name} {flags}"

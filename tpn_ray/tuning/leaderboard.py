@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tpn_ray import storage, tracking
 from tpn_ray.errors import TrainingError
+from tpn_ray.output import print_table
 from tpn_ray.progress import duration
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.tuning.campaigns import CampaignOutcome
@@ -23,8 +22,6 @@ from tpn_ray.tuning.trial import Campaign, begin_child
 
 SHOWN = 20
 """Trials on the terminal; the report has all."""
-WIDTH = 120
-"""Columns where there is no terminal."""
 
 
 def show(
@@ -136,7 +133,7 @@ def _print(found: Findings, best: Trial) -> None:
         score = f"{trial.top1:.1%}" if trial.points else "-"
         lines = "\n".join(part for part in (setting, trial.failure) if part)
         table.add_row(trial.name, score, f"{low:.0%} to {high:.0%}", str(trial.epochs), escape(lines))
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    print_table(table)
     if len(found.trials) > SHOWN:
         print(f"{len(found.trials) - SHOWN} more in the report")
     for row in repeated(found.trials, found.repeats):
