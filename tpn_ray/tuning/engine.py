@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import threading
 import time
 from collections import Counter
@@ -120,12 +121,12 @@ def everything_seen(trials: list[Trial], objectives: Objectives) -> list[Seen]:
 class Watch(ray.tune.Callback):  # type: ignore[misc]
     """Records which trials were stopped or lost their process for good, and frees what they held."""
 
-    def __init__(self, journal: Journal, epochs: int, *, pauses: bool) -> None:
+    def __init__(self, journal: Journal, epochs: int, say: Callable[[str], None], *, pauses: bool) -> None:
         """Tune stores this object: it must not hold the campaign, whose tracking URI may hold a password.
 
         With `pauses`, a trial that ends early was paused, and not stopped by a scheduler.
         """
-        self.journal, self.epochs, self.pauses = journal, epochs, pauses
+        self.journal, self.epochs, self.say, self.pauses = journal, epochs, say, pauses
         self.idle_since: dict[str, float] = {}
         """Tune's id of a trial that has no process now -> since when."""
         self.losses = Counter[int]()
@@ -162,6 +163,7 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         number = trial.config["number"]
         self.losses[number] += 1
+        self.say(f"{_name(trial)} lost its process; it resumes from its last checkpoint")
         known = self.journal.read(number)
         if known and self.losses[number] > RETRIES:  # its next process finds this, and ends
             said = str(trial.get_error() or "no message").strip().splitlines()[-1]
@@ -204,6 +206,7 @@ def fit(
     # Tune hands the driver's keys to trials in their runtime environment, which Ray logs and its dashboard shows. Nodes
     # have their own keys.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # `Watch` says it in a line
     mail, ending = mailbox.beside_driver(), _Ending()
     filesystem, path = storage.patient_filesystem(storage.join(campaign.uri, "tune"))
     tuner = ray.tune.Tuner(
@@ -228,7 +231,7 @@ def fit(
             verbose=0,
             stop=ending,
             failure_config=ray.tune.FailureConfig(max_failures=-1),  # `Watch` counts
-            callbacks=[Watch(campaign.journal, campaign.recipe.loop.epochs, pauses=pauses), *callbacks],
+            callbacks=[Watch(campaign.journal, campaign.recipe.loop.epochs, say, pauses=pauses), *callbacks],
         ),
     )
     return _fit(tuner, ending, mail, look, say)
