@@ -82,11 +82,9 @@ def settings_and_accuracy(trials: Sequence[Trial], found: Findings) -> go.Figure
     fields = shared_fields(trials, found.space)
     study = as_study(trials, found.space, {trial.number: (trial.top1,) for trial in trials})
     figure = visualization.plot_parallel_coordinate(study, params=fields, target_name=TOP1)
-    lines = figure.data[0].update(labelangle=0, labelside="top", tickfont={"size": 12, "color": INK})
-    lines.dimensions[0].label = "top-1"
-    for axis in lines.dimensions[1:]:
-        axis.label = short(axis.label)
-    return figure
+    names = list(figure.layout.xaxis.ticktext or [])
+    figure.update_xaxes(ticktext=["top-1", *map(short, names[1:])] if names else None, tickangle=0)
+    return figure.update_annotations(font={"size": 12, "color": INK})
 
 
 def importance_bars(shares: Mapping[str, float]) -> go.Figure:
