@@ -64,7 +64,7 @@ def test_any_field_by_name() -> None:
     [
         ("x", [], "unknown space 'x'; known: lambda_alpha"),
         ("none", [], "nothing is varied"),
-        ("none", ["optim.rate=uniform(0,1)"], "no field 'optim.rate'"),
+        ("none", ["optim.rate=uniform(0,1)"], "unknown field of a recipe 'optim.rate'"),
         ("none", ["optim.lr"], "must be FIELD=DISTRIBUTION"),
         ("none", ["model.dropout=uniform(0,2)"], r"model.dropout=1.9999.* never makes a recipe: dropout="),
         ("none", ["optim.schedule=choice(cosine,linear)"], "schedule='linear' must be"),
