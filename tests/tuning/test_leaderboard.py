@@ -13,7 +13,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray import tracking
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import TrainingError
-from tpn_ray.output import TABLE_COLUMNS
+from tpn_ray.meter import TABLE_COLUMNS
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.tuning.campaigns import CampaignOutcome
 from tpn_ray.tuning.journal import Point, Trial

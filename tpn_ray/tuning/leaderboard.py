@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tpn_ray import storage, tracking
 from tpn_ray.errors import TrainingError
-from tpn_ray.output import print_table
+from tpn_ray.meter import print_table
 from tpn_ray.progress import duration
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.tuning.campaigns import CampaignOutcome
