@@ -21,7 +21,8 @@ def picture(number: int, height: int, width: int) -> NDArray[np.uint8]:
     texture = 128 + 60 * np.sin((columns + 3 * number) / 7) + 50 * np.cos((rows - 2 * number) / 5)
     frame = np.stack([texture, texture[::-1], 255 - texture], axis=-1)
     frame[: height // 8, (number * 3) % width] = 255
-    return np.clip(frame, 0, 255).astype(np.uint8)
+    whole: NDArray[np.uint8] = np.clip(frame, 0, 255).astype(np.uint8)
+    return whole
 
 
 def encode(
@@ -46,6 +47,7 @@ def encode(
         av.open(file.name, "w", format=container, container_options=container_options or {}) as output,
     ):
         stream = output.add_stream(codec, rate=25, options=options or {})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = *size, pixel_format
         stream.thread_count = 1
         stream.gop_size, stream.codec_context.max_b_frames = gop, b_frames
@@ -95,7 +97,7 @@ def audio_only() -> bytes:
 
 def decode_all(data: bytes) -> NDArray[np.uint8]:
     """Every frame (t, h, w, 3) by the plainest means: what any other way must agree with."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         frames = [
