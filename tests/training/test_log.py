@@ -44,7 +44,8 @@ def test_progress_is_the_mean_over_all_clips(training: Training) -> None:
             time.now += 0.5
         with clock.booking("compute"):
             time.now += 1.5
-        log.add(StepSums(torch.tensor(losses), torch.tensor(hits), 32))
+        heads, norm = torch.tensor([3.0, 2.0]), torch.tensor(float(hits))
+        log.add(StepSums(torch.tensor(losses), torch.tensor(hits), 32, heads, norm))
     log.flush(training, 0)
     (progress,) = told
     assert isinstance(progress, Progress)
@@ -53,6 +54,8 @@ def test_progress_is_the_mean_over_all_clips(training: Training) -> None:
     assert progress.waiting == pytest.approx(0.25)
     (metrics,) = log.take_history()
     assert metrics.values["loss"] == 1.5
+    assert (metrics.values["loss_main"], metrics.values["loss_auxiliary_0"]) == (1.5, 1.0)  # of four micro-batches
+    assert metrics.values["gradient_norm"] == 16.0
     assert all(metrics.values[METRIC + part] >= 0 for part in PARTS)
     assert metrics.values[PEAK] > 1
     assert log.take_history() == ()

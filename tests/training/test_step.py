@@ -249,6 +249,10 @@ def test_two_runs_give_the_same_bits(device: str) -> None:
     for step in range(STEPS):
         sums = [trained.train_step(step_of(step, device), STEPS) for trained in (first, second)]
         assert torch.equal(sums[0].losses, sums[1].losses)
+        assert torch.equal(sums[0].gradient_norm, sums[1].gradient_norm)
+        assert sums[0].gradient_norm > 0
+        weights = torch.tensor([1.0, *LOSS.lambdas], device=device)
+        torch.testing.assert_close(sums[0].heads @ weights, sums[0].losses.sum())
     assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
 
 

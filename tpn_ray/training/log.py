@@ -60,20 +60,27 @@ class Log:
             float(sum(sums.clips for sums in self._sums)),
             *(booked[part] for part in PARTS),
         ]
-        gathered = torch.cat([losses, hits[None], torch.tensor(numbers, dtype=torch.float64).to(losses)])
+        # Every worker knows the norm.
+        norm = torch.stack([sums.gradient_norm for sums in self._sums]).double().mean() / training.workers
+        heads = torch.stack([sums.heads for sums in self._sums]).double().sum(dim=0) / losses.numel()
+        parts = [losses, heads, torch.stack([norm, hits]), torch.tensor(numbers, dtype=torch.float64).to(losses)]
+        gathered = torch.cat(parts)
         peak = torch.tensor([self._peak(training.device)], dtype=torch.float64).to(losses)
         if training.workers > 1:
             dist.all_reduce(gathered)
             dist.all_reduce(peak, dist.ReduceOp.MAX)
-        self._stop_if_diverged(gathered[: losses.numel()], training.step, rank)
-        loss = gathered[: losses.numel()].mean().item()
-        hit_sum, clips, *rest = gathered[losses.numel() :].tolist()
-        summed = dict(zip(PARTS, rest[: len(PARTS)], strict=True))
+        all_losses, all_heads, all_sums, all_numbers = gathered.split([len(part) for part in parts])
+        self._stop_if_diverged(all_losses, training.step, rank)
+        loss, (gradient_norm, hit_sum) = all_losses.mean().item(), all_sums.tolist()
+        clips, *rest = all_numbers.tolist()
+        summed = dict(zip(PARTS, rest, strict=True))
         seconds = summed["compute"] + summed["data"]
         speed = clips * training.workers / max(seconds, 1e-9)
         group = training.optimizer.param_groups[0]
         values = {
             "loss": loss,
+            **_by_head(all_heads.tolist()),
+            "gradient_norm": gradient_norm,
             "top1": hit_sum / max(clips, 1),
             "lr": group["lr"] / group["scale"],
             "clips_per_second": speed,
@@ -142,3 +149,9 @@ class Log:
             waiting=values["waiting_for_data"],
             seconds_left=(plan.clips(plan.steps) - plan.clips(step)) / max(values["clips_per_second"], 1e-9),
         )
+
+
+def _by_head(losses: list[float]) -> dict[str, float]:
+    """Name the losses of the heads, the main one first; alone, it is the loss."""
+    names = ("loss_main", *(f"loss_auxiliary_{i}" for i in range(len(losses) - 1)))
+    return dict(zip(names, losses, strict=True)) if len(losses) > 1 else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,20 +21,37 @@ def total_loss(
     config: LossConfig,
     partners: Partners | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean loss over the clips. With several label sets (verb, noun), each head averages over them.
+    """Return the mean loss over the clips: that of the main head, plus the weighted ones of the auxiliary heads."""
+    return weighted(head_losses(scores, labels, classes, config, partners), config)
 
-    Mixed clips count for their own class and for that of their partner, by their shares.
+
+def weighted(losses: Sequence[Float[Tensor, ""]], config: LossConfig) -> Float[Tensor, ""]:
+    """Return the loss made of those of all heads, the main one first."""
+    loss = losses[0]
+    for weight, auxiliary in zip(config.lambdas, losses[1:], strict=True):
+        loss = loss + weight * auxiliary
+    return loss
+
+
+def head_losses(
+    scores: Scores,
+    labels: Int[Tensor, "n s"],
+    classes: tuple[int, ...],
+    config: LossConfig,
+    partners: Partners | None = None,
+) -> list[Float[Tensor, ""]]:
+    """Return the mean loss over the clips of each head, the main one first.
+
+    With several label sets (verb, noun), each head averages over them. Mixed clips count for their own class and for
+    that of their partner, by their shares.
     """
     if len(scores.auxiliary) != len(config.lambdas):
         raise ConfigError(
             f"lambdas={config.lambdas} has {len(config.lambdas)} entries, "
             f"the network has {len(scores.auxiliary)} auxiliary heads"
         )
-    smoothing = config.label_smoothing
-    loss = cross_entropy(scores.action, labels, classes, smoothing, partners)
-    for weight, auxiliary in zip(config.lambdas, scores.auxiliary, strict=True):
-        loss = loss + weight * cross_entropy(auxiliary, labels, classes, smoothing, partners)
-    return loss
+    heads = (scores.action, *scores.auxiliary)
+    return [cross_entropy(head, labels, classes, config.label_smoothing, partners) for head in heads]
 
 
 def cross_entropy(

@@ -27,7 +27,7 @@ from tpn_ray.model.recognizer import ModelConfig, Recognizer, build_model, norma
 from tpn_ray.model.recompute import recompute_blocks
 from tpn_ray.recipe import LoopConfig, LossConfig, OptimConfig
 from tpn_ray.training.average import Average
-from tpn_ray.training.loss import cross_entropy, total_loss
+from tpn_ray.training.loss import cross_entropy, head_losses, weighted
 from tpn_ray.training.mixing import mix
 from tpn_ray.training.optim import frozen_modules, laid_out_like, learning_rate, make_optimizer
 
@@ -52,6 +52,18 @@ class StepSums(NamedTuple):
     """Mean loss of each micro-batch of the step; 0 for those of other workers."""
     hits: Int[Tensor, ""]
     clips: int
+    heads: Float[Tensor, " h"] = torch.zeros(0)
+    """Sum over this worker's micro-batches of each head's mean loss, without its weight; the main head comes first."""
+    gradient_norm: Float[Tensor, ""] = torch.zeros(())
+    """Norm of the step's gradient before clipping, the same on all workers."""
+
+
+class Computed(NamedTuple):
+    """What the network makes of a micro-batch."""
+
+    losses: list[Float[Tensor, ""]]
+    """Mean loss of each head, the main one first."""
+    scores: Float[Tensor, "n k"]
 
 
 class Training:
@@ -141,22 +153,26 @@ class Training:
         reduce = OrderedReduction(self, count) if self.loop.ordered_reduction else FastReduction(self, count)
         losses = torch.zeros(count, device=self.device)
         hits = torch.zeros((), dtype=torch.long, device=self.device)
+        heads = torch.zeros(1 + len(self.loss_config.lambdas), device=self.device)
         for micro_batch in micro_batches:
             self.statistics.copy_(reduce.before)  # every micro-batch of a step starts from the same statistics
             last = micro_batch is micro_batches[-1]
             with contextlib.nullcontext() if last else self.no_sync():
-                loss, scores = self._forward(micro_batch)
+                each, scores = self._forward(micro_batch)
+                loss = weighted(each, self.loss_config)
                 seen = self.statistics.clone() if self.loop.recompute else None
                 torch.autograd.backward(loss * reduce.share)
                 if seen is not None:
                     self.statistics.copy_(seen)  # blocks that are computed again update them again
             reduce.add(micro_batch)
             losses[micro_batch.number] = loss.detach()
+            heads += torch.stack([one.detach() for one in each])
             hits += first_hits(scores, micro_batch.labels, self.classes)
         self.statistics.copy_(reduce.finish())
         self.counters.fill_(self.step + 1)
+        norm = nn.utils.get_total_norm([weight.grad for weight in self.trained if weight.grad is not None])
         if self.optim.clip_norm:
-            nn.utils.clip_grad_norm_(self.trained, self.optim.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.trained, self.optim.clip_norm, norm)
         if rate is None:
             rate = learning_rate(self.optim, self.step, steps, self.loop.epochs)
         for group in self.optimizer.param_groups:
@@ -165,9 +181,9 @@ class Training:
         self.step += 1
         if self.average:
             self.average.follow(self.model)
-        return StepSums(losses, hits, sum(len(m.labels) for m in micro_batches))
+        return StepSums(losses, hits, sum(len(m.labels) for m in micro_batches), heads, norm)
 
-    def _forward(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+    def _forward(self, micro_batch: MicroBatch) -> Computed:
         # Dropout's random numbers depend on the place in the run, not on the worker or on what it computed before.
         seed = random_seed(self.loop.seed, self.step, micro_batch.number)
         torch.manual_seed(seed)
@@ -179,21 +195,22 @@ class Training:
                 return self._forward_these(micro_batch, seed)
         return self._forward_these(micro_batch, seed)
 
-    def _forward_these(self, micro_batch: MicroBatch, seed: int) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+    def _forward_these(self, micro_batch: MicroBatch, seed: int) -> Computed:
         if len(micro_batch.labels) == 0:
             return self._forward_nothing(micro_batch)
         clips, partners = mix(self.normalise(micro_batch.clips), self.loss_config, seed)
         with autocast(self.loop.precision, self.device):
             scores = self.parallel(clips)
-        return total_loss(scores, micro_batch.labels, self.classes, self.loss_config, partners), scores.action
+        losses = head_losses(scores, micro_batch.labels, self.classes, self.loss_config, partners)
+        return Computed(losses, scores.action)
 
-    def _forward_nothing(self, micro_batch: MicroBatch) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+    def _forward_nothing(self, micro_batch: MicroBatch) -> Computed:
         """Handle a micro-batch of bad videos only: no loss and no gradient, but DDP still meets every parameter."""
         shape = (2, *micro_batch.clips.shape[1:])
         with autocast(self.loop.precision, self.device):
             scores = self.parallel(self.normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device)))
-        nothing = sum((part.sum() for part in scores.auxiliary), scores.action.sum()) * 0.0
-        return nothing, scores.action[:0].float()
+        nothing = [part.sum() * 0.0 for part in (scores.action, *scores.auxiliary)]
+        return Computed(nothing, scores.action[:0].float())
 
     def statistics_after(self, micro_batch: MicroBatch, before: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
         """Return BatchNorm's statistics after a micro-batch, or those before it if it had no usable clips anywhere."""
