@@ -22,7 +22,7 @@ from tpn_ray.resources import Resources
 from tpn_ray.training.machines import Machines
 from tpn_ray.training.run_plan import recipe_for
 from tpn_ray.tuning import campaigns
-from tpn_ray.tuning.campaigns import How
+from tpn_ray.tuning.how import How
 from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.report.numbers import hours
 from tpn_ray.tuning.space import space

@@ -38,7 +38,7 @@ def test_score_track_and_compare(cluster: RayHead, untrained: str, toy_folder: P
     assert metrics["numbers"]["bad_videos"] == 1
     client = MlflowClient(store)
     (tracked,) = client.search_runs([client.get_experiment_by_name("tpn_ray").experiment_id])
-    assert tracked.data.metrics["test/alpha_4_8/top1"] == metrics["numbers"]["top1"]
+    assert tracked.data.metrics["val/alpha_4_8/top1"] == metrics["numbers"]["top1"]
     files = {file.path for file in client.list_artifacts(tracked.info.run_id, "alpha_4_8")}
     assert {"alpha_4_8/metrics.json", "alpha_4_8/confusion_action.png"} <= files
     status, output = run_on(

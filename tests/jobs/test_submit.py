@@ -123,7 +123,7 @@ def _check_mlflow(url: str) -> None:
     steps = list(range(2, STEPS + 1, 2))  # each once, though the run was stopped in between
     assert run.data.params["model.backbone"] == "slowonly_toy"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == steps
-    assert {"val/top1", "test/top1", "train/lr", "train/waiting_for_data"} <= set(run.data.metrics)
+    assert {"val/top1", "val/best_top1", "train/lr", "train/waiting_for_data"} <= set(run.data.metrics)
     assert experiment.tags[tracking.KIND_TAG] == tracking.KIND
     assert "TPN over res(4, 5)" in run.data.tags["mlflow.note.content"]
     assert run.data.tags["best_checkpoint"].endswith((f"step-{STEPS // 2:08d}", f"step-{STEPS:08d}"))

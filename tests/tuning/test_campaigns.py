@@ -13,7 +13,8 @@ from tpn_ray.resources import Decoding, PerWorker
 from tpn_ray.training.machines import Machines
 from tpn_ray.training.run_plan import recipe_for
 from tpn_ray.tuning import campaigns
-from tpn_ray.tuning.campaigns import How, concurrent_trials, search_for
+from tpn_ray.tuning.campaigns import concurrent_trials, search_for
+from tpn_ray.tuning.how import How, cost
 from tpn_ray.tuning.journal import Held, Point, Trial
 from tpn_ray.tuning.space import space
 from tpn_ray.tuning.trial import Campaign
@@ -81,12 +82,12 @@ def test_what_it_will_cost(campaign: Campaign) -> None:
     fields = space("lambda_alpha", campaign.recipe)
     arguments = {"searcher": "random", "samples": 9, "seed": 0, "wave": 0, "objectives": "top1"}
     wanted = search_for(campaign, fields, **arguments)
-    takes = campaigns.cost(campaign, wanted, How())
+    takes = cost(campaign, wanted, How())
     assert str(takes) == "30 epochs with rungs at 2, 4, 10 (33% of 90)"
     assert takes.starts == 13
     assert takes.hours(36.0, 12.0) == pytest.approx(0.13 + 0.1)
-    assert str(campaigns.cost(campaign, wanted, How(scheduler="asha"))) == "at most 90 epochs"
-    assert campaigns.cost(campaign, wanted, How(repeats=2)).epochs == 30 + 2 * 3 * 10
+    assert str(cost(campaign, wanted, How(scheduler="asha"))) == "at most 90 epochs"
+    assert cost(campaign, wanted, How(repeats=2)).epochs == 30 + 2 * 3 * 10
 
 
 def test_hours_count_over_all_submissions(campaign: Campaign) -> None:

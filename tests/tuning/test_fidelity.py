@@ -9,7 +9,7 @@ from tpn_ray import recipes
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.tuning import campaigns, fidelity
-from tpn_ray.tuning.campaigns import How
+from tpn_ray.tuning.how import How, fidelity_of
 from tpn_ray.tuning.space import space
 from tpn_ray.tuning.trial import Campaign
 
@@ -52,7 +52,7 @@ def test_shares_of_the_videos_are_of_every_class_and_hold_each_other(manifest: M
 
 def test_what_is_suggested_fits_every_rung(campaign: Campaign) -> None:  # noqa: F811
     how = How(fidelity=("clip.frames=4,8,16",))
-    short = dataclasses.replace(campaign, fidelity=campaigns.fidelity_of(campaign.recipe, how))
+    short = dataclasses.replace(campaign, fidelity=fidelity_of(campaign.recipe, how))
     fields = space("none", campaign.recipe, ["model.alpha=choice((1,2),(2,4),(4,8))"])
     arguments = {"searcher": "grid", "samples": 0, "seed": 0, "wave": 0, "objectives": "top1"}
     assert campaigns.search_for(campaign, fields, **arguments).samples == 3

@@ -25,8 +25,8 @@ from tpn_ray.training.machines import Machines
 from tpn_ray.training.run_plan import recipe_for
 from tpn_ray.tuning import campaigns
 from tpn_ray.tuning import schedulers as ours
-from tpn_ray.tuning.campaigns import How
 from tpn_ray.tuning.halving import Search
+from tpn_ray.tuning.how import How, fidelity_of
 from tpn_ray.tuning.space import space
 from tpn_ray.tuning.trial import Campaign
 
@@ -87,7 +87,7 @@ def searched(campaign: Campaign, searcher: str, *varied: str) -> Search:
 @pytest.mark.long
 def test_a_promoted_trial_goes_on_with_more_frames_and_videos_beside_one_that_fails(campaign: Campaign) -> None:
     how = How(rungs=2, reduction_factor=2, max_concurrent=2, fidelity=("clip.frames=8,16", "videos=0.5,1"))
-    campaign = dataclasses.replace(campaign, fidelity=campaigns.fidelity_of(campaign.recipe, how))
+    campaign = dataclasses.replace(campaign, fidelity=fidelity_of(campaign.recipe, how))
     wanted = searched(campaign, "grid", "optim.lr=choice(0.1,1e30)")
     found, failed = campaigns.run(campaign, wanted, how, say=lambda line: None).trials
     assert (found.number, found.epochs, found.failure) == (0, 2, "")

@@ -83,7 +83,7 @@ def evaluate(job: EvaluationJob) -> list[Result]:
     run = track.begin_evaluation(job.tracking_uri, job.experiment, name, question)
     with track.ended_by_errors(run):
         results = scoring.evaluate(question, resources, folder)
-    track.finish(run, results)
+    track.finish(run, results, job.split)
     messages.results(question, results)
     scoring.refuse_budget(question, results, max_bad)
     return results

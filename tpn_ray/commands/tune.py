@@ -26,6 +26,7 @@ from tpn_ray.training.machines import Machines, check_division
 from tpn_ray.training.run_plan import recipe_for
 from tpn_ray.tuning import campaigns, leaderboard, watch
 from tpn_ray.tuning.campaigns import Callback, CampaignOutcome
+from tpn_ray.tuning.how import How, cost, fidelity_of
 from tpn_ray.tuning.space import Space, apply, space
 from tpn_ray.tuning.trial import Campaign
 
@@ -57,7 +58,7 @@ class TuningJob:
     wave: int = 0
     """halving: number of trials suggested together; 0: all, or for a model as many as leave one at the end."""
 
-    how: Annotated[campaigns.How, tyro.conf.arg(name="")] = field(default_factory=campaigns.How)
+    how: Annotated[How, tyro.conf.arg(name="")] = field(default_factory=How)
 
     seed: int = 0
     """Seed for the samples."""
@@ -154,7 +155,7 @@ def _search(
             parent_run=tracked.run_id,
             max_bad=max_bad,
             session=command_line.fresh_name("session"),
-            fidelity=campaigns.fidelity_of(recipe, job.how),
+            fidelity=fidelity_of(recipe, job.how),
             token=held.token,
         )
         wanted = campaigns.search_for(
@@ -170,7 +171,7 @@ def _search(
             campaigns.estimate(campaign, wanted, job.how, say=leaderboard.say)
             status = "FINISHED"
             return None
-        takes = campaigns.cost(campaign, wanted, job.how)
+        takes = cost(campaign, wanted, job.how)
         counts = {"trials": wanted.samples, "epochs": takes.epochs, "in_full": recipe.loop.epochs}
         with watch.watched(name, campaign.journal, **counts):
             outcome = campaigns.run(campaign, wanted, job.how, say=leaderboard.say, look=held.look, callbacks=callbacks)

@@ -61,13 +61,14 @@ def ended_by_errors(run: TrackedRun | None) -> Iterator[None]:
         raise
 
 
-def finish(run: TrackedRun | None, results: list[Result]) -> None:
-    """Log each result's numbers, metrics.json, and pictures; with several alphas, below their folders."""
+def finish(run: TrackedRun | None, results: list[Result], split: str) -> None:
+    """Log each result's numbers, named after the split, metrics.json, and pictures; with several alphas, below their
+    folders."""
     if run is None:
         return
     for result in results:
         below = f"{storage.name(result.folder)}/" if result.alpha else ""
-        run.log_metrics({f"test/{below}{name}": value for name, value in result.numbers.items()}, 0)
+        run.log_metrics({f"{split}/{below}{name}": value for name, value in result.numbers.items()}, 0)
         log_folder(run, result.folder, below)
     run.end("FINISHED")
 

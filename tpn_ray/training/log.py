@@ -69,7 +69,7 @@ class Log:
         if training.workers > 1:
             dist.all_reduce(gathered)
             dist.all_reduce(peak, dist.ReduceOp.MAX)
-        all_losses, all_heads, all_sums, all_numbers = gathered.split([len(part) for part in parts])
+        all_losses, all_heads, all_sums, all_numbers = torch.split(gathered, [len(part) for part in parts])
         self._stop_if_diverged(all_losses, training.step, rank)
         loss, (gradient_norm, hit_sum) = all_losses.mean().item(), all_sums.tolist()
         clips, *rest = all_numbers.tolist()

@@ -324,7 +324,7 @@ def begin_child(campaign: Campaign, trial: Trial, say: Callable[[str], None]) ->
             campaign.tracking_uri,
             campaign.experiment,
             f"{campaign.name}-{trial.name}",
-            parameters=flat(recipe),
+            parameters={**flat(recipe), **sample},
             tags={"storage": storage.join(campaign.uri, trial.run or trial.name), **sample},
             parent=campaign.parent_run,
         )
