@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action ignore --constraint constraints.txt
 # Tests of a file stay in one process, and so do all that use the one Ray cluster (tests/conftest.py), which come first.
-TOGETHER := --numprocesses auto --maxprocesses 3 --dist loadgroup --no-loadscope-reorder --durations 30 --durations-min 3
+TOGETHER := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 3
 
 .PHONY: install demo test test-long lint docs tests browser clean
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 import tests.typecheck  # noqa: F401 - the hook finds it by name
 
@@ -55,18 +59,29 @@ def no_address_left() -> Iterator[None]:
     assert "RAY_ADDRESS" not in os.environ
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for the processes that share them: those of a file, and all files that use the one Ray cluster.
-
-    Files that start Ray come first: they take longest, and the others fill what is left of the time.
-    """
+    """Put files that start Ray first: they take longest, and the others fill what is left of the time."""
     slow = {item.path for item in items if item.get_closest_marker("cluster")}
-    together = {item.path for item in items if "cluster" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path not in together, item.path not in slow))
-    for item in items:
-        group = "cluster" if item.path in together else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (not asks_for_the_cluster(item.path), item.path not in slow))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Let one process run a whole file, and all the files that use the one Ray cluster."""
+    return ByFileAndCluster(config, log)
+
+
+class ByFileAndCluster(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out files, and those that use the cluster together. (xdist's own groups need an older pytest.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "cluster" if asks_for_the_cluster(Path(str(self.config.rootpath), file)) else file
+
+
+@functools.cache
+def asks_for_the_cluster(path: Path) -> bool:
+    """Whether tests in this file use the fixtures `cluster` or `joined`."""
+    return re.search(r"\bcluster: RayHead\b|\bjoined\b", path.read_text()) is not None
 
 
 @pytest.fixture(scope="session")

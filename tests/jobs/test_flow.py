@@ -23,6 +23,7 @@ SMALL = (
 )
 
 
+@pytest.mark.long
 def test_from_videos_to_scores(cluster: RayHead, tmp_path: Path) -> None:
     write_toy(str(tmp_path / "videos"), ToyConfig(train_per_class=1, val_per_class=1, frames=40))
     data = str(tmp_path / "dataset")

@@ -167,6 +167,6 @@ def test_a_user_s_mistakes(toy_folder: Path, tmp_path: Path) -> None:
         ([], "give either --data FOLDER_OR_CSV, or --format"),
         (["--data", str(toy_folder), "--max-bad", "many"], "--max-bad is 'many'; write a share such as 1%"),
         (["--data", str(toy_folder), "--crf", "70"], "crf is 70"),
-        (["--format", "ucf"], "unknown format 'ucf'; known: kinetics"),
+        (["--format", "ucf"], "unknown format 'ucf' (did you mean ucf101?); known: kinetics"),
     ):
         assert message in refusal("prepare", *arguments, *out).replace("\n", " ")

@@ -97,7 +97,7 @@ def _check_family(uri: str, name: str) -> None:
     assert {"leaderboard.json", "best_recipe.txt", "recipe.json", "report.html", "report.md"} <= files
     (version,) = client.search_model_versions(f"name = '{name}'")
     assert version.tags["checkpoint"] == parent.data.tags["best_checkpoint"]
-    assert "MLmodel" in {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "model")}
+    assert client.get_model_version_by_alias(name, "champion").version == version.version
 
 
 def test_spent_hours_leave_a_campaign_that_goes_on(cluster: RayHead, toy_folder: Path, tmp_path: Path) -> None:
