@@ -82,7 +82,11 @@ def connect(
             f"too few cores: the workers need {workers_cpus:g} CPUs, this machine has {cores}; use fewer "
             "--workers or smaller --cpus-per-worker, or --address of a cluster"
         )
-    _start(max(cores, int(workers_cpus + 2 * decode_cpus + 0.999)))
+    cpus = max(cores, int(workers_cpus + 2 * decode_cpus + 0.999))
+    try:
+        _start(cpus)
+    except ResourceError:  # Ray gives its processes 30 s, which a machine that is busy for a moment may exceed
+        _start(cpus)
     _opened = True
     # Several Ray instances may run on this machine; code that asks for "the" Ray must find this one.
     _of_local_ray["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
