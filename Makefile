@@ -29,8 +29,9 @@ lint: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: install browser
-	$(MAKE) --no-print-directory --jobs 3 lint docs tests
+# The documents come first: tests read what building them writes.
+test: install docs browser
+	$(MAKE) --no-print-directory --jobs 2 lint tests
 
 tests: install
 	$(BIN)/python -m pytest $(TOGETHER)

@@ -186,7 +186,7 @@ def test_mmaction_lists(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     videos = put(tmp_path / "videos", "a_000000_000010.mp4")
     table = write(tmp_path / "train.csv", "label,youtube_id,time_start,time_end\nrun,b,0,10\n")
-    with pytest.raises(ConfigError, match="unknown format 'ucf'; known: kinetics, something-v1"):
+    with pytest.raises(ConfigError, match=r"unknown format .ucf. \(did you mean ucf101\?\); known: kinetics"):
         load_annotated("ucf", [table], videos)
     with pytest.raises(ConfigError, match=r"needs --annotations FILE \.\.\. and --videos FOLDER"):
         load_annotated("kinetics", [table], "")

@@ -32,6 +32,7 @@ def test_the_table_names_every_backbone_but_the_toys(
     some = {name: BACKBONES[name] for name in ("slowonly_r50", "tsm_toy", "tsm_r50")}
     monkeypatch.setattr(model_card, "BACKBONES", some)
     monkeypatch.setattr(sys, "argv", ["plan.py", "--models"])
+    monkeypatch.delenv("COLUMNS", raising=False)
     plan.main()
     printed = capsys.readouterr().out
     assert "slowonly_r50" in printed and "32.5 (91.5)" in printed and "75.6 % on Kinetics-400" in printed
