@@ -96,6 +96,15 @@ def load(uri: str, parts: tuple[str, ...] = ("weights", "training")) -> Checkpoi
     )
 
 
+def weights_sha256(uri: str) -> str:
+    """Return a digest of the names, types, shapes, and bits of a checkpoint's weights, whatever wrote the file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load(uri, parts=("weights",)).weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def find(uri: str) -> str:
     """Return the checkpoint that a URI stands for: itself, or of a run's folder the one with the best validation top-1
     (the latest in a tie; of a run without scores, the last one). Raises CheckpointError for a run without any."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -21,7 +19,7 @@ from tpn_ray.predict import scoring as predict
 from tpn_ray.progress import catch_up
 from tpn_ray.recipe import Recipe, flat, to_plain
 from tpn_ray.tracking import TrackedRun, UsedData
-from tpn_ray.training import run_folder
+from tpn_ray.training import origin, run_folder
 from tpn_ray.training.goodput import Goodput
 from tpn_ray.training.machines import Machines
 from tpn_ray.training.run import RunResult
@@ -44,7 +42,8 @@ def begin(
         "dataset_version": manifest.version,
         "storage": storage.join(folder, name),
         "mlflow.source.name": Path(sys.argv[0]).name,
-        **_code(),
+        "code_sha256": origin.code_sha256(),
+        **({"mlflow.source.git.commit": commit} if (commit := origin.commit()) else {}),
         "mlflow.note.content": _note(recipe, manifest),
     }
     parameters = {**flat(recipe), **machines.as_parameters}
@@ -70,29 +69,6 @@ def used_data(data: str, manifest: Manifest, split: str, context: str) -> UsedDa
         context=context,
         videos=sum(one == split for one in manifest.splits),
     )
-
-
-def _code() -> dict[str, str]:
-    """Identify the code: a digest of its files, and the commit if it runs in a clone (`ray job submit` sends none)."""
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
-    return {"code_sha256": digest.hexdigest(), **_commit()}
-
-
-def _commit() -> dict[str, str]:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            check=False,
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"mlflow.source.git.commit": found.stdout.strip()} if found.returncode == 0 else {}
 
 
 def _environment() -> dict[str, Any]:

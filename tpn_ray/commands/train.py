@@ -157,6 +157,7 @@ def _train(
             max_bad=max_bad,
             max_failures=job.max_failures,
             stretch=stretch,
+            data=storage.absolute(job.data),
             order_ledger=storage.absolute(job.order_ledger) if job.order_ledger else "",
             token=held.token,
             look=held.look,

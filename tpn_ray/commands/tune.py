@@ -147,6 +147,7 @@ def _search(
         campaign = Campaign(
             recipe=recipe,
             manifest=manifest,
+            data=storage.absolute(job.data),
             machines=job.machines,
             uri=storage.join(folder, name),
             name=name,

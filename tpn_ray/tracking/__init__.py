@@ -10,10 +10,10 @@ from __future__ import annotations
 from tpn_ray.tracking.models import MODEL_NEEDS
 from tpn_ray.tracking.probe import PROBE_EXPERIMENT, probe_run, probe_version
 from tpn_ray.tracking.store import KIND, KIND_TAG, SQLITE, check, local_uri, page_command
-from tpn_ray.tracking.tracked_run import PARENT_TAG, TrackedRun, begin, find_run, settle
+from tpn_ray.tracking.tracked_run import PARENT_TAG, TrackedRun, begin, find_run, settle, storage_of
 from tpn_ray.tracking.used_data import UsedData
 
 __all__ = [
     "KIND", "KIND_TAG", "MODEL_NEEDS", "PARENT_TAG", "PROBE_EXPERIMENT", "SQLITE", "TrackedRun", "UsedData", "begin",
-    "check", "find_run", "local_uri", "page_command", "probe_run", "probe_version", "settle",
+    "check", "find_run", "local_uri", "page_command", "probe_run", "probe_version", "settle", "storage_of",
 ]  # fmt: skip

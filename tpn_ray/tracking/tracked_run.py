@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpn_ray import storage
+from tpn_ray.errors import TrackingError
 from tpn_ray.redaction import redacted
 from tpn_ray.tracking import models
 from tpn_ray.tracking.models import KeptCheckpoint
@@ -229,6 +230,18 @@ def find_run(tracking_uri: str, experiment: str, checkpoint: str) -> tuple[str |
         return run_id, models.model_of(client, number, run_id, checkpoint) if run_id else None
     except Exception as error:  # MlflowException, requests' and SQLAlchemy's errors
         raise unusable(tracking_uri, error) from error
+
+
+def storage_of(tracking_uri: str, run_id: str) -> str:
+    """Return the folder of a run with this id. Raises TrackingError if the store has no such run, or cannot be used."""
+    try:
+        run = client_of(tracking_uri).get_run(run_id)
+    except Exception as error:  # MlflowException, requests' and SQLAlchemy's errors
+        raise unusable(tracking_uri, error) from error
+    folder: str = run.data.tags.get(STORAGE_TAG, "")
+    if not folder:
+        raise TrackingError(f"the MLflow run {run_id} has no tag {STORAGE_TAG!r} with a folder: it trained nothing")
+    return folder
 
 
 def settle(tracking_uri: str, run_id: str, status: str, tags: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.recipe import Recipe
 from tpn_ray.resources import GROW_SECONDS
-from tpn_ray.training import run_folder, worker
+from tpn_ray.training import origin, run_folder, worker
 from tpn_ray.training.accounting import RunLedger
 from tpn_ray.training.events import Event, Notice
 from tpn_ray.training.gauges import RunGauges
@@ -98,6 +98,7 @@ def train(
     max_bad: Fraction = Fraction(1, 100),
     max_failures: int = 3,
     stretch: Stretch | None = None,
+    data: str = "",
     order_ledger: str = "",
     token: lease.Token | None = None,
     look: Callable[[], None] = lambda: None,
@@ -105,8 +106,9 @@ def train(
     """Train a stretch of a run, resuming where a run of this name in this storage stopped.
 
     `recipe` has the dataset's number of classes (`recipe_for`). Workers may be lost `max_failures` times in a row
-    without a new checkpoint in between; nodes that the cluster takes away do not count. If `order_ledger` names a
-    folder, every worker records there what it trains on.
+    without a new checkpoint in between; nodes that the cluster takes away do not count. `data` is where the dataset
+    is, which the run's folder remembers. If `order_ledger` names a folder, every worker records there what it trains
+    on.
 
     The run is written under the lease of `token`, which the caller holds for the run or for the campaign around it, and
     `look` raises when that lease is lost. Without a token, the run's own lease is taken here.
@@ -137,6 +139,8 @@ def train(
         complete = is_complete(run_uri, begun, last_step, ledger)
         if not complete:
             check_machines(machines, recipe)
+            trained = origin.current(machines, data, stretch.start_from, stretch.start_epoch)
+            origin.write(run_uri, trained, token)
             mail = mailbox.beside_driver()
             job = worker.Job(
                 recipe=recipe,

@@ -3,6 +3,7 @@
     run.json                       recipe, class names, dataset version: another run of this name must have the same
     step-00000040/                 a checkpoint (tpn_ray.checkpoint); committed once its manifest is there
     records/step-00000040.json     scores and metrics up to that checkpoint since the one before it; never pruned
+    origins/                       code, packages, machines, and data that trained it (tpn_ray.training.origin)
     lease/                         which job works on the run (tpn_ray.lease)
 
 A record is written just before its checkpoint is committed, and counts only once it is: the records are exactly what a
@@ -28,6 +29,9 @@ from tpn_ray.training.record import Record, StepMetrics
 FORMAT = 1
 ABOUT = checkpoints.RUN
 RECORDS = "records"
+_ABOUT_REMEDY = (
+    "Put it back from a copy, or delete it: the same command then takes what the run is from its checkpoints"
+)
 SET_ASIDE = "manifest.damaged.json"
 """Name of the manifest of a checkpoint that was found damaged."""
 
@@ -222,6 +226,17 @@ def ends(run_uri: str, records: Sequence[Record]) -> Ends:
     return Ends(last=last, best=step, scores=found.scores if found else {}, notices=tuple(notices))
 
 
+def about(run_uri: str) -> dict[str, Any]:
+    """Return what a run is: its recipe, label sets, and dataset version. Raises CheckpointError if it is no run."""
+    uri = storage.join(run_uri, ABOUT)
+    try:
+        return unseal(storage.read_bytes(uri), uri, _ABOUT_REMEDY)
+    except NotFoundError:
+        if steps := committed_steps(run_uri):
+            return _about(run_uri, steps)
+        raise CheckpointError(f"{run_uri} is no run's folder: it has neither {ABOUT} nor a checkpoint") from None
+
+
 def delete_checkpoint(run_uri: str, step: int) -> None:
     """Delete a checkpoint, or its remains. The manifest goes first, so that a partial checkpoint never counts."""
     uri = checkpoint_uri(run_uri, step)
@@ -257,11 +272,7 @@ def _compare(run_uri: str, about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         # A checkpoint does not say what its run extends.
         before = _about(run_uri, steps) | ({"extends": about["extends"]} if "extends" in about else {})
     else:
-        before = unseal(
-            data,
-            uri,
-            "Put it back from a copy, or delete it: the same command then takes what the run is from its checkpoints",
-        )
+        before = unseal(data, uri, _ABOUT_REMEDY)
     changed = difference(with_defaults(before), with_defaults(unseal(seal(now), uri, "")))
     if changed:
         raise CheckpointError(

@@ -58,6 +58,8 @@ class Campaign:
     max_bad: Fraction
     session: str
     """Unique name of the driver process."""
+    data: str = ""
+    """Where the dataset is; the trials' runs remember it."""
     fidelity: Fidelity = field(default_factory=Fidelity)
     """What trials get less of at the lower rungs."""
     token: Token | None = None
@@ -160,6 +162,7 @@ def _train(
             saving=Saving(keep_last=campaign.recipe.loop.epochs) if keeps_all else None,
             max_bad=campaign.max_bad,
             stretch=stretch,
+            data=campaign.data,
             token=campaign.token,
         )
         if result.ended and book.trial.points and book.trial.at(until) is None:
