@@ -210,8 +210,8 @@ def _compared(promotion: Sequence[Trial], grid: Sequence[Trial], bench: Campaign
         raise TrainingError("trials failed, so nothing is compared:\n  " + "\n  ".join(failed[:5]))
     spent = hours(promotion, bench.epochs, bench.max_concurrent)
     return SeedReport(
-        promoted=promotion[0].top1,
-        grid=_best(grid).top1,
+        promoted=promotion[0].score,
+        grid=_best(grid).score,
         epochs=spent.epochs,
         grid_epochs=sum(trial.epochs for trial in grid),
         idle=spent.idle,
@@ -219,7 +219,7 @@ def _compared(promotion: Sequence[Trial], grid: Sequence[Trial], bench: Campaign
 
 
 def _best(grid: Sequence[Trial]) -> Trial:
-    return max(grid, key=lambda trial: trial.top1)
+    return max(grid, key=lambda trial: trial.score)
 
 
 def _top1(trial: Trial, manifest: Manifest) -> float:

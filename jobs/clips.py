@@ -11,11 +11,12 @@ from typing import Annotated
 import tyro
 
 from tpn_ray import command_line, recipes, storage
-from tpn_ray.data.plan import epoch_order
 from tpn_ray.data.tasks import ClipSource
 from tpn_ray.datasets.manifest import load_manifest
-from tpn_ray.predict.sheet import sheet, training_clips
+from tpn_ray.predict.sheet import Strip, sheet
 from tpn_ray.recipe import Recipe
+from tpn_ray.training.run_plan import make_plan, recipe_for
+from tpn_ray.training.shown import training_clips
 
 PROGRAM = "python jobs/clips.py"
 
@@ -34,7 +35,7 @@ class Arguments:
     """Number of clips to draw, each as a strip of frames."""
 
     epoch: int = 0
-    """Epoch, which determines the order of the videos and every random draw."""
+    """Epoch, counted from 0, which determines the order of the videos and every random draw."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 
@@ -43,11 +44,12 @@ def main() -> None:
     name, rest = command_line.take_recipe_name(sys.argv[1:], recipes.described(), PROGRAM)
     default = Arguments(data=tyro.MISSING, recipe=recipes.recipe(name))
     flags = command_line.parse(default, rest, program=f"{PROGRAM} {name}", description=f"Clips of the recipe {name}.")
-    recipe = flags.recipe
-    manifest = load_manifest(flags.data).select("train").showing(recipe.clip.modality)
+    whole = load_manifest(flags.data)
+    recipe = recipe_for(flags.recipe, whole)
+    manifest = whole.select("train").showing(recipe.clip.modality)
     source = ClipSource(manifest=manifest, clip=recipe.clip, augment=recipe.augment, seed=recipe.loop.seed)
-    order = epoch_order(recipe.loop.seed, flags.epoch, manifest.group_sizes or len(manifest))
-    strips = training_clips(source, order[: flags.clips].tolist(), flags.epoch)
+    shown = training_clips(source, make_plan(recipe, whole), recipe.loss, flags.epoch, flags.clips)
+    strips = [Strip(*one) for one in shown]
     storage.write_bytes(storage.absolute(flags.out), sheet(strips))
     print(f"{len(strips)} clips as the recipe {name} sees them in epoch {flags.epoch}: {storage.absolute(flags.out)}")
 

@@ -52,9 +52,12 @@ def main() -> None:
     table = Table("", "first", second, "points", "95 %", "only first", f"only {second}", "McNemar p", "bootstrap p")
     for one in found:
         low, high = one.interval
-        counts = [str(one.only_first), str(one.only_second), f"{one.p_mcnemar:.3g}", f"{one.p_bootstrap:.3g}"]
+        counts = ["-", "-", "-"]
+        if one.p_mcnemar is not None:
+            counts = [str(one.only_first), str(one.only_second), f"{one.p_mcnemar:.3g}"]
+        counts.append(f"{one.p_bootstrap:.3g}")
         points = [f"{100 * one.difference:+.2f}", f"{100 * low:+.1f} to {100 * high:+.1f}"]
-        table.add_row(f"{one.name} top-1", f"{one.first:.2%}", f"{one.second:.2%}", *points, *counts)
+        table.add_row(f"{one.name} {one.score}", f"{one.first:.2%}", f"{one.second:.2%}", *points, *counts)
     print_table(table)
     for one in found:
         print(f"{one.name}: {compare.verdict(one, second)}")
@@ -75,7 +78,8 @@ def main() -> None:
         for one in found:
             title = f"{one.name}: {100 * one.difference:+.1f} points in all, {compare.verdict(one, second)}"
             storage.write_bytes(
-                storage.join(folder, f"gains_{names.file_name(one.name)}.png"), plots.class_gains(one.classes, title)
+                storage.join(folder, f"gains_{names.file_name(one.name)}.png"),
+                plots.class_gains(one.classes, title, one.score),
             )
         print(f"comparison.json, plots{', and fused scores' if flags.fuse else ''} in {folder}")
 

@@ -33,7 +33,7 @@ LAYERS = [
     ["lease", "sealed"],
     ["storage"],
     ["output", "meter"],
-    ["redaction", "names"],
+    ["redaction", "names", "score"],
     ["errors"],
 ]
 """A row imports only rows below it; parts on one row do not import each other."""

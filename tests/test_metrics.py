@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from tpn_ray.metrics import (
+    average_precisions,
     average_views,
     bootstrap_interval,
     confusion_matrix,
+    map_interval,
     mcnemar_exact,
+    mean_average_precision,
     mean_class_accuracy,
     mean_class_interval,
     probabilities,
@@ -88,3 +91,44 @@ def test_wilson_interval_as_published() -> None:
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_average_precision_by_hand() -> None:
+    """Ranks 1 and 3 are right: 1/2 x 1/1 + 1/2 x 2/3. A class that no video has is left out of the mean."""
+    scores = np.array([[0.9, 0.5], [0.8, 0.5], [0.7, 0.5], [0.1, 0.5]], dtype=np.float32)
+    labels = np.array([[1, 0], [0, 0], [1, 0], [0, 0]], dtype=np.bool_)
+    assert average_precisions(scores, labels)[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert np.isnan(average_precisions(scores, labels)[1])
+    assert mean_average_precision(scores, labels) == pytest.approx(5 / 6)
+    assert np.isnan(mean_average_precision(scores[:0], labels[:0]))
+
+
+def test_average_precision_is_that_of_scikit_learn() -> None:
+    """With many equal scores, whose order does not matter, and with resampled videos."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = np.random.default_rng(0)
+    scores = random.integers(0, 7, (60, 5)).astype(np.float32) / 7
+    labels = random.random((60, 5)) < 0.3
+    wanted = metrics.average_precision_score(labels, scores, average=None)
+    np.testing.assert_allclose(average_precisions(scores, labels), wanted, rtol=1e-12)
+    order = random.permutation(60)
+    np.testing.assert_array_equal(average_precisions(scores[order], labels[order]), average_precisions(scores, labels))
+    times = np.bincount(random.integers(60, size=60), minlength=60)
+    weighted = metrics.average_precision_score(labels, scores, average=None, sample_weight=times)
+    np.testing.assert_allclose(average_precisions(scores, labels, times[None])[0], weighted, rtol=1e-12)
+
+
+def test_the_interval_of_map_holds_it() -> None:
+    random = np.random.default_rng(1)
+    labels = random.random((80, 4)) < 0.4
+    scores = (labels + random.normal(0, 1, (80, 4))).astype(np.float32)
+    low, high = map_interval(scores, labels)
+    assert low < mean_average_precision(scores, labels) < high
+    assert high - low < 0.3
+    assert map_interval(scores, labels) == (low, high)
+    assert np.isnan(map_interval(scores, np.zeros_like(labels))).all()
+
+
+def test_classes_by_themselves_are_scored_by_sigmoids() -> None:
+    scores = torch.tensor([[0.0, 100.0, -100.0]])
+    assert probabilities(scores, (3,), multi_label=True).tolist() == [[0.5, 1.0, 0.0]]

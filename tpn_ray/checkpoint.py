@@ -25,6 +25,7 @@ from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, NotFoundError, TornCheckpointError
 from tpn_ray.lease import Token
 from tpn_ray.names import label_sets_problem
+from tpn_ray.score import score_of
 
 FORMAT = 1
 FILES = ("weights.pt", "training.pt", "checkpoint.json")
@@ -106,7 +107,7 @@ def weights_sha256(uri: str) -> str:
 
 
 def find(uri: str) -> str:
-    """Return the checkpoint that a URI stands for: itself, or of a run's folder the one with the best validation top-1
+    """Return the checkpoint that a URI stands for: itself, or of a run's folder the one with the best validation score
     (the latest in a tie; of a run without scores, the last one). Raises CheckpointError for a run without any."""
     folder = storage.absolute(uri)
     if storage.exists(storage.join(folder, MANIFEST)) or not storage.exists(storage.join(folder, RUN)):
@@ -120,7 +121,7 @@ def find(uri: str) -> str:
 
 def _rank(uri: str) -> tuple[float, int]:
     about = json.loads(_checked(uri, "checkpoint.json"))
-    return about["scores"].get("val_top1", -1.0), about["step"]
+    return score_of(about["scores"]), about["step"]
 
 
 def copy_weights(uri: str, folder: str | Path) -> None:

@@ -20,8 +20,12 @@ def top_k_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], top: int
     return (best == labels[:, None]).any(dim=1)
 
 
-def probabilities(scores: Float[Tensor, "v k"], classes: tuple[int, ...]) -> Float[Tensor, "v k"]:
-    """Return the softmax of each label set's scores."""
+def probabilities(
+    scores: Float[Tensor, "v k"], classes: tuple[int, ...], multi_label: bool = False
+) -> Float[Tensor, "v k"]:
+    """Return the softmax of each label set's scores; with `multi_label`, the sigmoid of each class's."""
+    if multi_label:
+        return torch.sigmoid(scores.float())
     return torch.cat([torch.softmax(part, dim=1) for part in torch.split(scores.float(), list(classes), dim=1)], dim=1)
 
 
@@ -124,3 +128,72 @@ def mean_class_interval(hits: NDArray[np.bool_], labels: NDArray[np.int64], seed
     drawn = [resampled_means(hits[labels == label].astype(np.float64), seed + int(label)) for label in classes]
     low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
     return float(low), float(high)
+
+
+# --- several classes a video
+
+
+def average_precisions(
+    scores: Float[np.ndarray, "n k"], labels: Bool[np.ndarray, "n k"], weights: Int[np.ndarray, "r n"] | None = None
+) -> NDArray[np.float64]:
+    """Return the average precision of each class, (k,); nan for a class that no video has.
+
+    It is the sum over the thresholds of the precision there, weighted by how much recall each adds, without
+    interpolation (as in scikit-learn). Equal scores share a threshold, so the order of the videos does not matter. With
+    `weights`, how often each of r resamples has each video, the result is (r, k).
+    """
+    times = np.ones((1, len(scores)), dtype=np.int64) if weights is None else weights
+    found = np.full((len(times), scores.shape[1]), math.nan)
+    for place in range(scores.shape[1]) if len(scores) else ():
+        order = np.argsort(-scores[:, place], kind="stable")
+        values, right = scores[order, place], labels[order, place]
+        ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
+        seen = times[:, order]
+        taken = seen.cumsum(axis=1)[:, ends]
+        hits = (seen * right).cumsum(axis=1)[:, ends]
+        gained = np.diff(hits, axis=1, prepend=0)
+        total = hits[:, -1]
+        has = total > 0
+        found[has, place] = (gained * hits / np.maximum(taken, 1))[has].sum(axis=1) / total[has]
+    return found if weights is not None else found[0]
+
+
+def mean_average_precision(scores: Float[np.ndarray, "n k"], labels: Bool[np.ndarray, "n k"]) -> float:
+    """Return the mean of the average precisions of the classes that occur (mAP); nan if none does."""
+    return float(_mean_of_numbers(average_precisions(scores, labels)[None])[0])
+
+
+def resampled_average_precisions(
+    scores: Float[np.ndarray, "n k"], labels: Bool[np.ndarray, "n k"], seed: int = 0, draws: int = RESAMPLES
+) -> NDArray[np.float64]:
+    """Return the mAP of `draws` resamples of the videos with replacement, fixed by the seed."""
+    random, count = np.random.default_rng(seed), len(scores)
+    if count == 0:
+        return np.full(draws, math.nan)
+    at_once = max(1, RESAMPLED_AT_ONCE // count)
+    parts = []
+    for begin in range(0, draws, at_once):
+        drawn = random.integers(count, size=(min(at_once, draws - begin), count))
+        times = np.stack([np.bincount(one, minlength=count) for one in drawn])
+        parts.append(_mean_of_numbers(average_precisions(scores, labels, times)))
+    return np.concatenate(parts)
+
+
+def map_interval(
+    scores: Float[np.ndarray, "n k"], labels: Bool[np.ndarray, "n k"], seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95% percentile-bootstrap interval of mAP; nan if no class occurs."""
+    if not labels.any():
+        return math.nan, math.nan
+    low, high = np.nanpercentile(resampled_average_precisions(scores, labels, seed), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _mean_of_numbers(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of each row over what is not nan; nan for a row of nothing else."""
+    there = ~np.isnan(values)
+    counts = there.sum(axis=1)
+    means: NDArray[np.float64] = np.where(
+        counts > 0, np.where(there, values, 0.0).sum(axis=1) / np.maximum(counts, 1), math.nan
+    )
+    return means

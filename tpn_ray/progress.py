@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tpn_ray.meter import StatusLine
 from tpn_ray.meter import duration as duration
+from tpn_ray.score import called, score_of
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.training import run_folder
 from tpn_ray.training.events import (
@@ -38,8 +39,9 @@ def line(event: Event) -> str:
                 f"waiting for data {event.waiting:.0%}  {duration(event.seconds_left)} left"
             )
         case Committed(scores=scores) if scores:
+            five = f"top-5 {scores['val_top5']:.1%}  " if "val_top5" in scores else ""
             return (
-                f"epoch {event.epoch}  validation top-1 {scores['val_top1']:.1%}  top-5 {scores['val_top5']:.1%}  "
+                f"epoch {event.epoch}  validation {called(scores)} {score_of(scores):.1%}  {five}"
                 f"loss {scores['val_loss']:.3f}  checkpoint {event.checkpoint}"
             )
         case Committed():

@@ -221,7 +221,7 @@ class LoopConfig:
     many epochs more."""
 
     patience_evaluations: int = 0
-    """Consecutive evaluations without a higher top-1 after which the run stops early; 0 disables early stopping."""
+    """Consecutive evaluations without a higher score after which the run stops early; 0 disables early stopping."""
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_clips", "micro_batch_clips", "sync_batch_norm", "evaluate_every_epochs")
@@ -268,7 +268,8 @@ class LoopConfig:
 class Recipe:
     """A complete recipe, one part per concern.
 
-    In `model`, the number of classes is set from the dataset, and that of input channels is always the clip's.
+    In `model`, the number of classes, and whether a video can have several, are set from the dataset. The number of
+    input channels is always the clip's.
     """
 
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -292,6 +293,16 @@ class Recipe:
             )
         if self.clip.modality == "flow" and self.augment.rand_operations:
             raise ConfigError("RandAugment changes pictures, not flow: set --augment.rand-operations 0")
+        if self.model.multi_label and self.loss.label_smoothing:
+            raise ConfigError(
+                f"label_smoothing={self.loss.label_smoothing} is for one class a video, and these videos have several: "
+                "set --loss.label-smoothing 0"
+            )
+        if self.model.multi_label and self.loop.class_balance != "none":
+            raise ConfigError(
+                f"class_balance={self.loop.class_balance!r} is for one class a video, and these videos have several: "
+                "set --loop.class-balance none"
+            )
         if self.model.in_channels != self.clip.channels:
             model = dataclasses.replace(self.model, in_channels=self.clip.channels)
             object.__setattr__(self, "model", model)

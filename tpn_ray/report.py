@@ -112,7 +112,7 @@ def finish(
     scores_uri = storage.join(run_uri, "scores.parquet")
     predict.write_scores(table, scores_uri)
     # `val/top1` is the curve over the epochs; this is the checkpoint that was best on the very same videos.
-    best = {name: value for name, value in numbers.items() if name.endswith(("top1", "top5", "mean_class"))}
+    best = {name: value for name, value in numbers.items() if name.endswith(("top1", "top5", "mean_class", "map"))}
     shown = {f"val/best_{name}": value for name, value in best.items()}
     tracked.log_metrics(shown, 0)
     if result.goodput.total:
@@ -144,7 +144,7 @@ def register(tracked: TrackedRun, name: str, result: RunResult, manifest: Manife
     elif tracked.champion == version:
         said = f"models:/{name}/{version}, the champion (models:/{name}@champion)"
     else:
-        why = "its validation top-1 is higher, or it was trained on another dataset"
+        why = "its validation score is higher, or it was trained on another dataset"
         said = f"models:/{name}/{version}; version {tracked.champion} stays the champion: {why}"
     print(f"MLflow model     {said}", flush=True)
 
@@ -158,7 +158,11 @@ def _lines(
     of_what: str,
 ) -> list[tuple[str, str]]:
     lines = []
-    for name, classes in manifest.label_sets.items():
+    if manifest.multi_label:
+        low, high = numbers["map_low"], numbers["map_high"]
+        told = f"{numbers['map']:.1%}  (95 %: {low:.1%} to {high:.1%}; chance {numbers['map_by_chance']:.1%})"
+        lines.append(("mAP", told))
+    for name, classes in () if manifest.multi_label else manifest.label_sets.items():
         prefix = f"{name}_" if len(manifest.label_sets) > 1 else ""
         low, high = numbers[f"{prefix}top1_low"], numbers[f"{prefix}top1_high"]
         lines += [
@@ -170,7 +174,8 @@ def _lines(
         ]
     scored = f"{int(numbers['videos'])} videos, {views.count} view(s) each, in {duration(seconds)}"
     if numbers["bad_videos"]:
-        scored += f"; {int(numbers['bad_videos'])} bad, counting them as wrong {numbers['top1_of_all']:.1%}"
+        scored += f"; {int(numbers['bad_videos'])} bad, counting them as wrong "
+        scored += f"{numbers['map_of_all' if manifest.multi_label else 'top1_of_all']:.1%}"
     lines.append(("scored on", scored))
     if result.clips_per_second:
         lines.append(("training speed", f"{result.clips_per_second:.0f} clips/s (median)"))

@@ -183,6 +183,38 @@ def test_mmaction_lists(tmp_path: Path) -> None:
             load_annotated("mmaction", [write(tmp_path / "train.txt", line)], videos)
 
 
+def test_mmaction_lists_with_several_classes(tmp_path: Path) -> None:
+    videos = put(tmp_path / "videos", "a b.mp4", "c.mp4")
+    manifest = load_annotated("mmaction", [write(tmp_path / "train.txt", "a b.mp4 0 2\nc.mp4 1\n")], videos)
+    assert manifest.multi_label
+    assert manifest.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert manifest.classes_of(0) == ["0", "2"]
+
+
+CHARADES = """id,subject,actions,length
+AAAAA,HR43,c092 11.90 21.20;c147 0.00 12.60;c092 1.00 2.00,24.83
+BBBBB,HR43,,10.00
+"""
+
+
+def test_charades(tmp_path: Path) -> None:
+    """A class that occurs twice counts once, and a video without any stays."""
+    videos = put(tmp_path / "videos", "AAAAA.mp4", "BBBBB.mp4", "CCCCC.mp4")
+    train = write(tmp_path / "Charades_v1_train.csv", CHARADES)
+    test = write(tmp_path / "Charades_v1_test.csv", "id,actions\nCCCCC,c147 0.00 1.00\n")
+    names = write(
+        tmp_path / "classes.txt", "c000 Holding some clothes\nc092 Smiling at a book\nc147 Cooking something\n"
+    )
+    manifest = load_annotated("charades", [train, test], videos, [names])
+    assert manifest.label_sets == {"action": ("Holding some clothes", "Smiling at a book", "Cooking something")}
+    assert manifest.labels.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 1]]
+    assert manifest.splits == ["train", "train", "val"]
+    assert load_annotated("charades", [train, test], videos).label_sets == {"action": ("c092", "c147")}
+    few = write(tmp_path / "few.txt", "c092 Smiling at a book\n")
+    with pytest.raises(ManifestError, match=r"1 classes of 'action' .* not in its label map: c147"):
+        load_annotated("charades", [train, test], videos, [few])
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     videos = put(tmp_path / "videos", "a_000000_000010.mp4")
     table = write(tmp_path / "train.csv", "label,youtube_id,time_start,time_end\nrun,b,0,10\n")

@@ -272,3 +272,36 @@ def test_a_class_that_would_command_a_terminal_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ManifestError, match=r"has a class called 'h\\x1b\[2Jop' in 'action', which holds control") as e:
         load_manifest(str(tmp_path))
     assert "\x1b" not in str(e.value)
+
+
+def test_a_csv_with_several_classes_a_video(tmp_path: Path) -> None:
+    lines = [f"{i}.mp4,{'a; b' if i % 2 else 'b;;b'}" for i in range(20)]
+    for i in range(22):
+        (tmp_path / f"{i}.mp4").write_text("x" * (i + 1))
+    (tmp_path / "list.csv").write_text("\n".join(["uri,labels", *lines, "20.mp4,", "21.mp4,rare"]))
+    manifest = load_manifest(str(tmp_path / "list.csv"))
+    assert (manifest.multi_label, manifest.label_sets) == (True, {"action": ("a", "b", "rare")})
+    names = [manifest.classes_of(manifest.ids.index(f"{i}.mp4")) for i in (0, 1, 20, 21)]
+    assert names == [["b"], ["a", "b"], [], ["rare"]]
+    val = manifest.select("val")
+    assert val.labels.sum(axis=0).tolist()[2] == 0  # the only video of a class is a training video
+    assert (val.labels.sum(axis=0)[:2] > 0).all()
+    (tmp_path / "list.csv").write_text("uri,label\n0.mp4,b\n")
+    (tmp_path / "other.csv").write_text("uri,labels\n0.mp4,b\n")
+    one, other = (load_manifest(str(tmp_path / name), for_training=False) for name in ("list.csv", "other.csv"))
+    assert one.version != other.version
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("uri,labels,label\n0.mp4,b,b\n", "has the columns label and labels: keep label"),
+        ("uri,labels\n0.mp4,\n", "no video in .* has a class"),
+        ("uri,labels,split\n0.mp4,b,val\n", r"classes of 'action' in .* have no training video: b"),
+    ],
+)
+def test_a_wrong_csv_with_several_classes(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "0.mp4").write_text("x")
+    (tmp_path / "list.csv").write_text(table)
+    with pytest.raises(ManifestError, match=message):
+        load_manifest(str(tmp_path / "list.csv"))

@@ -69,7 +69,7 @@ def _check_campaign(storage: Path, name: str, output: str) -> None:
     trials = Journal(uri=str(folder)).trials()
     (promoted,) = [trial for trial in trials if trial.epochs == 2]
     assert promoted.history == ["promoted at epoch 1"]
-    assert promoted.points[0].top1 == max(trial.points[0].top1 for trial in trials)
+    assert promoted.points[0].score == max(trial.points[0].score for trial in trials)
     assert checkpoints.load(promoted.points[-1].checkpoint).step == 8
     assert "--loss.lambdas" in _command(output)
     assert " --workers 1 " in _command(output), "a trial's number of workers, which decides the bits"

@@ -1,4 +1,4 @@
-"""Contact sheets show the pixels that training sees, and of videos their frames."""
+"""Contact sheets show clips as they are, and of videos their frames."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from tpn_ray import recipes
-from tpn_ray.data.plan import PlannedMicroBatch
-from tpn_ray.data.tasks import ClipSource, training_rows
+from tpn_ray.data.tasks import ClipSource
 from tpn_ray.datasets.manifest import load_manifest
-from tpn_ray.predict.sheet import FRAMES, GAP_PX, SIDE_PX, TEXT_PX, Strip, sheet, training_clips, whole_videos
+from tpn_ray.predict.sheet import FRAMES, GAP_PX, SIDE_PX, TEXT_PX, Strip, sheet, whole_videos
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +32,6 @@ def test_tiles_stand_where_they_belong() -> None:
     assert [picture[middle, at * (SIDE_PX + GAP_PX) + 5, 0] for at in (0, FRAMES - 1)] == [0, 240]
     below = middle + TEXT_PX + SIDE_PX + GAP_PX
     assert picture[below, 5, 0] == 240
-
-
-def test_clips_are_those_of_training(source: ClipSource) -> None:
-    numbers = np.array([5, 2])
-    trained = training_rows(source, [PlannedMicroBatch(step=9, epoch=4, positions=numbers, samples=numbers)])
-    strips = training_clips(source, [5, 2], epoch=4)
-    assert np.array_equal(strips[0].frames, trained["clip"][0])
-    assert strips[1].text.startswith("period_")
-    assert source.manifest.ids[2] in strips[1].text
 
 
 def test_videos_that_cannot_be_read_are_left_out(source: ClipSource, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_a_run_is_shown_from_its_start_to_its_end(shown: dict[tuple[str, ...], f
     assert shown["tpn_waiting_share", "r"] == 0.125
     assert shown["tpn_worker_seconds", "r", "compute"] == 3.0
     run(Committed(step=16, epoch=1, checkpoint="c", scores={"val_top1": 0.5}), seconds, ["empty", "empty"])
-    assert shown["tpn_val_top1", "r"] == 0.5
+    run(Committed(step=16, epoch=1, checkpoint="c", scores={"val_map": 0.25}), seconds, ["empty", "empty"])
+    assert (shown["tpn_val_top1", "r"], shown["tpn_val_map", "r"]) == (0.5, 0.25)
     assert shown["tpn_bad_videos", "r", "empty"] == 2
     assert shown["tpn_checkpoint_unixtime", "r"] > 1e9
     run(Failed(at=9.0), seconds, [])

@@ -45,6 +45,19 @@ def test_a_mixed_clip_counts_for_both_classes() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(scores, soft, label_smoothing=0.1))
 
 
+def test_each_class_by_itself() -> None:
+    """Also of the auxiliary head, and of mixed clips."""
+    main, one = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    bce = F.binary_cross_entropy_with_logits
+    loss = total_loss(Scores(main, (one,)), labels, (4,), LossConfig(lambdas=(0.5,)), multi_label=True)
+    torch.testing.assert_close(loss, bce(main, labels.float()) + 0.5 * bce(one, labels.float()))
+    partners = Partners(of=torch.tensor([2, 1, 0]), own=torch.tensor([0.6, 1.0, 0.75]))
+    mixed = total_loss(Scores(main, ()), labels, (4,), LossConfig(lambdas=()), partners, multi_label=True)
+    soft = torch.tensor([[1, 0.4, 1, 0.4], [0, 0, 0, 0], [1, 0.75, 1, 0.75]])
+    torch.testing.assert_close(mixed, bce(main, soft))
+
+
 @pytest.mark.parametrize("fields", [{"lambdas": (-0.1,)}, {"label_smoothing": 1.0}, {"mixup": -1.0}])
 def test_nonsense_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=str(next(iter(fields)))):

@@ -132,7 +132,7 @@ def tune(folder: Path, max_concurrent: int = 3) -> FakeTune:
 def table(trials: list[Trial]) -> str:
     """One line a trial, with everything that must be the same."""
     return "\n".join(
-        f"{t.number} {t.wave} {t.epochs} {t.top1} {t.history} {t.failure} {sorted(t.sample.items())}" for t in trials
+        f"{t.number} {t.wave} {t.epochs} {t.score} {t.history} {t.failure} {sorted(t.sample.items())}" for t in trials
     )
 
 

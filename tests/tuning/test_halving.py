@@ -35,12 +35,12 @@ def test_the_best_are_promoted_and_no_epoch_is_trained_twice(undisturbed: tuple[
     assert Counter(trial.epochs for trial in trials) == {9: 3, 3: 6, 1: 17, 0: 1}
     for wave in range(3):
         members = [trial for trial in trials if trial.wave == wave and trial.points]
-        first = sorted(members, key=lambda trial: (-trial.points[0].top1, trial.number))
+        first = sorted(members, key=lambda trial: (-trial.points[0].score, trial.number))
         assert {trial.number for trial in first[:3]} == {trial.number for trial in members if trial.epochs > 1}
     lines = trained(folder)
     assert len(lines) == len(set(lines)) == sum(trial.epochs for trial in trials)
     assert planned(SEARCH.waves(BRACKET), BRACKET)[0] == len(lines) + 1  # one epoch failed
-    assert trials[0].top1 == max(trial.top1 for trial in trials)
+    assert trials[0].score == max(trial.score for trial in trials)
     assert trials[0].history == ["promoted at epoch 1", "promoted at epoch 3"]
 
 
@@ -77,7 +77,9 @@ def test_model_waves_overlap_and_learn(undisturbed: tuple[Path, list[Trial]]) ->
     assert SEARCH.waves(BRACKET) == [9, 9, 9]
     assert dataclasses.replace(SEARCH, searcher="random").waves(BRACKET) == [27]
     assert dataclasses.replace(SEARCH, samples=20, wave=8).waves(BRACKET) == [8, 8, 4]
-    mean = [sum(trial.points[0].top1 for trial in undisturbed[1] if trial.wave == w and trial.points) for w in range(3)]
+    mean = [
+        sum(trial.points[0].score for trial in undisturbed[1] if trial.wave == w and trial.points) for w in range(3)
+    ]
     assert mean[2] / 9 > mean[0] / 8
 
 
@@ -141,6 +143,6 @@ def test_a_trial_is_read_as_it_was_written(tmp_path: Path) -> None:
     journal.write(trial)
     assert journal.read(3) == trial
     assert journal.trials() == [trial]
-    assert (trial.seconds, trial.top1, trial.epochs) == (3.0, 0.5, 1)
+    assert (trial.seconds, trial.score, trial.epochs) == (3.0, 0.5, 1)
     assert journal.read(4) is None
     assert json.loads((tmp_path / "trials" / "0003.json").read_text())["number"] == 3

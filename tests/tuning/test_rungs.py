@@ -22,7 +22,7 @@ def trial(number: int, *tops: float, wave: int = 0, failure: str = "") -> Trial:
 
 def top1(trial: Trial, epoch: int) -> tuple[float, ...]:
     point = trial.at(epoch)
-    return (point.top1 if point else -1.0,)
+    return (point.score if point else -1.0,)
 
 
 def numbers(trials: list[Trial]) -> list[int]:

@@ -33,11 +33,12 @@ class PreparationJob:
     """Folder or s3://bucket/prefix for the dataset. The same command with the same --out resumes where it stopped."""
 
     data: str = ""
-    """Folder with one subfolder per class (below train/ and val/, or split automatically), or CSV uri,label[,split]."""
+    """Folder with one subfolder per class (below train/ and val/, or split automatically), or CSV uri,label[,split];
+    uri,labels[,split] for several classes a video, between semicolons."""
 
     format: str = ""
     """Format of published annotations: kinetics, something-v1, something-v2, jester, epic, ucf101, hmdb51, diving48,
-    finegym, or mmaction."""
+    finegym, charades, or mmaction."""
 
     annotations: tuple[str, ...] = ()
     """Annotation files for --format, such as train.csv val.csv. Without a split column, the file names give the

@@ -53,7 +53,7 @@ class TuningJob:
     """Search algorithm: random, grid, or tpe (a model of the scores so far)."""
 
     objectives: str = "top1"
-    """What to optimize: top1, or top1+gmacs (accuracy against arithmetic)."""
+    """What to optimize: top1 (mAP, where videos have several classes), or top1+gmacs (that against arithmetic)."""
 
     wave: int = 0
     """halving: number of trials suggested together; 0: all, or for a model as many as leave one at the end."""

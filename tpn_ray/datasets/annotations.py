@@ -9,7 +9,9 @@
     hmdb51         lists "video flag", one for each class
     diving48       JSON with vid_name and label; label map: Diving48_vocab.json
     finegym        lists "id number" of Gym99 or Gym288; label map: gym99_categories.txt
-    mmaction       lists "path number"; label map: one name per line
+    charades       CSV with id and actions: several classes a video; label map: Charades_v1_classes.txt
+    mmaction       lists "path number", or "path number number ..." for several classes a video; label map: one name
+                   per line
 
 A video that is listed but missing stays in the manifest (`sizes_bytes` is -1) and goes to quarantine: some videos of
 Kinetics are always unavailable. Folders and plain CSVs are read by manifest.py.
@@ -20,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tpn_ray import storage
-from tpn_ray.datasets import diving48, epic, finegym, kinetics, mmaction, something, ucf_hmdb
+from tpn_ray.datasets import charades, diving48, epic, finegym, kinetics, mmaction, something, ucf_hmdb
 from tpn_ray.datasets.entries import Annotated, AnnotationFile, some_of
 from tpn_ray.datasets.manifest import Manifest, build
 from tpn_ray.datasets.video_folder import VideoFolder
@@ -41,6 +43,7 @@ FORMATS: dict[str, Reader] = {
     "hmdb51": ucf_hmdb.read_hmdb51,
     "diving48": diving48.read,
     "finegym": finegym.read,
+    "charades": charades.read,
     "mmaction": mmaction.read,
 }
 
@@ -67,7 +70,14 @@ def load_annotated(format: str, annotations: Sequence[str], videos: str, label_m
             f"none of the {len(sizes)} videos named in {source} is below {folder.root}: {some_of(absent)};"
             " check --videos and the names of the files"
         )
-    return build(found.entries, sizes, source=source, label_sets=found.label_sets, classes=found.classes)
+    return build(
+        found.entries,
+        sizes,
+        source=source,
+        label_sets=found.label_sets,
+        classes=found.classes,
+        multi_label=found.multi_label,
+    )
 
 
 def _read(uri: str) -> AnnotationFile:

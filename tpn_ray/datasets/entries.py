@@ -33,7 +33,7 @@ class Entry:
     """A name that stays the same when the dataset moves."""
     uri: str
     labels: tuple[str, ...]
-    """One class name for each label set."""
+    """One class name for each label set; where videos have several classes, all of its classes, in any number."""
     split: str | None = None
     """The split; None leaves it to `derive_splits`."""
     segment_seconds: tuple[float, float] | None = None
@@ -49,6 +49,8 @@ class Annotated:
     """Names of the label sets, in the order of `Entry.labels`."""
     classes: dict[str, tuple[str, ...]] | None
     """Class names in published order; None means that they are collected and sorted."""
+    multi_label: bool = False
+    """Whether a video can have several classes, or none."""
 
 
 @dataclass(frozen=True)
@@ -150,22 +152,25 @@ def class_names(files: Sequence[AnnotationFile], label_sets: tuple[str, ...]) ->
     return dict(zip(label_sets, lists, strict=True))
 
 
-def derive_splits(entries: Sequence[Entry], val_fraction: float) -> list[str]:
+def derive_splits(entries: Sequence[Entry], val_fraction: float, multi_label: bool = False) -> list[str]:
     """Assign "train" or "val" to each entry, by a hash of its id.
 
     So that no class lacks either by chance, the video of a class with the largest hash is always in "train", and if
-    there are two or more, the one with the smallest is in "val".
+    there are two or more, the one with the smallest is in "val". A video of several classes that should be in both is
+    in "train".
     """
     places = [_place(entry.id) for entry in entries]
     splits = ["val" if place < val_fraction else "train" for place in places]
-    rows_of: dict[tuple[str, ...], list[int]] = {}
+    rows_of: dict[object, list[int]] = {}
     for row, entry in enumerate(entries):
-        rows_of.setdefault(entry.labels, []).append(row)
-    for rows in rows_of.values():
-        ranked = sorted(rows, key=lambda row: (places[row], entries[row].id))
-        if len(ranked) > 1:
-            splits[ranked[0]] = "val"
-        splits[ranked[-1]] = "train"
+        for together in entry.labels if multi_label else [entry.labels]:
+            rows_of.setdefault(together, []).append(row)
+    ranked = [sorted(rows, key=lambda row: (places[row], entries[row].id)) for rows in rows_of.values()]
+    for rows in ranked:
+        if len(rows) > 1:
+            splits[rows[0]] = "val"
+    for rows in ranked:
+        splits[rows[-1]] = "train"
     return splits
 
 
@@ -188,11 +193,21 @@ def refuse_twice(entries: Sequence[Entry], source: str) -> None:
 
 
 def refuse_untrained(
-    entries: Sequence[Entry], splits: Sequence[str], classes: dict[str, tuple[str, ...]], source: str
+    entries: Sequence[Entry],
+    splits: Sequence[str],
+    classes: dict[str, tuple[str, ...]],
+    source: str,
+    multi_label: bool = False,
 ) -> None:
     """Raise ManifestError if a class has no training video."""
     for column, (name, labels) in enumerate(classes.items()):
-        trained = {entry.labels[column] for entry, split in zip(entries, splits, strict=True) if split == "train"}
+        these = slice(None) if multi_label else slice(column, column + 1)
+        trained = {
+            label
+            for entry, split in zip(entries, splits, strict=True)
+            if split == "train"
+            for label in entry.labels[these]
+        }
         untrained = sorted(set(labels) - trained)
         if untrained:
             raise ManifestError(

@@ -6,6 +6,7 @@ Four forms are supported here; annotations.py reads the formats of published dat
     folder/{train,val,test}/<class>/<video>        the same, with given splits
     folder/dataset.json                            a dataset made by jobs/prepare.py
     file.csv                                       columns uri,label[,split]; URIs absolute or relative to the CSV
+    file.csv                                       columns uri,labels[,split]: several classes a video, between ";"
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Manifest:
     """Location of each video."""
 
     labels: NDArray[np.int64]
-    """(n videos, s label sets): index of each video's class in each label set."""
+    """(n videos, s label sets): index of each video's class in each label set. With `multi_label`, (n videos, k
+    classes): 1 for each class that the video has, and 0 for the others."""
 
     splits: list[str]
     """The split of each video: train, val, or test."""
@@ -112,8 +114,18 @@ class Manifest:
     placement: Placement | None = None
     """Where prepared videos are stored; None for a dataset of video files."""
 
+    multi_label: bool = False
+    """Whether a video can have several classes, or none, out of the one label set."""
+
     def __len__(self) -> int:
         return len(self.ids)
+
+    def classes_of(self, row: int) -> list[str]:
+        """Return the names of a video's classes: one for each label set that it has a label of, or all of them."""
+        if self.multi_label:
+            return [name for name, has in zip(*self.label_sets.values(), self.labels[row] > 0, strict=True) if has]
+        sets = zip(self.labels[row].tolist(), self.label_sets.values(), strict=True)
+        return [classes[label] for label, classes in sets if label >= 0]
 
     def select(self, split: str) -> Manifest:
         """Return the videos of one split, keeping the dataset's version. Raises ManifestError if it has none."""
@@ -179,12 +191,14 @@ def load_manifest(uri: str, *, val_fraction: float = 0.2, for_training: bool = T
         raise ConfigError(f"val_fraction is {val_fraction}; it must be between 0 and 1")
     root = storage.absolute(uri)
     if root.lower().endswith(".csv"):
-        entries, sizes = read_csv(root, labelled=for_training)
+        entries, sizes, multi_label = read_csv(root, labelled=for_training)
     elif dataset := shards.read_dataset(root):
         return _prepared(root, *dataset)
     else:
-        entries, sizes = read_folder(root)
-    return build(entries, sizes, source=root, val_fraction=val_fraction, for_training=for_training)
+        (entries, sizes), multi_label = read_folder(root), False
+    return build(
+        entries, sizes, source=root, val_fraction=val_fraction, for_training=for_training, multi_label=multi_label
+    )
 
 
 def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
@@ -199,10 +213,12 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
             f"{storage.join(root, shards.INDEX)} names the shard {shown(foreign[0])}; no shard has such a name"
         )
     whole = {name: tuple(classes) for name, classes in dataset["label_sets"].items()}
+    multi_label = bool(dataset.get("multi_label"))
+    columns = sum(map(len, whole.values())) if multi_label else len(whole)
     return Manifest(
         ids=ids,
         uris=[f"{folder}/{name}#{id}" for name, id in zip(names, ids, strict=True)],
-        labels=np.array(index["labels"].to_pylist(), dtype=np.int64).reshape(len(index), len(whole)),
+        labels=np.array(index["labels"].to_pylist(), dtype=np.int64).reshape(len(index), columns),
         splits=index["split"].to_pylist(),
         label_sets=whole,
         version=dataset["version"],
@@ -216,6 +232,7 @@ def _prepared(root: str, dataset: dict[str, Any], index: pa.Table) -> Manifest:
             hashes=_hashes(index["content_sha256"]),
             flow=_flow_placement(index),
         ),
+        multi_label=multi_label,
     )
 
 
@@ -242,6 +259,7 @@ def build(
     label_sets: tuple[str, ...] = (DEFAULT_LABEL_SET,),
     classes: LabelSets | None = None,
     for_training: bool = True,
+    multi_label: bool = False,
 ) -> Manifest:
     """Check entries and build the manifest. Raises ManifestError.
 
@@ -257,25 +275,27 @@ def build(
     if given and not all(entry.split for entry in entries):
         without = [entry.id for entry in entries if not entry.split]
         raise ManifestError(f"{len(without)} videos in {source} have no split, others do: {some_of(without)}")
-    splits = [entry.split or "" for entry in entries] if given else derive_splits(entries, val_fraction)
+    splits = [entry.split or "" for entry in entries] if given else derive_splits(entries, val_fraction, multi_label)
     if classes is None:
+        columns = [slice(None)] if multi_label else [slice(place, place + 1) for place in range(len(label_sets))]
         classes = {
-            name: tuple(sorted({entry.labels[column] for entry in entries} - {NO_CLASS}))
-            for column, name in enumerate(label_sets)
+            name: tuple(sorted({label for entry in entries for label in entry.labels[column]} - {NO_CLASS}))
+            for name, column in zip(label_sets, columns, strict=True)
         }
         if for_training:
-            refuse_untrained(entries, splits, classes, source)
+            refuse_untrained(entries, splits, classes, source, multi_label)
     if why := label_sets_problem(classes):
         raise ManifestError(f"{source} {why}; rename it")
     return Manifest(
         ids=[entry.id for entry in entries],
         uris=[entry.uri for entry in entries],
-        labels=_label_numbers(entries, classes, source),
+        labels=(_label_marks if multi_label else _label_numbers)(entries, classes, source),
         splits=splits,
         label_sets=classes,
-        version=_version(entries, splits, sizes, classes),
+        version=_version(entries, splits, sizes, classes, multi_label),
         sizes_bytes=np.array([sizes[entry.uri] for entry in entries], dtype=np.int64),
         segments_seconds=_segments(entries),
+        multi_label=multi_label,
     )
 
 
@@ -283,22 +303,40 @@ def _label_numbers(entries: Sequence[Entry], classes: LabelSets, source: str) ->
     numbers = np.zeros((len(entries), len(classes)), dtype=np.int64)
     for column, (name, names) in enumerate(classes.items()):
         places = {NO_CLASS: -1, **{label: place for place, label in enumerate(names)}}
-        unknown = sorted({entry.labels[column] for entry in entries} - places.keys())
-        if unknown:
-            raise ManifestError(
-                f"{len(unknown)} classes of {name!r} in {source} are not in its label map: {some_of(unknown)};"
-                " give the label map of this version of the dataset"
-            )
+        _refuse_unknown({entry.labels[column] for entry in entries} - places.keys(), name, source)
         numbers[:, column] = [places[entry.labels[column]] for entry in entries]
     return numbers
 
 
-def _version(entries: Sequence[Entry], splits: Sequence[str], sizes: dict[str, int], classes: LabelSets) -> str:
+def _label_marks(entries: Sequence[Entry], classes: LabelSets, source: str) -> NDArray[np.int64]:
+    ((name, names),) = classes.items()
+    places = {label: place for place, label in enumerate(names)}
+    _refuse_unknown({label for entry in entries for label in entry.labels} - places.keys(), name, source)
+    marks = np.zeros((len(entries), len(names)), dtype=np.int64)
+    for row, entry in enumerate(entries):
+        marks[row, [places[label] for label in entry.labels]] = 1
+    if not marks.any():
+        raise ManifestError(f"no video in {source} has a class")
+    return marks
+
+
+def _refuse_unknown(unknown: set[str], name: str, source: str) -> None:
+    if unknown:
+        raise ManifestError(
+            f"{len(unknown)} classes of {name!r} in {source} are not in its label map: {some_of(sorted(unknown))};"
+            " give the label map of this version of the dataset"
+        )
+
+
+def _version(
+    entries: Sequence[Entry], splits: Sequence[str], sizes: dict[str, int], classes: LabelSets, multi_label: bool
+) -> str:
     content = [
         [entry.id, sizes[entry.uri], entry.labels, split, *(entry.segment_seconds or ())]
         for entry, split in zip(entries, splits, strict=True)
     ]
-    canonical = json.dumps([list(classes), content], ensure_ascii=False, separators=(",", ":"))
+    what = [list(classes), content, "multi_label"] if multi_label else [list(classes), content]
+    canonical = json.dumps(what, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

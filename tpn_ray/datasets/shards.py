@@ -203,7 +203,11 @@ def read_summary(shard: StoredFile) -> ShardSummary:
 
 
 def write_dataset(
-    folder: str, shards: dict[str, ShardSummary], label_sets: LabelSets, settings: dict[str, Any]
+    folder: str,
+    shards: dict[str, ShardSummary],
+    label_sets: LabelSets,
+    settings: dict[str, Any],
+    multi_label: bool = False,
 ) -> dict[str, Any]:
     """Write index, quarantine, and finally dataset.json for finished shards by name; return dataset.json's content."""
     rows, bad = list[dict[str, Any]](), list[Bad]()
@@ -219,11 +223,13 @@ def write_dataset(
         [row["id"], row["content_sha256"], row["labels"], row["split"], *([row[FLOW_SHA256]] if with_flow else [])]
         for row in rows
     ]
-    canonical = json.dumps([label_sets, content], ensure_ascii=False, separators=(",", ":"))
+    what = [label_sets, content, "multi_label"] if multi_label else [label_sets, content]
+    canonical = json.dumps(what, ensure_ascii=False, separators=(",", ":"))
     dataset = {
         "format": FORMAT,
         "version": hashlib.sha256(canonical.encode()).hexdigest()[:16],
         "label_sets": {name: list(classes) for name, classes in label_sets.items()},
+        **({"multi_label": True} if multi_label else {}),
         "splits": {split: _counts(rows, split) for split in sorted({row["split"] for row in rows})},
         "quarantined": len(bad),
         "settings": settings,

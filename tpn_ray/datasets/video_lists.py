@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tpn_ray import storage
 from tpn_ray.datasets.entries import SPLITS, Entry, refuse_two_names, some_of, split_called
@@ -46,29 +47,40 @@ def _is_video(uri: str) -> bool:
     return uri.lower().endswith(SUFFIXES) and not storage.name(uri).startswith(".")
 
 
-def read_csv(uri: str, labelled: bool = True) -> tuple[list[Entry], dict[str, int]]:
+def read_csv(uri: str, labelled: bool = True) -> tuple[list[Entry], dict[str, int], bool]:
     """Read entries and sizes from a CSV with the columns uri, label, and optionally split; every video must exist.
 
-    A label may be empty only if they need not be `labelled`.
+    A label may be empty only if they need not be `labelled`. With a column `labels` in its place, a video has all
+    the classes there, separated by ";", or none; the third value says which it is.
     """
     text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
     table = csv.DictReader(io.StringIO(text))
     columns = [column.strip() for column in table.fieldnames or []]
     table.fieldnames = columns
-    missing = [column for column in ("uri", "label") if column not in columns]
+    several = "labels" in columns
+    if several and "label" in columns:
+        raise ManifestError(f"{uri} has the columns label and labels: keep label for one class a video, or labels")
+    missing = [column for column in ("uri", "labels" if several else "label") if column not in columns]
     if missing:
         raise ManifestError(
             f"{uri} has no column {' and no column '.join(missing)}; its first line is {','.join(columns)!r},"
-            " it must be a header: uri,label or uri,label,split"
+            " it must be a header: uri,label or uri,label,split (or labels, for several classes a video)"
         )
     folder, split_names, entries = storage.parent(uri), set[str](), list[Entry]()
     for row in table:
-        entries.append(_csv_entry(row, table.line_num, uri, folder, labelled))
+        read = _entry_of_several if several else _csv_entry
+        entries.append(read(row, table.line_num, uri, folder, labelled))
         split_names.add((row.get("split") or "").strip().lower())
     refuse_two_names(split_names, uri)
     if not entries:
         raise ManifestError(f"{uri} names no videos: there is nothing below its header")
-    return entries, _sizes_of([entry.uri for entry in entries], named_in=uri)
+    return entries, _sizes_of([entry.uri for entry in entries], named_in=uri), several
+
+
+def _entry_of_several(row: dict[str, str | None], line: int, source: str, folder: str, labelled: bool) -> Entry:
+    labels = {label.strip() for label in (row.get("labels") or "").split(";")} - {""}
+    entry = _csv_entry({**row, "label": ""}, line, source, folder, labelled=False)
+    return replace(entry, labels=tuple(sorted(labels)))
 
 
 def _csv_entry(row: dict[str, str | None], line: int, source: str, folder: str, labelled: bool) -> Entry:

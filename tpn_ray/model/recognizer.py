@@ -32,6 +32,9 @@ class ModelConfig:
     classes: int | tuple[int, ...] = 400
     """Number of classes; several numbers for several label sets, such as verbs and nouns."""
 
+    multi_label: bool = False
+    """Whether a video can have several classes at once, each of which is scored by itself; set from the dataset."""
+
     in_channels: int = 3
     """Channels of the clips; always those of the recipe's clip: 3 for RGB, 2 for flow, 10 for stacks of 5 flow
     frames."""
@@ -72,6 +75,8 @@ class ModelConfig:
         backbone_spec(self.backbone)
         if not self.label_sets or min(self.label_sets) < 1:
             raise ConfigError(f"classes={self.classes!r}: every label set needs at least one class")
+        if self.multi_label and len(self.label_sets) > 1:
+            raise ConfigError(f"classes={self.classes!r}: several classes a video go with one label set, not several")
         if self.in_channels < 1:
             raise ConfigError(f"in_channels={self.in_channels!r} must be at least 1")
         if not 0 <= self.dropout < 1:

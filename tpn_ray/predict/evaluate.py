@@ -25,7 +25,14 @@ from tpn_ray.predict.labels import Matched, match_classes
 from tpn_ray.predict.predictor import EXACT, Alpha, Arithmetic, parse_alphas
 from tpn_ray.predict.quarantine import Quarantined, quarantined
 from tpn_ray.predict.sheet import sheet, whole_videos
-from tpn_ray.predict.summary import by_label_set, details, scores_array, summarise
+from tpn_ray.predict.summary import (
+    by_label_set,
+    details,
+    is_multi_label,
+    ranked_classes,
+    scores_array,
+    summarise,
+)
 from tpn_ray.predict.table import METRICS, VIDEOS, ViewWriter, video_tables, write_scores
 from tpn_ray.recipe import Recipe, from_plain
 from tpn_ray.resources import Resources
@@ -65,7 +72,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Show the numbers, and the pictures in the folder, in a notebook."""
-        counts = ("videos", "bad_videos", "quarantined_videos", "unlabelled_videos")
+        counts = ("videos", "bad_videos", "quarantined_videos", "unlabelled_videos", "classes")
         rows = [(name, f"{value:.0f}" if name in counts else f"{value:.1%}") for name, value in self.numbers.items()]
         files = [storage.name(file.uri) for file in storage.list_files(self.folder, suffixes=(".png",))]
         pictures = [
@@ -93,7 +100,12 @@ def ask(
         alphas=tuple(parse_alphas(alphas, recipe)),
         step=saved.step,
         recipe=recipe,
-        matched=match_classes(chosen, {name: tuple(classes) for name, classes in saved.label_sets.items()}, uri),
+        matched=match_classes(
+            chosen,
+            {name: tuple(classes) for name, classes in saved.label_sets.items()},
+            uri,
+            recipe.model.multi_label,
+        ),
         quarantined=quarantined(data, set(manifest.splits) if split == ALL else {split}),
         arithmetic=arithmetic,
     )
@@ -126,23 +138,33 @@ def evaluate(question: EvaluationQuestion, resources: Resources, folder: str) ->
         write_scores(table, storage.join(place, VIDEOS))
         about = {**_about(question, alpha), "numbers": numbers, "label_sets": behind, **_not_counted(question, table)}
         storage.write_bytes(storage.join(place, METRICS), json.dumps(_plain(about), indent=1).encode())
-        for name, classes in manifest.label_sets.items():
-            matrix = np.array(behind[name]["confusion"])
-            storage.write_bytes(
-                storage.join(place, f"confusion_{file_name(name)}.png"), plots.confusion(matrix, classes)
-            )
-            storage.write_bytes(storage.join(place, f"classes_{file_name(name)}.png"), plots.per_class(matrix, classes))
+        for name, picture in _pictures(behind).items():
+            storage.write_bytes(storage.join(place, name), picture)
         strips = whole_videos(manifest, mistakes(table, manifest), question.recipe.augment)
         storage.write_bytes(storage.join(place, "mistakes.png"), sheet(strips))
         results.append(Result(alpha, place, table, numbers))
     return results
 
 
+def _pictures(behind: dict[str, Any]) -> dict[str, bytes]:
+    """Draw every class, and the confusion matrix, which there is none of where videos have several classes."""
+    made = {}
+    for name, about in behind.items():
+        if "confusion" in about:
+            matrix = np.array(about["confusion"])
+            made[f"confusion_{file_name(name)}.png"] = plots.confusion(matrix, about["classes"])
+        made[f"classes_{file_name(name)}.png"] = plots.per_class(about["per_class"])
+    return made
+
+
 def mistakes(table: pa.Table, manifest: Manifest, count: int = MISTAKES) -> list[tuple[int, str]]:
     """Return (row, text) of the videos in which a wrong class has the highest score, the most confident first.
 
-    With several label sets, only the first one counts.
+    With several label sets, only the first one counts. Where videos have several classes, it is those with the most
+    confident wrong class, or the least confident right one, whichever is further off.
     """
+    if is_multi_label(table):
+        return _furthest_off(table, manifest, count)
     first = by_label_set(table, manifest.label_sets)[0]
     wrong = np.flatnonzero(first.ranks > 0)
     sure = scores_array(table)[first.rows[wrong], first.predicted[wrong]]
@@ -152,6 +174,22 @@ def mistakes(table: pa.Table, manifest: Manifest, count: int = MISTAKES) -> list
         said, own = first.classes[first.predicted[one]], first.classes[first.labels[one]]
         row = int(first.rows[one])
         found.append((row, f"{own}, taken for {said} ({sure[place]:.2f})   {manifest.ids[row]}"))
+    return found
+
+
+def _furthest_off(table: pa.Table, manifest: Manifest, count: int) -> list[tuple[int, str]]:
+    ranked = ranked_classes(table, manifest.label_sets)
+    errors = np.abs(ranked.labels - ranked.scores)
+    worst = errors.argmax(axis=1) if len(errors) else np.zeros(0, dtype=np.int64)
+    far = errors[np.arange(len(errors)), worst]
+    found = []
+    for place in np.argsort(-far, kind="stable")[:count].tolist():
+        one, row = worst[place], int(ranked.rows[place])
+        if far[place] < 0.5:
+            break
+        score = f"{ranked.classes[one]} ({ranked.scores[place, one]:.2f})"
+        said = f"{score} missed" if ranked.labels[place, one] else f"not {score}"
+        found.append((row, f"{said}; is {', '.join(manifest.classes_of(row)) or 'none'}   {manifest.ids[row]}"))
     return found
 
 

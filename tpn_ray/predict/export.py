@@ -1,8 +1,8 @@
 """A checkpoint as a file that needs nothing of this project: torch.export or ONNX. Runs anywhere, without Ray.
 
 The program takes clips as they are decoded and cut, uint8 (n, t, h, w, c), and gives float32 (n, k): the softmax of
-each label set. Normalization is included, alpha and the clip's shape are fixed, and the number of clips n is free.
-Averaging over views is left to the user: it is a mean.
+each label set, or the sigmoid of each class where videos have several. Normalization is included, alpha and the clip's
+shape are fixed, and the number of clips n is free. Averaging over views is left to the user: it is a mean.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ class Program(nn.Module):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        self.network, self.label_sets = predictor.model.eval(), predictor.recipe.model.label_sets
+        model = predictor.recipe.model
+        self.network, self.label_sets, self.multi_label = predictor.model.eval(), model.label_sets, model.multi_label
         self.normalise = predictor.normalise
 
     def forward(self, clips: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k"]:
-        return probabilities(self.network(self.normalise(clips)).action, self.label_sets)
+        return probabilities(self.network(self.normalise(clips)).action, self.label_sets, self.multi_label)
 
 
 def check_out(out: str) -> None:

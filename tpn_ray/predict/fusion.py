@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict.compare import Named
-from tpn_ray.predict.predictor import best_classes
-from tpn_ray.predict.summary import scores_array
+from tpn_ray.predict.predictor import predicted_classes
+from tpn_ray.predict.summary import is_multi_label, scores_array
 
 
 def fuse(first: Named, second: Named, weight: float) -> Named:
@@ -26,13 +26,13 @@ def fuse(first: Named, second: Named, weight: float) -> Named:
     if not common:
         raise ConfigError("the two have no video in common; score both on the same dataset and split")
     one, other = (named[0].take([pair[side] for pair in common]) for side, named in enumerate((first, second)))
-    if one["labels"] != other["labels"]:
+    if is_multi_label(one) != is_multi_label(other) or one["labels"] != other["labels"]:
         raise ConfigError("the two have other labels for the same videos; score both on the same dataset")
     scores = (scores_array(one) + weight * scores_array(other)) / (1 + weight)
     reasons = [mine or its for mine, its in zip(one["reason"].to_pylist(), other["reason"].to_pylist(), strict=True)]
     messages = [mine or its for mine, its in zip(one["message"].to_pylist(), other["message"].to_pylist(), strict=True)]
     predicted = [
-        [] if reason else [best[0][0] for best in best_classes(row, first[1], 1).values()]
+        [] if reason else predicted_classes(row, first[1], is_multi_label(one))
         for row, reason in zip(scores, reasons, strict=True)
     ]
     columns = {

@@ -20,6 +20,8 @@ SHOWN = 5
 
 LabelSets = dict[str, tuple[str, ...]]
 
+SEVERAL = {False: "one class a video", True: "several classes a video"}
+
 
 @dataclass(frozen=True)
 class Matched:
@@ -35,16 +37,24 @@ class Matched:
         return np.flatnonzero((self.manifest.labels == NO_LABEL).any(axis=1)).tolist()
 
 
-def match_classes(manifest: Manifest, trained: LabelSets, checkpoint_uri: str) -> Matched:
-    """Return the manifest with the labels and class names of the checkpoint.
+def match_classes(manifest: Manifest, trained: LabelSets, checkpoint_uri: str, multi_label: bool = False) -> Matched:
+    """Return the manifest with the labels and class names of the checkpoint, for several classes a video or
+    not.
 
     Raises CheckpointError if the label sets differ, or if nothing in common is left to count.
     """
+    if manifest.multi_label != multi_label:
+        raise CheckpointError(
+            f"{checkpoint_uri} was trained for {SEVERAL[multi_label]}, the dataset has "
+            f"{SEVERAL[manifest.multi_label]}; give a dataset of the same kind"
+        )
     if list(manifest.label_sets) != list(trained):
         raise CheckpointError(
             f"{checkpoint_uri} predicts {_and(list(trained))}, the dataset has {_and(list(manifest.label_sets))}; "
             "give a dataset with the same label sets"
         )
+    if multi_label:
+        return _match_marks(manifest, trained, checkpoint_uri)
     numbers = np.full_like(manifest.labels, NO_LABEL)
     foreign = dict[str, list[str]]()
     for column, (name, classes) in enumerate(manifest.label_sets.items()):
@@ -54,12 +64,32 @@ def match_classes(manifest: Manifest, trained: LabelSets, checkpoint_uri: str) -
         used = {classes[label] for label in manifest.labels[:, column].tolist() if label >= 0}
         foreign[name] = sorted(used - place.keys())
         if not (numbers[:, column] >= 0).any():
-            raise CheckpointError(
-                f"{checkpoint_uri} was trained on {_and(list(trained[name]))} ({name}), the dataset has "
-                f"{_and(foreign[name]) if foreign[name] else 'no labels'}: no video can be counted. Give "
-                "the dataset it was trained on, or rename the classes"
-            )
+            raise _nothing_to_count(checkpoint_uri, name, trained, foreign)
     return Matched(replace(manifest, labels=numbers, label_sets=trained), {n: f for n, f in foreign.items() if f})
+
+
+def _match_marks(manifest: Manifest, trained: LabelSets, checkpoint_uri: str) -> Matched:
+    """Do the same for several classes a video. A class that only the checkpoint has is one that no video here has."""
+    ((name, classes),) = manifest.label_sets.items()
+    place = {known: i for i, known in enumerate(trained[name])}
+    marks = np.zeros((len(manifest), len(place)), dtype=np.int64)
+    both = [i for i, known in enumerate(classes) if known in place]
+    marks[:, [place[classes[i]] for i in both]] = manifest.labels[:, both]
+    used = {classes[i] for i in np.flatnonzero(manifest.labels.sum(axis=0))}
+    foreign = {name: sorted(used - place.keys())}
+    if not marks.any():
+        raise _nothing_to_count(checkpoint_uri, name, trained, foreign)
+    return Matched(replace(manifest, labels=marks, label_sets=trained), {n: f for n, f in foreign.items() if f})
+
+
+def _nothing_to_count(
+    checkpoint_uri: str, name: str, trained: LabelSets, foreign: dict[str, list[str]]
+) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint_uri} was trained on {_and(list(trained[name]))} ({name}), the dataset has "
+        f"{_and(foreign[name]) if foreign[name] else 'no labels'}: no video can be counted. Give "
+        "the dataset it was trained on, or rename the classes"
+    )
 
 
 def unlabelled(manifest: Manifest, trained: LabelSets) -> Manifest:
@@ -71,6 +101,9 @@ def unlabelled(manifest: Manifest, trained: LabelSets) -> Manifest:
 def warning(matched: Matched) -> str:
     """Describe the videos that are not counted; empty if all are."""
     rows = matched.unlabelled
+    if matched.manifest.multi_label and matched.foreign:
+        ((_, names),) = matched.foreign.items()
+        return f"classes that the checkpoint does not have are not counted: {_and(names)}"
     if not rows:
         return ""
     classes = "; ".join(f"{name}: {_and(names)}" for name, names in matched.foreign.items())

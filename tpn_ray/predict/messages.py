@@ -29,6 +29,9 @@ def announce(question: EvaluationQuestion) -> None:
 def results(question: EvaluationQuestion, found: list[Result]) -> None:
     """Print a table, the bad videos, and where the results are."""
     names = list(question.matched.manifest.label_sets)
+    if question.recipe.model.multi_label:
+        _ranked(names[0], found)
+        return
     prefixes = [f"{name}_" for name in names] if len(names) > 1 else [""]
     if len(names) > 1:
         prefixes.append(f"{JOINT}_")
@@ -46,9 +49,34 @@ def results(question: EvaluationQuestion, found: list[Result]) -> None:
         f"{int(numbers['bad_videos'])} could not be used, "
         f"{int(numbers['quarantined_videos'])} were quarantined by preparing: both count as wrong in `top-1 of all`"
     )
+    _written(found, [f"{kind}_{file_name(name)}.png" for name in names for kind in ("confusion", "classes")])
+
+
+def _ranked(name: str, found: list[Result]) -> None:
+    """Do the same where videos have several classes."""
+    table = Table("", "mAP", "95 %", "by chance", "classes", "mAP of all")
+    for result in found:
+        numbers = result.numbers
+        table.add_row(
+            f"alpha {','.join(map(str, result.alpha))}" if result.alpha else name,
+            f"{numbers['map']:.2%}",
+            f"{numbers['map_low']:.1%} to {numbers['map_high']:.1%}",
+            f"{numbers['map_by_chance']:.1%}",
+            f"{numbers['classes']:.0f}",
+            f"{numbers['map_of_all']:.2%}",
+        )
+    print_table(table)
+    numbers = found[0].numbers
+    print(
+        f"{int(numbers['videos'])} videos scored; {int(numbers['bad_videos'])} could not be used, and count as ranked "
+        f"last in `mAP of all`; {int(numbers['quarantined_videos'])} were quarantined by preparing, and count nowhere"
+    )
+    _written(found, [f"classes_{file_name(name)}.png"])
+
+
+def _written(found: list[Result], pictures: list[str]) -> None:
     _bad(found[0])
     for result in found:
-        pictures = [f"{kind}_{file_name(name)}.png" for name in names for kind in ("confusion", "classes")]
         print(f"results in {result.folder}: {METRICS}, {VIDEOS}, {', '.join(pictures)}, mistakes.png", flush=True)
 
 

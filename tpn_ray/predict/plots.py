@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -74,25 +75,28 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
     return png(made)
 
 
-def per_class(matrix: NDArray[np.int64], classes: Sequence[str]) -> bytes:
-    """Plot the top-1 of each class, best first; of many classes, the 20 best and the 20 worst."""
-    counts, right = matrix.sum(axis=1), np.diag(matrix)
-    order = [i for i in np.argsort(-right / np.maximum(counts, 1), kind="stable").tolist() if counts[i]]
+def per_class(classes: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Plot the top-1, or the average precision, of each class, best first; of many classes, the 20 best and the 20
+    worst.
+
+    `classes` is per_class of `tpn_ray.predict.summary.details`: name -> videos, and top1 or average_precision.
+    """
+    score = "average_precision" if any("average_precision" in one for one in classes.values()) else "top1"
+    order = sorted((name for name, one in classes.items() if one["videos"]), key=lambda name: -classes[name][score])
     shown = order if len(order) <= NAMED else [*order[: NAMED // 2], *order[-NAMED // 2 :]]
     made, axes = figure(7.5, 1.2 + 0.24 * len(shown))
-    values = [float(right[i] / counts[i]) for i in shown]
-    axes.barh(range(len(shown)), values, color=BLUE)
-    axes.set_yticks(range(len(shown)), [f"{short(classes[i])} ({counts[i]})" for i in shown])
+    axes.barh(range(len(shown)), [classes[name][score] for name in shown], color=BLUE)
+    axes.set_yticks(range(len(shown)), [f"{short(name)} ({classes[name]['videos']})" for name in shown])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_xlabel("top-1 (videos in brackets)")
-    mean = float(np.mean([right[i] / counts[i] for i in order])) if order else 0.0
+    axes.set_xlabel(f"{'top-1' if score == 'top1' else 'average precision'} (videos in brackets)")
+    mean = float(np.mean([classes[name][score] for name in order])) if order else 0.0
     axes.axvline(mean, color=ORANGE, linewidth=1)
-    title(made, f"mean class accuracy {mean:.1%}")
+    title(made, f"{'mean class accuracy' if score == 'top1' else 'mAP'} {mean:.1%}")
     return png(made)
 
 
-def class_gains(classes: Sequence[ClassGain], said: str) -> bytes:
+def class_gains(classes: Sequence[ClassGain], said: str, score: str = "top-1") -> bytes:
     """Plot the gain of each class as a bar, in the given order; of many classes, the first 20 and the last 20."""
     shown = list(classes) if len(classes) <= NAMED else [*classes[: NAMED // 2], *classes[-NAMED // 2 :]]
     made, axes = figure(7.5, 1.4 + 0.24 * len(shown))
@@ -103,6 +107,6 @@ def class_gains(classes: Sequence[ClassGain], said: str) -> bytes:
     axes.axvline(0, color=GREY, linewidth=0.8)
     if not any(one.gain for one in shown):
         axes.set_xlim(-1, 1)
-    axes.set_xlabel("gain in top-1, percentage points (videos in brackets)")
+    axes.set_xlabel(f"gain in {score}, percentage points (videos in brackets)")
     title(made, said)
     return png(made)

@@ -41,7 +41,8 @@ MAX_VIDEO_BYTES = 2 * 1024**3
 Item = TypeVar("Item")
 Alpha = tuple[int, ...]
 ViewScores = NDArray[np.float32]
-"""(v, k): for each view, the softmax over the classes of each label set."""
+"""(v, k): for each view, the softmax over the classes of each label set, or the sigmoid of each class where videos have
+several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,8 @@ class Predictor:
         portions = even_portions(wanted, PIXELS_AT_ONCE // (seen.places.shape[1] * side * side))
         with _threads(self.threads), computing(self.precision, self.device):
             outputs = [self.model(self.normalise(cut(frames, places, part, side))).action for part in portions]
-            return probabilities(torch.cat(outputs), self.recipe.model.label_sets)
+            model = self.recipe.model
+            return probabilities(torch.cat(outputs), model.label_sets, model.multi_label)
 
     def _read(self, path: str) -> bytes:
         if self.recipe.clip.modality == "flow":
@@ -232,3 +234,12 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def predicted_classes(
+    scores: NDArray[np.float32], label_sets: dict[str, tuple[str, ...]], multi_label: bool = False
+) -> list[str]:
+    """Return the best class of each label set; with `multi_label`, all with a score of a half or more."""
+    if multi_label:
+        return [name for name, score in zip(*label_sets.values(), scores, strict=True) if score >= 0.5]
+    return [best[0][0] for best in best_classes(scores, label_sets, 1).values()]

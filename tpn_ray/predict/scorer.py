@@ -16,7 +16,8 @@ from tpn_ray.metrics import average_views
 from tpn_ray.predict.predictor import EXACT, Alpha, Arithmetic, load
 
 SCORES = "scores"
-"""float32 (a, k): for each alpha, the mean over the views of the softmax of each label set; zeros for a bad video."""
+"""float32 (a, k): for each alpha, the mean over the views of the softmax of each label set (of the sigmoid of each
+class, where videos have several); zeros for a bad video."""
 
 VIEW_SCORES = "view_scores"
 """float32 (a, v, k): the same for each view, if requested."""

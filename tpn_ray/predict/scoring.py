@@ -73,8 +73,8 @@ def score_videos(
     classes."""
     saved = checkpoints.load(checkpoint_uri, parts=())
     label_sets = {name: tuple(classes) for name, classes in saved.label_sets.items()}
-    matched = match_classes(manifest, label_sets, checkpoint_uri).manifest
     recipe = from_plain(saved.recipe)
+    matched = match_classes(manifest, label_sets, checkpoint_uri, recipe.model.multi_label).manifest
     blocks = score(checkpoint_uri, recipe, matched, views, resources, on_progress=on_progress)
     (table,) = video_tables(matched, blocks)
     return table

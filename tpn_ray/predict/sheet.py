@@ -13,8 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from tpn_ray.clips import decoding
 from tpn_ray.clips.augment import AugmentConfig, test_view
 from tpn_ray.clips.sampling import ClipConfig
-from tpn_ray.data.plan import PlannedMicroBatch
-from tpn_ray.data.tasks import ClipSource, training_rows
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.datasets.reader import fetch
 from tpn_ray.errors import BadVideo
@@ -55,16 +53,6 @@ def _colored(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return frame if frame.shape[2] == 3 else np.dstack([frame, np.full(frame.shape[:2], 128, np.uint8)])
 
 
-def training_clips(source: ClipSource, samples: Sequence[int], epoch: int) -> list[Strip]:
-    """Return the clips that training really sees of these videos in this epoch: cropped, mirrored, color-jittered."""
-    numbers = np.array(samples, dtype=np.int64)
-    made = training_rows(source, [PlannedMicroBatch(step=0, epoch=epoch, positions=numbers, samples=numbers)])
-    return [
-        Strip(f"{_classes(source.manifest, sample)}   {source.manifest.ids[sample]}   {reason}", clip)
-        for sample, clip, reason in zip(samples, made["clip"], made["reason"], strict=True)
-    ]
-
-
 def whole_videos(manifest: Manifest, chosen: Sequence[tuple[int, str]], config: AugmentConfig) -> list[Strip]:
     """Return frames spread over each of these videos, given as (sample, text). Videos that cannot be read anymore are
     left out."""
@@ -77,8 +65,3 @@ def whole_videos(manifest: Manifest, chosen: Sequence[tuple[int, str]], config: 
             continue
         strips.append(Strip(text, test_view(frames, config)))
     return strips
-
-
-def _classes(manifest: Manifest, sample: int) -> str:
-    sets = zip(manifest.labels[sample].tolist(), manifest.label_sets.values(), strict=True)
-    return ", ".join(classes[label] for label, classes in sets if label >= 0)

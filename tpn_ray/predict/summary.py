@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tpn_ray.errors import ConfigError
 from tpn_ray.metrics import (
+    average_precisions,
     bootstrap_interval,
     confusion_matrix,
+    map_interval,
+    mean_average_precision,
     mean_class_accuracy,
     mean_class_interval,
     ranks,
     wilson_interval,
 )
+
+MULTI_LABEL_KEY = b"tpn_ray.multi_label"
+"""In the metadata of a table whose videos have several classes each: labels are then a 0 or 1 for each class."""
 
 JOINT = "action"
 """Key for all labels of a video together, if it has several (verb and noun)."""
@@ -39,6 +47,34 @@ class LabelSetScores:
     predicted: Labels
 
 
+@dataclass(frozen=True)
+class RankedClasses:
+    """The usable videos of a table in which videos have several classes."""
+
+    name: str
+    classes: tuple[str, ...]
+    rows: NDArray[np.int64]
+    """Their rows in the table."""
+    scores: Scores
+    labels: NDArray[np.bool_]
+    """(n, k): whether a video has a class."""
+
+
+def is_multi_label(table: pa.Table) -> bool:
+    """Return whether the videos of a table have several classes each."""
+    return MULTI_LABEL_KEY in (table.schema.metadata or {})
+
+
+def ranked_classes(table: pa.Table, label_sets: dict[str, tuple[str, ...]], bad: bool = False) -> RankedClasses:
+    """Return what mAP is made of; with `bad`, also the videos that could not be used, ranked last."""
+    ((name, classes),) = label_sets.items()
+    usable = np.array([not reason for reason in table["reason"].to_pylist()], dtype=bool)
+    scores = np.where(usable[:, None], scores_array(table).reshape(len(table), len(classes)), np.float32(-1.0))
+    labels = np.array(table["labels"].to_pylist(), dtype=np.int64).reshape(len(table), len(classes)) > 0
+    rows = np.flatnonzero(usable | bad)
+    return RankedClasses(name, classes, rows, scores[rows], labels[rows])
+
+
 def scores_array(table: pa.Table) -> Scores:
     """Return the scores of a table as (n, k)."""
     column = table["scores"].combine_chunks()
@@ -46,7 +82,9 @@ def scores_array(table: pa.Table) -> Scores:
 
 
 def by_label_set(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> list[LabelSetScores]:
-    """Return what counts for each label set."""
+    """Return what counts for each label set. Raises ConfigError where videos have several classes."""
+    if is_multi_label(table):
+        raise ConfigError("these videos have several classes each: there is no top-1 to compute; mAP is their score")
     usable = np.array([not reason for reason in table["reason"].to_pylist()], dtype=bool)
     labels = np.array(table["labels"].to_pylist(), dtype=np.int64).reshape(len(table), len(label_sets))
     scores, start, found = scores_array(table), 0, []
@@ -65,11 +103,16 @@ def summarise(table: pa.Table, label_sets: dict[str, tuple[str, ...]], quarantin
     `..._of_all` counts bad videos, and those `quarantined` when the dataset was prepared, as wrong. Keys carry the
     label set's name if there are several; `action_...` then means that all labels are right at once (top-5: that the
     right combination is among the five with the highest product of scores).
+
+    Where videos have several classes, returns mAP, its interval, and the number of `classes` that it is the mean of.
+    `map_of_all` ranks bad videos last; what quarantined ones show is not known.
     """
     reasons = table["reason"].to_pylist()
     bad = sum(bool(reason) for reason in reasons)
     numbers: dict[str, float] = {"videos": float(len(table) - bad), "bad_videos": float(bad)}
     numbers["quarantined_videos"] = float(quarantined)
+    if is_multi_label(table):
+        return numbers | _precision(table, label_sets)
     sets = by_label_set(table, label_sets)
     numbers["unlabelled_videos"] = float(len(table) - bad - min(len(one.rows) for one in sets))
     for one in sets:
@@ -80,6 +123,21 @@ def summarise(table: pa.Table, label_sets: dict[str, tuple[str, ...]], quarantin
     if len(label_sets) > 1:
         numbers |= _shares(f"{JOINT}_", joint_ranks(table, sets), bad + quarantined)
     return numbers
+
+
+def _precision(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> dict[str, float]:
+    ranked, everything = ranked_classes(table, label_sets), ranked_classes(table, label_sets, bad=True)
+    low, high = map_interval(ranked.scores, ranked.labels)
+    shares = ranked.labels.mean(axis=0) if len(ranked.rows) else np.zeros(0)
+    return {
+        "unlabelled_videos": 0.0,
+        "classes": float(ranked.labels.any(axis=0).sum()),
+        "map": mean_average_precision(ranked.scores, ranked.labels),
+        "map_low": low,
+        "map_high": high,
+        "map_of_all": mean_average_precision(everything.scores, everything.labels),
+        "map_by_chance": float(shares[shares > 0].mean()) if shares.any() else math.nan,
+    }
 
 
 def _shares(prefix: str, places: NDArray[np.int64], wrong: int) -> dict[str, float]:
@@ -113,7 +171,10 @@ def joint_ranks(table: pa.Table, sets: list[LabelSetScores]) -> NDArray[np.int64
 
 
 def details(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Return, for each label set, bootstrap intervals over the videos, every class, and the confusion matrix."""
+    """Return, for each label set, bootstrap intervals over the videos, every class, and the confusion matrix; where
+    videos have several classes, the average precision of every class."""
+    if is_multi_label(table):
+        return _details_of_ranked(ranked_classes(table, label_sets))
     found = {}
     for one in by_label_set(table, label_sets):
         first, fifth = one.ranks == 0, one.ranks < 5
@@ -133,6 +194,19 @@ def details(table: pa.Table, label_sets: dict[str, tuple[str, ...]]) -> dict[str
             "confusion": matrix.tolist(),
         }
     return found
+
+
+def _details_of_ranked(ranked: RankedClasses) -> dict[str, Any]:
+    values = average_precisions(ranked.scores, ranked.labels)
+    each = zip(ranked.classes, ranked.labels.sum(axis=0).tolist(), values.tolist(), strict=True)
+    return {
+        ranked.name: {
+            "per_class": {
+                name: {"videos": count, "average_precision": value if count else None} for name, count, value in each
+            },
+            "classes": list(ranked.classes),
+        }
+    }
 
 
 def confused(matrix: NDArray[np.int64], classes: tuple[str, ...], count: int = 5) -> list[tuple[str, str, int]]:

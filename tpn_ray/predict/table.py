@@ -17,8 +17,9 @@ from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError, NotFoundError
 from tpn_ray.names import label_sets_problem
 from tpn_ray.predict.labels import LabelSets
-from tpn_ray.predict.predictor import best_classes
+from tpn_ray.predict.predictor import predicted_classes
 from tpn_ray.predict.scorer import SCORES, VIEW_SCORES
+from tpn_ray.predict.summary import MULTI_LABEL_KEY
 
 LIST = pa.list_(pa.float32())
 VIDEOS, METRICS = "videos.parquet", "metrics.json"
@@ -31,12 +32,15 @@ def video_tables(manifest: Manifest, blocks: Iterable[Rows], alphas: int = 1) ->
     """Return, for each alpha, a table with one row per video, in the manifest's order.
 
     Columns: id, uri, split, labels and their class names, predicted class names, scores, reason, and message. The label
-    -1 stands for none; all class names are in the table's metadata.
+    -1 stands for none; all class names are in the table's metadata. Where videos have several classes, labels hold a 0
+    or 1 for each class, and those with a score of a half or more are predicted.
     """
     parts = list(blocks)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in (rows.LABELS, SCORES)}
     why = {name: [value for part in parts for value in part[name].tolist()] for name in (rows.REASON, rows.MESSAGE)}
     about = {LABEL_SETS_KEY: json.dumps(manifest.label_sets)}
+    if manifest.multi_label:
+        about[MULTI_LABEL_KEY] = "1"
     return [
         pa.table(
             {
@@ -44,9 +48,9 @@ def video_tables(manifest: Manifest, blocks: Iterable[Rows], alphas: int = 1) ->
                 "uri": manifest.uris,
                 "split": manifest.splits,
                 "labels": joined[rows.LABELS].tolist(),
-                "classes": [_names(labels, manifest.label_sets) for labels in joined[rows.LABELS].tolist()],
+                "classes": [_names(labels, manifest) for labels in joined[rows.LABELS].tolist()],
                 "predicted": [
-                    [best[0][0] for best in best_classes(scores, manifest.label_sets, 1).values()] if not reason else []
+                    [] if reason else predicted_classes(scores, manifest.label_sets, manifest.multi_label)
                     for scores, reason in zip(joined[SCORES][:, place], why[rows.REASON], strict=True)
                 ],
                 "scores": pa.array(joined[SCORES][:, place].tolist(), type=LIST),
@@ -59,8 +63,10 @@ def video_tables(manifest: Manifest, blocks: Iterable[Rows], alphas: int = 1) ->
     ]
 
 
-def _names(labels: Sequence[int], label_sets: LabelSets) -> list[str | None]:
-    return [classes[i] if i >= 0 else None for i, classes in zip(labels, label_sets.values(), strict=True)]
+def _names(labels: Sequence[int], manifest: Manifest) -> list[str | None]:
+    if manifest.multi_label:
+        return [name for name, has in zip(*manifest.label_sets.values(), labels, strict=True) if has > 0]
+    return [classes[i] if i >= 0 else None for i, classes in zip(labels, manifest.label_sets.values(), strict=True)]
 
 
 class ViewWriter:

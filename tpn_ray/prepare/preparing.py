@@ -153,7 +153,7 @@ def _prepare(
     # The tasks' last reports may not have arrived while they ran; the shards have them all.
     refuse_beyond_budget({bad[0]: bad for summary in done.values() for bad in summary.bad}, len(manifest), max_bad)
     held.token.check()
-    dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings)
+    dataset = shard_files.write_dataset(folder, done, manifest.label_sets, settings, manifest.multi_label)
     return Summary(
         dataset=dataset,
         quarantine=sorted(bad for summary in done.values() for bad in summary.bad),

@@ -34,7 +34,12 @@ AS_TRAINED = 0
 def read_checkpoint(uri: str) -> tuple[Recipe, LabelSets]:
     """Return the recipe and the label sets that a checkpoint was trained with."""
     saved = checkpoints.load(storage.absolute(uri), parts=())
-    return from_plain(saved.recipe), {name: tuple(classes) for name, classes in saved.label_sets.items()}
+    recipe = from_plain(saved.recipe)
+    if recipe.model.multi_label:
+        raise ConfigError(
+            f"{uri} was trained for several classes a video; the analysis of tempo is of one class a video"
+        )
+    return recipe, {name: tuple(classes) for name, classes in saved.label_sets.items()}
 
 
 def check_frames(checkpoint: str) -> None:

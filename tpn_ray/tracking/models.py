@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpn_ray import storage
 from tpn_ray.redaction import redacted
+from tpn_ray.score import score_of
 from tpn_ray.tracking.used_data import UsedData
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ would get whatever an index holds under its name, which may be somebody else's."
 MODEL_TYPE = "tpn_ray"
 EXAMPLE = "s3://bucket/video.mp4"
 """What a caller of a model sends, where no video of its own is at hand."""
-CHECKPOINT_TAG, DATASET_TAG, SCORE_TAG = "checkpoint", "dataset_version", "val_top1"
+CHECKPOINT_TAG, DATASET_TAG = "checkpoint", "dataset_version"
 EXTERNAL_TAG = "mlflow.model.isExternal"
 """MLflow's mark of a model whose files are elsewhere."""
 EXAMPLE_FILE, REQUEST_FILE = "input_example.json", "serving_input_example.json"
@@ -123,7 +124,7 @@ def register(
     """Give the logged model of a checkpoint its files, and make it the newest version of a registered model.
 
     `example` is the URI of a video that a caller may send. Returns the version, and the one that is the champion: the
-    new version only if there was none, or one of the same dataset with no higher validation top-1.
+    new version only if there was none, or one of the same dataset with no higher validation score.
     """
     run = client.get_run(run_id)
     model = _find(client, run.info.experiment_id, run_id, checkpoint) or _create(client, run, checkpoint)
@@ -146,14 +147,10 @@ def _crown(client: MlflowClient, name: str, newest: str, about: Mapping[str, str
     present = client.get_registered_model(name).aliases.get(CHAMPION)
     if present is not None:
         champion = client.get_model_version(name, present).tags
-        if champion.get(DATASET_TAG) != about.get(DATASET_TAG) or _score(champion) > _score(about):
+        if champion.get(DATASET_TAG) != about.get(DATASET_TAG) or score_of(champion) > score_of(about):
             return str(present)
     client.set_registered_model_alias(name, CHAMPION, newest)
     return newest
-
-
-def _score(tags: Mapping[str, str]) -> float:
-    return float(tags.get(SCORE_TAG, "-1"))
 
 
 def write_served(folder: str, checkpoint: str, example: str, model: LoggedModel, run_id: str) -> None:

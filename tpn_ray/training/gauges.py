@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import ray.util.metrics
 
+from tpn_ray.score import NAMES
 from tpn_ray.training.events import Committed, Event, Failed, NodeLoad, Progress, Started
 
 PREFIX = "tpn_"
@@ -25,6 +26,7 @@ RUN_GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "waiting_share": ("Share of the time that workers waited for clips since the last report.", ()),
     "seconds_left": ("Seconds until the end of the run at the present speed.", ()),
     "val_top1": ("Validation top-1 of the last evaluation.", ()),
+    "val_map": ("Validation mAP of the last evaluation, where videos have several classes.", ()),
     "checkpoint_unixtime": ("When the last checkpoint was committed, in seconds since the epoch.", ()),
     "worker_seconds": ("All workers' time by what it went into; compute and evaluation are goodput.", ("part",)),
     "bad_videos": ("Videos that cannot be used.", ("reason",)),
@@ -72,8 +74,7 @@ class RunGauges:
                 )
             case Committed():
                 self._set(checkpoint_unixtime=time.time())
-                if event.scores:
-                    self._set(val_top1=event.scores["val_top1"])
+                self._set(**{name: event.scores[name] for name in NAMES if name in event.scores})
         if not isinstance(event, Progress | NodeLoad):
             for part, amount in seconds.items():
                 self._one("worker_seconds", amount, part=part)

@@ -20,9 +20,10 @@ def total_loss(
     classes: tuple[int, ...],
     config: LossConfig,
     partners: Partners | None = None,
+    multi_label: bool = False,
 ) -> Float[Tensor, ""]:
     """Return the mean loss over the clips: that of the main head, plus the weighted ones of the auxiliary heads."""
-    return weighted(head_losses(scores, labels, classes, config, partners), config)
+    return weighted(head_losses(scores, labels, classes, config, partners, multi_label), config)
 
 
 def weighted(losses: Sequence[Float[Tensor, ""]], config: LossConfig) -> Float[Tensor, ""]:
@@ -39,11 +40,12 @@ def head_losses(
     classes: tuple[int, ...],
     config: LossConfig,
     partners: Partners | None = None,
+    multi_label: bool = False,
 ) -> list[Float[Tensor, ""]]:
     """Return the mean loss over the clips of each head, the main one first.
 
     With several label sets (verb, noun), each head averages over them. Mixed clips count for their own class and for
-    that of their partner, by their shares.
+    that of their partner, by their shares. With `multi_label`, labels are (n, k): 1 for each class that a clip has.
     """
     if len(scores.auxiliary) != len(config.lambdas):
         raise ConfigError(
@@ -51,6 +53,8 @@ def head_losses(
             f"the network has {len(scores.auxiliary)} auxiliary heads"
         )
     heads = (scores.action, *scores.auxiliary)
+    if multi_label:
+        return [binary_cross_entropy(head, labels, partners) for head in heads]
     return [cross_entropy(head, labels, classes, config.label_smoothing, partners) for head in heads]
 
 
@@ -80,3 +84,17 @@ def _cross_entropy(
         for wanted in (labels, labels[partners.of])
     )
     return (partners.own * own + (1 - partners.own) * others).mean()
+
+
+def binary_cross_entropy(
+    scores: Float[Tensor, "n k"], labels: Int[Tensor, "n k"], partners: Partners | None = None
+) -> Float[Tensor, ""]:
+    """Return the mean over clips and classes of the cross-entropy of each class by itself, in float32.
+
+    The paper has no dataset with several classes a video; the mean over classes is mmaction2's and PySlowFast's.
+    """
+    wanted = labels.float()
+    if partners is not None:
+        own = partners.own[:, None].float()
+        wanted = own * wanted + (1 - own) * wanted[partners.of]
+    return F.binary_cross_entropy_with_logits(scores.float(), wanted)

@@ -23,6 +23,7 @@ from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError, TrainingError
 from tpn_ray.recipe import Recipe
 from tpn_ray.resources import GROW_SECONDS
+from tpn_ray.score import NAMES
 from tpn_ray.training import origin, run_folder, worker
 from tpn_ray.training.accounting import RunLedger
 from tpn_ray.training.events import Event, Notice
@@ -42,7 +43,7 @@ class RunResult:
     """How a run ended."""
 
     best: str
-    """URI of the checkpoint with the highest validation top-1."""
+    """URI of the checkpoint with the highest validation score."""
     last: str
     scores: dict[str, float]
     """Scores of the best checkpoint."""
@@ -61,7 +62,7 @@ class RunResult:
 
     def _repr_html_(self) -> str:
         """Show the result in a notebook."""
-        shares = {"val_top1": "top-1 of the best checkpoint", "val_top5": "top-5"}
+        shares = {name: f"{said} of the best checkpoint" for name, said in NAMES.items()} | {"val_top5": "top-5"}
         rows = [(name, f"{self.scores[key]:.1%}") for key, name in shares.items() if key in self.scores]
         rows += [("best checkpoint", self.best), ("last checkpoint", self.last)]
         rows += [("clips per second", f"{self.clips_per_second:.0f}")] if self.clips_per_second else []

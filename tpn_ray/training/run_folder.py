@@ -23,6 +23,7 @@ from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, DamagedError, NotFoundError, TornCheckpointError, difference
 from tpn_ray.lease import Token
 from tpn_ray.recipe import with_defaults
+from tpn_ray.score import called, score_of
 from tpn_ray.sealed import damaged, seal, unseal
 from tpn_ray.training.record import Record, StepMetrics
 
@@ -183,9 +184,9 @@ def _record(uri: str) -> Record:
 
 
 def best(records: Sequence[Record], committed: Collection[int]) -> Record | None:
-    """Return the record with the highest validation top-1 whose checkpoint exists, or None; the latest in a tie."""
+    """Return the record with the highest validation score whose checkpoint exists, or None; the latest in a tie."""
     scored = [record for record in records if record.scores and record.step in committed]
-    return max(scored, key=lambda record: (record.scores["val_top1"], record.step)) if scored else None
+    return max(scored, key=lambda record: (score_of(record.scores), record.step)) if scored else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +221,8 @@ def ends(run_uri: str, records: Sequence[Record]) -> Ends:
     if wanted and wanted.step != step:
         instead = "the best one left" if found else "the last one, which was not scored,"
         notices.append(
-            f"the checkpoint of the best evaluation ({wanted.scores['val_top1']:.1%} top-1 at step {wanted.step}) is "
-            f"missing: {instead} is {checkpoint_uri(run_uri, step)}"
+            f"the checkpoint of the best evaluation ({score_of(wanted.scores):.1%} {called(wanted.scores)} at step "
+            f"{wanted.step}) is missing: {instead} is {checkpoint_uri(run_uri, step)}"
         )
     return Ends(last=last, best=step, scores=found.scores if found else {}, notices=tuple(notices))
 

@@ -18,10 +18,12 @@ from tpn_ray.training.multigrid import grid_of
 
 
 def recipe_for(recipe: Recipe, manifest: Manifest) -> Recipe:
-    """Return the recipe with the dataset's number of classes. Raises ConfigError if its modality is not there."""
+    """Return the recipe with the dataset's number of classes. Raises ConfigError if its modality is not there, or if
+    videos have several classes and the recipe is for one."""
     manifest.showing(recipe.clip.modality)
     sizes = tuple(len(classes) for classes in manifest.label_sets.values())
-    return replace_fields(recipe, {"model.classes": sizes[0] if len(sizes) == 1 else sizes})
+    classes = sizes[0] if len(sizes) == 1 else sizes
+    return replace_fields(recipe, {"model.classes": classes, "model.multi_label": manifest.multi_label})
 
 
 def make_plan(recipe: Recipe, manifest: Manifest) -> Plan:

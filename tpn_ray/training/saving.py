@@ -18,7 +18,7 @@ class Saving:
     """Interval between checkpoints in steps; 0: none."""
 
     keep_best: int = 1
-    """Number of checkpoints with the highest validation top-1 to keep."""
+    """Number of checkpoints with the highest validation score to keep."""
 
     keep_last: int = 2
     """Number of newest checkpoints to keep."""
@@ -43,9 +43,9 @@ class Saving:
             or (self.every_seconds and seconds >= self.every_seconds)
         )
 
-    def to_delete(self, top1: dict[int, float | None]) -> list[int]:
-        """Return the steps of the committed checkpoints, given as step -> top-1 if scored, that need not be kept."""
-        newest = sorted(top1)[-self.keep_last :]
-        scored = sorted((value, step) for step, value in top1.items() if value is not None)
+    def to_delete(self, scores: dict[int, float | None]) -> list[int]:
+        """Return the steps of the committed checkpoints, given as step -> score if scored, that need not be kept."""
+        newest = sorted(scores)[-self.keep_last :]
+        scored = sorted((value, step) for step, value in scores.items() if value is not None)
         best = [step for _, step in scored[-self.keep_best :]]
-        return [step for step in sorted(top1) if step not in newest and step not in best]
+        return [step for step in sorted(scores) if step not in newest and step not in best]

@@ -43,6 +43,7 @@ class MicroBatch(NamedTuple):
     """Index in its step, from 0."""
     clips: UInt8[Tensor, "n t h w c"]
     labels: Int[Tensor, "n s"]
+    """A class number for each label set; where videos have several classes, a column of 0 or 1 for each class."""
 
 
 class StepSums(NamedTuple):
@@ -89,7 +90,7 @@ class Training:
         use_tf32(loop.precision == "tf32")
         self.loss_config, self.optim, self.loop, self.device = loss, optim, loop, device
         self.model: Recognizer = build_model(model).to(device)
-        self.classes = model.label_sets
+        self.classes, self.multi_label = model.label_sets, model.multi_label
         self.optimizer = make_optimizer(optim, self.model, model.spec)
         self.frozen = frozen_modules(optim, self.model)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -167,7 +168,7 @@ class Training:
             reduce.add(micro_batch)
             losses[micro_batch.number] = loss.detach()
             heads += torch.stack([one.detach() for one in each])
-            hits += first_hits(scores, micro_batch.labels, self.classes)
+            hits += first_hits(scores, micro_batch.labels, self.classes, self.multi_label)
         self.statistics.copy_(reduce.finish())
         self.counters.fill_(self.step + 1)
         norm = nn.utils.get_total_norm([weight.grad for weight in self.trained if weight.grad is not None])
@@ -201,7 +202,8 @@ class Training:
         clips, partners = mix(self.normalise(micro_batch.clips), self.loss_config, seed)
         with autocast(self.loop.precision, self.device):
             scores = self.parallel(clips)
-        losses = head_losses(scores, micro_batch.labels, self.classes, self.loss_config, partners)
+        labels = micro_batch.labels
+        losses = head_losses(scores, labels, self.classes, self.loss_config, partners, self.multi_label)
         return Computed(losses, scores.action)
 
     def _forward_nothing(self, micro_batch: MicroBatch) -> Computed:
@@ -225,11 +227,7 @@ class Training:
     @torch.no_grad()
     def evaluate(self, clips: UInt8[Tensor, "n t h w c"], labels: Int[Tensor, "n s"]) -> Float[Tensor, "4"]:
         """Return sums over the clips: loss, top-1 hits, top-5 hits, count. All label sets must be right for a hit."""
-        if self.average:
-            self.average.take_buffers(self.model)
-        self.scored.eval()
-        with autocast(self.loop.precision, self.device):
-            scores = self.scored(self.normalise(clips)).action.float()
+        scores = self.score(clips)
         loss = cross_entropy(scores, labels, self.classes) * len(labels)
         parts = split_label_sets(scores, self.classes)
         hits = [
@@ -237,6 +235,16 @@ class Training:
             for k in (1, 5)
         ]
         return torch.stack([loss, *(h.float() for h in hits), loss.new_full((), len(labels))])
+
+    @torch.no_grad()
+    def score(self, clips: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k"]:
+        """Return the scores of the network as it is evaluated and saved, before softmax or sigmoid."""
+        if self.average:
+            self.average.take_buffers(self.model)
+        self.scored.eval()
+        with autocast(self.loop.precision, self.device):
+            scores: Tensor = self.scored(self.normalise(clips)).action
+        return scores.float()
 
 
 class FastReduction:
@@ -302,8 +310,12 @@ class OrderedReduction:
         return statistics
 
 
-def first_hits(scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...]) -> Int[Tensor, ""]:
-    """Count the clips whose best class is the right one in every label set."""
+def first_hits(
+    scores: Float[Tensor, "n k"], labels: Int[Tensor, "n s"], classes: tuple[int, ...], multi_label: bool = False
+) -> Int[Tensor, ""]:
+    """Count the clips whose best class is the right one in every label set; with `multi_label`, one of theirs."""
+    if multi_label:
+        return labels.gather(1, scores.detach().argmax(dim=1, keepdim=True)).sum()
     parts = split_label_sets(scores.detach(), classes)
     return torch.stack([part.argmax(dim=1) == labels[:, i] for i, part in enumerate(parts)]).all(dim=0).sum()
 

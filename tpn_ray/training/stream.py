@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tpn_ray.clips import rows
 from tpn_ray.clips.augment import AFTER_DECODING, AugmentConfig, generator
@@ -121,9 +123,17 @@ class Stream:
 
     def _augmented(self, micro_batch: MicroBatch, block: Rows, epoch: int) -> MicroBatch:
         """Apply what is drawn for the place of each usable clip in the plan."""
-        if not self._augment.rand_operations:
-            return micro_batch
-        usable = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
-        places = zip(block[rows.SAMPLE][usable].tolist(), block[rows.POSITION][usable].tolist(), strict=True)
-        randoms = [generator(self._seed, epoch, sample, AFTER_DECODING + position) for sample, position in places]
-        return micro_batch._replace(clips=rand_augment(micro_batch.clips, self._augment, randoms))
+        clips = changed_after_decoding(micro_batch.clips, block, self._augment, self._seed, epoch)
+        return micro_batch._replace(clips=clips)
+
+
+def changed_after_decoding(
+    clips: UInt8[Tensor, "n t h w c"], block: Rows, augment: AugmentConfig, seed: int, epoch: int
+) -> UInt8[Tensor, "n t h w c"]:
+    """Apply RandAugment to the usable clips of a block, as drawn for the place of each in the plan."""
+    if not augment.rand_operations:
+        return clips
+    usable = (block[rows.REASON] == "") & (block[rows.SAMPLE] >= 0)
+    places = zip(block[rows.SAMPLE][usable].tolist(), block[rows.POSITION][usable].tolist(), strict=True)
+    randoms = [generator(seed, epoch, sample, AFTER_DECODING + position) for sample, position in places]
+    return rand_augment(clips, augment, randoms)

@@ -37,14 +37,15 @@ from tpn_ray.errors import (
     LeaseError,
     SupersededError,
     TpnRayError,
-    TrainingError,
 )
 from tpn_ray.lease import Token
 from tpn_ray.model.convolution_check import convolution_self_test
 from tpn_ray.model.weights import load_what_fits
 from tpn_ray.recipe import Recipe, to_plain
 from tpn_ray.resources import Decoding
+from tpn_ray.score import called, score_of
 from tpn_ray.training import multigrid, run_folder
+from tpn_ray.training.evaluation import evaluate
 from tpn_ray.training.events import Event, Notice, Started, Stopped
 from tpn_ray.training.goodput import Clock
 from tpn_ray.training.log import DivergedError, Log
@@ -124,8 +125,8 @@ class Beginning:
     """URI; empty for a new run."""
     start: int
     """A number above that of every earlier start: milliseconds since the epoch."""
-    top1: tuple[float, ...]
-    """Top-1 of all evaluations so far."""
+    scores: tuple[float, ...]
+    """Scores of all evaluations so far, by which checkpoints are ranked."""
     token: Token
     """Token with which this group writes."""
 
@@ -181,7 +182,7 @@ class _Rank:
         beginning: Beginning,
     ) -> None:
         self.job, self.training, self.stream, self.writer = job, training, stream, writer
-        self.clock, self.rank, self.top1 = clock, rank, list(beginning.top1)
+        self.clock, self.rank, self.scores = clock, rank, list(beginning.scores)
         first = ray.train.get_context().get_local_rank() == 0
         self.log = Log(job.schedule.plan, clock, job.tell, ray.util.get_node_ip_address() if first else "")
         self.ledger = OrderLedger(job.order_ledger, beginning.start, rank, beginning.step) if job.order_ledger else None
@@ -227,20 +228,12 @@ class _Rank:
         self.log.add(sums)
 
     def _evaluate(self) -> dict[str, float]:
-        """Score every validation video once, for any number of workers: top-1 and top-5 on the middle clip."""
+        """Score the middle clip of every validation video once, for any number of workers."""
         with self.clock.booking("evaluation"):
-            sums = torch.zeros(4, dtype=torch.float64, device=self.training.device)
-            for batch in self.stream.evaluation():
-                if len(batch.labels):
-                    sums += self.training.evaluate(batch.clips, batch.labels)
-            if self.training.workers > 1:
-                dist.all_reduce(sums)
-            loss, first, five, videos = sums.tolist()
-        if videos == 0:
-            raise TrainingError("no validation video could be used")
-        self.top1.append(first / videos)
-        self.ended = why_end(self.top1, self.job.recipe.loop.patience_evaluations)
-        return {"val_loss": loss / videos, "val_top1": first / videos, "val_top5": five / videos, "val_videos": videos}
+            scores = evaluate(self.training, self.stream.evaluation())
+        self.scores.append(score_of(scores))
+        self.ended = why_end(self.scores, self.job.recipe.loop.patience_evaluations, called(scores))
+        return scores
 
     def _commit(self, scores: dict[str, float]) -> None:
         job, training = self.job, self.training
@@ -267,12 +260,12 @@ class _Rank:
             self.saved_at = time.monotonic()
 
 
-def why_end(top1: Sequence[float], patience: int) -> str:
+def why_end(scores: Sequence[float], patience: int, name: str = "top-1") -> str:
     """Return why a run with these evaluations ends early; empty if it continues."""
-    stale = len(top1) - 1 - list(top1).index(max(top1))
+    stale = len(scores) - 1 - list(scores).index(max(scores))
     if not patience or stale < patience:
         return ""
-    return f"the last {stale} evaluations did not reach more than {max(top1):.1%} top-1"
+    return f"the last {stale} evaluations did not reach more than {max(scores):.1%} {name}"
 
 
 def _begin(training: Training, job: Job, rank: int) -> Beginning:
@@ -310,7 +303,7 @@ def _choose(job: Job) -> Beginning:
         step=step or job.start_step or (checkpoints.load(uri).step if uri else 0),
         checkpoint=uri,
         start=time.time_ns() // 1_000_000,
-        top1=tuple(record.scores["val_top1"] for record in scored),
+        scores=tuple(score_of(record.scores) for record in scored),
         token=token,
     )
 

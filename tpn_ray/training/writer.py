@@ -18,6 +18,7 @@ from tpn_ray import checkpoint as checkpoints
 from tpn_ray.checkpoint import Checkpoint
 from tpn_ray.errors import StorageError, TrainingError
 from tpn_ray.lease import Token
+from tpn_ray.score import score_of
 from tpn_ray.training import run_folder
 from tpn_ray.training.events import Committed, Event, Notice
 from tpn_ray.training.record import Record
@@ -69,8 +70,8 @@ class Writer:
         self._recorded = set[int]()
         """Steps above `_begun` that this writer put on record."""
         self._undeleted = set[str]()
-        scored = {record.step: record.scores.get("val_top1") for record in run_folder.read_records(run_uri)}
-        self._top1 = {step: scored.get(step) for step in committed if step <= self._begun}
+        scored = {record.step: _score(record) for record in run_folder.read_records(run_uri)}
+        self._scores = {step: scored.get(step) for step in committed if step <= self._begun}
 
     def commit(self, checkpoint: Checkpoint, record: Record) -> None:
         """Start writing a checkpoint whose tensors no longer change (`copied`).
@@ -118,7 +119,7 @@ class Writer:
             self._newest, self._failing_since, self._waiting = None, None, []
 
     def _lost(self, step: int, seconds: float, error: StorageError) -> str:
-        kept = max(self._top1, default=0)
+        kept = max(self._scores, default=0)
         return (
             f"no checkpoint could be written for {seconds / 60:.0f} min, and training stops (--saving.give-up-seconds "
             f"{self._saving.give_up_seconds:g}): {error}\nThe work of steps {kept + 1} to {step} is lost; the same "
@@ -133,11 +134,11 @@ class Writer:
             self._recorded.add(record.step)
         uri = run_folder.checkpoint_uri(self._run_uri, checkpoint.step)
         checkpoints.save(uri, checkpoint, self._token)
-        self._top1[checkpoint.step] = records[-1].scores.get("val_top1")
+        self._scores[checkpoint.step] = _score(records[-1])
         for record in records:
             self._tell(Committed.of(record, uri))
-        for step in self._saving.to_delete(self._top1):
-            del self._top1[step]
+        for step in self._saving.to_delete(self._scores):
+            del self._scores[step]
         try:
             self._tidy()
         except StorageError as error:  # this checkpoint is committed, whatever happens to others
@@ -149,7 +150,7 @@ class Writer:
         if self._token:
             self._token.check()
         found = run_folder.contents(self._run_uri)
-        for step in _superfluous(found, self._top1.keys(), ahead):
+        for step in _superfluous(found, self._scores.keys(), ahead):
             self._delete(run_folder.checkpoint_uri(self._run_uri, step), run_folder.delete_checkpoint, step)
         for step in found.records - self._recorded:
             if step > self._begun:  # of an attempt that got past its checkpoints, or of an earlier job
@@ -178,3 +179,7 @@ def _refuse_no_numbers(checkpoint: Checkpoint) -> None:
             raise TrainingError(
                 f"{name} holds values that are not finite after step {checkpoint.step}; the previous checkpoint is kept"
             )
+
+
+def _score(record: Record) -> float | None:
+    return score_of(record.scores) if record.scores else None

@@ -72,8 +72,8 @@ def search_for(
 
     def value(trial: Trial, epoch: int) -> tuple[float, ...]:
         point = trial.at(epoch)
-        top1 = point.top1 if point else -1.0
-        return (top1,) if objectives == "top1" else (top1, -gmacs(apply(recipe, trial.sample)))
+        score = point.score if point else -1.0
+        return (score,) if objectives == "top1" else (score, -gmacs(apply(recipe, trial.sample)))
 
     if searcher == "grid":
         count = samples or GRID_AT_MOST

@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from tpn_ray import mailbox, storage
 from tpn_ray.errors import TpnRayError, TrainingError
+from tpn_ray.score import MAP, TOP1
 from tpn_ray.training.placement import release
 from tpn_ray.tuning import search
 from tpn_ray.tuning.halving import Search
@@ -32,7 +33,6 @@ from tpn_ray.tuning.search import Seen
 from tpn_ray.tuning.space import Sample
 from tpn_ray.tuning.trial import Campaign, run_trial
 
-METRIC = "val_top1"
 TRIAL_CPUS = 0.01
 """CPUs of a trial's own process, which only waits; its workers reserve what they need themselves."""
 RETRIES = 3
@@ -49,7 +49,7 @@ class _Suggestions(Searcher):  # type: ignore[misc]  # Ray's classes are untyped
     """Gives Tune trials by number. Neither it nor what Tune tells it is stored: the journal has everything."""
 
     def __init__(self) -> None:
-        super().__init__(metric=METRIC, mode="max")
+        super().__init__()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing."""
@@ -214,7 +214,7 @@ def fit(
             ray.tune.with_parameters(run_trial, campaign=campaign, mail=mail, keeps_all=keeps_all), {"CPU": TRIAL_CPUS}
         ),
         tune_config=ray.tune.TuneConfig(
-            metric=METRIC,
+            metric=MAP if campaign.recipe.model.multi_label else TOP1,
             mode="max",
             num_samples=samples,
             max_concurrent_trials=max_concurrent,

@@ -81,13 +81,14 @@ def parse(texts: Sequence[str], recipe: Recipe, epochs: Sequence[int]) -> Fideli
 
 
 def some_of_each_class(manifest: Manifest, share: float) -> Manifest:
-    """Keep this share of the training videos of each class (at least one), chosen by a hash of their ids."""
+    """Keep this share of the training videos of each class (at least one), chosen by a hash of their ids; where videos
+    have several classes, of all training videos together."""
     if share == 1:
         return manifest
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row, split in enumerate(manifest.splits):
         if split == "train":
-            classes[tuple(manifest.labels[row].tolist())].append(row)
+            classes[() if manifest.multi_label else tuple(manifest.labels[row].tolist())].append(row)
     kept: set[int] = set()
     for rows in classes.values():
         rows.sort(key=lambda row: hashlib.sha256(manifest.ids[row].encode()).digest())

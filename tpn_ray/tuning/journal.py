@@ -23,6 +23,7 @@ from tpn_ray import storage
 from tpn_ray.errors import CheckpointError, NotFoundError
 from tpn_ray.lease import Token
 from tpn_ray.recipe import with_defaults
+from tpn_ray.score import called, score_of
 from tpn_ray.sealed import damaged, seal, unseal
 from tpn_ray.tuning.space import Sample
 
@@ -33,14 +34,15 @@ class Point:
 
     epoch: int
     scores: dict[str, float]
-    """val_top1, val_loss, and so on."""
+    """val_top1 or val_map, val_loss, and so on."""
     checkpoint: str
     train_loss: float | None = None
     """Mean training loss since the last point; None if the process that measured it is gone."""
 
     @property
-    def top1(self) -> float:
-        return self.scores["val_top1"]
+    def score(self) -> float:
+        """Top-1, or mAP where videos have several classes."""
+        return score_of(self.scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +124,14 @@ class Trial:
         return self.points[-1].epoch if self.points else 0
 
     @property
-    def top1(self) -> float:
-        """Validation top-1 at the last evaluation; -1 if there is none."""
-        return self.points[-1].top1 if self.points else -1.0
+    def score(self) -> float:
+        """Validation score at the last evaluation; -1 if there is none."""
+        return self.points[-1].score if self.points else -1.0
+
+    @property
+    def score_name(self) -> str:
+        """What people call its score: top-1 or mAP."""
+        return called(self.points[-1].scores if self.points else {})
 
     @property
     def seconds(self) -> float:

@@ -11,12 +11,13 @@ from tpn_ray import storage, tracking
 from tpn_ray.errors import TrainingError
 from tpn_ray.meter import print_table
 from tpn_ray.progress import duration
+from tpn_ray.score import score_key
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.tuning.campaigns import CampaignOutcome
 from tpn_ray.tuning.cost import gmacs
 from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.report import page
-from tpn_ray.tuning.report.numbers import Findings, hours, interval, repeated, short, value_text
+from tpn_ray.tuning.report.numbers import Findings, hours, interval_text, repeated, short, value_text
 from tpn_ray.tuning.space import Space, active, apply
 from tpn_ray.tuning.trial import Campaign, begin_child
 
@@ -78,7 +79,7 @@ def show(
     numbers = hours(found.trials, found.epochs, max_concurrent)
     tracked.log_metrics(
         {
-            "val/best_top1": best.top1,
+            f"val/best_{score_key(best.points[-1].scores).removeprefix('val_')}": best.score,
             "trials": float(len(originals)),
             "epochs_trained": float(numbers.epochs),
             "trial_hours": numbers.held,
@@ -116,7 +117,7 @@ def settle(trial: Trial, campaign: Campaign) -> None:
 
 def _register(campaign: Campaign, best: Trial, tracked: TrackedRun) -> None:
     """Register the best checkpoint as a version of the model named after the campaign."""
-    tags = {"val_top1": f"{best.top1:.4f}", "trial": best.name, "epochs": str(best.epochs)}
+    tags = {score_key(best.points[-1].scores): f"{best.score:.4f}", "trial": best.name, "epochs": str(best.epochs)}
     version = tracked.register_model(campaign.name, best.points[-1].checkpoint, tags)
     said = f"is version {version} of the model" if version else "could not be registered as the model"
     print(f"the best checkpoint {said} {campaign.name!r} in MLflow")
@@ -124,15 +125,14 @@ def _register(campaign: Campaign, best: Trial, tracked: TrackedRun) -> None:
 
 def _print(found: Findings, best: Trial) -> None:
     table = Table()
-    for head in ("trial", "top-1", "95 %", "epochs"):
+    for head in ("trial", best.score_name, "95 %", "epochs"):
         table.add_column(head, no_wrap=True)
     table.add_column("setting")
     for trial in found.trials[:SHOWN]:
-        low, high = interval(trial)
         setting = "  ".join(f"{short(name)}={value_text(value)}" for name, value in trial.sample.items())
-        score = f"{trial.top1:.1%}" if trial.points else "-"
+        score = f"{trial.score:.1%}" if trial.points else "-"
         lines = "\n".join(part for part in (setting, trial.failure) if part)
-        table.add_row(trial.name, score, f"{low:.0%} to {high:.0%}", str(trial.epochs), escape(lines))
+        table.add_row(trial.name, score, interval_text(trial, digits=0), str(trial.epochs), escape(lines))
     print_table(table)
     if len(found.trials) > SHOWN:
         print(f"{len(found.trials) - SHOWN} more in the report")

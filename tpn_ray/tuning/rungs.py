@@ -141,4 +141,4 @@ def _order(trial: Trial, epoch: int) -> tuple[float, float, int]:
     point = trial.at(epoch)
     if point is None:
         return math.inf, math.inf, trial.number
-    return -point.top1, point.scores.get("val_loss", 0.0), trial.number
+    return -point.score, point.scores.get("val_loss", 0.0), trial.number

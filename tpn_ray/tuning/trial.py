@@ -25,6 +25,7 @@ from tpn_ray.errors import CheckpointError, ConfigError, TpnRayError, TrackingEr
 from tpn_ray.lease import Token
 from tpn_ray.progress import track
 from tpn_ray.recipe import Recipe, flat, replace_fields, to_plain
+from tpn_ray.score import called
 from tpn_ray.tracking import TrackedRun
 from tpn_ray.training import run_folder
 from tpn_ray.training.events import Committed, Event, Notice, Started
@@ -257,7 +258,7 @@ class Book:
         if self.tracked:
             track(self.tracked, event)
         if point:
-            self.say(f"{self.trial.name}  epoch {point.epoch}  validation top-1 {point.top1:.1%}")
+            self.say(f"{self.trial.name}  epoch {point.epoch}  validation {called(point.scores)} {point.score:.1%}")
             self.report(point)
 
     def hold(self, placement_group: str) -> None:

@@ -47,7 +47,7 @@ def show(name: str, known: Sequence[Trial], *, trials: int, epochs: int, in_full
     set_campaign(name, "campaign_epochs", sum(trial.epochs for trial in known), state="trained")
     set_campaign(name, "campaign_epochs", epochs, state="planned")
     if any(trial.points for trial in known):
-        set_campaign(name, "campaign_best_top1", max(trial.top1 for trial in known))
+        set_campaign(name, "campaign_best_top1", max(trial.score for trial in known))
 
 
 def _state(trial: Trial, in_full: int) -> str:

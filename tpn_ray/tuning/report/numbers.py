@@ -10,6 +10,7 @@ import optuna
 from scipy import stats
 
 from tpn_ray.metrics import wilson_interval
+from tpn_ray.score import MAP
 from tpn_ray.tuning import search
 from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.search import Direction
@@ -86,7 +87,15 @@ def interval(trial: Trial) -> tuple[float, float]:
     if not trial.points:
         return 0.0, 1.0
     videos = int(trial.points[-1].scores.get("val_videos", 0))
-    return wilson_interval(round(trial.top1 * videos), videos)
+    return wilson_interval(round(trial.score * videos), videos)
+
+
+def interval_text(trial: Trial, digits: int = 1) -> str:
+    """Format a trial's `interval`; "-" if it has none: that of mAP takes the scores of every video."""
+    if not trial.points or MAP in trial.points[-1].scores:
+        return "-"
+    low, high = interval(trial)
+    return f"{low:.{digits}%} to {high:.{digits}%}"
 
 
 def as_study(
@@ -111,7 +120,7 @@ def fair_study(trials: Sequence[Trial], space: Space, enough: int = ENOUGH) -> t
     so.
     """
     for epoch in sorted({point.epoch for trial in trials for point in trial.points}, reverse=True):
-        tops = {trial.number: (point.top1,) for trial in trials if (point := trial.at(epoch))}
+        tops = {trial.number: (point.score,) for trial in trials if (point := trial.at(epoch))}
         if len(tops) >= max(enough, len(trials) / 2) and len(set(tops.values())) > 1:
             return epoch, as_study(trials, space, tops)
     return 0, None
@@ -139,7 +148,7 @@ def rung_correlations(trials: Sequence[Trial], last: int) -> list[tuple[int, int
     complete = [trial for trial in trials if trial.at(last) is not None]
     found = []
     for epoch in sorted({point.epoch for trial in complete for point in trial.points} - {last}):
-        pairs = [(a.top1, b.top1) for trial in complete if (a := trial.at(epoch)) and (b := trial.at(last))]
+        pairs = [(a.score, b.score) for trial in complete if (a := trial.at(epoch)) and (b := trial.at(last))]
         early, late = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         if len(pairs) >= ENOUGH and len(set(early)) > 1 and len(set(late)) > 1:
             found.append((epoch, len(pairs), float(stats.spearmanr(early, late).statistic)))
@@ -174,8 +183,8 @@ def repeated(trials: Sequence[Trial], repeats: Sequence[Trial]) -> list[Repeated
     numbers = {trial.number: trial for trial in trials}
     for trial in repeats:
         if trial.repeat_of is not None and trial.points and not trial.failure:
-            own = by_seed.setdefault(trial.repeat_of, {-1: numbers[trial.repeat_of].top1})
-            own[int(trial.sample["loop.seed"])] = trial.top1
+            own = by_seed.setdefault(trial.repeat_of, {-1: numbers[trial.repeat_of].score})
+            own[int(trial.sample["loop.seed"])] = trial.score
     if not by_seed:
         return []
     best = max(by_seed, key=lambda number: (statistics.mean(by_seed[number].values()), -number))

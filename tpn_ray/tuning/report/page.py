@@ -15,7 +15,7 @@ from tpn_ray.tuning.report.numbers import (
     Findings,
     hours,
     importances,
-    interval,
+    interval_text,
     repeated,
     rung_correlations,
     short,
@@ -66,10 +66,9 @@ def as_markdown(found: Findings) -> str:
 def summary(found: Findings) -> str:
     """Summarize the result in two sentences."""
     best, spent = found.trials[0], hours(found.trials, found.epochs, found.max_concurrent)
-    low, high = interval(best)
     return (
-        f"Best of {len(found.trials)} trials: {best.name} with {best.top1:.1%} validation top-1 "
-        f"(95 %: {low:.1%} to {high:.1%}) after {best.epochs} of {found.epochs} epochs. "
+        f"Best of {len(found.trials)} trials: {best.name} with {best.score:.1%} validation {best.score_name} "
+        f"(95 %: {interval_text(best)}) after {best.epochs} of {found.epochs} epochs. "
         f"{spent.epochs} epochs were trained, {spent.epochs / max(spent.epochs_in_full, 1):.0%} of what all trials in "
         f"full would have taken."
     )
@@ -121,18 +120,26 @@ def tables(found: Findings) -> list[tuple[str, str, Table]]:
 def leaderboard(found: Findings) -> Table:
     """Return a table with one row per trial."""
     fields = list(found.space)
-    heads = ("", "trial", "top-1", "95 %", "epochs", "GMACs", *(short(field) for field in fields), "")
+    heads = (
+        "",
+        "trial",
+        found.trials[0].score_name,
+        "95 %",
+        "epochs",
+        "GMACs",
+        *(short(field) for field in fields),
+        "",
+    )
     return heads, [_row(place, trial, fields, found) for place, trial in enumerate(found.trials, 1)]
 
 
 def _row(place: int, trial: Trial, fields: Sequence[str], found: Findings) -> list[str]:
-    low, high = interval(trial)
     gmacs = found.gmacs.get(trial.number)
     return [
         str(place),
         trial.name,
-        f"{trial.top1:.1%}" if trial.points else "-",
-        f"{low:.1%} to {high:.1%}" if trial.points else "-",
+        f"{trial.score:.1%}" if trial.points else "-",
+        interval_text(trial),
         str(trial.epochs),
         f"{gmacs:.2f}" if gmacs is not None else "-",
         *(value_text(trial.sample.get(field, "-")) for field in fields),

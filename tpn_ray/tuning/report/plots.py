@@ -24,7 +24,6 @@ INK, GREY, ACCENT = "#1f2933", "#b8c1cc", "#0b6e99"
 CURVES_IN_COLOR = 5
 SLICES = 4
 HEIGHT_PX = 380
-TOP1 = "validation top-1"
 
 
 def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
@@ -47,7 +46,7 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
     if study:
         which = "by each of the fields that explain most of the accuracy" if shares else "by field"
         fields = list(shares or shared_fields(trials, found.space))[:SLICES]
-        slices = visualization.plot_slice(study, params=fields, target_name=TOP1).update_layout(width=None)
+        slices = visualization.plot_slice(study, params=fields, target_name=_said(trials)).update_layout(width=None)
         made.append(("Accuracy by field", f"Every trial after epoch {epoch}, {which}.", slices))
     if shares:
         text = f"Share of the variance of accuracy after epoch {told_at} that each field explains (fANOVA)."
@@ -65,7 +64,7 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
 def learning_curves(trials: Sequence[Trial]) -> go.Figure:
     """Draw one curve per trial, naming the best."""
     rising = trials[::-1]  # the best trial is drawn last, on top
-    curves = [{point.epoch: point.top1 for point in trial.points} for trial in rising]
+    curves = [{point.epoch: point.score for point in trial.points} for trial in rising]
     paused = optuna.trial.TrialState.PRUNED
     study = search.as_study([optuna.trial.create_trial(state=paused, intermediate_values=curve) for curve in curves])
     figure = visualization.plot_intermediate_values(study)
@@ -74,16 +73,16 @@ def learning_curves(trials: Sequence[Trial]) -> go.Figure:
         trace.update(name=trial.name, showlegend=best, line={} if best else {"color": GREY, "width": 1})
     figure.update_layout(showlegend=True, legend_traceorder="reversed")
     figure.update_xaxes(title="epoch", rangemode="tozero")
-    return figure.update_yaxes(title=TOP1, tickformat=".0%")
+    return figure.update_yaxes(title=_said(trials), tickformat=".0%")
 
 
 def settings_and_accuracy(trials: Sequence[Trial], found: Findings) -> go.Figure:
     """Draw one line per trial through the values of the fields that all trials have, and its accuracy."""
     fields = shared_fields(trials, found.space)
-    study = as_study(trials, found.space, {trial.number: (trial.top1,) for trial in trials})
-    figure = visualization.plot_parallel_coordinate(study, params=fields, target_name=TOP1)
+    study = as_study(trials, found.space, {trial.number: (trial.score,) for trial in trials})
+    figure = visualization.plot_parallel_coordinate(study, params=fields, target_name=_said(trials))
     names = list(figure.layout.xaxis.ticktext or [])
-    figure.update_xaxes(ticktext=["top-1", *map(short, names[1:])] if names else None, tickangle=0)
+    figure.update_xaxes(ticktext=[trials[0].score_name, *map(short, names[1:])] if names else None, tickangle=0)
     return figure.update_annotations(font={"size": 12, "color": INK})
 
 
@@ -105,10 +104,10 @@ def accuracy_by_gmacs(trials: Sequence[Trial], found: Findings) -> go.Figure:
     study = as_study(
         trials,
         found.space,
-        {trial.number: (found.gmacs.get(trial.number, 0.0), trial.top1) for trial in trials},
+        {trial.number: (found.gmacs.get(trial.number, 0.0), trial.score) for trial in trials},
         directions=("minimize", "maximize"),
     )
-    return visualization.plot_pareto_front(study, target_names=["GMACs of a view", TOP1])
+    return visualization.plot_pareto_front(study, target_names=["GMACs of a view", _said(trials)])
 
 
 def correlation_bars(correlations: Sequence[tuple[int, int, float]]) -> go.Figure:
@@ -135,3 +134,7 @@ def _styled(figure: go.Figure) -> go.Figure:
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         margin={"l": 70, "r": 30, "t": 40, "b": 55},
     )
+
+
+def _said(trials: Sequence[Trial]) -> str:
+    return f"validation {trials[0].score_name}"
