@@ -40,8 +40,8 @@ class Arguments:
     """Scale. toy: the toy recipe with each row's change; full: the published recipe."""
 
     rows: tuple[str, ...] = ()
-    """Names of the rows to run; if empty, all that the scale has, those with flow only if the data has flow. The
-    baseline is always included."""
+    """Names of the rows to run; if empty, all that the scale has, those with flow only if the data has flow. What
+    they are compared with is always included."""
 
     seeds: int = 3
     """Number of runs of each row."""

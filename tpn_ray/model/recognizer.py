@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones import backbone_spec
 from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Shift
-from tpn_ray.model.heads import AuxiliaryHead
+from tpn_ray.model.heads import HEAD_STD, AuxiliaryHead
 from tpn_ray.model.pixels import FLOW_MEAN, FLOW_STD, Normalise
 from tpn_ray.model.tpn import PYRAMIDS, Flow, TemporalPyramid
 from tpn_ray.names import no_such
@@ -190,7 +190,8 @@ class Recognizer(nn.Module):
         self.auxiliary = nn.ModuleList(
             AuxiliaryHead(channels[i], classes, config.dropout) for i in range(config.auxiliary_count)
         )
-        self.head = config.spec.head(channels[-1], classes, config.dropout)
+        std = HEAD_STD if self.neck else config.spec.head_std
+        self.head = config.spec.head(channels[-1], classes, config.dropout, std)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> Scores:
         """Score normalized clips; where frames are sampled from segments, a clip's frames are these."""
@@ -206,7 +207,7 @@ class Recognizer(nn.Module):
 def build_model(config: ModelConfig) -> Recognizer:
     """Build a network with fresh weights, in the memory format it works in."""
     model = Recognizer(config)
-    initialise_backbone(model.backbone)
+    model.backbone.initialise()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             flat = isinstance(module, nn.Conv2d)
@@ -240,7 +241,7 @@ def take_channels(backbone: Backbone, channels: int) -> None:
             module.in_channels = pixels * channels
             shape = module.out_channels, module.in_channels, *module.weight.shape[2:]
             module.weight = nn.Parameter(module.weight.new_empty(shape))
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            module.reset_parameters()
 
 
 def normaliser(config: ModelConfig) -> Normalise:
@@ -249,24 +250,6 @@ def normaliser(config: ModelConfig) -> Normalise:
     if config.in_channels == RGB_CHANNELS:
         return Normalise(config.spec.mean, config.spec.std)
     return Normalise(FLOW_MEAN, FLOW_STD, stack=config.in_channels // len(FLOW_MEAN))
-
-
-def initialise_backbone(backbone: Backbone) -> None:
-    """Initialize convolutions Kaiming-normal without bias, and residual branches of three convolutions at zero, as
-    mmaction2 does with its 3D networks without pretraining.
-
-    mmaction2 starts the branches of its 2D ResNets at one and, in its configs, those of I3D and CSN too. Here they
-    start at zero in all kinds.
-    """
-    if backbone.own_weights:
-        return
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        if name.endswith("conv3.norm"):
-            nn.init.zeros_(module.weight)
 
 
 def check_clips(config: ModelConfig, clips: Float[Tensor, "n c t h w"]) -> None:

@@ -60,6 +60,8 @@ class Reproduction:
         recipe = row.recipe(self.scale, seed)
         if self.epochs:
             recipe = replace_fields(recipe, {"loop.epochs": self.epochs})
+        if self.scale == "toy":  # where scores during training, which nobody reads, cost as much as training
+            recipe = replace_fields(recipe, {"loop.evaluate_every_epochs": recipe.loop.epochs})
         return recipe_for(recipe, self.manifest)
 
     def run_name(self, row: TableRow, seed: int) -> str:
@@ -81,7 +83,7 @@ def rows_named(table: Table, names: Sequence[str], scale: Scale, *, flow: bool =
         and (flow or not any(one.needs_flow for one in (row, *map(table.named, row.fuses))))
     ]
     chosen = [row for row in table.rows if row.name in (names or usual)]
-    needed = [table.baseline, *(table.baseline_of(row) for row in chosen)]
+    needed = [table.baseline_of(row) for row in chosen]
     needed += [table.named(name) for row in (*chosen, *needed) for name in row.fuses]
     kept = [row for row in table.rows if row in chosen or row in needed]
     return replace(table, rows=tuple(kept))

@@ -20,6 +20,7 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones.resnet3d import BARE
 from tpn_ray.model.backbones.spec import STEM, Backbone, BackboneSpec, Published, Stage, Substitutions
 from tpn_ray.model.frames import max_pool_time, per_frame
+from tpn_ray.model.heads import initialise
 from tpn_ray.model.layers import ConvNorm3d
 
 FRAMES = 16
@@ -59,15 +60,11 @@ class C3D(Backbone):
             self.full["6"] = nn.Linear(inputs * pooled**2, FULL * width)
             self.full["7"] = nn.Linear(FULL * width, FULL * width)
         self.dropout = nn.Dropout(0.5)
-        self.initialise()
 
     def initialise(self) -> None:
-        """Set biases to zero, and the fully connected layers to small weights, as mmaction2 does."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.005)
-            if isinstance(module, nn.Linear | nn.Conv3d) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        """Draw fresh weights; the fully connected layers are small, as in mmaction2."""
+        super().initialise()
+        initialise(self.full, std=0.005)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Float[Tensor, "n _ _ _ _"]]:
         """Return the output of every stage by its number; ConfigError for clips that stage 6 cannot take."""

@@ -2,8 +2,7 @@
 Channel-Separated Convolutional Networks"; mmaction2's ResNet3dCSN). Runs anywhere, torch only.
 
 The interaction-reduced kind (ir) has just the depthwise convolution in the middle of a block; the interaction-preserved
-kind (ip) a 1x1x1 before it, so that channels still meet as in a ResNet. Time is strided in res3, res4, and res5. With
-fresh weights, residual branches start at zero, as elsewhere here but not in mmaction2's configs of these networks.
+kind (ip) a 1x1x1 before it, so that channels still meet as in a ResNet. Time is strided in res3, res4, and res5.
 """
 
 from __future__ import annotations

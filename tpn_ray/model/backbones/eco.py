@@ -171,6 +171,16 @@ class Eco(Backbone):
         if self.full:
             self.channels[top] += inputs
 
+    def initialise(self) -> None:
+        """Draw Xavier-uniform convolutions without bias, as the public code does with what its two pretrained files
+        lack.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                nn.init.xavier_uniform_(module.weight)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Clips]:
         """Return the output of every stage by its number."""
         t = clips.shape[2]
@@ -238,6 +248,7 @@ SPECS: dict[str, BackboneSpec] = {
         build=lambda top, shift, size=size, full=full: Eco(size, top, full=full),  # type: ignore[misc]
         stages=stages(size, full=full),
         stage_of=lambda name: 5 if name.startswith("beside.") else stage_in_name(name),
+        head_std=0.001,
         frames="convolve",
         sampling="segments",
         names={"eco_pytorch": ECO_PYTORCH},

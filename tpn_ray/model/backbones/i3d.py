@@ -2,7 +2,8 @@
 
 Clips are reduced to an eighth of their frames before res3: by the stem, by the pool after it, and by a pool after res2.
 Then time is kept. All blocks of res2, every second one of res3 and res4, and the middle one of res5 look along time.
-With fresh weights, residual branches start at zero, as elsewhere here but not in mmaction2's configs of these networks.
+Fresh residual branches start at zero, which is mmaction2's default; its configs set another start, but then read
+weights from ImageNet instead.
 
 Non-local blocks (Wang et al., "Non-local Neural Networks", section 3) follow two blocks of res3 and three of res4.
 mmaction2 publishes two placements. `nonlocal_*` has the one of its SlowOnly and TSM configs, after the first of every
@@ -40,19 +41,16 @@ class NonLocal(nn.Module):
     """Adds to every position a weighted mean over the positions of the whole clip, which are thinned by a max-pool.
 
     The softmax is not scaled, as in mmaction2's configs and unlike in the paper's code. The block starts as the
-    identity.
+    identity, and its embeddings with a standard deviation of 0.01, as in both.
     """
 
     def __init__(self, channels: int, affinity: Affinity) -> None:
         super().__init__()
         self.affinity = affinity
         inner = channels // 2
-        self.value = conv3d(channels, inner, (1, 1, 1), bias=True)
-        self.query: nn.Module | None = None
-        self.key: nn.Module | None = None
-        if affinity != "gaussian":
-            self.query = conv3d(channels, inner, (1, 1, 1), bias=True)
-            self.key = conv3d(channels, inner, (1, 1, 1), bias=True)
+        self.value = embedding(channels, inner)
+        self.query = embedding(channels, inner) if affinity != "gaussian" else None
+        self.key = embedding(channels, inner) if affinity != "gaussian" else None
         self.out = ConvNorm3d(inner, channels, (1, 1, 1), relu=False)
         assert self.out.norm is not None
         nn.init.zeros_(self.out.norm.weight)
@@ -67,6 +65,13 @@ class NonLocal(nn.Module):
         n, _, t, h, w = clips.shape
         added: Tensor = self.out(means.transpose(1, 2).view(n, -1, t, h, w))
         return clips + added
+
+
+def embedding(inputs: int, outputs: int) -> nn.Module:
+    """Build a 1x1x1 convolution with a bias."""
+    convolution = conv3d(inputs, outputs, (1, 1, 1), bias=True)
+    convolution.fresh_std = 0.01  # type: ignore[assignment]  # for `Backbone.initialise`
+    return convolution
 
 
 def thin(clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n c t i j"]:
@@ -91,7 +96,7 @@ def second_of_two(place: Place) -> bool:
 
 def design(size: Size) -> Design:
     """Return the numbers of an I3D."""
-    return Design(size=size, stem_stride=2, pool=2, halve=True)
+    return Design(size=size, stem_stride=2, pool=2, halve=True, zero_residual=True)
 
 
 def i3d(

@@ -193,6 +193,11 @@ class Inception(Backbone):
             self.stages[f"mixed{stage}"] = blocks
             self.channels[stage] = inputs
 
+    def initialise(self) -> None:
+        """Keep what PyTorch drew: torchvision's S3D and the public ports of S3D-G and Inception-I3D draw nothing
+        themselves. (DeepMind's and Google's TensorFlow code has truncated normal weights.)
+        """
+
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Clips]:
         """Return the output of every stage by its number."""
         x = max_pool(self.stem(clips), (1, 3), (1, 2), self.pads)

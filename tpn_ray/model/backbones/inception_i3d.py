@@ -52,6 +52,7 @@ SPECS: dict[str, BackboneSpec] = {
     name: BackboneSpec(
         build=lambda top, shift, size=size: inception_i3d(size, top),  # type: ignore[misc]
         stages=stages(size),
+        head_std=None,
         frames="convolve",
         sampling="clip",
         names={"pytorch_i3d": PYTORCH_I3D},

@@ -77,9 +77,12 @@ class Bottleneck(nn.Module):
 class ResNet(Backbone):
     """A stem and the stages res2 to `top`, returning the output of every stage. No stage strides in time."""
 
-    def __init__(self, size: Size, top: int, time_of: Callable[[int, int], Time]) -> None:
+    def __init__(
+        self, size: Size, top: int, time_of: Callable[[int, int], Time], *, zero_residual: bool = False
+    ) -> None:
         """Build the stages; `time_of(stage, block)` says how that block treats time."""
         super().__init__()
+        self.zero_residual = zero_residual
         self.stem = ConvNorm(conv(3, size.width, 7, stride=2))
         self.channels: dict[int, int] = {}
         self.stages = nn.ModuleDict()
@@ -185,6 +188,7 @@ SPECS: dict[str, BackboneSpec] = {
         names=NAMES,
         licence=APACHE,
         published=TSM_PUBLISHED.get(name, Published()),
+        head_std=0.001,  # mmaction2's; with the pyramid 0.01, as its and the official TPN's
     )
     for name, size in SIZES.items()
 }

@@ -53,6 +53,9 @@ class Design:
     halve: bool = False
     """Whether pairs of frames are max-pooled after res2."""
 
+    zero_residual: bool = False
+    """Whether fresh residual branches start at zero."""
+
     fused: Mapping[int, int] = field(default_factory=dict)
     """Channels that enter a stage in addition to the previous stage's output."""
 
@@ -115,6 +118,7 @@ class ResNet3d(Backbone):
     def __init__(self, design: Design, top: int, stem: nn.Module, build: Callable[[Place], nn.Module]) -> None:
         super().__init__()
         self.design = design
+        self.zero_residual = design.zero_residual
         self.stem = stem
         self.stages = nn.ModuleDict()
         self.channels: dict[int, int] = {}

@@ -121,6 +121,7 @@ SPECS: dict[str, BackboneSpec] = {
     name: BackboneSpec(
         build=lambda top, shift, size=size: s3d(size, top),  # type: ignore[misc]
         stages=stages(size),
+        head_std=None,
         frames="convolve",
         sampling="clip",
         names={"torchvision": TORCHVISION, "kylemin": KYLEMIN},
@@ -138,6 +139,7 @@ SPECS: dict[str, BackboneSpec] = {
     name: BackboneSpec(
         build=lambda top, shift, size=size: s3dg(size, top),  # type: ignore[misc]
         stages=stages(size),
+        head_std=None,
         frames="convolve",
         sampling="clip",
         names={"howto100m": HOWTO100M},

@@ -73,7 +73,10 @@ class TwoPaths:
 
 
 class SlowFast(Backbone):
-    """Both paths and their lateral connections, up to stage res`top`."""
+    """Both paths and their lateral connections, up to stage res`top`. Like PySlowFast's, residual branches start at
+    zero."""
+
+    zero_residual = True
 
     def __init__(self, paths: TwoPaths, top: int) -> None:
         super().__init__()

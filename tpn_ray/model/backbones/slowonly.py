@@ -13,8 +13,10 @@ INFLATED_STAGES = (4, 5)
 
 
 def slowonly(size: Size, top: int) -> ResNet:
-    """Build a SlowOnly of the given size, up to stage res`top`."""
-    return ResNet(size, top, lambda stage, block: "convolve" if stage in INFLATED_STAGES else "apart")
+    """Build a SlowOnly of the given size, up to stage res`top`; residual branches start at zero, as in mmaction2."""
+    return ResNet(
+        size, top, lambda stage, block: "convolve" if stage in INFLATED_STAGES else "apart", zero_residual=True
+    )
 
 
 PUBLISHED = {

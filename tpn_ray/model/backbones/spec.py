@@ -14,7 +14,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tpn_ray.model.heads import ClassificationHead
+from tpn_ray.model.heads import HEAD_STD, ClassificationHead
 from tpn_ray.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 Color = tuple[float, float, float]
@@ -33,8 +33,26 @@ class Backbone(nn.Module):
     channels: dict[int, int]
     """Channels of the output of every stage, by its number, lowest first."""
 
-    own_weights: bool = False
-    """Whether fresh weights are drawn while it is built; otherwise `recognizer.build_model` draws them."""
+    zero_residual: bool = False
+    """Whether fresh residual branches of three convolutions start at zero: their last norm, which otherwise starts at
+    one."""
+
+    def initialise(self) -> None:
+        """Draw fresh weights as mmaction2, PySlowFast, torchvision, and 3D-ResNets-PyTorch do for their ResNets.
+
+        Convolutions are Kaiming-normal (fan out, ReLU), or normal with the standard deviation at their `fresh_std`, and
+        their biases 0.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                if std := getattr(module, "fresh_std", 0.0):
+                    nn.init.normal_(module.weight, std=std)
+                else:
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if self.zero_residual and name.endswith("conv3.norm"):
+                nn.init.zeros_(module.weight)
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Float[Tensor, "n _ _ _ _"]]:
         """Return the output of every stage by its number."""
@@ -108,9 +126,12 @@ class BackboneSpec:
     sampling: Literal["clip", "segments"]
     """Sampling of frames that it was published with: consecutive ones (at a stride), or one of each segment."""
 
-    head: Callable[[int, int, float], nn.Module] = ClassificationHead
-    """Builds the head, from the number of channels, the number of classes, and dropout; it maps features n c t h w to
-    scores n k."""
+    head: Callable[[int, int, float, float | None], nn.Module] = ClassificationHead
+    """Builds the head, from the number of channels, the number of classes, dropout, and the standard deviation of fresh
+    weights (None: PyTorch's default); it maps features n c t h w to scores n k."""
+
+    head_std: float | None = HEAD_STD
+    """Standard deviation of the head's fresh weights, without a pyramid."""
 
     names: Mapping[str, Substitutions] = field(default_factory=dict)
     """For each code base that publishes weights of it: substitutions that turn our names (without "backbone.") into its

@@ -145,6 +145,7 @@ SPECS: dict[str, BackboneSpec] = {
     f"stc_{name}": BackboneSpec(
         build=lambda top, shift, size=size: Stc(size, top),  # type: ignore[misc]
         stages=stages(size),
+        head_std=None,
         frames="convolve",
         sampling="clip",
         licence="no published weights",

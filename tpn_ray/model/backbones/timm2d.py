@@ -75,8 +75,6 @@ class Shifter:
 class Timm(Backbone):
     """A network of timm over all frames of the clips."""
 
-    own_weights = True
-
     def __init__(self, model: str, indices: Indices, top: int, placement: Shift | None) -> None:
         super().__init__()
         wanted = {stage: index for stage, index in indices.items() if stage <= top}
@@ -90,6 +88,9 @@ class Timm(Backbone):
         self.shifter = Shifter(self.channels_last)
         for module in shifted_modules(self.net, placement) if placement else ():
             module.register_forward_pre_hook(self.shifter)
+
+    def initialise(self) -> None:
+        """Keep the weights that timm drew."""
 
     def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Float[Tensor, "n _ t _ _"]]:
         """Return the output of every stage by its number."""

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones.resnet2d import APACHE, MMACTION2, R50, TORCHVISION, TOY, stages, tsn
 from tpn_ray.model.backbones.spec import BackboneSpec, Published, Substitutions
+from tpn_ray.model.heads import initialise
 
 FRAMES = 8  # of the published networks
 MOST_RELATIONS = 3
@@ -45,13 +46,16 @@ class RelationHead(nn.Module):
     alpha decides how many there are, for example (1, 1) keeps them all.
     """
 
-    def __init__(self, channels: int, classes: int, dropout: float, *, width: int = 256) -> None:
+    def __init__(
+        self, channels: int, classes: int, dropout: float, std: float | None = 0.001, *, width: int = 256
+    ) -> None:
+        """Build the head; only the frames' layer is drawn with `std`, the others as PyTorch does."""
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.frame = nn.Linear(channels, width)
         self.relations = nn.ModuleList(Relation(scale * width, width, classes) for scale in range(FRAMES, 1, -1))
-        nn.init.normal_(self.frame.weight, std=0.001)
-        nn.init.zeros_(self.frame.bias)
+        if std is not None:
+            initialise(self.frame, std)
 
     def forward(self, features: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k"]:
         n, c, t = features.shape[:3]
@@ -90,6 +94,7 @@ SPECS: dict[str, BackboneSpec] = {
         frames="apart",
         sampling="segments",
         head=partial(RelationHead, width=width),
+        head_std=0.001,
         names={"mmaction2": MMACTION2, "resnet2d": TORCHVISION, "trn_pytorch": TRN_PYTORCH},
         licence=f"{APACHE}; BSD-2-Clause (zhoubolei/TRN-pytorch)",
         published=Published(frames=8, top1="31.6 % on Something-Something V1", source="mmaction2"),

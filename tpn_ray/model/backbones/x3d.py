@@ -94,7 +94,7 @@ def widened(channels: int) -> int:
 
 def design(size: Size) -> Design:
     """Return the numbers of an X3D, without the convolution at the end."""
-    return Design(size=size, expansion=1, strides=((1, 2, 2),) * 4, pool=None)
+    return Design(size=size, expansion=1, strides=((1, 2, 2),) * 4, pool=None, zero_residual=True)
 
 
 def stages(size: Size) -> dict[int, Stage]:
