@@ -18,6 +18,7 @@ from tpn_ray.datasets.toy_actions import known_tempos
 from tpn_ray.errors import ConfigError
 from tpn_ray.meter import print_table
 from tpn_ray.reproduce import table_runs, table_text, tables
+from tpn_ray.reproduce.row import Scale
 from tpn_ray.storage import PATIENCE_SECONDS
 from tpn_ray.tempo import scoring as tempo
 from tpn_ray.training.machines import Machines
@@ -36,7 +37,7 @@ class Arguments:
     """Dataset. toy: the output of jobs/toy.py; for figures use --kind actions, and for table 5 use --kind kitchen and
     prepare it. full: the paper's dataset, prepared with jobs/prepare.py."""
 
-    scale: tables.Scale = "toy"
+    scale: Scale = "toy"
     """Scale. toy: the toy recipe with each row's change; full: the published recipe."""
 
     rows: tuple[str, ...] = ()
@@ -72,11 +73,9 @@ def main() -> None:
     if is_figure and flags.rows:
         raise ConfigError(f"{flags.table} needs all its networks: leave out --rows")
     manifest = load_manifest(flags.data)
-    table = (
-        tables.figure(flags.table)
-        if is_figure
-        else table_runs.rows_named(tables.table(flags.table), flags.rows, flags.scale, flow=manifest.has_flow)
-    )
+    table = tables.table(flags.table)
+    if not is_figure:
+        table = table_runs.rows_named(table, flags.rows, flags.scale, flow=manifest.has_flow)
     folder = storage.absolute(flags.storage)
     campaign = table_runs.Reproduction(
         name=f"{'' if is_figure else 'table'}{flags.table}-{flags.scale}",

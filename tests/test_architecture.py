@@ -40,6 +40,8 @@ LAYERS = [
 
 MODULES = sorted([*ROOT.glob("tpn_ray/**/*.py"), *ROOT.glob("jobs/*.py")])
 
+MOST_LINES = 400
+
 ONLY_IN = {
     "ray": [
         *("session.py", "mailbox.py", "data/dataset.py", "predict/scoring.py", "prepare/preparing.py"),
@@ -107,6 +109,12 @@ def test_a_class_name_is_one_thing() -> None:
                 homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert "Recipe" in homes
     assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_short(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= MOST_LINES, f"{path.relative_to(ROOT)} has {lines} lines, more than {MOST_LINES}: divide it"
 
 
 def test_no_two_files_import_each_other() -> None:

@@ -15,8 +15,9 @@ from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.errors import ConfigError
 from tpn_ray.predict.table import LABEL_SETS_KEY, write_scores
 from tpn_ray.reproduce import table_runs, table_text
+from tpn_ray.reproduce.row import TableRow
 from tpn_ray.reproduce.table_runs import Reproduction, rows_named
-from tpn_ray.reproduce.tables import TableRow, table
+from tpn_ray.reproduce.tables import table
 from tpn_ray.training.machines import Machines
 
 

@@ -9,7 +9,7 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.model.recognizer import build_model
 from tpn_ray.reproduce.table_runs import rows_named
 from tpn_ray.reproduce.table_text import played
-from tpn_ray.reproduce.tables import FIGURES, FRAMES, TABLES, figure, table
+from tpn_ray.reproduce.tables import FIGURES, FRAMES, TABLES, table
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -64,7 +64,7 @@ def test_some_rows_beside_the_first() -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_networks_of_figures_can_be_built(name: str) -> None:
-    made = figure(name)
+    made = table(name)
     assert (FRAMES in made.rows) == (name != "figure5")
     with torch.device("meta"):
         for row in made.rows:

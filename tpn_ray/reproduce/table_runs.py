@@ -27,7 +27,8 @@ from tpn_ray.predict.summary import by_label_set
 from tpn_ray.predict.table import read_scores, video_tables, write_scores
 from tpn_ray.recipe import Recipe, replace_fields, to_plain, with_defaults
 from tpn_ray.reproduce.outcome import Ranks, RowOutcome, outcome
-from tpn_ray.reproduce.tables import FRAMES, Scale, Table, TableRow
+from tpn_ray.reproduce.row import Scale, Table, TableRow
+from tpn_ray.reproduce.tables import FRAMES
 from tpn_ray.training.events import Event
 from tpn_ray.training.machines import Machines
 from tpn_ray.training.run import train

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table as Grid
 
 from tpn_ray.reproduce.outcome import RowOutcome
+from tpn_ray.reproduce.row import Table
 from tpn_ray.reproduce.table_runs import Reproduction
-from tpn_ray.reproduce.tables import Table
 
 
 def played(stride: int) -> tuple[int, ...]:
