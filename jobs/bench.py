@@ -1,4 +1,4 @@
-"""Measure speed. `python jobs/bench.py decode|views|ingest|share|step|train|campaign`, each with `--help`."""
+"""Measure speed. `python jobs/bench.py decode|views|ingest|share|step|train|campaign|multigrid`, each with `--help`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not part of
 from benchmarks.campaign import CampaignBench, measure_campaign
 from benchmarks.decode import DecodeBench, measure_decode
 from benchmarks.ingest import IngestBench, measure_ingest
+from benchmarks.multigrid import MultigridBench, measure_multigrid
 from benchmarks.share import ShareBench, measure_share
 from benchmarks.step import StepBench, measure_step
 from benchmarks.train import TrainBench, measure_train
@@ -71,6 +72,15 @@ def campaign(
     print(measure_campaign(recipes.recipe(recipe), bench, say=say))
 
 
+def multigrid(
+    bench: Annotated[MultigridBench, tyro.conf.arg(name="")],
+    recipe: Annotated[str, tyro.conf.arg(help="Recipe to train.")] = "toy",
+) -> None:
+    """Train with each multigrid cycle and without, with paired seeds; report the work saved and the accuracy lost."""
+    session.connect(bench.address, workers_cpus=bench.workers, decode_cpus=1)
+    print(measure_multigrid(recipe, bench, say=say))
+
+
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "step": step,
     "decode": decode,
@@ -79,6 +89,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "share": share,
     "train": train,
     "campaign": campaign,
+    "multigrid": multigrid,
 }
 
 
