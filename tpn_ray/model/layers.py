@@ -4,6 +4,7 @@ only.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ class ConvNorm(nn.Module):
         convolved = self.conv(x)
         y = convolved if self.norm is None else batch_norm(self.norm, convolved)
         return F.relu(y, inplace=True) if self.relu else y
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Chain layers under names, which are part of their weights' names."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -125,6 +125,10 @@ class ModelConfig:
         """What is known about the backbone."""
         return backbone_spec(self.backbone)
 
+    def backbone_up_to(self, top: int) -> Backbone:
+        """Build the backbone's stages up to `top`, for RGB."""
+        return self.spec.build(top, self.shift) if self.spec.frames == "shift" else self.spec.build(top)
+
     @property
     def used_stages(self) -> tuple[int, ...]:
         """The stages whose outputs are used: the pyramid's levels, or the highest."""
@@ -173,7 +177,7 @@ class Recognizer(nn.Module):
         self.config = config
         classes = sum(config.label_sets)
         self.levels = config.used_stages
-        self.backbone = config.spec.build(self.levels[-1], config.shift)
+        self.backbone = config.backbone_up_to(self.levels[-1])
         take_channels(self.backbone, config.in_channels)
         stages = [config.spec.stages[level] for level in self.levels]
         channels = [stage.channels for stage in stages]

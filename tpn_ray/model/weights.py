@@ -325,7 +325,7 @@ def whole_backbone(model: Recognizer, layout: str) -> set[str]:
     """Return a layout's names for the entries of all the backbone's stages, also those above this network's highest."""
     config = model.config
     with torch.device("meta"):
-        whole = config.spec.build(max(config.spec.stages), config.shift)
+        whole = config.backbone_up_to(max(config.spec.stages))
     keys = (f"backbone.{key}" for key in whole.state_dict())
     return {name for key in keys for name in names_in(layout, config.spec, key, top_auxiliary=0)}
 

@@ -28,7 +28,7 @@ def test_stages_have_the_channels_and_strides_of_the_spec(name: str, monkeypatch
     spec = BACKBONES[name]
     frames, px = EXACT.get(name, (FRAMES, PX))
     with torch.device("meta"):
-        backbone = spec.build(max(spec.stages), "residual")
+        backbone = spec.build(max(spec.stages))
         levels = backbone(torch.empty(2, 3, frames, px, px))
     expected = {
         number: (2, stage.channels, -(-frames // stage.time), *[-(-px // stage.space)] * 2)
@@ -45,7 +45,7 @@ def test_stages_above_the_top_are_not_built(name: str) -> None:
     spec = BACKBONES[name]
     numbers = sorted(spec.stages)
     with torch.device("meta"):
-        small, whole = (spec.build(numbers[-1 - cut], "residual") for cut in (1, 0))
+        small, whole = (spec.build(numbers[-1 - cut]) for cut in (1, 0))
         levels = small(torch.empty(1, 3, FRAMES, PX, PX))
     assert list(levels) == list(small.channels) == numbers[:-1]
     assert set(small.state_dict()) < set(whole.state_dict())

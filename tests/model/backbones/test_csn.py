@@ -22,13 +22,13 @@ def test_features_are_the_published(name: str) -> None:
 )
 def test_parameters_are_the_published_number(name: str, parameters: int) -> None:
     with torch.device("meta"):
-        backbone = BACKBONES[name].build(5, "residual")
+        backbone = BACKBONES[name].build(5)
     assert sum(p.numel() for p in backbone.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", ["ircsn_toy", "ipcsn_toy"])
 def test_3x3x3_convolutions_are_depthwise_and_norms_have_the_published_epsilon(name: str) -> None:
-    backbone = BACKBONES[name].build(5, "residual")
+    backbone = BACKBONES[name].build(5)
     for module in backbone.stages.modules():  # type: ignore[operator, union-attr]
         if isinstance(module, torch.nn.Conv3d):
             assert module.groups == module.in_channels == module.out_channels

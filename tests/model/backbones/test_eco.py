@@ -47,7 +47,7 @@ def test_stages_have_the_channels_and_strides_of_the_spec(name: str) -> None:
     spec = BACKBONES[name]
     for top in (3, 4, 5):
         with torch.device("meta"):
-            backbone = spec.build(top, "residual")
+            backbone = spec.build(top)
             levels = backbone(torch.empty(1, 3, 8, 64, 64))
         assert {number: tuple(level.shape[1:]) for number, level in levels.items()} == {
             number: (
@@ -64,7 +64,7 @@ def test_stages_have_the_channels_and_strides_of_the_spec(name: str) -> None:
 
 def test_the_rest_of_the_frames_network_is_built_only_for_the_last_stage() -> None:
     with torch.device("meta"):
-        low, high = (BACKBONES["eco_full"].build(top, "residual") for top in (4, 5))
+        low, high = (BACKBONES["eco_full"].build(top) for top in (4, 5))
     assert not any(key.startswith("beside") or "3c.three" in key for key in low.state_dict())
     assert any(key.startswith("beside") for key in high.state_dict())
 

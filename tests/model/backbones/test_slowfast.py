@@ -25,7 +25,7 @@ def test_features_of_both_paths_are_the_published(name: str, case: str) -> None:
 
 def toy() -> SlowFast:
     torch.manual_seed(0)
-    backbone = BACKBONES["slowfast_toy"].build(5, "residual")
+    backbone = BACKBONES["slowfast_toy"].build(5)
     assert isinstance(backbone, SlowFast)
     return backbone.eval()
 
@@ -64,7 +64,7 @@ def test_the_slow_path_sees_every_fourth_frame() -> None:
 )
 def test_numbers_of_the_published_configs(name, kernel, frames, blocks, parameters) -> None:  # type: ignore[no-untyped-def]
     with torch.device("meta"):
-        net = SPECS[name].build(5, "residual")
+        net = SPECS[name].build(5)
     assert isinstance(net, SlowFast)
     assert {tuple(layer.conv.kernel_size) for layer in net.laterals.values()} == {(kernel, 1)}  # type: ignore[union-attr]
     assert (len(net.slow.stages["res4"]), len(net.fast.stages["res4"])) == blocks  # type: ignore[arg-type]
@@ -82,6 +82,6 @@ def test_a_lower_pyramid_loads_a_whole_file() -> None:
 
 def test_non_local_blocks_are_in_the_slow_path_only() -> None:
     with torch.device("meta"):
-        net = SPECS["slowfast_r50_4x16_nl"].build(5, "residual")
+        net = SPECS["slowfast_r50_4x16_nl"].build(5)
     places = {key.split(".attention")[0] for key in net.state_dict() if ".attention." in key}
     assert places == {f"slow.stages.{place}" for place in ("res3.1", "res3.3", "res4.1", "res4.3", "res4.5")}

@@ -66,7 +66,7 @@ def test_longer_clips_are_averaged_inside_of_the_branch() -> None:
 def test_stages_have_the_channels_and_strides_of_the_spec(name: str) -> None:
     spec = BACKBONES[name]
     with torch.device("meta"):
-        levels = spec.build(5, "residual")(torch.empty(1, 3, 16, 64, 64))
+        levels = spec.build(5)(torch.empty(1, 3, 16, 64, 64))
     assert {number: tuple(level.shape[1:]) for number, level in levels.items()} == {
         number: (stage.channels, 16 // stage.time, 64 // stage.space, 64 // stage.space)
         for number, stage in spec.stages.items()

@@ -18,7 +18,7 @@ def test_features_are_the_published() -> None:
 @pytest.mark.parametrize(("name", "parameters"), [("x3d_s", 2_089_986), ("x3d_l", 4_449_096)])
 def test_parameters_are_the_published_number(name: str, parameters: int) -> None:
     with torch.device("meta"):
-        backbone = BACKBONES[name].build(5, "residual")
+        backbone = BACKBONES[name].build(5)
     assert sum(p.numel() for p in backbone.parameters()) == parameters
 
 

@@ -12,6 +12,8 @@ there is no difference. The published weights were trained on pixels less (104, 
 
 from __future__ import annotations
 
+from functools import partial
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,7 +43,7 @@ FULL = 64
 class C3D(Backbone):
     """The network up to stage `top`, with `width` channels in the first convolution."""
 
-    def __init__(self, width: int, top: int, px: int) -> None:
+    def __init__(self, width: int, px: int, top: int) -> None:
         """Build the stages; `px` is the height and width of clips that the fully connected layers take."""
         super().__init__()
         self.px = px
@@ -127,7 +129,7 @@ def stage_of(name: str) -> int:
 def spec(width: int, px: int) -> BackboneSpec:
     """Return the entry of a C3D."""
     return BackboneSpec(
-        build=lambda top, shift: C3D(width, top, px),
+        build=partial(C3D, width, px),
         stages=stages(width, px),
         stage_of=stage_of,
         frames="convolve",

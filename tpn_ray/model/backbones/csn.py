@@ -8,6 +8,7 @@ kind (ip) a 1x1x1 before it, so that channels still meet as in a ResNet. Time is
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -56,7 +57,7 @@ def csn(size: Size, top: int, interaction: Interaction) -> ResNet3d:
 def spec(size: Size, interaction: Interaction, published: Published) -> BackboneSpec:
     """Return the entry of a CSN."""
     return BackboneSpec(
-        build=lambda top, shift: csn(size, top, interaction),
+        build=partial(csn, size, interaction=interaction),
         stages=design(size).stages(),
         frames="convolve",
         sampling="clip",

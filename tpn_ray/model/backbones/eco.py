@@ -11,6 +11,7 @@ the 3D network leaves; so their mean over time is the published one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -245,7 +246,7 @@ ECO_PYTORCH: Substitutions = (
 
 SPECS: dict[str, BackboneSpec] = {
     name: BackboneSpec(
-        build=lambda top, shift, size=size, full=full: Eco(size, top, full=full),  # type: ignore[misc]
+        build=partial(Eco, size, full=full),
         stages=stages(size, full=full),
         stage_of=lambda name: 5 if name.startswith("beside.") else stage_in_name(name),
         head_std=0.001,

@@ -14,6 +14,7 @@ its I3D configs and of the paper's code, after the second of every two blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from jaxtyping import Float
@@ -127,7 +128,7 @@ def spec(
 ) -> BackboneSpec:
     """Return the entry of an I3D."""
     return BackboneSpec(
-        build=lambda top, shift: i3d(size, top, affinity, attends),
+        build=partial(i3d, size, affinity=affinity, attends=attends),
         stages=design(size).stages(),
         frames="convolve",
         sampling="clip",

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpn_ray.model.backbones.spec import Backbone, Stage
+from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Stage
 from tpn_ray.model.frames import along_time, fold, unfold
-from tpn_ray.model.layers import POINT, ConvNorm3d
+from tpn_ray.model.layers import POINT, ConvNorm3d, named
 
 Clips = Float[Tensor, "n _ _ _ _"]
 Pads = Callable[[int, int, int], tuple[int, int]]
@@ -114,23 +116,16 @@ class InceptionKind:
     def cube(self, inputs: int, outputs: int) -> nn.Module:
         """Build a 3x3x3 convolution."""
         if self.separable:
-            return Separable(inputs, outputs, 3, 1, self)
+            return self.split(inputs, outputs, 3, 1)
         return ConvNorm3d(inputs, outputs, (3, 3, 3), eps=self.eps, momentum=self.momentum)
 
-
-class Separable(nn.Module):
-    """1xkxk, then kx1x1 convolution, each with norm and ReLU, and each with its part of the stride."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, kind: InceptionKind) -> None:
-        super().__init__()
-        eps, momentum = kind.eps, kind.momentum
-        self.space = ConvNorm3d(
-            inputs, outputs, (1, kernel, kernel), stride=(1, stride, stride), eps=eps, momentum=momentum
+    def split(self, inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+        """Build a 1xkxk, then a kx1x1 convolution, each with norm and ReLU, and each with its part of the stride."""
+        layer = partial(ConvNorm3d, eps=self.eps, momentum=self.momentum)
+        return named(
+            space=layer(inputs, outputs, (1, kernel, kernel), stride=(1, stride, stride)),
+            time=layer(outputs, outputs, (kernel, 1, 1), stride=(stride, 1, 1)),
         )
-        self.time = ConvNorm3d(outputs, outputs, (kernel, 1, 1), stride=(stride, 1, 1), eps=eps, momentum=momentum)
-
-    def forward(self, clips: Clips) -> Clips:
-        return self.time(self.space(clips))  # type: ignore[no-any-return]
 
 
 class SelfGating(nn.Module):
@@ -241,3 +236,15 @@ def stages(size: InceptionSize) -> dict[int, Stage]:
     """Return the stages; each of them halves time, and so does the stem."""
     outputs = {stage: [mix.outputs for mix in mixes.values()][-1] for stage, mixes in size.mixes.items()}
     return {stage: Stage(channels, space=2**stage, time=2 ** (stage - 2)) for stage, channels in outputs.items()}
+
+
+def spec(build: Callable[..., Backbone], size: InceptionSize, **more: Any) -> BackboneSpec:
+    """Return the entry of one of the networks."""
+    return BackboneSpec(
+        build=partial(build, size),
+        stages=stages(size),
+        head_std=None,  # the public ports draw no weights
+        frames="convolve",
+        sampling="clip",
+        **more,
+    )

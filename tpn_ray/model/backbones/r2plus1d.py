@@ -12,13 +12,14 @@ kinds differ:
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from functools import partial
+
+from torch import nn
 
 from tpn_ray.model.backbones.resnet2d import TOY, Size
 from tpn_ray.model.backbones.resnet3d import NAMES_3D, SPACE_AND_TIME, Design, Place, ResidualBlock, ResNet3d, shortcut
 from tpn_ray.model.backbones.spec import KINETICS_MEAN, KINETICS_STD, NOTHING, BackboneSpec, Published, Substitutions
-from tpn_ray.model.layers import POINT, ConvNorm3d, Triple
+from tpn_ray.model.layers import POINT, ConvNorm3d, Triple, named
 
 R18 = Size(blocks=(2, 2, 2, 2), width=64)
 R34 = Size(blocks=(3, 4, 6, 3), width=64)
@@ -28,28 +29,23 @@ TORCHVISION_STEM = 45
 """Channels inside torchvision's stem, which the paper's formula does not give."""
 
 
-class Pair(nn.Module):
-    """A convolution over space and one over time, each with batch norm and ReLU; the last ReLU may be omitted."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: Triple,
-        *,
-        stride: Triple = POINT,
-        inside: int | None = None,
-        eps: float = 1e-5,
-        relu: bool = True,
-    ) -> None:
-        """Build the pair; `inside` is the number of channels between, by default the paper's."""
-        super().__init__()
-        between = channels_inside(inputs, outputs, kernel[1]) if inside is None else inside
-        self.space = ConvNorm3d(inputs, between, (1, kernel[1], kernel[2]), stride=(1, stride[1], stride[2]))
-        self.time = ConvNorm3d(between, outputs, (kernel[0], 1, 1), stride=(stride[0], 1, 1), eps=eps, relu=relu)
-
-    def forward(self, clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n k s i j"]:
-        return self.time(self.space(clips))  # type: ignore[no-any-return]
+def pair(
+    inputs: int,
+    outputs: int,
+    kernel: Triple,
+    *,
+    stride: Triple = POINT,
+    inside: int | None = None,
+    eps: float = 1e-5,
+    relu: bool = True,
+) -> nn.Module:
+    """Build a convolution over space and one over time, each with batch norm and ReLU, of which the last may be left
+    out; `inside` is the number of channels between, by default the paper's."""
+    between = channels_inside(inputs, outputs, kernel[1]) if inside is None else inside
+    return named(
+        space=ConvNorm3d(inputs, between, (1, *kernel[1:]), stride=(1, *stride[1:])),
+        time=ConvNorm3d(between, outputs, (kernel[0], 1, 1), stride=(stride[0], 1, 1), eps=eps, relu=relu),
+    )
 
 
 def channels_inside(inputs: int, outputs: int, pixels: int) -> int:
@@ -72,14 +68,14 @@ def mmaction2(size: Size, top: int) -> ResNet3d:
     def block(place: Place) -> ResidualBlock:
         inputs, outputs, stride = place.inputs, place.outputs, place.stride
         branch: dict[str, nn.Module] = {
-            "conv1": Pair(inputs, outputs, (3, 3, 3), stride=stride, eps=EPS),
-            "conv2": Pair(outputs, outputs, (3, 3, 3), eps=EPS, relu=False),
+            "conv1": pair(inputs, outputs, (3, 3, 3), stride=stride, eps=EPS),
+            "conv2": pair(outputs, outputs, (3, 3, 3), eps=EPS, relu=False),
         }
         if stride == POINT and inputs == outputs:
             return ResidualBlock(branch, None)
-        return ResidualBlock(branch, Pair(inputs, outputs, POINT, stride=stride, eps=EPS, relu=False))
+        return ResidualBlock(branch, pair(inputs, outputs, POINT, stride=stride, eps=EPS, relu=False))
 
-    stem = Pair(3, size.width, (3, 7, 7), stride=(1, 2, 2), eps=EPS)
+    stem = pair(3, size.width, (3, 7, 7), stride=(1, 2, 2), eps=EPS)
     return ResNet3d(design(size, pool=1), top, stem, block)
 
 
@@ -89,12 +85,12 @@ def torchvision(size: Size, top: int) -> ResNet3d:
     def block(place: Place) -> ResidualBlock:
         inside = channels_inside(place.inputs, place.outputs, 3)
         branch: dict[str, nn.Module] = {
-            "conv1": Pair(place.inputs, place.outputs, (3, 3, 3), stride=place.stride, inside=inside),
-            "conv2": Pair(place.outputs, place.outputs, (3, 3, 3), inside=inside, relu=False),
+            "conv1": pair(place.inputs, place.outputs, (3, 3, 3), stride=place.stride, inside=inside),
+            "conv2": pair(place.outputs, place.outputs, (3, 3, 3), inside=inside, relu=False),
         }
         return ResidualBlock(branch, shortcut(place))
 
-    stem = Pair(3, size.width, (3, 7, 7), stride=(1, 2, 2), inside=TORCHVISION_STEM)
+    stem = pair(3, size.width, (3, 7, 7), stride=(1, 2, 2), inside=TORCHVISION_STEM)
     return ResNet3d(design(size, pool=None), top, stem, block)
 
 
@@ -124,7 +120,7 @@ TORCHVISION: Substitutions = (
 def mmaction2_spec(size: Size, published: Published = NOTHING) -> BackboneSpec:
     """Return the entry of mmaction2's kind."""
     return BackboneSpec(
-        build=lambda top, shift: mmaction2(size, top),
+        build=partial(mmaction2, size),
         stages=design(size, pool=1).stages(),
         frames="convolve",
         sampling="clip",
@@ -139,7 +135,7 @@ SPECS: dict[str, BackboneSpec] = {
         R34, Published(frames=32, stride_frames=2, top1="74.6 % on Kinetics-400", source="mmaction2")
     ),
     "r2plus1d_18": BackboneSpec(
-        build=lambda top, shift: torchvision(R18, top),
+        build=partial(torchvision, R18),
         stages=design(R18, pool=None).stages(),
         frames="convolve",
         sampling="clip",

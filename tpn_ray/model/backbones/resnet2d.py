@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Published, Shift, Stage, Substitutions
+from tpn_ray.model.backbones.spec import NOTHING, Backbone, BackboneSpec, Published, Shift, Stage, Substitutions
 from tpn_ray.model.frames import along_time, fold, unfold
 from tpn_ray.model.layers import ConvNorm, conv
 
@@ -125,7 +126,7 @@ def tsn(size: Size, top: int) -> ResNet:
     return ResNet(size, top, lambda stage, block: "apart")
 
 
-def tsm(size: Size, top: int, placement: Shift) -> ResNet:
+def tsm(size: Size, top: int, placement: Shift = "residual") -> ResNet:
     """Build a 2D ResNet with temporal shift.
 
     `residual` is mmaction2's, which in networks of 23 or more blocks in res4 shifts only every second block; `inplace`
@@ -168,27 +169,27 @@ TSM_PUBLISHED = {
 }
 
 SIZES = {"r50": R50, "r101": R101, "toy": TOY}
+
+
+def spec(build: Callable[..., Backbone], size: Size, **more: Any) -> BackboneSpec:
+    """Return the entry of a 2D ResNet, or one that is inflated without strides in time."""
+    common = {"sampling": "segments", "names": NAMES, "licence": APACHE}
+    return BackboneSpec(build=partial(build, size), stages=stages(size), **{**common, **more})
+
+
 SPECS: dict[str, BackboneSpec] = {
-    f"tsn_{name}": BackboneSpec(
-        build=lambda top, shift, size=size: tsn(size, top),  # type: ignore[misc]
-        stages=stages(size),
-        frames="apart",
-        sampling="segments",
-        names=NAMES,
-        licence=APACHE,
-        published=TSN_PUBLISHED.get(name, Published()),
-    )
-    for name, size in SIZES.items()
-} | {
-    f"tsm_{name}": BackboneSpec(
-        build=lambda top, shift, size=size: tsm(size, top, shift),  # type: ignore[misc]
-        stages=stages(size),
-        frames="shift",
-        sampling="segments",
-        names=NAMES,
-        licence=APACHE,
-        published=TSM_PUBLISHED.get(name, Published()),
-        head_std=0.001,  # mmaction2's; with the pyramid 0.01, as its and the official TPN's
-    )
-    for name, size in SIZES.items()
+    **{
+        f"tsn_{name}": spec(tsn, size, frames="apart", published=TSN_PUBLISHED.get(name, NOTHING))
+        for name, size in SIZES.items()
+    },
+    **{
+        f"tsm_{name}": spec(
+            tsm,
+            size,
+            frames="shift",
+            published=TSM_PUBLISHED.get(name, NOTHING),
+            head_std=0.001,  # mmaction2's; with the pyramid 0.01, as its and the official TPN's
+        )
+        for name, size in SIZES.items()
+    },
 }

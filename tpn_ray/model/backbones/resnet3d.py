@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tpn_ray.model.backbones.resnet2d import FIRST_STAGE, MMACTION2, Size
 from tpn_ray.model.backbones.spec import Backbone, Stage, Substitutions
 from tpn_ray.model.frames import along_time, per_frame
-from tpn_ray.model.layers import POINT, ConvNorm3d, Triple
+from tpn_ray.model.layers import POINT, ConvNorm3d, Triple, named
 
 SPACE: tuple[Triple, ...] = (POINT, (1, 2, 2), (1, 2, 2), (1, 2, 2))
 """Strides of res2 to res5 where time is never strided."""
@@ -100,9 +100,7 @@ class ResidualBlock(nn.Module):
         self, branch: dict[str, nn.Module], shortcut: nn.Module | None, attention: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.branch = nn.Sequential()
-        for name, layer in branch.items():
-            self.branch.add_module(name, layer)
+        self.branch = named(**branch)
         self.shortcut = shortcut
         self.attention = attention
 

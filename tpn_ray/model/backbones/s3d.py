@@ -18,8 +18,7 @@ from tpn_ray.model.backbones.inception import (
     Inception,
     InceptionKind,
     InceptionSize,
-    Separable,
-    stages,
+    spec,
     symmetric,
 )
 from tpn_ray.model.backbones.spec import KINETICS_MEAN, KINETICS_STD, BackboneSpec, Published, Substitutions
@@ -57,7 +56,7 @@ class CubeStem(ConvNorm3d):
 
 def s3d(size: InceptionSize, top: int, inputs: int = 3) -> Inception:
     """Build S3D up to stage `top`, for clips of `inputs` channels."""
-    return Inception(size, top, S3D, Separable(inputs, size.stem, 7, 2, S3D))
+    return Inception(size, top, S3D, S3D.split(inputs, size.stem, 7, 2))
 
 
 def s3dg(size: InceptionSize, top: int, inputs: int = 3) -> Inception:
@@ -118,12 +117,9 @@ LICENCE = "BSD-3-Clause (torchvision, Kinetics-400); MIT (kylemin/S3D, Kinetics-
 LICENCE_GATED = "Apache-2.0 (antoine77340/S3D_HowTo100M, HowTo100M)"
 
 SPECS: dict[str, BackboneSpec] = {
-    name: BackboneSpec(
-        build=lambda top, shift, size=size: s3d(size, top),  # type: ignore[misc]
-        stages=stages(size),
-        head_std=None,
-        frames="convolve",
-        sampling="clip",
+    name: spec(
+        s3d,
+        size,
         names={"torchvision": TORCHVISION, "kylemin": KYLEMIN},
         licence=LICENCE,
         published=Published(frames=16, top1="68.4 % on Kinetics-400", source="torchvision"),
@@ -136,12 +132,9 @@ SPECS: dict[str, BackboneSpec] = {
     )
     for name, size in {"s3d": FULL, "s3d_toy": TOY}.items()
 } | {
-    name: BackboneSpec(
-        build=lambda top, shift, size=size: s3dg(size, top),  # type: ignore[misc]
-        stages=stages(size),
-        head_std=None,
-        frames="convolve",
-        sampling="clip",
+    name: spec(
+        s3dg,
+        size,
         names={"howto100m": HOWTO100M},
         licence=LICENCE_GATED,
         published=Published(frames=64, top1="77.2 % on Kinetics-400", source="the TPN paper's S3D-G"),

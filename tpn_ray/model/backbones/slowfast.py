@@ -14,6 +14,7 @@ stage and are no part of a stage's output.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -142,7 +143,7 @@ NAMES: Substitutions = (
 def spec(paths: TwoPaths, top1: str = "") -> BackboneSpec:
     """Return the entry of a SlowFast."""
     return BackboneSpec(
-        build=lambda top, shift: SlowFast(paths, top),
+        build=partial(SlowFast, paths),
         stages=paths.stages(),
         frames="convolve",
         sampling="clip",

@@ -6,7 +6,7 @@ the network is the 2D ResNet with those convolutions looking one frame back and 
 
 from __future__ import annotations
 
-from tpn_ray.model.backbones.resnet2d import APACHE, NAMES, SIZES, ResNet, Size, stages
+from tpn_ray.model.backbones.resnet2d import SIZES, ResNet, Size, spec
 from tpn_ray.model.backbones.spec import BackboneSpec, Published
 
 INFLATED_STAGES = (4, 5)
@@ -25,14 +25,6 @@ PUBLISHED = {
     "toy": Published(),
 }
 SPECS: dict[str, BackboneSpec] = {
-    f"slowonly_{name}": BackboneSpec(
-        build=lambda top, shift, size=size: slowonly(size, top),  # type: ignore[misc]
-        stages=stages(size),
-        frames="convolve",
-        sampling="clip",
-        names=NAMES,
-        licence=APACHE,
-        published=PUBLISHED[name],
-    )
+    f"slowonly_{name}": spec(slowonly, size, frames="convolve", sampling="clip", published=PUBLISHED[name])
     for name, size in SIZES.items()
 }

@@ -112,8 +112,8 @@ def stage_in_name(name: str) -> int:
 class BackboneSpec:
     """One kind of backbone in one size."""
 
-    build: Callable[[int, Shift], Backbone]
-    """Builds the stages up to the given one; the placement of the temporal shift is for TSM."""
+    build: Callable[..., Backbone]
+    """Builds the stages up to the given one; where frames `shift`, its second argument says where they do."""
 
     stages: Mapping[int, Stage]
     """The stages by number, lowest first. Stage s halves the clip's height and width s times, unless its file says

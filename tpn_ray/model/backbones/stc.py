@@ -11,6 +11,7 @@ shape. It is 16 here, one of the paper's; longer clips are averaged to it inside
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -143,7 +144,7 @@ PUBLISHED = {
 }
 SPECS: dict[str, BackboneSpec] = {
     f"stc_{name}": BackboneSpec(
-        build=lambda top, shift, size=size: Stc(size, top),  # type: ignore[misc]
+        build=partial(Stc, size),
         stages=stages(size),
         head_std=None,
         frames="convolve",

@@ -15,7 +15,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class Shifter:
 class Timm(Backbone):
     """A network of timm over all frames of the clips."""
 
-    def __init__(self, model: str, indices: Indices, top: int, placement: Shift | None) -> None:
+    def __init__(self, model: str, indices: Indices, top: int, placement: Shift | None = None) -> None:
         super().__init__()
         wanted = {stage: index for stage, index in indices.items() if stage <= top}
         self.net = features(model, tuple(wanted.values()))
@@ -157,7 +157,7 @@ def timm_spec(name: str) -> BackboneSpec:
         raise ConfigError(f"{name}: features have the strides {info.reduction()}, none of them 4, 8, 16, or 32")
     channels = dict(zip(info.out_indices, info.channels(), strict=True))
     return BackboneSpec(
-        build=lambda top, shift: Timm(model, indices, top, shift if shifts else None),
+        build=partial(Timm, model, indices),
         stages={stage: Stage(channels[index], space=2**stage) for stage, index in indices.items()},
         frames="shift" if shifts else "apart",
         sampling="segments",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpn_ray.errors import ConfigError
-from tpn_ray.model.backbones.resnet2d import APACHE, MMACTION2, R50, TORCHVISION, TOY, stages, tsn
+from tpn_ray.model.backbones.resnet2d import APACHE, MMACTION2, R50, TORCHVISION, TOY, spec, tsn
 from tpn_ray.model.backbones.spec import BackboneSpec, Published, Substitutions
 from tpn_ray.model.heads import initialise
 
@@ -88,11 +88,10 @@ HEAD: Substitutions = (
 TRN_PYTORCH: Substitutions = (*TORCHVISION, (r"^(conv1|bn1|layer<\d>)\.", r"base_model.\1."), *HEAD)
 
 SPECS: dict[str, BackboneSpec] = {
-    f"trn_{name}": BackboneSpec(
-        build=lambda top, shift, size=size: tsn(size, top),  # type: ignore[misc]
-        stages=stages(size),
+    f"trn_{name}": spec(
+        tsn,
+        size,
         frames="apart",
-        sampling="segments",
         head=partial(RelationHead, width=width),
         head_std=0.001,
         names={"mmaction2": MMACTION2, "resnet2d": TORCHVISION, "trn_pytorch": TRN_PYTORCH},

@@ -20,7 +20,7 @@ from tpn_ray.model.backbones.resnet2d import Size
 from tpn_ray.model.backbones.resnet3d import NAMES_3D, Design, Place, ResidualBlock, ResNet3d, shortcut
 from tpn_ray.model.backbones.spec import NOTHING, BackboneSpec, Published, Stage, Substitutions, stage_in_name
 from tpn_ray.model.heads import ClassificationHead
-from tpn_ray.model.layers import POINT, ConvNorm3d, conv3d
+from tpn_ray.model.layers import POINT, ConvNorm3d, conv3d, named
 
 TOP = 5
 HIDDEN = 2048
@@ -57,9 +57,10 @@ class X3D(ResNet3d):
     """The stem and the stages res2 to `top`."""
 
     def __init__(self, size: Size, top: int) -> None:
-        stem = nn.Sequential()
-        stem.add_module("space", ConvNorm3d(3, size.width, (1, 3, 3), stride=(1, 2, 2), eps=None, relu=False))
-        stem.add_module("time", ConvNorm3d(size.width, size.width, (5, 1, 1), groups=size.width))
+        stem = named(
+            space=ConvNorm3d(3, size.width, (1, 3, 3), stride=(1, 2, 2), eps=None, relu=False),
+            time=ConvNorm3d(size.width, size.width, (5, 1, 1), groups=size.width),
+        )
         super().__init__(design(size), top, stem, block)
         self.last: ConvNorm3d | None = None
         if top == TOP:
@@ -118,7 +119,7 @@ NAMES: Substitutions = (
 def spec(size: Size, hidden: int, published: Published = NOTHING) -> BackboneSpec:
     """Return the entry of an X3D."""
     return BackboneSpec(
-        build=lambda top, shift: X3D(size, top),
+        build=partial(X3D, size),
         stages=stages(size),
         stage_of=lambda name: TOP if name.startswith("last.") else stage_in_name(name),
         head=partial(ClassificationHead, hidden=hidden),
