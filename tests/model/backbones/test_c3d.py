@@ -37,6 +37,7 @@ def test_the_fifth_pool_is_the_published_one_at_odd_sizes() -> None:
 
 def test_biases_start_at_zero_and_full_layers_small() -> None:
     backbone = BACKBONES["c3d_toy"].build(6)
+    backbone.initialise()
     for key, value in backbone.named_parameters():
         assert key.endswith(".weight") or not value.any(), key
         assert not key.startswith("full") or value.abs().max() < 0.05
