@@ -10,6 +10,7 @@ from torch import nn
 from tests.model.backbones.published import check_pooled, drawn, recording
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.backbones import BACKBONES
+from tpn_ray.model.backbones.resnet2d import Size
 from tpn_ray.model.backbones.stc import Correlation, Stc, StcSize
 from tpn_ray.model.recognizer import ModelConfig, build_model
 
@@ -24,7 +25,7 @@ def published_name(key: str) -> str:
 
 def test_the_trunk_is_the_published_codes() -> None:
     recorded = recording("resnext3d_small")
-    net = Stc(StcSize((1, 2, 1, 1), stem=64, inner=128, groups=32), 5).double().eval()
+    net = Stc(StcSize(Size((1, 2, 1, 1), width=64), inner=2, groups=32), 5).double().eval()
     state = net.state_dict()
     for key, value in state.items():
         if "correlation" not in key:

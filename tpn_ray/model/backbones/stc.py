@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tpn_ray.model.backbones.inception import max_pool, symmetric
-from tpn_ray.model.backbones.spec import Backbone, BackboneSpec, Published, Stage
+from tpn_ray.model.backbones.resnet2d import R101, TOY, Size
+from tpn_ray.model.backbones.resnet3d import SPACE_AND_TIME, Design, Place, ResNet3d, shortcut
+from tpn_ray.model.backbones.spec import BackboneSpec, Published
 from tpn_ray.model.layers import POINT, ConvNorm3d
 
 FRAMES = 16
 REDUCTION = 16
-FIRST_STAGE = 2
 Clips = Float[Tensor, "n _ _ _ _"]
 
 
@@ -31,22 +32,21 @@ Clips = Float[Tensor, "n _ _ _ _"]
 class StcSize:
     """Depth and width."""
 
-    blocks: tuple[int, int, int, int]
-    """Number of blocks in res2, res3, res4, res5."""
-
-    stem: int
-    """Channels of the stem; res2 outputs four times as many, and each stage doubles them."""
+    trunk: Size
+    """Blocks of the stages, and channels of the stem; res2 outputs four times as many, and each stage doubles them."""
 
     inner: int
-    """Channels of the 3x3x3 convolutions of res2; each stage doubles them."""
+    """Channels of the 3x3x3 convolutions, as a multiple of a ResNet's."""
 
     groups: int = 1
     """Groups of the 3x3x3 convolutions."""
 
 
-R101 = StcSize((3, 4, 23, 3), stem=64, inner=64)
-X101 = StcSize((3, 4, 23, 3), stem=64, inner=128, groups=32)
-TOY = StcSize((1, 1, 1, 1), stem=8, inner=16, groups=4)
+SIZES = {
+    "r101": StcSize(R101, inner=1),
+    "x101": StcSize(R101, inner=2, groups=32),
+    "toy": StcSize(TOY, inner=2, groups=4),
+}
 
 
 class Correlation(nn.Module):
@@ -73,56 +73,35 @@ class Correlation(nn.Module):
 class CorrelatedBottleneck(nn.Module):
     """1x1x1, 3x3x3, 1x1x1, correlation, and a shortcut; the 3x3x3 carries the stride."""
 
-    def __init__(self, inputs: int, inner: int, outputs: int, *, stride: int, groups: int, frames: int) -> None:
+    def __init__(self, place: Place, size: StcSize) -> None:
         super().__init__()
-        strides = (stride,) * 3
-        self.conv1 = ConvNorm3d(inputs, inner, POINT)
-        self.conv2 = ConvNorm3d(inner, inner, (3, 3, 3), stride=strides, groups=groups)
-        self.conv3 = ConvNorm3d(inner, outputs, POINT, relu=False)
-        self.correlation = Correlation(outputs, frames)
-        self.shortcut: ConvNorm3d | None = None
-        if stride != 1 or inputs != outputs:
-            self.shortcut = ConvNorm3d(inputs, outputs, POINT, stride=strides, relu=False)
+        inner = size.inner * place.width
+        self.conv1 = ConvNorm3d(place.inputs, inner, POINT)
+        self.conv2 = ConvNorm3d(inner, inner, (3, 3, 3), stride=place.stride, groups=size.groups)
+        self.conv3 = ConvNorm3d(inner, place.outputs, POINT, relu=False)
+        self.correlation = Correlation(place.outputs, FRAMES // 2 ** (place.stage - 1))
+        self.shortcut = shortcut(place)
 
     def forward(self, clips: Clips) -> Clips:
         inner = self.correlation(self.conv3(self.conv2(self.conv1(clips))))
         return F.relu(inner + (clips if self.shortcut is None else self.shortcut(clips)))
 
 
-class Stc(Backbone):
+class Stc(ResNet3d):
     """A stem and the stages res2 to `top`. The max-pool halves time, and so does every stage after res2."""
 
     def __init__(self, size: StcSize, top: int) -> None:
-        super().__init__()
-        self.stem = ConvNorm3d(3, size.stem, (7, 7, 7), stride=(1, 2, 2))
-        self.channels: dict[int, int] = {}
-        self.stages = nn.ModuleDict()
-        inputs = size.stem
-        for stage in range(FIRST_STAGE, top + 1):
-            scale = 2 ** (stage - FIRST_STAGE)
-            outputs, blocks = 4 * size.stem * scale, []
-            for block in range(size.blocks[stage - FIRST_STAGE]):
-                blocks.append(
-                    CorrelatedBottleneck(
-                        inputs,
-                        size.inner * scale,
-                        outputs,
-                        stride=2 if block == 0 and stage > FIRST_STAGE else 1,
-                        groups=size.groups,
-                        frames=FRAMES // 2 // scale,
-                    )
-                )
-                inputs = outputs
-            self.stages[f"res{stage}"] = nn.Sequential(*blocks)
-            self.channels[stage] = outputs
+        stem = ConvNorm3d(3, size.trunk.width, (7, 7, 7), stride=(1, 2, 2))
+        super().__init__(design(size), top, stem, lambda place: CorrelatedBottleneck(place, size))
 
-    def forward(self, clips: Float[Tensor, "n c t h w"]) -> dict[int, Clips]:
-        """Return the output of every stage by its number."""
-        x = max_pool(self.stem(clips), (3, 3), (2, 2), symmetric)
-        levels = {}
-        for stage in self.channels:
-            x = levels[stage] = self.stages[f"res{stage}"](x)
-        return levels
+    def enter(self, clips: Float[Tensor, "n c t h w"]) -> Clips:
+        """Apply the stem, and a pool that looks along time, too."""
+        return max_pool(self.stem(clips), (3, 3), (2, 2), symmetric)
+
+
+def design(size: StcSize) -> Design:
+    """Return the numbers of the trunk."""
+    return Design(size=size.trunk, strides=SPACE_AND_TIME, pool=2)
 
 
 def weigher(inputs: int, outputs: int) -> nn.Sequential:
@@ -131,21 +110,13 @@ def weigher(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, middle), nn.ReLU(), nn.Linear(middle, outputs), nn.Sigmoid())
 
 
-def stages(size: StcSize) -> dict[int, Stage]:
-    """Return the stages; the max-pool and every stage after res2 halve time."""
-    return {
-        stage: Stage(size.stem * 2**stage, space=2**stage, time=2 ** (stage - 1))
-        for stage in range(FIRST_STAGE, FIRST_STAGE + len(size.blocks))
-    }
-
-
 PUBLISHED = {
     "x101": Published(frames=32, crop_px=112, top1="68.7 % on Kinetics-400", source="the TPN paper's STC-X101")
 }
 SPECS: dict[str, BackboneSpec] = {
     f"stc_{name}": BackboneSpec(
         build=partial(Stc, size),
-        stages=stages(size),
+        stages=design(size).stages(),
         head_std=None,
         frames="convolve",
         sampling="clip",
@@ -154,5 +125,5 @@ SPECS: dict[str, BackboneSpec] = {
         least_frames=FRAMES,
         frames_multiple=FRAMES,
     )
-    for name, size in {"r101": R101, "x101": X101, "toy": TOY}.items()
+    for name, size in SIZES.items()
 }
