@@ -115,7 +115,7 @@ gauges(Started(step=0, workers=2, at=0.0), seconds, reasons)
 gauges(
     Progress(step=30, steps=240, epoch=2, epochs=10, loss=1.5, top1=0.25, clips_per_second=99.5, waiting=0.25,
              seconds_left=200.0), seconds, reasons)
-gauges(Committed(step=30, epoch=2, checkpoint="c", scores={"val_top1": 0.5}), seconds, reasons)
+gauges(Committed(step=30, epoch=2, checkpoint="c", scores={"val_top1": 0.5, "val_map": 0.5}), seconds, reasons)
 for state, count in (("done", 1), ("training", 2), ("waiting", 5)):
     set_campaign("search", "campaign_trials", count, state=state)
 for state, count in (("trained", 10), ("planned", 40)):

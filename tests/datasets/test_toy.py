@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tpn_ray.datasets import toy
 from tpn_ray.datasets.manifest import load_manifest
 from tpn_ray.datasets.toy import TOY_CLASSES, TOY_PERIODS_FRAMES, ToyConfig, draw_toy, encode_toy, write_toy
 from tpn_ray.errors import ConfigError
@@ -15,9 +16,11 @@ from tpn_ray.videos.decode import open_video
 SMALL = ToyConfig(train_per_class=2, val_per_class=1, frames=24)
 
 
-def test_layout_and_bytes(tmp_path: Path) -> None:
+def test_layout_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process and several make the same."""
     calls: list[tuple[int, int]] = []
     write_toy(str(tmp_path / "a"), SMALL, progress=lambda done, total: calls.append((done, total)))
+    monkeypatch.setattr(toy, "WORTH_PROCESSES", 1)
     write_toy(str(tmp_path / "b"), SMALL)
     assert calls == [(number, 24) for number in range(1, 25)]
     manifest = load_manifest(str(tmp_path / "a"))

@@ -49,7 +49,7 @@ def test_what_is_done_at_the_network_is_shown(manifest: Manifest) -> None:
     for other in (changed, mixed):
         assert any(not np.array_equal(a, b) for (_, a), (_, b) in zip(plain, other, strict=True))
     assert [said for said, _ in changed] == [said for said, _ in plain]
-    assert all("%, period_" in said for said, _ in mixed)
+    assert all("% + period_" in said for said, _ in mixed)
 
 
 def test_a_bad_video_is_named_and_black(manifest: Manifest) -> None:

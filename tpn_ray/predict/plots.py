@@ -107,6 +107,7 @@ def class_gains(classes: Sequence[ClassGain], said: str, score: str = "top-1") -
     axes.axvline(0, color=GREY, linewidth=0.8)
     if not any(one.gain for one in shown):
         axes.set_xlim(-1, 1)
-    axes.set_xlabel(f"gain in {score}, percentage points (videos in brackets)")
+    of_class = "average precision" if score == "mAP" else score
+    axes.set_xlabel(f"gain in {of_class}, percentage points (videos in brackets)")
     title(made, said)
     return png(made)

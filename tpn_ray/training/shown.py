@@ -48,7 +48,7 @@ def _micro_batch(source: ClipSource, slot: PlannedMicroBatch, loss: LossConfig) 
     others = [""] * len(samples)
     if partners is not None:
         pairs = zip(partners.own.tolist(), samples[partners.of.numpy()].tolist(), strict=True)
-        others = [f" {own:.0%}, {_classes(source, other)} {1 - own:.0%}" for own, other in pairs]
+        others = [f" {own:.0%} + {_classes(source, other)} {1 - own:.0%}" for own, other in pairs]
     said = iter(others)
     return [
         (

@@ -165,7 +165,8 @@ def _numbers_of_plots(found: Findings) -> list[tuple[str, str, Table]]:
 def _html_table(table: Table) -> str:
     heads = "".join(f"<th>{_escaped(head)}</th>" for head in table[0])
     rows = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in table[1])
-    return f"<div class=wide><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    ranked = "" if table[0][0] else " class=ranked"  # a leaderboard's first column, the place, has no head
+    return f"<div class=wide><table{ranked}><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
 def _markdown_table(table: Table) -> str:
@@ -192,7 +193,7 @@ pre{background:#f4f6f8;border:1px solid #e1e6eb;border-radius:6px;padding:12px 1
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid #e8ecf0;white-space:nowrap}
 td:last-child{white-space:normal;min-width:180px}th{color:#52606d;font-weight:600}
-tbody tr:first-child td{font-weight:600}
+.ranked tbody tr:first-child td{font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(520px,1fr));gap:0 36px}
 .plots section{min-width:0}.plots section:nth-child(-n+3){grid-column:1/-1}
 """

@@ -73,7 +73,7 @@ def learning_curves(trials: Sequence[Trial]) -> go.Figure:
         trace.update(name=trial.name, showlegend=best, line={} if best else {"color": GREY, "width": 1})
     figure.update_layout(showlegend=True, legend_traceorder="reversed")
     figure.update_xaxes(title="epoch", rangemode="tozero")
-    return figure.update_yaxes(title=_said(trials), tickformat=".0%")
+    return figure.update_yaxes(title=_said(trials), tickformat=".0%", rangemode="nonnegative")
 
 
 def settings_and_accuracy(trials: Sequence[Trial], found: Findings) -> go.Figure:
@@ -107,7 +107,9 @@ def accuracy_by_gmacs(trials: Sequence[Trial], found: Findings) -> go.Figure:
         {trial.number: (found.gmacs.get(trial.number, 0.0), trial.score) for trial in trials},
         directions=("minimize", "maximize"),
     )
-    return visualization.plot_pareto_front(study, target_names=["GMACs of a view", _said(trials)])
+    figure = visualization.plot_pareto_front(study, target_names=["GMACs of a view", _said(trials)])
+    figure.update_traces(marker_showscale=False)  # of the trials' numbers
+    return figure.update_layout(showlegend=True).update_yaxes(tickformat=".0%", rangemode="nonnegative")
 
 
 def correlation_bars(correlations: Sequence[tuple[int, int, float]]) -> go.Figure:
