@@ -71,3 +71,14 @@ def test_a_table_is_120_columns_wide_where_there_is_no_terminal(
     monkeypatch.setenv("COLUMNS", "50")
     print_table(table)
     assert {len(line) for line in capsys.readouterr().out.splitlines()} == {120, 50}
+
+
+def test_a_narrow_table_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "16")
+    table = Table("unbreakable", "number")
+    table.add_row("12.3456789", "0.987654321")
+    print_table(table)
+    said = capsys.readouterr().out
+    assert "…" not in said
+    rows = [line.split("│")[1:3] for line in said.splitlines() if line.startswith("│")]
+    assert ["".join(part[i].strip() for part in rows) for i in (0, 1)] == ["12.3456789", "0.987654321"]

@@ -77,8 +77,13 @@ class ProgressMeter:
 
 
 def print_table(table: Any, columns: int = TABLE_COLUMNS) -> None:
-    """Print a table of rich: as wide as the terminal, or where there is none, as wide as COLUMNS says, or `columns`."""
+    """Print a table of rich: as wide as the terminal, or where there is none, as wide as COLUMNS says, or `columns`.
+
+    What does not fit is continued on the next line rather than cut off.
+    """
     from rich.console import Console
 
+    for column in table.columns:
+        column.overflow = "fold"
     fixed = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     Console(width=columns if fixed else None).print(table)

@@ -52,7 +52,8 @@ def figures(found: Findings) -> list[tuple[str, str, go.Figure]]:
         text = f"Share of the variance of accuracy after epoch {told_at} that each field explains (fANOVA)."
         made.append(("Importance", text, importance_bars(shares)))
     if len({round(found.gmacs.get(trial.number, 0.0), 3) for trial in trials}) > 1:
-        text = "Accuracy at the last epoch of each trial by the billions of multiply-adds of one view."
+        text = "Accuracy at the last epoch of each trial by the billions of multiply-adds of one view. "
+        text += "Red: no other is better in both."
         made.append(("Accuracy against arithmetic", text, accuracy_by_gmacs(trials, found)))
     correlations = rung_correlations(trials, found.epochs)
     if correlations:
@@ -109,7 +110,7 @@ def accuracy_by_gmacs(trials: Sequence[Trial], found: Findings) -> go.Figure:
     )
     figure = visualization.plot_pareto_front(study, target_names=["GMACs of a view", _said(trials)])
     figure.update_traces(marker_showscale=False)  # of the trials' numbers
-    return figure.update_layout(showlegend=True).update_yaxes(tickformat=".0%", rangemode="nonnegative")
+    return figure.update_yaxes(tickformat=".0%", rangemode="nonnegative")
 
 
 def correlation_bars(correlations: Sequence[tuple[int, int, float]]) -> go.Figure:
