@@ -18,7 +18,7 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/python jobs/toy.py runs/demo/videos
-	$(BIN)/python jobs/train.py toy --data runs/demo/videos --storage runs/demo
+	$(BIN)/python jobs/train.py toy --data runs/demo/videos --storage runs/demo --loop.epochs 8
 
 lint: install
 	$(BIN)/ruff check .
