@@ -128,3 +128,31 @@ def test_tables_and_pictures_of_notebooks_hold_no_markup_of_names() -> None:
 def test_streams_are_protected_once() -> None:
     body = "    from tpn_ray import output\n    one = sys.stdout\n    output.protect()\n    print(sys.stdout is one)"
     assert printed(body) == "True\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_shown_in_place_stays_below_filtered_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Protected(stream))
+    with output.in_place() as show:
+        assert show
+        show("first")
+        print("http://alice:s3cretpw9@host\x1b[2J")
+        show("second")
+    print("after")
+    said = stream.getvalue()
+    assert PASSWORD not in said
+    assert "\x1b[2J" not in said, "what is printed commands no terminal"
+    assert said.index("first") < said.index("@host") < said.index("second") < said.index("after")
+    assert said.endswith("after\n")
+
+
+def test_nothing_is_shown_in_place_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Protected(io.StringIO()))
+    with output.in_place() as show:
+        assert show is None

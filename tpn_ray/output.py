@@ -7,6 +7,7 @@ password, and the name of an untrusted video an escape sequence.
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import logging
@@ -15,9 +16,9 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from tpn_ray.names import CONTROL
 from tpn_ray.redaction import redacted
@@ -46,6 +47,36 @@ def protect() -> None:
         for handler in _stream_handlers():
             if handler.stream is stream:
                 handler.setStream(protected)
+
+
+@contextlib.contextmanager
+def in_place() -> Iterator[Callable[[Any], None] | None]:
+    """Yield a function that shows something of rich at the bottom of the terminal, in the place of what it showed
+    before; everything printed meanwhile goes above it. None if this is no job, or prints to no terminal.
+
+    What is shown is not filtered: pass foreign text through `visible`.
+    """
+    streams = [one for one in (sys.stdout, sys.stderr) if isinstance(one, Protected) and one.isatty()]
+    if sys.stdout not in streams:
+        yield None
+        return
+    from rich.console import Console
+    from rich.file_proxy import FileProxy
+    from rich.live import Live
+
+    console = Console(file=streams[0].inner)
+    with Live(
+        console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as live:
+        inner = [one.inner for one in streams]
+        for stream in streams:  # they filter first, and then print above
+            stream.inner = cast("TextIO", FileProxy(console, stream.inner))
+        try:
+            yield lambda shown: live.update(shown, refresh=True)
+        finally:
+            for stream, one in zip(streams, inner, strict=True):
+                stream.flush()
+                stream.inner = one
 
 
 def html_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
@@ -91,7 +122,7 @@ class Protected(io.TextIOBase):
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self.inner = stream
         self._pending = ""
         self._lock = threading.RLock()
 
@@ -105,34 +136,34 @@ class Protected(io.TextIOBase):
     def flush(self) -> None:
         with self._lock:
             self._pass_on()
-            self._stream.flush()
+            self.inner.flush()
 
     def _pass_on(self) -> None:
         ready, self._pending = self._pending, ""
         if ready:
-            self._stream.write(redacted(ready))
+            self.inner.write(redacted(ready))
 
     def isatty(self) -> bool:
-        return self._stream.isatty()
+        return self.inner.isatty()
 
     def fileno(self) -> int:
-        return self._stream.fileno()
+        return self.inner.fileno()
 
     def writable(self) -> bool:
         return True
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
+        return self.inner.encoding or "utf-8"
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        return self._stream.errors
+        return self.inner.errors
 
     @property
     def buffer(self) -> Any:
         """The unfiltered stream for the few callers that write bytes."""
-        return self._stream.buffer
+        return self.inner.buffer
 
 
 def _harmless(text: str) -> str:

@@ -27,8 +27,8 @@ def test_each_rung_has_its_values() -> None:
     ("text", "message"),
     [
         ("clip.frames", "must be FIELD=VALUE"),
-        ("clip.length=1,2,3", "is not a budget of a trial; known: videos, clip.frames"),
-        ("model.levels=1,2,3", "is not a budget of a trial"),
+        ("clip.length=1,2,3", "unknown budget of a trial in --fidelity 'clip.length' .*; known: videos, clip.frames"),
+        ("model.levels=1,2,3", "unknown budget of a trial in --fidelity 'model.levels'"),
         ("clip.frames=8,16", "has 2 values, the campaign has 3 rungs, at epochs 2, 4, 10"),
         ("clip.frames=4,8,12", "must end with 16, the recipe's own"),
         ("videos=0.1,0.5,0.9", "must end with 1, the recipe's own"),

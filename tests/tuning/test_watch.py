@@ -1,14 +1,15 @@
-"""What dashboards show of a campaign."""
+"""What a campaign's watcher sees, and what dashboards show of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tpn_ray.training import gauges
 from tpn_ray.tuning import watch
-from tpn_ray.tuning.journal import Point, Trial
+from tpn_ray.tuning.journal import Journal, Point, Trial
 
 
 @pytest.fixture
@@ -50,3 +51,21 @@ def test_a_campaign_that_has_just_begun(shown: dict[tuple[str, ...], float]) -> 
     watch.show("search", [], trials=3, epochs=6, in_full=2)
     assert shown["tpn_campaign_trials", "search", "waiting"] == 3
     assert ("tpn_campaign_best_top1", "search") not in shown
+
+
+def test_the_journal_is_shown_at_the_end_too(tmp_path: Path) -> None:
+    journal, seen = Journal(uri=str(tmp_path)), list[list[int]]()
+    with watch.watched(journal, lambda trials: seen.append([one.number for one in trials]), seconds=60):
+        journal.write(trial(0, 0.5))
+        journal.write(trial(1))
+    assert seen == [[0, 1]]
+
+
+def test_a_damaged_journal_stops_no_look(tmp_path: Path) -> None:
+    journal, seen = Journal(uri=str(tmp_path)), list[int]()
+    journal.write(trial(0, 0.5))
+    (tmp_path / "trials" / "0000.json").write_text("{")
+    with watch.watched(journal, lambda trials: seen.append(len(trials)), seconds=0.01):
+        while not seen:
+            journal.write(trial(0, 0.5))
+    assert seen[-1] == 1

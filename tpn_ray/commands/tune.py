@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from tpn_ray.job import goes_on
 
+import contextlib
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Annotated
 
 import tyro
 
-from tpn_ray import command_line, lease, names, recipes, report, session, storage, tracking
+from tpn_ray import command_line, lease, names, output, recipes, report, session, storage, tracking
 from tpn_ray.budget import MAX_BAD, parse_share
 from tpn_ray.commands.train import TrainingJob
 from tpn_ray.datasets.manifest import Manifest, load_manifest
@@ -22,11 +22,14 @@ from tpn_ray.lease import Lease
 from tpn_ray.output import program
 from tpn_ray.recipe import Recipe
 from tpn_ray.storage import PATIENCE_SECONDS
+from tpn_ray.tracking import TrackedRun
 from tpn_ray.training.machines import Machines, check_division
 from tpn_ray.training.run_plan import recipe_for
-from tpn_ray.tuning import campaigns, leaderboard, watch
+from tpn_ray.tuning import campaigns, leaderboard, live, watch
 from tpn_ray.tuning.campaigns import Callback, CampaignOutcome
+from tpn_ray.tuning.halving import Search
 from tpn_ray.tuning.how import How, cost, fidelity_of
+from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.space import Space, apply, space
 from tpn_ray.tuning.trial import Campaign
 
@@ -117,73 +120,73 @@ def tune(
     folder = storage.absolute(job.storage)
     storage.check_writable(folder)
     tracking.check(job.tracking_uri)
+    campaign = Campaign(
+        recipe=recipe,
+        manifest=manifest,
+        data=storage.absolute(job.data),
+        machines=job.machines,
+        uri=storage.join(folder, name),
+        name=name,
+        tracking_uri=job.tracking_uri,
+        experiment=job.experiment,
+        max_bad=max_bad,
+        session=command_line.fresh_name("session"),
+        fidelity=fidelity_of(recipe, job.how),
+    )
+    wanted = campaigns.search_for(
+        campaign,
+        searched,
+        searcher=job.searcher,
+        samples=job.samples,
+        seed=job.seed,
+        wave=job.wave,
+        objectives=job.objectives,
+    )
+    campaigns.check(campaign, wanted, job.how)
     goes_on(f"--name {shlex.quote(name)}")
-    with lease.held(storage.join(folder, name), f"campaign {name}") as held:
-        return _search(job, recipe, manifest, searched, folder, name, max_bad, held, callbacks, recipe_name, again)
-
-
-def _search(
-    job: TuningJob,
-    recipe: Recipe,
-    manifest: Manifest,
-    searched: Space,
-    folder: str,
-    name: str,
-    max_bad: Fraction,
-    held: Lease,
-    callbacks: Sequence[Callback],
-    recipe_name: str,
-    again: str,
-) -> CampaignOutcome | None:
     session.connect(
         job.address,
         workers_cpus=job.machines.workers * job.machines.per_worker.cpus * max(job.how.max_concurrent, 1),
         decode_cpus=2 * job.machines.decoding.cpus * max(job.how.max_concurrent, 1),
         storage_seconds=job.storage_seconds,
     )
-    tracked = report.begin(job.tracking_uri, job.experiment, name, folder, recipe, manifest, job.machines, job.data)
+    campaigns.max_concurrent(campaign, job.how)
+
+    def command(trials: Sequence[Trial]) -> str:
+        return best_command(job, trials, recipe, manifest, recipe_name)
+
+    again = again or f"tpn_ray.tune() with the name {name}"
+    # Only now is anything written: what is refused leaves nothing behind.
+    with lease.held(campaign.uri, f"campaign {name}") as held:
+        campaign = dataclasses.replace(campaign, token=held.token)
+        return _search(job, campaign, searched, wanted, folder, held, callbacks, command, again)
+
+
+def _search(
+    job: TuningJob,
+    campaign: Campaign,
+    searched: Space,
+    wanted: Search,
+    folder: str,
+    held: Lease,
+    callbacks: Sequence[Callback],
+    command: Callable[[Sequence[Trial]], str],
+    again: str,
+) -> CampaignOutcome | None:
+    recipe, manifest = campaign.recipe, campaign.manifest
+    tracked = report.begin(
+        job.tracking_uri, job.experiment, campaign.name, folder, recipe, manifest, job.machines, job.data
+    )
+    campaign = dataclasses.replace(campaign, tracking_uri=tracked.tracking_uri, parent_run=tracked.run_id)
     status = "FAILED"
     try:
-        campaign = Campaign(
-            recipe=recipe,
-            manifest=manifest,
-            data=storage.absolute(job.data),
-            machines=job.machines,
-            uri=storage.join(folder, name),
-            name=name,
-            tracking_uri=tracked.tracking_uri,
-            experiment=job.experiment,
-            parent_run=tracked.run_id,
-            max_bad=max_bad,
-            session=command_line.fresh_name("session"),
-            fidelity=fidelity_of(recipe, job.how),
-            token=held.token,
-        )
-        wanted = campaigns.search_for(
-            campaign,
-            searched,
-            searcher=job.searcher,
-            samples=job.samples,
-            seed=job.seed,
-            wave=job.wave,
-            objectives=job.objectives,
-        )
         if job.estimate:
             campaigns.estimate(campaign, wanted, job.how, say=leaderboard.say)
             status = "FINISHED"
             return None
-        takes = cost(campaign, wanted, job.how)
-        counts = {"trials": wanted.samples, "epochs": takes.epochs, "in_full": recipe.loop.epochs}
-        with watch.watched(name, campaign.journal, **counts):
+        with _watched(job, campaign, searched, wanted, tracked, command, again):
             outcome = campaigns.run(campaign, wanted, job.how, say=leaderboard.say, look=held.look, callbacks=callbacks)
-        leaderboard.show(
-            outcome,
-            campaign,
-            searched,
-            command=best_command(job, outcome, recipe, manifest, recipe_name),
-            again=again or f"tpn_ray.tune() with the name {name}",
-            tracked=tracked,
-        )
+        leaderboard.show(outcome, campaign, searched, command=command(outcome.trials), again=again, tracked=tracked)
         status = "KILLED" if outcome.paused else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -195,12 +198,48 @@ def _search(
     return outcome
 
 
-def best_command(job: TuningJob, outcome: CampaignOutcome, recipe: Recipe, manifest: Manifest, recipe_name: str) -> str:
+@contextlib.contextmanager
+def _watched(
+    job: TuningJob,
+    campaign: Campaign,
+    searched: Space,
+    wanted: Search,
+    tracked: TrackedRun,
+    command: Callable[[Sequence[Trial]], str],
+    again: str,
+) -> Iterator[None]:
+    """Keep dashboards, the terminal, MLflow's curve, and the report up while the campaign runs."""
+    whole, takes = campaign.recipe.loop.epochs, cost(campaign, wanted, job.how)
+    extent = live.Extent(
+        name=campaign.name,
+        trials=wanted.samples,
+        epochs=takes.epochs,
+        in_full=whole,
+        max_concurrent=campaigns.max_concurrent(campaign, job.how),
+    )
+
+    def write_report(known: Sequence[Trial]) -> None:
+        trials, most = campaigns.table(known), extent.max_concurrent
+        found = leaderboard.findings(
+            trials, campaign, searched, command=command(trials), again=again, max_concurrent=most
+        )
+        if found:
+            leaderboard.write_report(found, campaign)
+
+    def gauges(known: Sequence[Trial]) -> None:
+        watch.show(campaign.name, known, trials=extent.trials, epochs=extent.epochs, in_full=whole)
+
+    looks = (gauges, live.Curve(tracked), live.Reports(write_report, whole))
+    with output.in_place() as show, watch.watched(campaign.journal, live.Display(extent, show), *looks):
+        yield
+
+
+def best_command(job: TuningJob, trials: Sequence[Trial], recipe: Recipe, manifest: Manifest, recipe_name: str) -> str:
     """Return the command that trains the best trial's settings to the same bits: on as many workers, with all flags
     that its user gave."""
     known = recipes.RECIPES.get(recipe_name)
     base = recipe_for(known(), manifest) if known else recipe
-    best = apply(recipe, outcome.trials[0].sample) if outcome.trials else recipe
+    best = apply(recipe, trials[0].sample) if trials else recipe
     wanted = TrainingJob(
         data=job.data, max_bad=job.max_bad, machines=dataclasses.replace(job.machines, share_clips_gb=0.0), recipe=best
     )

@@ -15,6 +15,7 @@ from ray.tune import ResultGrid
 from tpn_ray import lease, storage
 from tpn_ray.data.dataset import node_labels
 from tpn_ray.errors import BudgetError, ConfigError, ResourceError
+from tpn_ray.names import no_such
 from tpn_ray.recipe import to_plain
 from tpn_ray.training.events import Committed, Event, Started
 from tpn_ray.training.machines import Machines, check_division, check_feasible
@@ -54,9 +55,9 @@ def search_for(
 ) -> Search:
     """Build the search. A grid has at most as many samples as combinations. Raises ConfigError for unknown names."""
     if searcher not in search.SEARCHERS:
-        raise ConfigError(f"unknown searcher {searcher!r}; known: {', '.join(search.SEARCHERS)}")
+        raise ConfigError(no_such("searcher", searcher, search.SEARCHERS))
     if objectives not in OBJECTIVES:
-        raise ConfigError(f"unknown objectives {objectives!r}; known: {', '.join(OBJECTIVES)}")
+        raise ConfigError(no_such("objectives", objectives, OBJECTIVES))
     if (samples < 1 and searcher != "grid") or samples < 0 or wave < 0:
         raise ConfigError(f"samples={samples} must be at least 1, and wave={wave} not negative")
 
@@ -133,7 +134,7 @@ def settings(campaign: Campaign, wanted: Search, how: How) -> dict[str, Any]:
 
 def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str], None]) -> None:
     """Report what the campaign would take, from one epoch of its recipe. Nothing of the campaign itself starts."""
-    max_concurrent = _max_concurrent(campaign, how)
+    at_once = max_concurrent(campaign, how)
     begin, times = time.monotonic(), list[float]()
 
     def on_event(event: Event) -> None:
@@ -160,12 +161,26 @@ def estimate(campaign: Campaign, wanted: Search, how: How, *, say: Callable[[str
     say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs: {takes}")
     say(
         f"measured alone: {start:.0f} s to start and end, {epoch:.1f} s for an epoch with its evaluation; the campaign "
-        f"would take about {hours:.2g} hours of trials' time, {hours / max_concurrent:.2g} hours with {max_concurrent} "
+        f"would take about {hours:.2g} hours of trials' time, {hours / at_once:.2g} hours with {at_once} "
         "at once (more where they share cores)"
     )
 
 
-def _max_concurrent(campaign: Campaign, how: How) -> int:
+def check(campaign: Campaign, wanted: Search, how: How) -> None:
+    """Refuse what can never run, and a campaign of this name with other settings. Nothing is written.
+
+    Raises ConfigError and CheckpointError.
+    """
+    bracket_of(campaign.recipe, how)
+    if wanted.searcher in search.MODELS and how.scheduler == "pbt":
+        raise ConfigError(f"pbt mutates settings itself: use --searcher random or grid, not {wanted.searcher}")
+    if how.scheduler != HALVING:
+        schedulers.SCHEDULERS[how.scheduler](campaign, wanted)
+    campaign.journal.compare(settings(campaign, wanted, how))
+
+
+def max_concurrent(campaign: Campaign, how: How) -> int:
+    """Return how many trials run at the same time. Raises ResourceError and ConfigError for what cannot run at all."""
     total = ray.cluster_resources()
     check_division(campaign.machines, campaign.recipe)
     check_feasible(campaign.machines, total, node_labels())
@@ -200,10 +215,11 @@ def _run_alone(
     say: Callable[[str], None],
     lost: Callable[[], None],
 ) -> CampaignOutcome:
-    max_concurrent = _max_concurrent(campaign, how)
+    check(campaign, wanted, how)
+    at_once = max_concurrent(campaign, how)
     goes_on = campaign.journal.begin(settings(campaign, wanted, how))
     takes = cost(campaign, wanted, how)
-    say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {max_concurrent} at once: {takes}")
+    say(f"{wanted.samples} trials of up to {campaign.recipe.loop.epochs} epochs, {at_once} at once: {takes}")
     if goes_on:
         known = campaign.journal.trials()
         say(f"the campaign resumes: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
@@ -213,14 +229,16 @@ def _run_alone(
         lost()
         spent_all()
 
-    common = {"max_concurrent": max_concurrent, "callbacks": callbacks, "look": look, "say": say}
+    common = {"max_concurrent": at_once, "callbacks": callbacks, "look": look, "say": say}
     try:
         results = _search(campaign, wanted, how, common)
         trials = _originals(campaign.journal.trials())
         repeated = _repeat(campaign, wanted, how, trials, common)
     except HoursSpentError as spent:
-        return CampaignOutcome(trials=_table(campaign), max_concurrent=max_concurrent, paused=str(spent))
-    return CampaignOutcome(trials=_table(campaign), max_concurrent=max_concurrent, results=results, repeated=repeated)
+        trials = table(campaign.journal.trials())
+        return CampaignOutcome(trials=trials, max_concurrent=at_once, paused=str(spent))
+    trials = table(campaign.journal.trials())
+    return CampaignOutcome(trials=trials, max_concurrent=at_once, results=results, repeated=repeated)
 
 
 def _search(campaign: Campaign, wanted: Search, how: How, common: dict[str, Any]) -> ResultGrid:
@@ -234,8 +252,6 @@ def _search(campaign: Campaign, wanted: Search, how: How, common: dict[str, Any]
             say=common["say"],
         )
         return _climb(campaign, ladder, campaign.session, common)
-    if wanted.searcher in search.MODELS and how.scheduler == "pbt":
-        raise ConfigError(f"pbt mutates settings itself: use --searcher random or grid, not {wanted.searcher}")
     return engine.fit(
         campaign,
         schedulers.SCHEDULERS[how.scheduler](campaign, wanted),
@@ -272,9 +288,8 @@ def _climb(campaign: Campaign, ladder: Ladder, name: str, common: dict[str, Any]
     return engine.fit(campaign, halving, engine.Climbing(halving), name=name, samples=-1, pauses=True, **common)
 
 
-def _table(campaign: Campaign) -> list[Trial]:
+def table(known: Sequence[Trial]) -> list[Trial]:
     """Return all trials that began: first the originals, best first, then the repeats."""
-    known = campaign.journal.trials()
     return [*_originals(known), *(trial for trial in known if trial.repeat_of is not None)]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError
+from tpn_ray.names import no_such
 from tpn_ray.recipe import Recipe, flat
 from tpn_ray.tuning import distributions
 
@@ -64,7 +65,7 @@ def parse(texts: Sequence[str], recipe: Recipe, epochs: Sequence[int]) -> Fideli
             raise ConfigError(f"--fidelity {text!r} must be FIELD=VALUE,VALUE,..., such as clip.frames=4,8,16")
         allowed = [VIDEOS, *(one for one in known if one.startswith(BUDGETS))]
         if name not in allowed:
-            raise ConfigError(f"--fidelity {name!r} is not a budget of a trial; known: {', '.join(allowed)}")
+            raise ConfigError(no_such("budget of a trial in --fidelity", name, allowed))
         values = distributions.grid(distributions.parse(f"choice({written})"), 0)
         if len(values) != len(epochs):
             raise ConfigError(

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from tpn_ray.errors import ConfigError
+from tpn_ray.names import no_such
 from tpn_ray.recipe import Recipe
 from tpn_ray.tuning import fidelity, rungs, schedulers
 from tpn_ray.tuning.fidelity import Fidelity
@@ -47,7 +48,7 @@ class How:
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
-            raise ConfigError(f"unknown scheduler {self.scheduler!r}; known: {', '.join(SCHEDULERS)}")
+            raise ConfigError(no_such("scheduler", self.scheduler, SCHEDULERS))
         for name in ("max_concurrent", "budget_hours", "repeats"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")

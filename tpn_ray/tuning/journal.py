@@ -174,12 +174,17 @@ class Journal:
     def begin(self, settings: dict[str, Any]) -> bool:
         """Write what the campaign is, and return whether it resumes. Raises CheckpointError, with the differences, for
         other settings."""
+        return not storage.create(storage.join(self.uri, "campaign.json"), seal(settings)) and self.compare(settings)
+
+    def compare(self, settings: dict[str, Any]) -> bool:
+        """Return whether there is a campaign, and write nothing. Raises CheckpointError, with the differences, if it
+        has other settings."""
         place = storage.join(self.uri, "campaign.json")
-        new = json.loads(json.dumps(settings))
-        if storage.create(place, seal(new)):
+        try:
+            old = unseal(storage.read_bytes(place), place, _CAMPAIGN_REMEDY)
+        except NotFoundError:
             return False
-        old = unseal(storage.read_bytes(place), place, _CAMPAIGN_REMEDY)
-        before, now = _flat(with_defaults(_renamed(old))), _flat(with_defaults(new))
+        before, now = _flat(with_defaults(_renamed(old))), _flat(with_defaults(json.loads(json.dumps(settings))))
         changed = [
             f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
             for name in sorted(before.keys() | now.keys())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +18,7 @@ from tpn_ray.tuning.campaigns import CampaignOutcome
 from tpn_ray.tuning.cost import gmacs
 from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.report import page
-from tpn_ray.tuning.report.numbers import Findings, hours, interval_text, repeated, short, value_text
+from tpn_ray.tuning.report.numbers import Findings, hours, interval_text, repeated, setting_text
 from tpn_ray.tuning.space import Space, active, apply
 from tpn_ray.tuning.trial import Campaign, begin_child
 
@@ -25,33 +26,21 @@ SHOWN = 20
 """Trials on the terminal; the report has all."""
 
 
-def show(
-    outcome: CampaignOutcome,
-    campaign: Campaign,
-    space: Space,
-    *,
-    command: str,
-    again: str,
-    tracked: TrackedRun,
-) -> None:
-    """Print the leaderboard and the best recipe, write the report beside the results, and log everything.
+def findings(
+    trials: Sequence[Trial], campaign: Campaign, space: Space, *, command: str, again: str, max_concurrent: int
+) -> Findings | None:
+    """Return what a report shows of trials, best first; None if none has been evaluated.
 
-    `command` trains the best trial's settings, and `again` runs the campaign. Raises TrainingError if no trial was ever
-    evaluated.
+    `command` trains the best trial's settings, and `again` runs the campaign.
     """
-    trials, max_concurrent = outcome.trials, outcome.max_concurrent
     originals = tuple(
         dataclasses.replace(trial, sample=active(campaign.recipe, trial.sample))
         for trial in trials
         if trial.repeat_of is None
     )
     if not any(trial.points for trial in originals):
-        first = next((trial.failure for trial in originals if trial.failure), "no message")
-        if outcome.paused:
-            return
-        raise TrainingError(f"no trial was evaluated; the first failed with: {first}")
-    best = originals[0]
-    found = Findings(
+        return None
+    return Findings(
         name=campaign.name,
         command=command,
         campaign_command=again,
@@ -62,13 +51,37 @@ def show(
         repeats=tuple(trial for trial in trials if trial.repeat_of is not None),
         gmacs={trial.number: gmacs(apply(campaign.recipe, trial.sample)) for trial in originals},
     )
+
+
+def write_report(found: Findings, campaign: Campaign) -> dict[str, str]:
+    """Write the report beside the results, and return its files' texts by name."""
+    made = {"report.html": page.as_html(found), "report.md": page.as_markdown(found)}
+    for name, text in made.items():
+        storage.write_bytes(storage.join(campaign.uri, name), text.encode())
+    return made
+
+
+def show(
+    outcome: CampaignOutcome, campaign: Campaign, space: Space, *, command: str, again: str, tracked: TrackedRun
+) -> None:
+    """Print the leaderboard and the best recipe, write the report beside the results, and log everything.
+
+    `command` trains the best trial's settings, and `again` runs the campaign. Raises TrainingError if no trial was ever
+    evaluated.
+    """
+    trials = outcome.trials
+    found = findings(trials, campaign, space, command=command, again=again, max_concurrent=outcome.max_concurrent)
+    if found is None:
+        if outcome.paused:
+            return
+        first = next((trial.failure for trial in trials if trial.failure), "no message")
+        raise TrainingError(f"no trial was evaluated; the first failed with: {first}")
+    best = found.trials[0]
     for trial in trials:
         if not outcome.paused:
             settle(trial, campaign)
     _print(found, best)
-    made = {"report.html": page.as_html(found), "report.md": page.as_markdown(found)}
-    for name, text in made.items():
-        storage.write_bytes(storage.join(campaign.uri, name), text.encode())
+    for name, text in write_report(found, campaign).items():
         tracked.log_text(text, name)
     rows = [
         {**vars(trial), "points": [vars(p) for p in trial.points], "held": None, "lineage": trial.history}
@@ -76,11 +89,11 @@ def show(
     ]
     tracked.log_json(rows, "leaderboard.json")
     tracked.log_text(command + "\n", "best_recipe.txt")
-    numbers = hours(found.trials, found.epochs, max_concurrent)
+    numbers = hours(found.trials, found.epochs, found.max_concurrent)
     tracked.log_metrics(
         {
             f"val/best_{score_key(best.points[-1].scores).removeprefix('val_')}": best.score,
-            "trials": float(len(originals)),
+            "trials": float(len(found.trials)),
             "epochs_trained": float(numbers.epochs),
             "trial_hours": numbers.held,
             "idle_share": numbers.idle,
@@ -129,7 +142,7 @@ def _print(found: Findings, best: Trial) -> None:
         table.add_column(head, no_wrap=True)
     table.add_column("setting")
     for trial in found.trials[:SHOWN]:
-        setting = "  ".join(f"{short(name)}={value_text(value)}" for name, value in trial.sample.items())
+        setting = setting_text(trial.sample)
         score = f"{trial.score:.1%}" if trial.points else "-"
         lines = "\n".join(part for part in (setting, trial.failure) if part)
         table.add_row(trial.name, score, interval_text(trial, digits=0), str(trial.epochs), escape(lines))

@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from tpn_ray.errors import ConfigError
+from tpn_ray.names import no_such
 from tpn_ray.tuning import distributions
 from tpn_ray.tuning.distributions import from_json
 from tpn_ray.tuning.space import Sample, Space, draws
@@ -99,7 +100,7 @@ MODELS = ("tpe",)
 def suggest(name: str, question: Question) -> list[Sample]:
     """Return the samples of the named searcher; fewer only where a grid ends."""
     if name not in SEARCHERS:
-        raise ConfigError(f"unknown searcher {name!r}; known: {', '.join(SEARCHERS)}")
+        raise ConfigError(no_such("searcher", name, SEARCHERS))
     return SEARCHERS[name](question)
 
 

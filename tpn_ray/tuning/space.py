@@ -17,6 +17,7 @@ from optuna.distributions import FloatDistribution
 
 from tpn_ray.errors import ConfigError
 from tpn_ray.model.tpn import Flow
+from tpn_ray.names import no_such
 from tpn_ray.recipe import Recipe, flat, from_plain, replace_fields
 from tpn_ray.tuning.distributions import Distribution, at, choice, edges, from_json, parse, written
 
@@ -98,7 +99,7 @@ def space(name: str, recipe: Recipe, varied: Sequence[str] = ()) -> Space:
     fields: Space = {}
     for part in name.split("+"):
         if part not in SPACES:
-            raise ConfigError(f"unknown space {part!r}; known: {', '.join(SPACES)}")
+            raise ConfigError(no_such("space", part, SPACES))
         fields |= SPACES[part](recipe)
     for text in varied:
         field, equals, distribution = text.partition("=")

@@ -55,7 +55,8 @@ class Campaign:
     name: str
     tracking_uri: str
     experiment: str
-    parent_run: str
+    parent_run: str = ""
+    """MLflow run of the campaign, above those of its trials."""
     max_bad: Fraction
     session: str
     """Unique name of the driver process."""

@@ -1,41 +1,50 @@
-"""A campaign's progress for dashboards, read from its journal every now and then. Runs on the driver."""
+"""A campaign's progress, read from its journal every now and then; and its metrics for dashboards. Runs on the
+driver."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tpn_ray import storage
 from tpn_ray.errors import DamagedError, StorageError
 from tpn_ray.training.gauges import set_campaign
 from tpn_ray.tuning.journal import Journal, Trial
 
-LOOK_SECONDS = 30.0
+LOOK_SECONDS = 10.0
+END_SECONDS = 20.0
+"""Longest wait for the last look, which storage or a tracking server may hold up."""
 STATES = ("done", "stopped", "failed", "begun", "waiting")
 
 
+Look = Callable[[list[Trial]], None]
+"""Is shown all trials of the journal every now and then."""
+
+
 @contextlib.contextmanager
-def watched(name: str, journal: Journal, *, trials: int, epochs: int, in_full: int) -> Iterator[None]:
-    """Keep the metrics of a campaign up while the `with` block runs: of `trials` trials that train `epochs` epochs
-    together, each of at most `in_full`."""
+def watched(journal: Journal, *looks: Look, seconds: float = LOOK_SECONDS) -> Iterator[None]:
+    """Show a campaign's trials to each of `looks` while the `with` block runs, and once more at its end."""
     ended = threading.Event()
 
     def look() -> None:
         while True:
-            last = ended.wait(LOOK_SECONDS)
+            last = ended.wait(seconds)
             with contextlib.suppress(StorageError, DamagedError), storage.patience(0.0):
-                show(name, journal.trials(), trials=trials, epochs=epochs, in_full=in_full)
+                trials = journal.trials()
+                for one in looks:
+                    one(trials)
             if last:
                 return
 
-    thread = threading.Thread(target=look, name="campaign-gauges", daemon=True)
+    thread = threading.Thread(target=look, name="campaign-watch", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
+        thread.join(END_SECONDS)
 
 
 def show(name: str, known: Sequence[Trial], *, trials: int, epochs: int, in_full: int) -> None:

@@ -14,7 +14,7 @@ from tpn_ray.score import MAP
 from tpn_ray.tuning import search
 from tpn_ray.tuning.journal import Trial
 from tpn_ray.tuning.search import Direction
-from tpn_ray.tuning.space import Space
+from tpn_ray.tuning.space import Sample, Space
 
 ENOUGH, ENOUGH_TO_EXPLAIN = 4, 20
 """Numbers of trials below which a correlation, and an importance, mean nothing."""
@@ -212,6 +212,11 @@ def value_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(tuple(value)) if isinstance(value, list) else str(value)
+
+
+def setting_text(sample: Sample) -> str:
+    """Format a sample in one line."""
+    return "  ".join(f"{short(name)}={value_text(value)}" for name, value in sample.items())
 
 
 def short(field: str) -> str:
