@@ -162,10 +162,11 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
             f"seed-{seed}-promotion-{bench.rungs}-{bench.reduction_factor}-{bench.min_promoted}",
             f"seed-{seed}-grid",
         )
-        promotion, grid = (
-            _campaign(seeded, manifest, bench, how, storage.join(folder, name), say)
-            for name, how in zip(names, (halving, How(rungs=1, max_concurrent=bench.max_concurrent)), strict=True)
-        )
+        promotion = _campaign(seeded, manifest, bench, halving, storage.join(folder, names[0]), say)
+        # Scored after every epoch, the grid serves jobs/bench.py policies as well.
+        whole = replace_fields(seeded, {"loop.evaluate_every_epochs": 1})
+        in_full = How(rungs=1, max_concurrent=bench.max_concurrent)
+        grid = _campaign(whole, manifest, bench, in_full, storage.join(folder, names[1]), say)
         seeds.append(_compared(promotion, grid, bench))
         if fresh:
             scored = _top1(promotion[0], fresh), _top1(_best(grid), fresh)

@@ -1,4 +1,4 @@
-"""Measure speed. `python jobs/bench.py decode|views|ingest|share|step|train|campaign|multigrid`, each with `--help`."""
+"""Measure speed. `python jobs/bench.py decode|views|ingest|share|step|train|campaign|policies|multigrid`; see `--help`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from benchmarks.campaign import CampaignBench, measure_campaign
 from benchmarks.decode import DecodeBench, measure_decode
 from benchmarks.ingest import IngestBench, measure_ingest
 from benchmarks.multigrid import MultigridBench, measure_multigrid
+from benchmarks.policies import PoliciesBench, measure_policies
 from benchmarks.share import ShareBench, measure_share
 from benchmarks.step import StepBench, measure_step
 from benchmarks.train import TrainBench, measure_train
@@ -72,6 +73,11 @@ def campaign(
     print(measure_campaign(recipes.recipe(recipe), bench, say=say))
 
 
+def policies(bench: Annotated[PoliciesBench, tyro.conf.arg(name="")]) -> None:
+    """Compare policies of what to train next, freeze-thaw among them, on the stored curves of grids; nothing trains."""
+    print(measure_policies(bench))
+
+
 def multigrid(
     bench: Annotated[MultigridBench, tyro.conf.arg(name="")],
     recipe: Annotated[str, tyro.conf.arg(help="Recipe to train.")] = "toy",
@@ -90,6 +96,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "campaign": campaign,
     "multigrid": multigrid,
+    "policies": policies,
 }
 
 

@@ -94,7 +94,9 @@ def known_flags() -> set[str]:
     """Every flag that some job's help shows."""
     help_of = {path.stem: [path.stem] for path in ROOT.glob("jobs/*.py")}
     help_of |= {job: [f"{job} toy"] for job in ("train", "tune", "plan", "clips")}
-    help_of["bench"] = [f"bench {what}" for what in ("decode", "views", "ingest", "share", "step", "train", "campaign")]
+    help_of["bench"] = [
+        f"bench {what}" for what in ("decode", "views", "ingest", "share", "step", "train", "campaign", "policies")
+    ]
     return {flag for texts in help_of.values() for text in texts for flag in flags_in_help(text)}
 
 

@@ -42,7 +42,7 @@ def test_a_standing_counts_the_best_score_at_any_epoch_and_the_hours(clock: list
     assert live.standing(known, EXTENT, hand).seconds_left is None, "no speed yet"
     clock[0] += 60
     now = live.standing([*known, begun(2, 0.2, 0.1)], EXTENT, hand)
-    assert (now.epochs, now.top1) == (5, 0.5)
+    assert (now.epochs, now.score) == (5, 0.5)
     assert now.best == known[0]
     assert now.seconds_left == pytest.approx(5 * 30)
     assert now.spent.held == pytest.approx(3.0)

@@ -45,7 +45,7 @@ class Standing:
     epochs: int
     best: Trial | None
     """Trial with the highest score so far, at whatever epoch; None if there is no score."""
-    top1: float
+    score: float
     """That score."""
     spent: Hours
     seconds_left: float | None
@@ -74,13 +74,13 @@ class Countdown:
 def standing(trials: Sequence[Trial], extent: Extent, countdown: Countdown) -> Standing:
     """Return how far a campaign is whose journal has these trials."""
     originals = [trial for trial in trials if trial.repeat_of is None]
-    scored = [(point.top1, -trial.number, trial) for trial in originals for point in trial.points]
-    top1, _, best = max(scored, key=lambda one: one[:2]) if scored else (-1.0, 0, None)
+    scored = [(point.score, -trial.number, trial) for trial in originals for point in trial.points]
+    score, _, best = max(scored, key=lambda one: one[:2]) if scored else (-1.0, 0, None)
     epochs = sum(trial.epochs for trial in trials)
     return Standing(
         epochs=epochs,
         best=best,
-        top1=top1,
+        score=score,
         spent=hours(trials, extent.in_full, extent.max_concurrent),
         seconds_left=countdown.left(epochs, extent.epochs),
     )
@@ -90,7 +90,7 @@ def line(now: Standing, extent: Extent) -> str:
     """Say how far a campaign is in a line."""
     parts = [f"{now.epochs} of at most {extent.epochs} epochs"]
     if now.best:
-        parts.append(f"best so far {now.top1:.1%} ({now.best.name})")
+        parts.append(f"best so far {now.score:.1%} ({now.best.name})")
     spent = f"{duration(now.spent.held * 3600)} of trials' time"
     parts.append(f"{spent}, {duration(now.saved * 3600)} saved" if now.epochs else spent)
     if now.seconds_left is not None:
@@ -101,12 +101,13 @@ def line(now: Standing, extent: Extent) -> str:
 def table(trials: Sequence[Trial], now: Standing, extent: Extent, rows: int) -> Table:
     """Draw the trials, the furthest and best of them first, at most so many."""
     shown = Table(title=f"{extent.name}: {line(now, extent)}", title_justify="left", expand=True)
-    for head in ("trial", "epoch", "top-1", "best", "time"):
+    score = now.best.score_name if now.best else "score"
+    for head in ("trial", "epoch", score, "best", "time"):
         shown.add_column(head, no_wrap=True)
     shown.add_column("setting", no_wrap=True, overflow="ellipsis", ratio=1)
     order = ranked(trials)
     for trial in order[:rows]:
-        tops = [point.top1 for point in trial.points]
+        tops = [point.score for point in trial.points]
         shown.add_row(
             trial.name,
             f"{trial.epochs}/{extent.in_full}",
@@ -148,7 +149,7 @@ class Curve:
     def __call__(self, trials: list[Trial]) -> None:
         """Log a point, if there is a new one."""
         epochs = sum(trial.epochs for trial in trials)
-        tops = [point.top1 for trial in trials if trial.repeat_of is None for point in trial.points]
+        tops = [point.score for trial in trials if trial.repeat_of is None for point in trial.points]
         if tops and epochs > self.logged:
             self.logged = epochs
             self.tracked.log_metrics({BEST_SO_FAR: max(tops)}, epochs)
