@@ -1,4 +1,4 @@
-"""Measure speed. `python jobs/bench.py decode|views|ingest|share|step|train|campaign|policies|multigrid`; see `--help`."""
+"""Measure speed. `python jobs/bench.py decode|views|ingest|share|step|train|campaign|policies|multigrid --help`."""
 
 from __future__ import annotations
 
