@@ -57,6 +57,25 @@ def stream(source: Any, plan: Plan, workers: int, first_step: int) -> list[list[
     return ranks
 
 
+def test_what_is_kept_of_blocks_is_dropped(toy_folder: Path, joined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a long run's memory would grow with every block."""
+    kept, forget = list[int](), dataset.Forget.on_execution_step
+
+    def counted(self: dataset.Forget, executor: Any) -> None:
+        each = [
+            vars(operator)[dataset.KEPT_OF_BLOCKS] for operator in executor._topology if operator.input_dependencies
+        ]
+        kept.append(max(map(len, each)))
+        forget(self, executor)
+
+    monkeypatch.setattr(dataset.Forget, "on_execution_step", counted)
+    source = ray.put(source_of(toy_folder, ClipConfig(frames=2, stride_frames=2), 32))
+    plan = Plan(samples=32, seed=5, epochs=40, batch_clips=32, micro_batch_clips=32)
+    blocks = sum(1 for _ in dataset.training_clips(source, plan, 1, 0, Decoding()).iter_batches(batch_size=None))
+    assert blocks == plan.blocks(1) == 40
+    assert 0 < max(kept) < 20, "some in a round, never all"
+
+
 def test_each_rank_gets_its_slots_from_any_step(toy_folder: Path, joined: None) -> None:
     """With two clips of each video; with one, the tests of training and survival see the same."""
     clip = ClipConfig(frames=4, stride_frames=2, clips_per_video=2)
