@@ -16,9 +16,11 @@ from tpn_ray.datasets.toy import ToyConfig, write_toy
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-KILLS, SEED, EPOCHS = 3, 1, 16
-"""A controller, a data worker, and a driver. 200 kills of all kinds, with Ctrl-C between, are a command, whose last
-figures are in docs/faults.md. That Ctrl-C and SIGTERM end in a resumable run is also in tests/jobs."""
+KILLS, SEED, EPOCHS = 2, 48, 20
+"""A controller, then the driver. 200 kills of all kinds, with Ctrl-C between, are a command, whose last figures are in
+docs/faults.md. That Ctrl-C and SIGTERM end in a resumable run is in tests/jobs."""
+OTHER_SEED = 1
+"""Of the faults that are no kills."""
 
 
 @pytest.mark.long
@@ -58,7 +60,7 @@ def test_an_object_store_that_goes_away(s3: S3Server, tmp_path: Path, monkeypatc
             kinds=OUTAGES,
             outages=3,
             seconds=(15.0, 40.0),
-            seed=SEED,
+            seed=OTHER_SEED,
             epochs=outages.epochs_for(3),
         )
     print(report)
@@ -78,12 +80,11 @@ def test_two_drivers_of_one_run(tmp_path: Path) -> None:
 
 
 def test_kills_at_random(tmp_path: Path) -> None:
-    report = kills.attack(str(tmp_path), kills=KILLS, seed=SEED, epochs=EPOCHS, at_once=1)
+    report = kills.attack(str(tmp_path), kills=KILLS, seed=SEED, epochs=EPOCHS, at_once=1, interrupts=False)
     print(report)
     report.check()
-    assert sum(report.killed.values()) == KILLS
-    assert len(report.killed) >= 2, report
-    assert report.outcome.starts >= 2
+    assert report.killed == {"controller": 1, "driver": 1}
+    assert report.outcome.starts >= 3
     flags = ["toy", "--data", str(tmp_path / "videos"), "--storage", str(tmp_path), "--name", "under-fire"]
     fields = {**kills.FIELDS, "loop.epochs": EPOCHS}
     given = [part for name, value in fields.items() for part in (f"--{name}", str(value))]

@@ -18,7 +18,6 @@ from tpn_ray.errors import ConfigError
 from tpn_ray.predict import answers, evaluate, scoring
 from tpn_ray.predict.labels import unlabelled
 from tpn_ray.predict.predictor import load
-from tpn_ray.predict.scorer import SCORES
 from tpn_ray.predict.table import VIDEOS, read_scores
 from tpn_ray.predict.videos import find_videos
 from tpn_ray.resources import Resources
@@ -130,10 +129,10 @@ def test_on_object_storage(joined: None, s3: S3Server, untrained: str, some_bad:
     results = evaluate.evaluate(question, Resources(), f"{root}/out")
     assert [result.folder for result in results] == [f"{root}/out/alpha_1_2", f"{root}/out/alpha_4_8"]
     trained, _ = read_scores(results[0].folder)
-    local = evaluate.ask(untrained, str(some_bad), "val", "1x1", ())
-    blocks = list(
-        scoring.score(local.checkpoint, local.recipe, local.matched.manifest, parse_views("1x1"), Resources())
-    )
-    assert trained["scores"].to_pylist() == np.concatenate([block[SCORES][:, 0] for block in blocks]).tolist()
+    predictor = load(untrained)
+    for row in trained.select(["uri", "reason", "scores"]).to_pylist():
+        if not row["reason"]:
+            assert row["scores"] == predictor.predict(row["uri"], views="1x1").scores.tolist()
+    assert len(trained) == len(videos)
     assert not trained.equals(read_scores(results[1].folder)[0])
     assert storage.exists(storage.join(results[1].folder, VIDEOS))
