@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.processes import refusal, run, start
+from tests.jobs.processes import in_a_fork, refusal, without_ray
 from tests.ray_head import BIN, RayHead, ray_head
 from tests.servers import S3Server, free_port
 from tpn_ray.datasets.toy import ToyConfig, write_toy
@@ -29,7 +29,7 @@ def head(s3: S3Server) -> Iterator[RayHead]:
 def examine(head: RayHead, out: Path, *flags: str, **changed: str) -> tuple[int, str, list[dict[str, str]]]:
     """Status, output and rows of the doctor with the head's environment, some of it changed."""
     arguments = ["--address", head.address, "--json", str(out), *PATIENT, *flags]
-    status, output = run("doctor", *arguments, environment={**head.environment, **changed}, seconds=280)
+    status, output = in_a_fork("doctor", arguments, {**head.environment, "COLUMNS": "200", **changed})
     assert "Traceback" not in output, output
     rows: list[dict[str, str]] = json.loads(out.read_text())["findings"]
     assert all(row["remedy"] for row in rows if row["result"] in ("fail", "warn")), output
@@ -125,11 +125,11 @@ def test_what_is_wrong_is_a_row_with_its_remedy(cluster: RayHead, s3: S3Server, 
 
 
 def test_wrong_flags_and_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    absent = start("doctor", "--storage", str(tmp_path), "--address", f"127.0.0.1:{free_port()}")
     assert "workers=1: an all-reduce needs at least 2" in refusal("doctor", "--workers", "1")
     assert "unknown recipe 'tony'" in refusal("doctor", "--recipe", "tony")
     assert "gs:// is not supported" in refusal("doctor", "--storage", "gs://bucket/x")
-    output, _ = absent.communicate(timeout=250)
-    assert absent.returncode == 1, output
+    flags = ["--storage", str(tmp_path), "--address", f"127.0.0.1:{free_port()}"]
+    status, output = in_a_fork("doctor", flags, without_ray())
+    assert status == 1, output
     assert "no Ray cluster answers at" in output
     assert "Traceback" not in output

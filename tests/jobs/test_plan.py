@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 import tyro
 
-from tests.jobs.processes import refusal, run_on, start
+from tests.jobs.processes import refusal, run_on
 from tests.ray_head import RayHead
 from tpn_ray import command_line, recipes
 from tpn_ray.commands.train import TrainingJob
@@ -55,12 +55,11 @@ def parsed(default: T, output: str, job: str) -> T:
     return command_line.parse(default, shlex.split(command[1]), program="p", description="")
 
 
-def test_what_cannot_be_planned_or_measured(toy_folder: Path) -> None:
+def test_what_cannot_be_planned_or_measured(cluster: RayHead, toy_folder: Path) -> None:
     data = ["toy", "--data", str(toy_folder)]
-    gpus = start("plan", *data, "--gpus-per-worker", "1")
     assert "no worker of 4 GPUs" in refusal("plan", *data, "--gpus-per-worker", "4")
     assert "seconds=0.0 must be above 0" in refusal("plan", *data, "--seconds", "0")
-    output, _ = gpus.communicate(timeout=250)
-    assert gpus.returncode == 2, output
+    status, output = run_on(cluster, "plan", *data, "--gpus-per-worker", "1")
+    assert status == 2, output
     assert "give --step-clips-per-second" in output
     assert "Traceback" not in output

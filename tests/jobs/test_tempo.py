@@ -96,8 +96,9 @@ def test_the_whole_analysis(cluster: RayHead, actions: Path, frames_checkpoint: 
     assert files == {"report.html", "variance.png", "truth.png", "gain.png", "strides.png", "missed.png"}
 
 
-def test_what_a_user_gets_wrong(actions: Path, tmp_path: Path) -> None:
-    pyramid = save_untrained(tmp_path, ACTION_CLASSES)
-    arguments = ["--data", str(actions), "--frames", pyramid, "--out", str(tmp_path / "out")]
+def test_what_a_user_gets_wrong(tmp_path: Path) -> None:
+    write_actions(str(tmp_path / "few"), ToyConfig(train_per_class=1, val_per_class=1))
+    pyramid = save_untrained(tmp_path / "pyramid", ACTION_CLASSES)
+    arguments = ["--data", str(tmp_path / "few"), "--frames", pyramid, "--out", str(tmp_path / "out")]
     assert "single frames are for a tsn backbone" in refusal("tempo", *arguments)
     assert "give --first and --second, or neither" in refusal("tempo", *arguments, "--first", pyramid)
