@@ -66,7 +66,7 @@ def test_object_storage(s3: S3Server) -> None:
     assert "AWS_SECRET_ACCESS_KEY" in output
     assert "wrong-and-secret" not in output
     nobody = {**s3.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    output = refused_with(nobody, "toy", "--data", f"s3://{s3.bucket}/videos")  # though a running job waits for it
+    (output,) = refused([["toy", "--data", f"s3://{s3.bucket}/videos"]], nobody)  # though a running job waits for it
     assert re.search(r"tried \d+ times in 10 s\): no answer .*check AWS_ENDPOINT_URL", output), output
 
 
