@@ -123,13 +123,8 @@ def epochs_for(kills: int) -> int:
     return 20 + 2 * kills
 
 
-def attack(
-    folder: str, *, kills: int, seed: int, epochs: int, at_once: int = MOST_AT_ONCE, interrupts: bool = True
-) -> ChaosReport:
-    """Train undisturbed and under fire, with Ctrl-C once if it `interrupts`, and compare.
-
-    Raises TrainingError if the run stops for good or hangs.
-    """
+def attack(folder: str, *, kills: int, seed: int, epochs: int, at_once: int = MOST_AT_ONCE) -> ChaosReport:
+    """Train undisturbed and under fire, and compare. Raises TrainingError if the run stops for good or hangs."""
     here = empty_folder(folder)
     videos = str(here / "videos")
     write_toy(videos, TOY)
@@ -142,7 +137,7 @@ def attack(
         _wait_for_strike(fire, choice, f"{sum(killed.values())} of {kills} kills")
         if choice.random() < DRIVER_SHARE:
             struck = ["driver"] * fire.job.kill()
-        elif interrupts and not interrupted and sum(killed.values()) >= kills / 2:
+        elif sum(killed.values()) >= kills / 2 and not interrupted:
             struck, interrupted = [], fire.wait_for_workers(fire.step, at_most=RUN_SECONDS)
             fire.job.interrupt()
             print(f"Ctrl-C; step {fire.step} is committed", flush=True)

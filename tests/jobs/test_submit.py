@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.jobs.processes import submit
-from tests.ray_head import BIN, ray_head
+from tests.ray_head import BIN, RayHead
 from tests.servers import S3Server
 from tpn_ray import checkpoint as checkpoints
 from tpn_ray import storage, tracking
@@ -29,7 +29,7 @@ EPOCHS, STEPS = 20, 40
 
 
 def test_train_from_s3_on_a_cluster(
-    s3: S3Server, mlflow_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cluster: RayHead, s3: S3Server, mlflow_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
@@ -52,11 +52,10 @@ def test_train_from_s3_on_a_cluster(
     job += ["--loop.batch-clips", "16", "--loop.micro-batch-clips", "8", "--loop.epochs", str(EPOCHS)]
     job += ["--loop.evaluate-every-epochs", str(EPOCHS // 2), "--max-bad", "0.05"]
     job += ["--saving.every-steps", "2", "--storage-seconds", "240"]
-    with ray_head(4, s3.environment) as head:
-        client = {**head.environment, "RAY_ADDRESS": head.jobs_url}
-        _stop_after_a_checkpoint(job, client, f"{runs}/submitted")
-        assert _tracked(mlflow_url).info.status == "KILLED"
-        status, output = submit([*SUBMIT, *job], client)
+    client = {**cluster.environment, "RAY_ADDRESS": cluster.jobs_url}
+    _stop_after_a_checkpoint(job, client, f"{runs}/submitted")
+    assert _tracked(mlflow_url).info.status == "KILLED"
+    status, output = submit([*SUBMIT, *job], client)
     assert status == 0, output
     assert re.search(r"training resumed from step \d+ with 2 workers", output), output
     assert "bad video (not_video)" in output
