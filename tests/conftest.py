@@ -40,7 +40,7 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 from tests.prepared import prepare  # noqa: E402
 from tests.ray_head import RayHead, ray_head  # noqa: E402
 from tests.servers import S3Server, mlflow_server, s3_server  # noqa: E402
-from tpn_ray import session  # noqa: E402
+from tpn_ray import session, storage  # noqa: E402
 from tpn_ray.datasets.toy import ToyConfig, write_toy  # noqa: E402
 from tpn_ray.videos.encode import EncodeConfig  # noqa: E402
 
@@ -53,10 +53,11 @@ def ordinary_scheduling() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_address_left() -> Iterator[None]:
-    """No module leaves the address of a Ray that is gone, which later jobs would try to join."""
+def no_setting_left() -> Iterator[None]:
+    """No module leaves the address of a Ray that is gone, which later jobs would try to join, or short patience."""
     yield
     assert "RAY_ADDRESS" not in os.environ
+    assert storage.patience_seconds() >= storage.PATIENCE_SECONDS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

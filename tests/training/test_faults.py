@@ -101,7 +101,7 @@ def test_a_commit_outlives_a_store_that_is_away(s3: S3Server, outage: str, monke
         writing.close()
         assert run_folder.newest_whole(run) == (2, [])
         last = checkpoints.load(run_folder.checkpoint_uri(run, 2))
-    assert [type(event) for event in told] == [Committed, Committed]
+    assert [type(event) for event in told] == [Committed, Committed], told
     assert same(last.weights, trained.state()[0])
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parents[1]
 SERVED = PACKAGE / "predict" / "served.py"
 """Code that MLflow runs to load a model, from a copy of this package stored beside the checkpoint."""
-MODEL_NEEDS = ("av", "boto3", "jaxtyping", "mlflow", "numpy", "pillow", "pyarrow", "pydantic", "scipy", "torch")
+MODEL_NEEDS = ("av", "boto3", "jaxtyping", "mlflow", "numpy", "pillow", "pyarrow", "pydantic", "rich", "scipy", "torch")
 """Third-party packages that this code imports. This package is not listed: whoever installs a model's requirements
 would get whatever an index holds under its name, which may be somebody else's."""
 MODEL_TYPE = "tpn_ray"
