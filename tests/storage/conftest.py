@@ -21,7 +21,8 @@ def no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    monkeypatch.delenv(storage.PATIENCE, raising=False)
+    monkeypatch.setenv(storage.PATIENCE, "0")  # so that what a test sets does not outlive it
+    monkeypatch.delenv(storage.PATIENCE)
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.cluster)])
