@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed as dist
 from torch.nn import functional as F
 
+from tests import workers
 from tpn_ray import recipes
 from tpn_ray.datasets.manifest import Manifest
 from tpn_ray.errors import ConfigError, TrainingError
@@ -50,6 +54,20 @@ def test_map_of_all_batches_at_once() -> None:
         evaluate(training, [nothing])
     with pytest.raises(TrainingError, match="mAP needs one"):
         evaluate(training, [given[0]._replace(labels=torch.zeros_like(given[0].labels))])
+
+
+def _rank(rank: int, meeting: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    scores = evaluate(trained(), batches()[:2] if rank == 0 else batches()[2:])
+    Path(folder, str(rank)).write_text(json.dumps(scores))
+    dist.destroy_process_group()
+
+
+def test_workers_score_their_shares_and_have_the_map_of_all(tmp_path: Path) -> None:
+    """Shares need not be equal."""
+    workers.run(_rank, [str(tmp_path / "meeting"), str(tmp_path)], 2)
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
+    assert first == second == evaluate(trained(), batches())
 
 
 def test_one_class_a_video_has_top1() -> None:
