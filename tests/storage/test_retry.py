@@ -106,7 +106,7 @@ def test_a_store_that_stays_away_is_an_error_when_the_patience_ends(
     with pytest.raises(StorageError, match="no answer") as error:
         storage.write_bytes("s3://bucket/x", b"1")
     assert time.monotonic() - begin >= seconds
-    assert ("times in 1 s" in said(error)) == (seconds == 1)
+    assert ("times in" in said(error)) == (seconds == 1)
 
 
 @pytest.mark.cluster
