@@ -50,7 +50,7 @@ def remarks(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> li
     """Describe what the numbers mean."""
     videos = len(campaign.manifest.select("val"))
     lines = [
-        f"{campaign.seeds} seeds, {videos} validation videos, last checkpoints; ± is the standard deviation over "
+        f"{campaign.seeds} seed{'s' * (campaign.seeds != 1)}, {videos} validation videos, last checkpoints; ± is the standard deviation over "
         "seeds, the interval resamples seeds and videos",
     ]
     for name, rows in outcomes.items():
