@@ -95,10 +95,8 @@ def main() -> None:
         decode_cpus=machines.decoding.cpus,
         storage_seconds=flags.storage_seconds,
     )
-    print(
-        f"{table.title}: {len(table.rows)} rows x {flags.seeds} seed{'s' * (flags.seeds != 1)}, trained on {flags.data}",
-        flush=True,
-    )
+    seeds = f"{flags.seeds} seed{'s' * (flags.seeds != 1)}"
+    print(f"{table.title}: {len(table.rows)} rows x {seeds}, trained on {flags.data}", flush=True)
     out = storage.join(folder, campaign.name)
     if is_figure:
         draw(campaign, flags.data, out)

@@ -49,9 +49,10 @@ def _as_table(table: Table, outcomes: list[RowOutcome], title: str) -> Grid:
 def remarks(campaign: Reproduction, outcomes: dict[str, list[RowOutcome]]) -> list[str]:
     """Describe what the numbers mean."""
     videos = len(campaign.manifest.select("val"))
+    seeds = f"{campaign.seeds} seed{'s' * (campaign.seeds != 1)}"
     lines = [
-        f"{campaign.seeds} seed{'s' * (campaign.seeds != 1)}, {videos} validation videos, last checkpoints; ± is the standard deviation over "
-        "seeds, the interval resamples seeds and videos",
+        f"{seeds}, {videos} validation videos, last checkpoints; ± is the standard deviation over seeds, the interval "
+        "resamples seeds and videos",
     ]
     for name, rows in outcomes.items():
         better = ", ".join(one.name for one in rows if one.is_better) or "none"
