@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,11 @@ class Population(schedulers.PopulationBasedTraining):  # type: ignore[misc]
         fields = {"sample": dict.fromkeys(changing, ())}
         super().__init__(time_attr="epoch", perturbation_interval=every_epochs, hyperparam_mutations=fields)
         self.wanted, self.changing, self.epochs = wanted, changing, epochs
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        """Add a trial. Ray looks at nothing here but the search algorithm, and refuses every one, since one that learns
+        would be told of mutated settings; `OneByOne` learns nothing from Tune."""
+        super().on_trial_add(SimpleNamespace(search_alg=None), trial)
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide what to do with a trial after its evaluation."""
