@@ -22,7 +22,7 @@ from benchmarks.share import ShareBench, measure_share
 from benchmarks.step import StepBench, measure_step
 from benchmarks.train import TrainBench, measure_train
 from benchmarks.views import ViewsBench, measure_views
-from tpn_ray import recipes, session
+from tpn_ray import command_line, recipes, session
 from tpn_ray.tuning.leaderboard import say
 
 
@@ -101,7 +101,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    tyro.extras.subcommand_cli_from_dict(SUBCOMMANDS, prog="python jobs/bench.py", description="Measure speed.")
+    command_line.run_subcommand(SUBCOMMANDS, program="python jobs/bench.py", description="Measure speed.")
 
 
 if __name__ == "__main__":

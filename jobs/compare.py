@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import tyro
 from rich.table import Table
 
-from tpn_ray import names, storage
+from tpn_ray import command_line, names, storage
 from tpn_ray.meter import print_table
 from tpn_ray.predict import compare, plots
 from tpn_ray.predict.fusion import fuse
@@ -41,7 +41,8 @@ class Arguments:
 
 
 def main() -> None:
-    flags = tyro.cli(Arguments, prog=PROGRAM, description="Compare two checkpoints, with intervals and exact tests.")
+    description = "Compare two checkpoints, with intervals and exact tests."
+    flags = command_line.parse(Arguments, sys.argv[1:], program=PROGRAM, description=description)
     both = read_scores(flags.first), read_scores(flags.second)
     second = "second"
     if flags.fuse:

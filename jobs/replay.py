@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tpn_ray.job import run_job
 
-import tyro
+import sys
+
 from rich.table import Table
 
-from tpn_ray import session
+from tpn_ray import command_line, session
 from tpn_ray.commands.replay import ReplayJob, as_rows, replay
 from tpn_ray.meter import print_table
 
@@ -17,7 +18,7 @@ OTHER_WEIGHTS = 1
 
 def main() -> int:
     description = "Train a run again and compare its weights. Status 0: the same bits; 1: other ones."
-    found = replay(tyro.cli(ReplayJob, prog=PROGRAM, description=description))
+    found = replay(command_line.parse(ReplayJob, sys.argv[1:], program=PROGRAM, description=description))
     table = Table(show_header=False)
     for row in as_rows(found):
         table.add_row(*row)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tpn_ray import storage
+from tpn_ray import command_line, storage
 from tpn_ray.datasets.toy import TOY_CLASSES, ToyConfig, write_toy
 from tpn_ray.datasets.toy_actions import write_actions
 from tpn_ray.datasets.toy_kitchen import write_kitchen
@@ -34,7 +34,8 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python jobs/toy.py", description="Make videos whose class is their tempo.")
+    description = "Make videos whose class is their tempo."
+    arguments = command_line.parse(Arguments, sys.argv[1:], program="python jobs/toy.py", description=description)
     begin = time.monotonic()
     folder, toy = arguments.folder, arguments.toy
     things, hint = "segments of long videos" if arguments.kind == "kitchen" else "videos", ""

@@ -63,3 +63,16 @@ def test_flags_make_the_job_again() -> None:
     assert (
         command_line.parse(job, shlex.split(command_line.flags(default, job)), program="p", description="") == default
     )
+
+
+def test_line_breaks_of_docstrings_do_not_break_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        command_line.parse(
+            TrainingJob(data="", recipe=recipes.recipe("toy")), ["--help"], program="p", description="Train."
+        )
+    said = capsys.readouterr().out
+    assert "(below train/ and val/, or split automatically), a CSV uri,label[,split], or a prepared dataset." in said
+    assert "for example 1 2 4 8." in said

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import shlex
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
+import tyro._strings
 
 from tpn_ray import job
 from tpn_ray.errors import ConfigError
@@ -19,9 +21,27 @@ from tpn_ray.names import no_such
 T = TypeVar("T")
 
 
-def parse(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
-    """Parse flags for every field of a dataclass, with help from its docstrings. Invalid values raise ConfigError."""
+def _paragraphs(text: str) -> str:
+    """Join the lines of each paragraph of a docstring. Tyro itself keeps a line break before an indented line."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+tyro._strings.remove_single_line_breaks = _paragraphs
+
+
+def parse(default: T | type[T], arguments: Sequence[str], *, program: str, description: str) -> T:
+    """Parse flags for every field of a dataclass, with help from its docstrings. Invalid values raise ConfigError.
+
+    Given the dataclass itself, fields without a default are required.
+    """
+    if isinstance(default, type):
+        return tyro.cli(default, args=list(arguments), prog=program, description=description)
     return tyro.cli(type(default), default=default, args=list(arguments), prog=program, description=description)
+
+
+def run_subcommand(subcommands: Mapping[str, Callable[..., Any]], *, program: str, description: str) -> None:
+    """Run the function that the first argument names, with the other arguments as its flags."""
+    tyro.extras.subcommand_cli_from_dict(dict(subcommands), prog=program, description=description)
 
 
 def flags(changed: Any, default: Any, prefix: str = "") -> str:

@@ -28,7 +28,7 @@ from tpn_ray.redaction import redacted
 FAULT, USER_ERROR = 1, 2
 STOPPED = 128
 """Base of the exit status of a job stopped by a signal. The signal's number is added, as in a shell: 130 for Ctrl-C,
-143 for SIGTERM."""
+143 for SIGTERM, 141 for output that nobody reads on."""
 GRACE_SECONDS = 2.0
 """Time from a signal to the end of the process. `ray job stop` kills the process 3 s after it sends SIGTERM."""
 LEAVE_SECONDS = 30.0
@@ -138,7 +138,8 @@ def _end_with(error: BaseException) -> NoReturn:
     if isinstance(error, TpnRayError):
         _end(USER_ERROR, f"\n{type(error).__name__}: {redacted(str(error))}")
     if isinstance(error, BrokenPipeError):  # the reader may have closed the pipe early, as in `| head`
-        _end(FAULT, "" if _nobody_reads() else redacted(_traceback(error)))
+        if _nobody_reads():
+            _end(STOPPED + signal.SIGPIPE)
     if isinstance(error, Exception):  # a bug in the program
         _end(FAULT, redacted(_traceback(error)))
     raise error
