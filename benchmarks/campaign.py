@@ -167,7 +167,7 @@ def measure_campaign(recipe: Recipe, bench: CampaignBench, *, say: Callable[[str
         whole = replace_fields(seeded, {"loop.evaluate_every_epochs": 1})
         in_full = How(rungs=1, max_concurrent=bench.max_concurrent)
         grid = _campaign(whole, manifest, bench, in_full, storage.join(folder, names[1]), say)
-        seeds.append(_compared(promotion, grid, bench))
+        seeds.append(compared(promotion, grid, bench))
         if fresh:
             scored = _top1(promotion[0], fresh), _top1(_best(grid), fresh)
             seeds[-1] = dataclasses.replace(seeds[-1], fresh=scored)
@@ -205,7 +205,8 @@ def _campaign(
     return outcome.trials
 
 
-def _compared(promotion: Sequence[Trial], grid: Sequence[Trial], bench: CampaignBench) -> SeedReport:
+def compared(promotion: Sequence[Trial], grid: Sequence[Trial], bench: CampaignBench) -> SeedReport:
+    """Put the results of one seed together. Raises TrainingError if a trial failed."""
     failed = [f"{trial.name}: {trial.failure}" for trial in (*promotion, *grid) if trial.failure]
     if failed:
         raise TrainingError("trials failed, so nothing is compared:\n  " + "\n  ".join(failed[:5]))

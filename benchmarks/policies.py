@@ -1,47 +1,59 @@
-"""Compares policies of what to train next on the stored curves of whole grids. Runs anywhere; nothing is trained.
-
-A trial is an exact function of its setting, pauses included, so a grid whose trials were all trained to the end and
-scored after every epoch holds what any policy would have measured.
-"""
+"""Compares policies of what to train next on the curves of whole grids (`benchmarks.curves`). Runs on one machine."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
+from benchmarks.campaign import CampaignBench
+from benchmarks.curves import Grid, train_grid
 from benchmarks.freeze_thaw import Rounds, encoded
 from tpn_ray import storage
 from tpn_ray.errors import ConfigError
-from tpn_ray.sealed import unseal
+from tpn_ray.recipe import Recipe, replace_fields
 from tpn_ray.tuning import rungs, search
-from tpn_ray.tuning.distributions import parse
-from tpn_ray.tuning.journal import Journal, Point, Trial
+from tpn_ray.tuning.how import How, bracket_at
+from tpn_ray.tuning.journal import Point, Trial
 from tpn_ray.tuning.search import Question, Seen
-from tpn_ray.tuning.space import Sample, Space
+from tpn_ray.tuning.space import Sample
 
-RUNGS, FACTOR, LEAST = 3, 3, 2
-"""Successive halving and ASHA, as jobs/bench.py campaign has them."""
-OURS = "freeze-thaw"
+HOW = How()
+"""Successive halving and ASHA have the rungs of a campaign's defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoliciesBench:
-    """Policies against each other on stored grids."""
+    """Policies against each other on the same grids."""
 
-    grids: tuple[str, ...]
-    """Campaigns whose trials were all trained to the end and scored after every epoch, such as the grids of
-    jobs/bench.py campaign: folders on disk or s3://."""
+    data: str
+    """Dataset, as jobs/train.py takes it."""
+
+    fresh: str
+    """Dataset of the same kind that no trial has seen, such as toy videos of another --seed. What each policy chooses
+    is scored again on its validation videos."""
+
+    vary: tuple[str, ...] = CampaignBench.vary
+    """Fields of the grid, each as FIELD=choice(...)."""
+
+    seeds: int = 4
+    """Number of grids, each with its own data order, augmentation, and initial weights."""
+
+    epochs: int = 18
+    """Number of epochs of a full trial."""
+
+    folder: str = "runs/bench-policies"
+    """Local folder of the grids, which train with one process per core; the same command resumes there."""
 
     share: float = 0.25
     """Share of the grid's epochs that each policy may use."""
@@ -55,49 +67,13 @@ class PoliciesBench:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ConfigError(f"share={self.share:g} must be above 0 and at most 1")
-        if self.replays < 1 or not self.grids:
-            raise ConfigError(f"replays={self.replays} must be at least 1, and there must be a grid")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """All curves of a grid."""
-
-    name: str
-    space: Space
-    samples: list[Sample]
-    tops: NDArray[np.float64]
-    """(n settings, epochs): validation score after each epoch."""
-
-    @property
-    def epochs(self) -> int:
-        return int(self.tops.shape[1])
+        for field in ("replays", "seeds", "epochs"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
 
 
 Policy = Callable[[Grid, int, int], Iterator[tuple[int, int]]]
 """From a grid, a budget in epochs, and a seed to what is trained, in order: pairs of a setting and an epoch of it."""
-
-
-def read_grid(uri: str) -> Grid:
-    """Read a campaign's curves. Raises ConfigError if a trial misses an epoch."""
-    place = storage.join(storage.absolute(uri), "campaign.json")
-    about = unseal(storage.read_bytes(place), place, "Put it back from a copy")
-    trials = [trial for trial in Journal(uri=storage.absolute(uri)).trials() if trial.repeat_of is None]
-    epochs = int(about["recipe"]["loop"]["epochs"])
-    for trial in trials:
-        if [point.epoch for point in trial.points] != list(range(1, epochs + 1)):
-            raise ConfigError(
-                f"{uri}: {trial.name} was not scored after each of {epochs} epochs; train the grid with "
-                "--loop.evaluate-every-epochs 1 --scheduler none"
-            )
-    if len(trials) < 2:
-        raise ConfigError(f"{uri} has {len(trials)} trials, no grid")
-    return Grid(
-        name=storage.name(storage.absolute(uri)),
-        space={name: parse(text) for name, text in about["space"].items()},
-        samples=[trial.sample for trial in trials],
-        tops=np.array([[point.score for point in trial.points] for trial in trials]),
-    )
 
 
 def _order(grid: Grid, seed: int) -> list[int]:
@@ -120,7 +96,9 @@ def one_epoch_first(grid: Grid, budget: int, seed: int) -> Iterator[tuple[int, i
 
 def halving(grid: Grid, budget: int, seed: int) -> Iterator[tuple[int, int]]:
     """Promote as the campaigns' default scheduler does."""
-    bracket = rungs.bracket(grid.epochs, rungs=RUNGS, reduction_factor=FACTOR, min_promoted=LEAST)
+    bracket = rungs.bracket(
+        grid.epochs, rungs=HOW.rungs, reduction_factor=HOW.reduction_factor, min_promoted=HOW.min_promoted
+    )
     order = _order(grid, seed)
     trials = [Trial(number=place, sample=grid.samples[one]) for place, one in enumerate(order)]
 
@@ -137,7 +115,7 @@ def halving(grid: Grid, budget: int, seed: int) -> Iterator[tuple[int, int]]:
 def asha(grid: Grid, budget: int, seed: int) -> Iterator[tuple[int, int]]:
     """Promote as soon as a setting is among the best third that reached its rung, and pause the others (Li et al.,
     2020), on one machine."""
-    bracket = rungs.bracket(grid.epochs, rungs=RUNGS, reduction_factor=FACTOR)
+    bracket = bracket_at(grid.epochs, HOW)
     reached = [list[int]() for _ in bracket.epochs]
     waiting = _order(grid, seed)[::-1]
     while True:
@@ -153,7 +131,7 @@ def asha(grid: Grid, budget: int, seed: int) -> Iterator[tuple[int, int]]:
 def _promotable(grid: Grid, epochs: Sequence[int], reached: Sequence[Sequence[int]]) -> tuple[int | None, int]:
     for rung in range(len(epochs) - 1, 0, -1):
         below = sorted(reached[rung - 1], key=lambda one: -grid.tops[one, epochs[rung - 1] - 1])
-        for one in below[: len(below) // FACTOR]:
+        for one in below[: len(below) // HOW.reduction_factor]:
             if one not in reached[rung]:
                 return one, rung
     return None, 0
@@ -199,61 +177,78 @@ POLICIES: dict[str, Policy] = {
     "successive halving": halving,
     "ASHA that pauses": asha,
     "TPE in full": tpe,
-    OURS: freeze_thaw,
+    "freeze-thaw": freeze_thaw,
 }
 
 
-def behind(grid: Grid, policy: Policy, budget: int, seed: int) -> NDArray[np.float64]:
-    """Return (budget,): after each epoch trained, how many points of top-1 the best checkpoint so far is behind the
-    best of the whole grid."""
-    trained = islice(policy(grid, budget, seed), budget)
-    tops = [float(grid.tops[one, epoch - 1]) for one, epoch in trained]
-    tops += [-math.inf] * (budget - len(tops))  # it has ended: its best checkpoint stays
-    return 100.0 * (float(grid.tops.max()) - np.maximum.accumulate(np.array(tops, dtype=np.float64)))
+def incumbents(grid: Grid, policy: Policy, budget: int, seed: int) -> list[tuple[int, int]]:
+    """Return after each epoch of the budget which checkpoint a policy would choose: the best on the validation videos,
+    of equal ones the last."""
+    best, chosen = (-1, 0), list[tuple[int, int]]()
+    for place in islice(policy(grid, budget, seed), budget):
+        if best[1] == 0 or _top(grid, place) >= _top(grid, best):
+            best = place
+        chosen.append(best)
+    return chosen + [best] * (budget - len(chosen))  # a policy may end before its budget does
+
+
+def best_of(grid: Grid) -> tuple[int, int]:
+    """Return the checkpoint that is chosen when all settings are trained to their ends."""
+    places = [(one, epoch) for epoch in range(1, grid.epochs + 1) for one in range(len(grid.samples))]
+    return max(places, key=lambda place: (_top(grid, place), place[1]))
+
+
+def _top(grid: Grid, place: tuple[int, int]) -> float:
+    return float(grid.tops[place[0], place[1] - 1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a policy reached."""
+
+    curve: NDArray[np.float64]
+    """(n grids, 100): points of validation top-1 behind the best of the grid, by percent of the budget, averaged over
+    replays."""
+    fresh: NDArray[np.float64]
+    """(n grids): the same on fresh videos for what is chosen in the end."""
+
+    @property
+    def validation(self) -> NDArray[np.float64]:
+        """(n grids): points behind in the end."""
+        return self.curve[:, -1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoliciesReport:
-    """The curves of all policies."""
+    """The results of all policies."""
 
     share: float
-    points: dict[str, NDArray[np.float64]]
-    """Policy -> (n grids, 100): points behind the best of the grid, by percent of its budget, averaged over replays."""
-
-    def against(self, name: str) -> tuple[float, float, float]:
-        """Return by how many points ours is ahead of a policy at the end of the budget, and the ends of the 95 %
-        interval, paired by grid (nan for a single grid)."""
-        ahead = self.points[name][:, -1] - self.points[OURS][:, -1]
-        mean = float(ahead.mean())
-        if len(ahead) < 2:
-            return mean, math.nan, math.nan
-        half = float(stats.t.ppf(0.975, len(ahead) - 1) * stats.sem(ahead))
-        return mean, mean - half, mean + half
+    results: dict[str, Result]
 
     def __str__(self) -> str:
-        lines = [f"points behind the grid's best with {self.share:.0%} of its epochs, mean of {self._grids} grids:"]
-        for name, points in self.points.items():
-            each = ", ".join(f"{value:.1f}" for value in points[:, -1])
-            text = f"  {name:<26} {statistics.mean(points[:, -1]):5.2f}  ({each})"
-            if name != OURS:
-                mean, low, high = self.against(name)
-                text += f"; {OURS} is ahead by {mean:+.2f} ({low:+.2f} to {high:+.2f})"
-            lines.append(text)
+        grids = len(next(iter(self.results.values())).fresh)
+        lines = [f"points of top-1 behind the grid's best with {self.share:.0%} of its epochs, mean of {grids} grids:"]
+        for name, result in self.results.items():
+            lines.append(f"  {name:<26} fresh videos {_listed(result.fresh)}; validation {_listed(result.validation)}")
+        if grids > 1:
+            best = min(self.results, key=lambda name: float(self.results[name].fresh.mean()))
+            lines.append(f"ahead on fresh videos, {best} of the others, in points (95 % interval, paired by grid):")
+            lines += [
+                "  {:<26} {:+.2f} ({:+.2f} to {:+.2f})".format(name, *ahead(self.results[best], result))
+                for name, result in self.results.items()
+                if name != best
+            ]
         return "\n".join(lines)
-
-    @property
-    def _grids(self) -> int:
-        return len(self.points[OURS])
 
     def picture(self) -> bytes:
         """Draw points behind by share of the grid's epochs, as a PNG."""
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.subplots()
         shares = np.arange(1, 101) * self.share
-        for name, points in self.points.items():
-            axes.plot(shares, points.mean(axis=0), label=name, linewidth=2.5 if name == OURS else 1.2)
+        for name, result in self.results.items():
+            axes.plot(shares, result.curve.mean(axis=0), label=name, linewidth=2.0)
         axes.set_xlabel("% of the grid's epochs")
-        axes.set_ylabel("points of top-1 behind the grid's best")
+        axes.set_ylabel("points of validation top-1 behind the grid's best")
         axes.set_yscale("symlog", linthresh=1.0)
         axes.axhline(0.5, color="#b8c1cc", linewidth=1)
         axes.legend(frameon=False)
@@ -262,16 +257,48 @@ class PoliciesReport:
         return file.getvalue()
 
 
-def measure_policies(bench: PoliciesBench) -> PoliciesReport:
-    """Run all policies on all grids."""
-    points: dict[str, list[NDArray[np.float64]]] = {name: [] for name in POLICIES}
-    for grid in map(read_grid, bench.grids):
-        budget = max(1, int(bench.share * grid.tops.size))
+def ahead(one: Result, other: Result) -> tuple[float, float, float]:
+    """Return by how many points on fresh videos one policy is ahead of another, and the ends of the 95 % interval of
+    Student's t, paired by grid."""
+    gains = other.fresh - one.fresh
+    half = float(stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains))
+    return float(gains.mean()), float(gains.mean()) - half, float(gains.mean()) + half
+
+
+def _listed(points: NDArray[np.float64]) -> str:
+    return f"{statistics.mean(points):5.2f} ({', '.join(f'{value:.1f}' for value in points)})"
+
+
+def compare(grids: Sequence[Grid], *, share: float, replays: int) -> PoliciesReport:
+    """Replay all policies on all grids."""
+    curves: dict[str, list[NDArray[np.float64]]] = {name: [] for name in POLICIES}
+    fresh: dict[str, list[float]] = {name: [] for name in POLICIES}
+    for grid in grids:
+        budget, best = max(1, int(share * grid.tops.size)), best_of(grid)
         percent = np.maximum(1, np.ceil(np.arange(1, 101) * budget / 100)).astype(int) - 1
-        for name, policy in POLICIES.items():
-            curves = [behind(grid, policy, budget, seed) for seed in range(bench.replays)]
-            points[name].append(np.mean(curves, axis=0)[percent])
-    report = PoliciesReport(share=bench.share, points={name: np.array(rows) for name, rows in points.items()})
+        chosen = {
+            name: [incumbents(grid, policy, budget, seed) for seed in range(replays)]
+            for name, policy in POLICIES.items()
+        }
+        (whole,) = grid.fresh([best])
+        ends = {name: [run[-1] for run in runs] for name, runs in chosen.items()}
+        grid.fresh(sorted({place for places in ends.values() for place in places}))  # all at once
+        for name, runs in chosen.items():
+            tops = np.array([[_top(grid, place) for place in run] for run in runs])
+            curves[name].append(100 * (_top(grid, best) - tops.mean(axis=0))[percent])
+            fresh[name].append(100 * (whole - statistics.mean(grid.fresh(ends[name]))))
+    results = {name: Result(curve=np.array(curves[name]), fresh=np.array(fresh[name])) for name in POLICIES}
+    return PoliciesReport(share=share, results=results)
+
+
+def measure_policies(recipe: Recipe, bench: PoliciesBench, *, say: Callable[[str], None]) -> PoliciesReport:
+    """Train the grids that the folder does not hold, and run all policies on all grids."""
+    grids = []
+    for seed in range(bench.seeds):
+        seeded = replace_fields(recipe, {"loop.epochs": bench.epochs, "loop.seed": seed})
+        folder = Path(bench.folder) / f"seed-{seed}"
+        grids.append(train_grid(seeded, bench.data, bench.fresh, bench.vary, folder, say=say))
+    report = compare(grids, share=bench.share, replays=bench.replays)
     if bench.picture:
         storage.write_bytes(storage.absolute(bench.picture), report.picture())
     return report

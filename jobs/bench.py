@@ -73,9 +73,12 @@ def campaign(
     print(measure_campaign(recipes.recipe(recipe), bench, say=say))
 
 
-def policies(bench: Annotated[PoliciesBench, tyro.conf.arg(name="")]) -> None:
-    """Compare policies of what to train next, freeze-thaw among them, on the stored curves of grids; nothing trains."""
-    print(measure_policies(bench))
+def policies(
+    bench: Annotated[PoliciesBench, tyro.conf.arg(name="")],
+    recipe: Annotated[str, tyro.conf.arg(help="Recipe to search around.")] = "toy_small",
+) -> None:
+    """Train whole grids, and compare what policies of what to train next find with a share of their epochs."""
+    print(measure_policies(recipes.recipe(recipe), bench, say=say))
 
 
 def multigrid(

@@ -42,7 +42,7 @@ class Arguments:
 
 def main() -> None:
     description = "Compare two checkpoints, with intervals and exact tests."
-    flags = command_line.parse(Arguments, sys.argv[1:], program=PROGRAM, description=description)
+    flags = command_line.parse_new(Arguments, sys.argv[1:], program=PROGRAM, description=description)
     both = read_scores(flags.first), read_scores(flags.second)
     second = "second"
     if flags.fuse:

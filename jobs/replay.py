@@ -18,7 +18,7 @@ OTHER_WEIGHTS = 1
 
 def main() -> int:
     description = "Train a run again and compare its weights. Status 0: the same bits; 1: other ones."
-    found = replay(command_line.parse(ReplayJob, sys.argv[1:], program=PROGRAM, description=description))
+    found = replay(command_line.parse_new(ReplayJob, sys.argv[1:], program=PROGRAM, description=description))
     table = Table(show_header=False)
     for row in as_rows(found):
         table.add_row(*row)

@@ -35,7 +35,7 @@ class Arguments:
 
 def main() -> None:
     description = "Make videos whose class is their tempo."
-    arguments = command_line.parse(Arguments, sys.argv[1:], program="python jobs/toy.py", description=description)
+    arguments = command_line.parse_new(Arguments, sys.argv[1:], program="python jobs/toy.py", description=description)
     begin = time.monotonic()
     folder, toy = arguments.folder, arguments.toy
     things, hint = "segments of long videos" if arguments.kind == "kitchen" else "videos", ""

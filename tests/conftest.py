@@ -26,6 +26,9 @@ jaxtyping.install_import_hook([f"tpn_ray.{module}" for module in CHECKED], "test
 # A busy machine is no failure: properties are checked, not how long it takes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+# Processes of tests that run side by side share the cores already.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Threads of torch that wait for each other sleep: on a busy machine, waiting busily takes the time they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What a shell starts with & ignores Ctrl-C, and so would every job that a test interrupts.

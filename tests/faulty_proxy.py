@@ -1,4 +1,4 @@
-"""A TCP proxy before a real S3 server that spoils some requests: 503, slow, reset, truncated; reading and writing.
+"""A TCP proxy before a real server that spoils some requests: 503, slow, reset, truncated; reading and writing.
 
 It can also take the whole server away for a while: nothing listens any more, everything is refused, or nothing moves.
 """

@@ -60,10 +60,10 @@ def s3_server(folder: Path, *, bucket: str = "videos", ip: str = "127.0.0.1") ->
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, *, port: int = 0) -> Iterator[str]:
+def mlflow_server(folder: Path) -> Iterator[str]:
     """Run `mlflow server` on SQLite with artefacts in `folder`; yields its URL. Stops it with its workers."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = port or free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]

@@ -229,3 +229,26 @@ for name in {modules!r}:
     importlib.import_module(name)
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+OTHERS_OWN = {"_repr_html_", "_exploit", "_checkpoint_or_exploit"}
+"""Names that are not ours: of notebooks, and of Ray's population-based training."""
+
+
+def test_tests_reach_no_private_names() -> None:
+    """What is worth a test is worth a name. What begins with an underscore in Ray or torch is another matter."""
+    own = {
+        node.name
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name.startswith("_") and node.name[1] != "_"
+    }
+    reached = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+        used = {node.attr for node in attributes if not ast.unparse(node.value).startswith("self")}
+        used |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        reached += [f"{path.name}: {name}" for name in sorted((used & own) - defined - OTHERS_OWN)]
+    assert reached == []

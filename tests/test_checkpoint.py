@@ -76,7 +76,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     harmful = io.BytesIO()
     torch.save({"weights": Attack()}, harmful, pickle_module=pickle)
     with pytest.raises(CheckpointError, match="something other than tensors"):
-        checkpoints._unpacked("c", harmful.getvalue())
+        checkpoints.unpacked("c", harmful.getvalue())
     assert not (tmp_path / "owned").exists()
 
 

@@ -65,7 +65,7 @@ def test_everything_listens_on_the_loopback_address() -> None:
 
 
 def test_other_lines_are_not_hidden(capfd: pytest.CaptureFixture[str]) -> None:
-    with session._without("one line"):
+    with session.without_lines_of("one line"):
         os.write(2, b"this is one line\nanother\n")
     assert capfd.readouterr().err == "another\n"
 

@@ -85,7 +85,7 @@ def load(uri: str, parts: tuple[str, ...] = ("weights", "training")) -> Checkpoi
     described = json.loads(_checked(uri, "checkpoint.json"))
     if why := label_sets_problem(described["label_sets"]):
         raise CheckpointError(f"{uri}/checkpoint.json {why}; it was not written by this program")
-    tensors = {part: _unpacked(uri, _checked(uri, f"{part}.pt")) for part in parts}
+    tensors = {part: unpacked(uri, _checked(uri, f"{part}.pt")) for part in parts}
     return Checkpoint(
         step=described["step"],
         weights=tensors.get("weights", {}),
@@ -167,7 +167,8 @@ def _packed(tensors: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpacked(uri: str, data: bytes) -> dict[str, Any]:
+def unpacked(uri: str, data: bytes) -> dict[str, Any]:
+    """Load the tensors of one part of a checkpoint. Raises CheckpointError for anything that is not plain data."""
     try:
         tensors: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several types, none of its own

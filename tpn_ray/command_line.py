@@ -21,22 +21,22 @@ from tpn_ray.names import no_such
 T = TypeVar("T")
 
 
-def _paragraphs(text: str) -> str:
+def _paragraphs(helptext: str) -> str:
     """Join the lines of each paragraph of a docstring. Tyro itself keeps a line break before an indented line."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(helptext).split("\n\n"))
 
 
 tyro._strings.remove_single_line_breaks = _paragraphs
 
 
-def parse(default: T | type[T], arguments: Sequence[str], *, program: str, description: str) -> T:
-    """Parse flags for every field of a dataclass, with help from its docstrings. Invalid values raise ConfigError.
-
-    Given the dataclass itself, fields without a default are required.
-    """
-    if isinstance(default, type):
-        return tyro.cli(default, args=list(arguments), prog=program, description=description)
+def parse(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
+    """Parse flags for every field of a dataclass, with help from its docstrings. Invalid values raise ConfigError."""
     return tyro.cli(type(default), default=default, args=list(arguments), prog=program, description=description)
+
+
+def parse_new(kind: type[T], arguments: Sequence[str], *, program: str, description: str) -> T:
+    """Do the same as `parse` for a dataclass some of whose fields have no default, and are required."""
+    return tyro.cli(kind, args=list(arguments), prog=program, description=description)
 
 
 def run_subcommand(subcommands: Mapping[str, Callable[..., Any]], *, program: str, description: str) -> None:

@@ -137,9 +137,8 @@ def _end_with(error: BaseException) -> NoReturn:
         _end_stopped(_Process.stopped_by or signal.SIGINT)
     if isinstance(error, TpnRayError):
         _end(USER_ERROR, f"\n{type(error).__name__}: {redacted(str(error))}")
-    if isinstance(error, BrokenPipeError):  # the reader may have closed the pipe early, as in `| head`
-        if _nobody_reads():
-            _end(STOPPED + signal.SIGPIPE)
+    if isinstance(error, BrokenPipeError) and _nobody_reads():  # as in `| head`
+        _end(STOPPED + signal.SIGPIPE)
     if isinstance(error, Exception):  # a bug in the program
         _end(FAULT, redacted(_traceback(error)))
     raise error

@@ -135,7 +135,7 @@ def _start(cpus: int) -> None:
     before = os.environ.get(API_SERVER)
     os.environ[API_SERVER] = f"http://127.0.0.1:{port}"  # for the processes that Ray starts
     try:
-        with _without(LEVEL_LINE):
+        with without_lines_of(LEVEL_LINE):
             _init(
                 address="local",
                 num_cpus=cpus,
@@ -162,7 +162,7 @@ def _init(**settings: Any) -> None:
 
 
 @contextlib.contextmanager
-def _without(said: str) -> Iterator[None]:
+def without_lines_of(said: str) -> Iterator[None]:
     """Drop the lines that contain `said` from what is written to stderr meanwhile, including by Ray's C++ code."""
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -221,7 +221,7 @@ def _join(address: str, storage_seconds: float) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     try:
         _knock(address)
-        with _without(LEVEL_LINE):
+        with without_lines_of(LEVEL_LINE):
             _init(address=address, runtime_env=_environment(storage_seconds))
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines()

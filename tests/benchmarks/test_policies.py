@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from benchmarks import policies
+from benchmarks.curves import Grid, settings
 from benchmarks.freeze_thaw import Rounds, encoded
-from benchmarks.policies import OURS, POLICIES, Grid, PoliciesBench, measure_policies, read_grid
-from tpn_ray import recipes
+from benchmarks.policies import POLICIES, PoliciesBench
 from tpn_ray.errors import ConfigError
-from tpn_ray.recipe import replace_fields, to_plain
 from tpn_ray.tuning.distributions import parse
-from tpn_ray.tuning.journal import Journal, Point, Trial
 
 SPACE = {"model.alpha": "choice((1, 2), (4, 8))", "optim.lr": "choice(0.05, 0.1, 0.2)", "optim.warmup": "choice(0, 1)"}
 EPOCHS = 6
 
 
-def write_grid(folder: Path) -> str:
-    """A whole grid of 12 made curves; alpha (4, 8) is behind early and ahead late."""
-    journal = Journal(uri=str(folder / "grid"))
-    journal.begin({"recipe": to_plain(replace_fields(recipes.toy(), {"loop.epochs": EPOCHS})), "space": SPACE})
-    choices = [parse(text).choices for text in SPACE.values()]  # type: ignore[union-attr]
-    for number, values in enumerate(itertools.product(*choices)):
-        sample = dict(zip(SPACE, values, strict=True))
+def made_grid(name: str = "grid") -> Grid:
+    """A whole grid of 12 made curves; alpha (4, 8) is behind early and ahead late. Fresh videos say the same."""
+    space = {name: parse(text) for name, text in SPACE.items()}
+    samples, tops = settings(space), list[list[float]]()
+    for number, sample in enumerate(samples):
         late = 0.05 if sample["model.alpha"] == (4, 8) else 0.02
-        tops = [0.3 + late * epoch - abs(sample["optim.lr"] - 0.1) + 0.001 * number for epoch in range(EPOCHS)]
-        points = (
-            Point(epoch=epoch, scores={"val_top1": top}, checkpoint="c") for epoch, top in enumerate(tops, start=1)
-        )
-        journal.write(Trial(number=number, sample=sample, points=tuple(points)))
-    return journal.uri
+        tops.append([0.3 + late * epoch - abs(sample["optim.lr"] - 0.1) + 0.001 * number for epoch in range(EPOCHS)])
+    return Grid(
+        name=name,
+        space=space,
+        samples=samples,
+        tops=np.array(tops),
+        fresh=lambda places: [tops[one][epoch - 1] for one, epoch in places],
+    )
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
-    return read_grid(write_grid(tmp_path_factory.mktemp("grids")))
+def grid() -> Grid:
+    return made_grid()
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -54,17 +52,29 @@ def test_every_policy_trains_an_epoch_once_and_in_order(grid: Grid, name: str) -
 
 
 def test_random_search_and_the_best_checkpoint_so_far(grid: Grid) -> None:
-    points = policies.behind(grid, policies.random_search, 8, 0)
+    chosen = policies.incumbents(grid, policies.random_search, 8, 0)
     order = np.random.default_rng(0).permutation(12)
     seen = [*grid.tops[order[0]], *grid.tops[order[1], :2]]
-    assert points == pytest.approx([100 * (grid.tops.max() - max(seen[: n + 1])) for n in range(8)])
+    assert [grid.tops[one, epoch - 1] for one, epoch in chosen] == [max(seen[: n + 1]) for n in range(8)]
+    one, epoch = policies.best_of(grid)
+    assert grid.tops[one, epoch - 1] == grid.tops.max()
+
+
+def test_of_equal_checkpoints_the_last_is_chosen_and_an_early_end_keeps_it(grid: Grid) -> None:
+    even = dataclasses.replace(grid, tops=np.full_like(grid.tops, 0.5))
+
+    def two(grid: Grid, budget: int, seed: int) -> Iterator[tuple[int, int]]:
+        return iter([(3, 1), (4, 1)])
+
+    assert policies.incumbents(even, two, 4, 0) == [(3, 1), (4, 1), (4, 1), (4, 1)]
+    assert policies.best_of(even)[1] == EPOCHS
 
 
 def test_halving_and_asha_go_as_far_as_their_rungs_say(grid: Grid) -> None:
-    for policy, expected in ((policies.halving, {1: 8, 2: 2, 6: 2}), (policies.asha, {1: 8, 2: 3, 6: 1})):
+    for policy in (policies.halving, policies.asha):
         trained = list(policy(grid, 72, 0))
         furthest = [max(epoch for number, epoch in trained if number == one) for one in range(12)]
-        assert {epoch: furthest.count(epoch) for epoch in set(furthest)} == expected
+        assert {epoch: furthest.count(epoch) for epoch in set(furthest)} == {1: 8, 2: 3, 6: 1}
 
 
 def test_freeze_thaw_ends_with_a_whole_trial_and_resumes_from_any_place(grid: Grid) -> None:
@@ -95,21 +105,21 @@ def test_ranges_are_encoded_by_their_logarithm() -> None:
     assert encoded(space, [{"optim.lr": 0.1, "clip.frames": 8}]).tolist() == [pytest.approx([0.5, 1.0])]
 
 
-def test_the_report_compares_by_grid(tmp_path: Path) -> None:
-    places = (write_grid(tmp_path / "a"), write_grid(tmp_path / "b"))
-    bench = PoliciesBench(grids=places, replays=1, picture=str(tmp_path / "curves.png"))
-    report = measure_policies(dataclasses.replace(bench, share=0.2))
-    assert {points.shape for points in report.points.values()} == {(2, 100)}
-    assert report.against("ASHA that pauses")[0] == pytest.approx(report.against("ASHA that pauses")[1]), "equal grids"
+def test_the_report_compares_by_grid(grid: Grid) -> None:
+    report = policies.compare([grid, made_grid("another")], share=0.2, replays=1)
+    assert {result.curve.shape for result in report.results.values()} == {(2, 100)}
+    ours, other = report.results["freeze-thaw"], report.results["ASHA that pauses"]
+    assert ours.fresh == pytest.approx(ours.validation), "fresh videos say the same"
+    mean, low, high = policies.ahead(ours, other)
+    assert low == pytest.approx(mean) == pytest.approx(high), "equal grids"
+    assert mean == pytest.approx(other.fresh[0] - ours.fresh[0])
     said = str(report)
     assert "with 20% of its epochs, mean of 2 grids" in said
-    assert said.count(f"{OURS} is ahead by") == len(POLICIES) - 1
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert said.count("; validation") == len(POLICIES)
+    assert report.picture().startswith(b"\x89PNG")
 
 
-def test_a_grid_that_is_not_whole_is_refused(tmp_path: Path) -> None:
-    journal = Journal(uri=write_grid(tmp_path))
-    last = journal.trials()[-1]
-    journal.write(dataclasses.replace(last, points=last.points[1:]))
-    with pytest.raises(ConfigError, match="trial-0011 was not scored after each of 6 epochs"):
-        read_grid(journal.uri)
+@pytest.mark.parametrize(("field", "value"), [("share", 0.0), ("replays", 0), ("seeds", 0), ("epochs", 0)])
+def test_what_makes_no_comparison_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{field}=0 must be"):
+        PoliciesBench(data="d", fresh="f", **{field: value})  # type: ignore[arg-type]

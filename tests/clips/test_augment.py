@@ -91,13 +91,13 @@ def test_jitter_is_its_four_steps_in_order() -> None:
                 pixels * brightness,
                 grey.mean() + (pixels - grey.mean()) * contrast,
                 grey[..., None] + (pixels - grey[..., None]) * saturation,
-                pixels @ augment._hue(turns).T,
+                pixels @ augment.hue_turn(turns).T,
             )[step]
         np.testing.assert_allclose(augment.apply_jitter(frames, jitter), np.clip(pixels, 0, 255), atol=0.51)
 
 
 def test_hue_turns_colours_and_leaves_grey() -> None:
-    third = augment._hue(1 / 3)
+    third = augment.hue_turn(1 / 3)
     np.testing.assert_allclose(third @ [1, 1, 1], [1, 1, 1], atol=1e-9)
     np.testing.assert_allclose(np.linalg.matrix_power(third, 3), np.eye(3), atol=1e-9)
 

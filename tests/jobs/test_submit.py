@@ -51,7 +51,7 @@ def test_train_from_s3_on_a_cluster(
     ]
     job += ["--loop.batch-clips", "16", "--loop.micro-batch-clips", "8", "--loop.epochs", str(EPOCHS)]
     job += ["--loop.evaluate-every-epochs", str(EPOCHS // 2), "--max-bad", "0.05"]
-    job += ["--saving.every-steps", "2", "--storage-seconds", "240"]
+    job += ["--saving.every-steps", "2", "--storage-seconds", "240", "--decode-tasks", "1"]
     client = {**cluster.environment, "RAY_ADDRESS": cluster.jobs_url}
     _stop_after_a_checkpoint(job, client, f"{runs}/submitted")
     assert _tracked(mlflow_url).info.status == "KILLED"

@@ -22,6 +22,7 @@ from tpn_ray.tuning.rungs import ranked
 pytestmark = pytest.mark.cluster
 
 SMALL = ["--loop.evaluate-every-epochs", "1", "--loop.batch-clips", "8", "--loop.micro-batch-clips", "8"]
+SMALL += ["--decode-tasks", "1"]
 
 
 def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:

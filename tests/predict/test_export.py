@@ -37,7 +37,7 @@ def test_the_file_computes_what_the_network_does(
 ) -> None:
     out = tmp_path / f"program{suffix}"
     assert export.export(predictor, clips, str(out)) < 1e-5
-    run = export._run_saved if suffix == ".pt2" else export._run_onnx
+    run = export.run_saved if suffix == ".pt2" else export.run_onnx
     five = np.concatenate([clips, clips[:2]])
     each = [ViewFrames(one, np.arange(len(one))[None], 0) for one in five]
     expected = np.concatenate([predictor.view_scores(one, parse_views("1x1")) for one in each])
@@ -49,7 +49,7 @@ def test_a_file_that_computes_something_else_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.export, "export", lambda program, example, dynamic_shapes: None)
     monkeypatch.setattr(export, "_saved", lambda exported: b"")
-    monkeypatch.setattr(export, "_run_saved", lambda data, clips: np.full((len(clips), 8), 0.125, np.float32))
+    monkeypatch.setattr(export, "run_saved", lambda data, clips: np.full((len(clips), 8), 0.125, np.float32))
     with pytest.raises(ConfigError, match=r"differs from the network by .* do not use it"):
         export.export(predictor, clips, str(tmp_path / "program.pt2"))
 

@@ -43,7 +43,7 @@ def save(campaign: Reproduction, row: int, seed: int, right: int) -> None:
     columns = {"id": videos.ids, "labels": videos.labels.tolist(), "reason": [""] * 16, "scores": scores.tolist()}
     name = campaign.run_name(campaign.table.rows[row], seed)
     uri = storage.join(campaign.storage_uri, name, "table_scores.parquet")
-    about = json.dumps(table_runs._about(campaign, campaign.table.rows[row], seed))
+    about = json.dumps(table_runs.about_run(campaign, campaign.table.rows[row], seed))
     keys = {LABEL_SETS_KEY: json.dumps(videos.label_sets), table_runs.ABOUT_KEY: about}
     write_scores(pa.table(columns, metadata=keys), uri)
 
@@ -87,7 +87,7 @@ def test_a_row_of_fusion_is_made_of_the_scores_of_others(
             "predicted": [[""]] * 8,
             "scores": scores.tolist(),
         }
-        about = json.dumps(table_runs._about(campaign, row, 0))
+        about = json.dumps(table_runs.about_run(campaign, row, 0))
         keys = {LABEL_SETS_KEY: json.dumps(videos.label_sets), table_runs.ABOUT_KEY: about}
         return pa.table({**columns, "predicted": [[""]] * 8, "reason": [""] * 8, "message": [""] * 8}, metadata=keys)
 

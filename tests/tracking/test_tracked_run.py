@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.servers import mlflow_server
+from tests.faulty_proxy import FaultyProxy
 from tpn_ray import tracking
 from tpn_ray.tracking import UsedData, tracked_run
 
@@ -74,25 +74,26 @@ def test_nothing_that_is_tracked_holds_a_secret(store: str, monkeypatch: pytest.
 
 
 @pytest.mark.cluster
-def test_what_a_server_missed_is_sent_when_it_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_server_missed_is_sent_when_it_is_back(mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracked_run, "RETRY_SECONDS", 0.0)
-    with mlflow_server(tmp_path) as url:
-        run = begin(url)
-    port = int(url.rpartition(":")[2])
-    run.log_metrics({"loss": 3.0}, 1)
-    run.log_text("x", "note.txt")
-    run.use(DATA)
-    run.keeps_models = True
-    run.log_checkpoint("s3://b/run/step-00000001", 1, {"val/top1": 0.5})
-    assert not run.sent
-    assert run.failures > 0
-    with mlflow_server(tmp_path, port=port) as url:
+    with FaultyProxy(("127.0.0.1", int(mlflow_url.rpartition(":")[2])), "", lambda _: False) as door:
+        run = begin(door.url, "missed")
+        door.go_away("refused")
+        run.log_metrics({"loss": 3.0}, 1)
+        run.log_text("x", "note.txt")
+        run.use(DATA)
+        run.keeps_models = True
+        run.log_checkpoint("s3://b/run/step-00000001", 1, {"val/top1": 0.5})
+        assert not run.sent
+        assert run.failures > 0
+        door.come_back()
         run.log_metrics({"loss": 2.0}, 2)
         assert run.end("FINISHED")
-        client = MlflowClient(url)
+        client = MlflowClient(door.url)
         assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")] == [(1, 3.0), (2, 2.0)]
         assert [file.path for file in client.list_artifacts(run.run_id)] == ["note.txt"]
         stored = client.get_run(run.run_id)
         assert [one.dataset.digest for one in stored.inputs.dataset_inputs] == ["v1"]
-        (model,) = client.search_logged_models([stored.info.experiment_id])
+        models = client.search_logged_models([stored.info.experiment_id])
+        (model,) = [model for model in models if model.source_run_id == run.run_id]
         assert [(one.key, one.value, one.dataset_name) for one in model.metrics] == [("val/top1", 0.5, "toy/val")]

@@ -117,7 +117,7 @@ told, trained = [], training()
 writing = Writer(sys.argv[1], Saving(), told.append)
 none, (_, most) = 1000, resource.getrlimit(resource.RLIMIT_FSIZE)
 for step in range(STEPS):
-    writing._settle()
+    writing.settle()
     # Writing ends in the middle of a file, as on a disk that is full.
     resource.setrlimit(resource.RLIMIT_FSIZE, (none if step == 1 else most, most))
     trained.train_step(step_of(step), STEPS)

@@ -18,7 +18,7 @@ def test_bf16_that_cannot_be_trusted_is_given_up_with_a_warning(trusted: bool, m
     found = ConvolutionReport(trusted, "stem on (1, 3, 8, 8)", 0.001 if trusted else 0.5)
     monkeypatch.setattr(worker, "convolution_self_test", lambda *_: found)
     told: list[Event] = []
-    worker._distrust_bf16(training, told.append, recipe, 0)
+    worker.distrust_bf16(training, told.append, recipe, 0)
     assert training.loop.precision == ("bf16" if trusted else "fp32")
     texts = [event.text for event in told if isinstance(event, Notice)]
     assert len(texts) == (0 if trusted else 1)

@@ -114,16 +114,16 @@ def test_training_stops_when_storage_has_refused_for_the_time_that_is_given(
     monkeypatch.setattr(writer, "time", clock)
     writing = Writer(str(tmp_path), Saving(give_up_seconds=60.0), told.append)
     writing.commit(checkpoint(5), Record(step=5, epoch=1))
-    writing._settle()
+    writing.settle()
     monkeypatch.setattr(checkpoints, "save", refuse)
     for step in range(10, 21):
         writing.commit(checkpoint(step), Record(step=step, epoch=1))
     clock.now += 59.0
-    writing._settle()
+    writing.settle()
     writing.commit(checkpoint(20), Record(step=20, epoch=1))
     clock.now += 1.0
     with pytest.raises(StorageError) as raised:
-        writing._settle()
+        writing.settle()
     assert "for 1 min, and training stops (--saving.give-up-seconds 60): the disk is full" in str(raised.value)
     assert "The work of steps 6 to 20 is lost; the same command with the same --name resumes from step 5" in str(
         raised.value
@@ -138,11 +138,11 @@ def test_the_time_counts_from_the_first_refusal_in_a_row(tmp_path: Path, monkeyp
     for step in range(1, 5):
         monkeypatch.setattr(checkpoints, "save", refuse)
         writing.commit(checkpoint(2 * step), Record(step=2 * step, epoch=1))
-        writing._settle()
+        writing.settle()
         monkeypatch.setattr(checkpoints, "save", save)
         clock.now += 40.0
         writing.commit(checkpoint(2 * step + 1), Record(step=2 * step + 1, epoch=1))
-        writing._settle()
+        writing.settle()
     writing.close()
     assert run_folder.last_checkpoint(str(tmp_path)) == f"{tmp_path}/step-00000009"
 
@@ -177,7 +177,7 @@ def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(
     for step, top1 in ((10, 0.5), (20, 0.9), (30, 0.6)):
         monkeypatch.setattr(checkpoints, "save", refuse if step == 20 else save)
         writing.commit(checkpoint(step), Record(step=step, epoch=1, scores={"val_top1": top1}))
-        writing._settle()
+        writing.settle()
     records = run_folder.read_records(run)
     assert [record.step for record in records] == [10, 20, 30]
     ends = run_folder.ends(run, records)
@@ -196,7 +196,7 @@ def test_what_cannot_be_deleted_fails_no_commit_and_is_tried_again(
 
     def commit(step: int) -> None:
         writing.commit(checkpoint(step), Record(step=step, epoch=1))
-        writing._settle()
+        writing.settle()
 
     commit(1)
     monkeypatch.setattr(storage, "delete_folder", refusing)
@@ -242,11 +242,11 @@ def test_a_writer_that_lost_the_lease_changes_nothing_more(tmp_path: Path) -> No
         token = former.token.begin(run)
         late = Writer(run, Saving(keep_last=1), lambda _: None, token)
         late.commit(checkpoint(1), Record(step=1, epoch=1))
-        late._settle()
+        late.settle()
     with held(run, "run demo") as holder:
         mine = Writer(run, Saving(keep_last=1), lambda _: None, holder.token.begin(run))
         mine.commit(checkpoint(2, 7.0), Record(step=2, epoch=1))
-        mine._settle()
+        mine.settle()
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         late.commit(checkpoint(2, 9.0), Record(step=2, epoch=1, scores={"val_top1": 1.0}))
         with pytest.raises(LeaseError, match="another job has taken over the run demo"):

@@ -58,13 +58,13 @@ def test_each_frame_is_decoded_once_and_needless_ones_are_not() -> None:
 def packets_fed(video: Video) -> list[int]:
     """A list that grows by the number of packets of each decoder run."""
     fed: list[int] = []
-    decode = video._decode
+    decode = video.decoded
 
     def counted(chosen):  # type: ignore[no-untyped-def]
         fed.append(len(chosen))
         return decode(chosen)
 
-    video._decode = counted  # type: ignore[method-assign]
+    video.decoded = counted  # type: ignore[method-assign]
     return fed
 
 

@@ -192,7 +192,12 @@ def draw_jitter(config: AugmentConfig, random: np.random.Generator) -> JitterDra
     if not config.colors_change:
         return NO_JITTER
     grey = np.tile(LUMA, (3, 1))
-    maps = (brightness * np.eye(3), contrast * np.eye(3), saturation * np.eye(3) + (1 - saturation) * grey, _hue(turns))
+    maps = (
+        brightness * np.eye(3),
+        contrast * np.eye(3),
+        saturation * np.eye(3) + (1 - saturation) * grey,
+        hue_turn(turns),
+    )
     matrix, grey_share, grey_gain = np.eye(3), 0.0, 1.0
     for step in order:
         matrix = maps[step] @ matrix
@@ -204,7 +209,7 @@ def draw_jitter(config: AugmentConfig, random: np.random.Generator) -> JitterDra
     return JitterDraw(tuple((float(row[0]), float(row[1]), float(row[2])) for row in matrix), float(grey_share))
 
 
-def _hue(turns: float) -> NDArray[np.float64]:
+def hue_turn(turns: float) -> NDArray[np.float64]:
     """Return the map that rotates the chroma plane and keeps luma."""
     cos, sin = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
     turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])

@@ -74,7 +74,7 @@ def export(
         data = _onnx(exported) if out.endswith(".onnx") else _saved(exported)
     storage.write_bytes(storage.absolute(out), data)
     say(f"3/3 running what was written on {len(clips)} clips, together and one by one")
-    run = _run_onnx if out.endswith(".onnx") else _run_saved
+    run = run_onnx if out.endswith(".onnx") else run_saved
     # One by one as well, to catch a program with a fixed number of clips.
     found = [run(data, clips), np.concatenate([run(data, clips[i : i + 1]) for i in range(len(clips))])]
     difference = max(float(np.abs(one - expected).max()) for one in found)
@@ -105,7 +105,8 @@ def _saved(exported: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _run_saved(data: bytes, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+def run_saved(data: bytes, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return what a torch.export program computes for some clips."""
     with torch.no_grad():
         found: NDArray[np.float32] = torch.export.load(io.BytesIO(data)).module()(torch.tensor(clips)).numpy()
     return found
@@ -122,7 +123,8 @@ def _onnx(exported: Any) -> bytes:
         return file.read_bytes()
 
 
-def _run_onnx(data: bytes, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+def run_onnx(data: bytes, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return what an ONNX program computes for some clips."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])

@@ -161,7 +161,7 @@ def _scores(campaign: Reproduction, row: TableRow, seed: int, on_event: Callable
     return table, videos.label_sets
 
 
-def _about(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
+def about_run(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
     """Return what determines the scores of a run."""
     about = {
         "recipe": to_plain(campaign.recipe(row, seed)),
@@ -175,7 +175,7 @@ def _about(campaign: Reproduction, row: TableRow, seed: int) -> dict[str, Any]:
 def _refuse_another(campaign: Reproduction, row: TableRow, seed: int, table: pa.Table, uri: str) -> None:
     """Raise ConfigError if the existing scores are not those of this row, such as those of fewer epochs."""
     before = json.loads((table.schema.metadata or {}).get(ABOUT_KEY, b"{}"))
-    if changed := difference(with_defaults(before), _about(campaign, row, seed)):
+    if changed := difference(with_defaults(before), about_run(campaign, row, seed)):
         raise ConfigError(
             f"{uri} was scored with other settings:\n  "
             + "\n  ".join(line.removeprefix("recipe.") for line in changed)
@@ -189,5 +189,5 @@ def _train_and_score(
     recipe, last = campaign.recipe(row, seed), checkpoint(campaign, row, seed, on_event)
     views = parse_views(campaign.views)
     (table,) = video_tables(videos, predict.score(last, recipe, videos, views, campaign.machines.for_scoring))
-    about = json.dumps(_about(campaign, row, seed)).encode()
+    about = json.dumps(about_run(campaign, row, seed)).encode()
     return table.replace_schema_metadata({**table.schema.metadata, ABOUT_KEY: about})

@@ -149,7 +149,7 @@ def train(config: dict[str, Any]) -> None:
         group = ray.util.get_current_placement_group()
         job.tell(Started(step=training.step, workers=workers, at=at, placement_group=group.id.hex() if group else ""))
     if recipe.loop.precision == "bf16":
-        _distrust_bf16(training, job.tell, recipe, rank)
+        distrust_bf16(training, job.tell, recipe, rank)
     stream = Stream(
         _blocks(job, training, rank, workers),
         job.schedule,
@@ -358,7 +358,7 @@ class _Preemption:
             time.sleep(NOTICE_SECONDS)
 
 
-def _distrust_bf16(training: Training, tell: Callable[[Event], None], recipe: Recipe, rank: int) -> None:
+def distrust_bf16(training: Training, tell: Callable[[Event], None], recipe: Recipe, rank: int) -> None:
     """Switch to float32 on all ranks if a bf16 convolution of the network gives wrong numbers on any of them."""
     side, loop, clip = recipe.augment.crop_px, recipe.loop, recipe.clip
     shape = loop.micro_batch_clips, clip.channels, clip.frames, side, side

@@ -78,30 +78,30 @@ class Writer:
 
         Raises what the previous commit raised, if that must stop training.
         """
-        self._settle()
+        self.settle()
         self._waiting.append(record)
         self._submit(checkpoint)
 
     def check(self) -> None:
         """Raise, without waiting, what must stop training."""
         if self._under_way is not None and self._under_way.done():
-            self._settle()
+            self.settle()
 
     def close(self) -> None:
         """Wait until everything is in storage, retrying until it is. Raises what must stop that."""
         then = f"it is the last one, and is retried every {AGAIN_SECONDS:g} s"
-        self._settle(then)
+        self.settle(then)
         while self._newest is not None:
             time.sleep(AGAIN_SECONDS)
             self._submit(self._newest[0])
-            self._settle(then)
+            self.settle(then)
         self._pool.shutdown()
 
     def _submit(self, checkpoint: Checkpoint) -> None:
         self._newest = (checkpoint, time.monotonic())
         self._under_way = self._pool.submit(self._write, checkpoint, tuple(self._waiting))
 
-    def _settle(self, then: str = "training continues without it") -> None:
+    def settle(self, then: str = "training continues without it") -> None:
         """Wait for the commit in progress. `_newest` is then what could not be committed, if anything."""
         if self._under_way is None or self._newest is None:
             return

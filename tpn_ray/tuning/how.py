@@ -58,11 +58,14 @@ class How:
             raise ConfigError(f"repeat_best={self.repeat_best} must be at least 1")
 
 
+def bracket_at(epochs: int, how: How) -> Bracket:
+    """Return the rungs of trials of so many epochs."""
+    return rungs.bracket(epochs, rungs=how.rungs, reduction_factor=how.reduction_factor, min_promoted=how.min_promoted)
+
+
 def bracket_of(recipe: Recipe, how: How) -> Bracket:
     """Return the rungs of a campaign around a recipe."""
-    return rungs.bracket(
-        recipe.loop.epochs, rungs=how.rungs, reduction_factor=how.reduction_factor, min_promoted=how.min_promoted
-    )
+    return bracket_at(recipe.loop.epochs, how)
 
 
 def fidelity_of(recipe: Recipe, how: How) -> Fidelity:

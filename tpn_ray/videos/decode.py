@@ -76,7 +76,7 @@ class Video:
             return len(self._index.times)
         if self._counted is None:
             self._clock.restart()
-            self._counted = sum(1 for _ in self._decode(range(self._track.first_key, len(self._track))))
+            self._counted = sum(1 for _ in self.decoded(range(self._track.first_key, len(self._track))))
             if self._counted == 0:
                 raise BadVideo("no_picture", f"none of {len(self._track)} packets gave a frame")
         return self._counted
@@ -208,7 +208,7 @@ class Video:
         self._clock.restart()
         expected = self._index.times if self._index is not None else None
         count = 0
-        for frame in self._decode(range(self._track.first_key, len(self._track))):
+        for frame in self.decoded(range(self._track.first_key, len(self._track))):
             if expected is None:
                 yield count, frame
                 count += 1
@@ -249,7 +249,7 @@ class Video:
         ]
         if not chosen:  # a damaged file may show its frames before its first keyframe
             return
-        for frame in self._decode(chosen):
+        for frame in self.decoded(chosen):
             index = wanted.get(frame.pts) if frame.pts is not None else None
             if index is not None and index in missing:
                 missing.discard(index)
@@ -257,7 +257,7 @@ class Video:
 
     def _by_counting(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         chosen, last = set(wanted), max(wanted)
-        for index, frame in enumerate(self._decode(range(self._track.first_key, len(self._track)))):
+        for index, frame in enumerate(self.decoded(range(self._track.first_key, len(self._track)))):
             if index in chosen:
                 yield index, frame
             if index == last:
@@ -289,7 +289,7 @@ class Video:
 
     # --- decoding
 
-    def _decode(self, chosen: Sequence[int]) -> Iterator[VideoFrame]:
+    def decoded(self, chosen: Sequence[int]) -> Iterator[VideoFrame]:
         """Decode these packets with a flushed decoder, in this order, and yield all frames."""
         context = self._decoder(chosen[0])
         if context.is_open:
