@@ -30,7 +30,9 @@ QUICKER = [
     (r"^(python jobs/reproduce\.py .*?)(?: --seeds \d+)?$", r"\1 --seeds 1 --epochs 1"),
     (r"--kind (\w+)", r"--kind \1 --train-per-class 5 --val-per-class 1"),
     (r"--train-per-class 32 --val-per-class 48", "--train-per-class 5 --val-per-class 1"),
-    (r"(tune.py .*--vary)", r"\1"),
+    (r"^(python jobs/tune\.py (?!.*--samples).*)$", r"\1 --samples 2"),
+    (r"(reproduce\.py backbones .*)", r'\1 --rows "tsm + TPN"'),
+    (r"(reproduce\.py 5 .*)", r'\1 --rows "TSN + TPN"'),
 ]
 """What is given less to do, so that it does not take a day."""
 
@@ -80,9 +82,12 @@ def filled_in(command: str, folder: Path) -> str:
         (checkpoint,) = newest(folder, "runs/*/step-*")
         command = re.sub(r"(runs/demo/)?\bNAME\b", lambda found: checkpoint.split("/")[1], command)
         command = command.replace("replay.py ", "replay.py runs/")
-    if re.search(r"\b(\w+_)?CHECKPOINT\b|\bBASELINE\b", command):
-        (checkpoint,) = newest(folder, "runs/*/step-*")
-        command = re.sub(r"\b(FRAMES_CHECKPOINT|CHECKPOINT|BASELINE|TPN)\b", checkpoint, command)
+    if "FRAMES_CHECKPOINT" in command:  # one network stands for all three, which saw the same videos
+        (checkpoint,) = newest(folder, "runs/frames/step-*")
+        command = re.sub(r"\b(FRAMES_CHECKPOINT|BASELINE|TPN)\b", checkpoint, command)
+    if "CHECKPOINT" in command:
+        (checkpoint,) = newest(folder, "runs/toy-*/step-*")
+        command = command.replace("CHECKPOINT", checkpoint)
     if "SCORES_A" in command:
         first, second = newest(folder, "runs/*/scores.parquet", 2)
         command = command.replace("SCORES_A", first).replace("SCORES_B", second)
