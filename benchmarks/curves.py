@@ -122,7 +122,10 @@ def _save(file: Path, made: Rows) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if any(made[rows.REASON]):
         raise ConfigError(f"a video cannot be used: {next(filter(None, made[rows.MESSAGE]))}")
-    np.savez(file, clips=made[rows.CLIP], labels=made[rows.LABELS])
+    part = file.with_suffix(".part")
+    with part.open("wb") as written:
+        np.savez(written, clips=made[rows.CLIP], labels=made[rows.LABELS])
+    part.replace(file)
 
 
 def _source(recipe: Recipe, manifest: Manifest, split: Split) -> ClipSource:
@@ -150,7 +153,7 @@ def _decode_group(recipe: Recipe, manifest: Manifest, group: NDArray[np.int64], 
 
 
 def _batches(folder: Path) -> Iterator[MicroBatch]:
-    for number, file in enumerate(sorted(folder.iterdir())):
+    for number, file in enumerate(sorted(folder.glob("*.npz"))):
         yield MicroBatch(number, *_load(file))
 
 
