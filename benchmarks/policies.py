@@ -28,6 +28,8 @@ from tpn_ray.tuning.journal import Point, Trial
 from tpn_ray.tuning.search import Question, Seen
 from tpn_ray.tuning.space import Sample
 
+LEAST_SHOWN = 0.1
+"""Points below which the picture makes no difference."""
 HOW = How()
 """Successive halving and ASHA have the rungs of a campaign's defaults."""
 
@@ -245,11 +247,15 @@ class PoliciesReport:
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.subplots()
         shares = np.arange(1, 101) * self.share
-        for name, result in self.results.items():
-            axes.plot(shares, result.curve.mean(axis=0), label=name, linewidth=2.0)
+        for place, (name, result) in enumerate(self.results.items()):
+            points = np.maximum(result.curve.mean(axis=0), LEAST_SHOWN)
+            axes.plot(shares, points, label=name, linewidth=2.0, linestyle="--" if place % 2 else "-")
         axes.set_xlabel("% of the grid's epochs")
         axes.set_ylabel("points of validation top-1 behind the grid's best")
-        axes.set_yscale("symlog", linthresh=1.0)
+        ticks = (LEAST_SHOWN, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100)
+        axes.set_yscale("log")
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.axhline(0.5, color="#b8c1cc", linewidth=1)
         axes.legend(frameon=False)
         file = io.BytesIO()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,3 +60,29 @@ def test_a_file_system_for_others(root: str, tmp_path: Path, monkeypatch: pytest
         assert [storage.name(file.uri) for file in storage.list_files(storage.join(root, "tune"))] == ["mark"]
     assert (pointer, sorted(names)) == (b"deep/pointer.json", ["mark", "trial/deep/pointer.json"])
     assert (tmp_path / "back" / "result.json").read_bytes() == b"result.json"
+
+
+MANY_FILES = """
+import sys
+from pyarrow.fs import copy_files
+from tpn_ray import storage
+local, uri, back = sys.argv[1:]
+filesystem, path = storage.patient_filesystem(uri)
+filesystem.create_dir(path)
+copy_files(local, path, destination_filesystem=filesystem)
+copy_files(path, back, source_filesystem=filesystem)
+print(len(storage.list_files(uri)))
+"""
+
+
+def test_many_files_at_once(root: str, tmp_path: Path) -> None:
+    """pyarrow closes files on its own threads. If closing waited for those same threads, all would wait for ever."""
+    for number in range(40):
+        storage.write_bytes(str(tmp_path / "local" / f"{number}.json"), str(number).encode())
+    (tmp_path / "back").mkdir()
+    arguments = [str(tmp_path / "local"), storage.join(root, "many"), str(tmp_path / "back")]
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_FILES, *arguments], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "40", done.stderr
+    assert {int(file.read_text()) for file in (tmp_path / "back").iterdir()} == set(range(40))

@@ -42,13 +42,18 @@ def campaign(manifest: Manifest, tmp_path: Path) -> Campaign:
 
 
 def test_how_many_trials_fit() -> None:
-    machines = Machines(per_worker=PerWorker(gpus=0.5))  # 4 CPUs and a GPU each
-    assert concurrent_trials(machines, {"CPU": 16.0, "GPU": 3.0}, 0) == 3
-    assert concurrent_trials(machines, {"CPU": 9.0, "GPU": 3.0}, 0) == 2
-    assert concurrent_trials(machines, {"CPU": 16.0, "GPU": 3.0}, 1) == 1
-    assert concurrent_trials(dataclasses.replace(machines, decoding=Decoding(may_grow=True)), {"CPU": 1.0}, 5) == 5
-    with pytest.raises(ResourceError, match="not one trial fits: it needs 4 CPUs and 1 GPUs"):
-        concurrent_trials(machines, {"CPU": 3.0, "GPU": 1.0}, 0)
+    machines = Machines(per_worker=PerWorker(gpus=0.5))  # 3 CPUs and a GPU each
+    nodes = [dict[str, str]()]
+    assert concurrent_trials(machines, {"CPU": 16.0, "GPU": 3.0}, nodes, 0) == 3
+    assert concurrent_trials(machines, {"CPU": 7.0, "GPU": 3.0}, nodes, 0) == 2
+    assert concurrent_trials(machines, {"CPU": 16.0, "GPU": 3.0}, nodes, 1) == 1
+    assert concurrent_trials(Machines(workers=1), {"CPU": 2.0}, nodes, 0) == 1, "where a run fits, so does a trial"
+    elastic = Machines(workers=4, min_workers=1)
+    assert concurrent_trials(elastic, {"CPU": 2.0}, nodes, 0) == 1
+    growing = dataclasses.replace(machines, decoding=Decoding(may_grow=True))
+    assert concurrent_trials(growing, {"CPU": 1.0}, nodes, 5) == 5
+    with pytest.raises(ResourceError, match=r"too few CPUs: the cluster has 2, and 3 are needed:\n  2 for 2 workers"):
+        concurrent_trials(machines, {"CPU": 2.0, "GPU": 1.0}, nodes, 0)
 
 
 def test_what_is_searched(campaign: Campaign) -> None:

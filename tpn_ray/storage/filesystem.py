@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from tpn_ray.errors import NotFoundError, StorageError
-from tpn_ray.storage import files
+from tpn_ray.storage import files, s3
 from tpn_ray.storage.retry import attempt
 from tpn_ray.storage.uri import S3, absolute, is_s3
 
@@ -78,7 +77,12 @@ class _Patient(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow's class
     open_input_stream = open_input_file
 
     def open_output_stream(self, path: str, metadata: object) -> pa.NativeFile:
-        return pa.PythonFile(_Upload(partial(_do, files.write_bytes, path)), mode="w")
+        def put(data: bytes) -> None:
+            # pyarrow closes the files that it copies on its own threads, all at once, and a write of its S3 filesystem
+            # waits for these threads: with more files than threads, for ever.
+            _do(attempt, path, "write", lambda *_: s3.put(S3 + path, data))
+
+        return pa.PythonFile(_Upload(put), mode="w")
 
     def _refuse(self, *_: object) -> None:
         raise NotImplementedError("Ray Tune asks for no such thing")

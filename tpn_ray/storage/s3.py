@@ -113,6 +113,13 @@ def create(uri: str, data: bytes) -> bool:
     raise RequestError(answer)
 
 
+def put(uri: str, data: bytes) -> None:
+    """Put an object in one request, without pyarrow's threads. Raises RequestError."""
+    answer = ask("put_object", uri, Key=bucket_and_key(uri)[1], Body=data)
+    if answer.code:
+        raise RequestError(answer)
+
+
 def first_line(text: object) -> str:
     """Return the first line of a text, for a one-line message."""
     return next(iter(str(text).strip().splitlines()), "no reason given")[:300]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ from ray.tune import ResultGrid
 
 from tpn_ray import lease, storage
 from tpn_ray.data.dataset import node_labels
-from tpn_ray.errors import BudgetError, ConfigError, ResourceError
+from tpn_ray.errors import BudgetError, ConfigError
 from tpn_ray.names import no_such
 from tpn_ray.recipe import to_plain
 from tpn_ray.training.events import Committed, Event, Started
-from tpn_ray.training.machines import Machines, check_division, check_feasible
+from tpn_ray.training.machines import Machines, check_division, check_feasible, decoding_task
 from tpn_ray.training.run import Stretch, train
 from tpn_ray.tuning import engine, rungs, schedulers, search
 from tpn_ray.tuning.cost import gmacs
@@ -93,23 +93,24 @@ def search_for(
 
 
 def cpus_per_trial(machines: Machines) -> float:
-    """Return the CPUs that a running trial needs: its workers, and a decoding task for each of its two datasets."""
-    return machines.workers * machines.per_worker.cpus + 2 * machines.decoding.cpus
+    """Return the CPUs that a running trial needs: those of its workers, and a decoding task's."""
+    return machines.workers * machines.per_worker.cpus + decoding_task(machines)
 
 
-def concurrent_trials(machines: Machines, total: dict[str, float], wanted: int) -> int:
-    """Return how many trials fit the cluster at the same time, at most `wanted` (0: as many as fit)."""
+def concurrent_trials(
+    machines: Machines, total: dict[str, float], node_labels: Sequence[Mapping[str, str]], wanted: int
+) -> int:
+    """Return how many trials fit the cluster at the same time, at most `wanted` (0: as many as fit).
+
+    Raises ResourceError, with what is needed and the flags that change it, if not one fits.
+    """
+    check_feasible(machines, total, node_labels)
     fit = int(total.get("CPU", 0.0) / cpus_per_trial(machines))
     if machines.per_worker.gpus:
         fit = min(fit, int(total.get("GPU", 0.0) / (machines.workers * machines.per_worker.gpus)))
     if machines.decoding.may_grow:
         return wanted or max(fit, 1)
-    if fit < 1:
-        raise ResourceError(
-            f"not one trial fits: it needs {cpus_per_trial(machines):g} CPUs and "
-            f"{machines.workers * machines.per_worker.gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and "
-            f"{total.get('GPU', 0):g}; use fewer --workers or smaller --cpus-per-worker"
-        )
+    fit = max(fit, 1)  # with fewer workers than wanted, if it is elastic
     return min(fit, wanted) if wanted else fit
 
 
@@ -183,8 +184,7 @@ def max_concurrent(campaign: Campaign, how: How) -> int:
     """Return how many trials run at the same time. Raises ResourceError and ConfigError for what cannot run at all."""
     total = ray.cluster_resources()
     check_division(campaign.machines, campaign.recipe)
-    check_feasible(campaign.machines, total, node_labels())
-    return concurrent_trials(campaign.machines, total, how.max_concurrent)
+    return concurrent_trials(campaign.machines, total, node_labels(), how.max_concurrent)
 
 
 def run(

@@ -33,8 +33,9 @@ from tpn_ray.tuning.search import Seen
 from tpn_ray.tuning.space import Sample
 from tpn_ray.tuning.trial import Campaign, run_trial
 
-TRIAL_CPUS = 0.01
-"""CPUs of a trial's own process, which only waits; its workers reserve what they need themselves."""
+TRIAL_TAKES = {"memory": 1}
+"""What a trial's own process reserves, in bytes: it only waits, and its workers reserve what they need themselves. Tune
+asks for something, and with a share of a CPU, a cluster of two would be too small for a worker and decoding."""
 RETRIES = 3
 """Times in a row that a trial whose process was lost is restarted from its last checkpoint."""
 LOOK_SECONDS = 1.0
@@ -211,7 +212,7 @@ def fit(
     filesystem, path = storage.patient_filesystem(storage.join(campaign.uri, "tune"))
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
-            ray.tune.with_parameters(run_trial, campaign=campaign, mail=mail, keeps_all=keeps_all), {"CPU": TRIAL_CPUS}
+            ray.tune.with_parameters(run_trial, campaign=campaign, mail=mail, keeps_all=keeps_all), TRIAL_TAKES
         ),
         tune_config=ray.tune.TuneConfig(
             metric=MAP if campaign.recipe.model.multi_label else TOP1,
