@@ -62,8 +62,8 @@ TOKEN_REMEDY = (
     "same file ~/.ray/auth_token everywhere, and start Ray again"
 )
 PORTS_REMEDY = (
-    "ray start --dashboard-host 127.0.0.1 --node-ip-address 127.0.0.1 on a single machine; on several keep others out "
-    "by a firewall, security group or network policy"
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 ray start --dashboard-host 127.0.0.1 --node-ip-address 127.0.0.1 on a single "
+    "machine; on several keep others out by a firewall, security group or network policy"
 )
 
 
