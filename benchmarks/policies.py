@@ -272,7 +272,7 @@ def ahead(one: Result, other: Result) -> tuple[float, float, float]:
 
 
 def _listed(points: NDArray[np.float64]) -> str:
-    return f"{statistics.mean(points):5.2f} ({', '.join(f'{value:.1f}' for value in points)})"
+    return f"{statistics.mean(points):5.2f} ({', '.join(f'{value:.2f}' for value in points)})"
 
 
 def compare(grids: Sequence[Grid], *, share: float, replays: int) -> PoliciesReport:
