@@ -194,8 +194,10 @@ def _fresh(
     missing = sorted({place for place in places if "{}-{}".format(*place) not in known})
     if missing:
         clips = folder.parent / f"fresh-{manifest.version[:12]}"
-        if not clips.exists():
-            _decode_all(recipe, manifest, clips)
+        if not clips.exists():  # whole, or not at all: fewer videos would be another score
+            part = clips.with_suffix(".part")
+            _decode_all(recipe, manifest, part)
+            part.rename(clips)
         calls = [(spaces.apply(recipe, samples[one]), folder, clips, one, epoch) for one, epoch in missing]
         for one, epoch, top in _in_processes(_score, calls):
             known[f"{one}-{epoch}"] = top

@@ -98,9 +98,7 @@ def one_epoch_first(grid: Grid, budget: int, seed: int) -> Iterator[tuple[int, i
 
 def halving(grid: Grid, budget: int, seed: int) -> Iterator[tuple[int, int]]:
     """Promote as the campaigns' default scheduler does."""
-    bracket = rungs.bracket(
-        grid.epochs, rungs=HOW.rungs, reduction_factor=HOW.reduction_factor, min_promoted=HOW.min_promoted
-    )
+    bracket = bracket_at(grid.epochs, HOW)
     order = _order(grid, seed)
     trials = [Trial(number=place, sample=grid.samples[one]) for place, one in enumerate(order)]
 

@@ -99,10 +99,10 @@ def test_hours_count_over_all_submissions(campaign: Campaign) -> None:
     for number, session, end in ((0, "a", 3000.0), (1, "a", 3600.0), (2, "b", 1800.0)):
         held = Held(session=session, begin=0.0, started=1.0, end=end)
         campaign.journal.write(Trial(number=number, sample={}, held=(held,)))
-    campaigns.budget_look(campaign, 0.0)()
-    campaigns.budget_look(campaign, 1.6)()
+    campaigns.budget_check(campaign, 0.0)()
+    campaigns.budget_check(campaign, 1.6)()
     with pytest.raises(BudgetError, match=r"the 1.4 hours of --budget-hours are spent; nothing is lost"):
-        campaigns.budget_look(campaign, 1.4)()
+        campaigns.budget_check(campaign, 1.4)()
 
 
 def test_repeats_budget_and_machines_may_change_the_rest_not(campaign: Campaign) -> None:

@@ -223,7 +223,7 @@ def _run_alone(
     if goes_on:
         known = campaign.journal.trials()
         say(f"the campaign resumes: {sum(trial.epochs for trial in known)} epochs of {len(known)} trials are done")
-    spent_all = budget_look(campaign, how.budget_hours)
+    spent_all = budget_check(campaign, how.budget_hours)
 
     def look() -> None:
         lost()
@@ -310,7 +310,7 @@ def _spent(trials: Sequence[Trial]) -> dict[str, tuple[float, float]]:
     return sessions
 
 
-def budget_look(campaign: Campaign, budget_hours: float) -> Callable[[], None]:
+def budget_check(campaign: Campaign, budget_hours: float) -> Callable[[], None]:
     """Return a function that raises when the budget is spent, and does nothing if there is none."""
     earlier = sum(end - begin for begin, end in _spent(campaign.journal.trials()).values())
     begin = time.monotonic()
